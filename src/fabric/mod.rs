@@ -1,0 +1,1 @@
+//! `fabric`: see ARCHITECTURE.md.

@@ -1,0 +1,16 @@
+//! Exuvia: tensor jobs on MPI ranks, computed by portable WebAssembly kernels.
+//!
+//! A rank starts a kernel at once on baseline code and sheds that code for optimized code while the job runs.
+//! `ARCHITECTURE.md` tells which module may use which, and the invariants that hold between them.
+
+pub mod cli;
+pub mod engine;
+pub mod exec;
+pub mod fabric;
+pub mod job;
+pub mod plan;
+pub mod report;
+pub mod sched;
+pub mod store;
+pub mod tensor;
+pub mod topology;

@@ -1,0 +1,1 @@
+//! `sched`: see ARCHITECTURE.md.
