@@ -17,36 +17,10 @@ impl PackedBox<'_> {
 
 /// Copies the elements of `part` from `source` (packed, holding `from`) to `target` (packed, holding `to`).
 /// `part` must lie in both boxes. Runs that are contiguous on both sides are copied as one.
-pub fn copy_region(
-    source: &[u8],
-    from: &Region,
-    target: &mut [u8],
-    to: &Region,
-    part: &Region,
-    element_bytes: usize,
-) {
-    assert!(
-        from.contains(part) && to.contains(part),
-        "{part} must lie in {from} and {to}"
-    );
-    assert_eq!(
-        source.len(),
-        PackedBox {
-            region: from,
-            element_bytes
-        }
-        .bytes(),
-        "source must hold {from}"
-    );
-    assert_eq!(
-        target.len(),
-        PackedBox {
-            region: to,
-            element_bytes
-        }
-        .bytes(),
-        "target must hold {to}"
-    );
+pub fn copy_region(source: &[u8], from: &Region, target: &mut [u8], to: &Region, part: &Region, element_bytes: usize) {
+    assert!(from.contains(part) && to.contains(part), "{part} must lie in {from} and {to}");
+    assert_eq!(source.len(), PackedBox { region: from, element_bytes }.bytes(), "source must hold {from}");
+    assert_eq!(target.len(), PackedBox { region: to, element_bytes }.bytes(), "target must hold {to}");
     if part.elements() == 0 {
         return;
     }
@@ -57,16 +31,12 @@ pub fn copy_region(
     while run_dim > 0 {
         run_dim -= 1;
         run *= part.extent[run_dim] as usize;
-        if part.extent[run_dim] != from.extent[run_dim]
-            || part.extent[run_dim] != to.extent[run_dim]
-        {
+        if part.extent[run_dim] != from.extent[run_dim] || part.extent[run_dim] != to.extent[run_dim] {
             break;
         }
     }
     let start = |outer: &Region, at: &[u64]| {
-        (0..rank).fold(0usize, |l, d| {
-            l * outer.extent[d] as usize + (at[d] - outer.offset[d]) as usize
-        }) * element_bytes
+        (0..rank).fold(0usize, |l, d| l * outer.extent[d] as usize + (at[d] - outer.offset[d]) as usize) * element_bytes
     };
     let mut at = part.offset.clone();
     loop {
@@ -87,21 +57,19 @@ mod tests {
 
     fn boxed(rank: usize) -> impl Strategy<Value = (Region, Region, Region)> {
         // A part and two boxes around it, each with its own margins.
-        proptest::collection::vec((0u64..3, 1u64..4, 0u64..3, 0u64..3, 0u64..3, 0u64..3), rank)
-            .prop_map(|dims| {
-                let (mut part, mut from, mut to) =
-                    (Region::default(), Region::default(), Region::default());
-                for (base, extent, before_a, after_a, before_b, after_b) in dims {
-                    let offset = base + 3;
-                    part.offset.push(offset);
-                    part.extent.push(extent);
-                    from.offset.push(offset - before_a);
-                    from.extent.push(before_a + extent + after_a);
-                    to.offset.push(offset - before_b);
-                    to.extent.push(before_b + extent + after_b);
-                }
-                (part, from, to)
-            })
+        proptest::collection::vec((0u64..3, 1u64..4, 0u64..3, 0u64..3, 0u64..3, 0u64..3), rank).prop_map(|dims| {
+            let (mut part, mut from, mut to) = (Region::default(), Region::default(), Region::default());
+            for (base, extent, before_a, after_a, before_b, after_b) in dims {
+                let offset = base + 3;
+                part.offset.push(offset);
+                part.extent.push(extent);
+                from.offset.push(offset - before_a);
+                from.extent.push(before_a + extent + after_a);
+                to.offset.push(offset - before_b);
+                to.extent.push(before_b + extent + after_b);
+            }
+            (part, from, to)
+        })
     }
 
     fn label(at: &[u64]) -> u8 {

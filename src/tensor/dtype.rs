@@ -2,9 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Element type of a tensor. `F16` and `Bf16` are storage types: a kernel sees their 16 bits.
-#[derive(
-    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     F16,
@@ -86,10 +84,7 @@ pub struct UnknownDtype(pub String);
 impl FromStr for Dtype {
     type Err = UnknownDtype;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Dtype::ALL
-            .into_iter()
-            .find(|dtype| dtype.name() == text)
-            .ok_or_else(|| UnknownDtype(text.to_owned()))
+        Dtype::ALL.into_iter().find(|dtype| dtype.name() == text).ok_or_else(|| UnknownDtype(text.to_owned()))
     }
 }
 

@@ -11,10 +11,7 @@ pub struct Region {
 impl Region {
     /// The whole of a tensor.
     pub fn whole(shape: &Shape) -> Self {
-        Region {
-            offset: vec![0; shape.rank()],
-            extent: shape.to_vec(),
-        }
+        Region { offset: vec![0; shape.rank()], extent: shape.to_vec() }
     }
 
     /// Number of dimensions.
@@ -35,8 +32,7 @@ impl Region {
     /// Whether every point of `inner` lies in `self`.
     pub fn contains(&self, inner: &Region) -> bool {
         self.rank() == inner.rank()
-            && (0..self.rank())
-                .all(|d| inner.offset[d] >= self.offset[d] && inner.end(d) <= self.end(d))
+            && (0..self.rank()).all(|d| inner.offset[d] >= self.offset[d] && inner.end(d) <= self.end(d))
     }
 
     /// The box both have in common; `None` when they share no point.
@@ -71,11 +67,7 @@ impl fmt::Display for Region {
 
 /// Number of chunks along each dimension when `shape` is cut into boxes of extent `chunk`.
 pub fn chunk_count(shape: &[u64], chunk: &[u64]) -> Vec<u64> {
-    shape
-        .iter()
-        .zip(chunk)
-        .map(|(s, c)| s.div_ceil(*c))
-        .collect()
+    shape.iter().zip(chunk).map(|(s, c)| s.div_ceil(*c)).collect()
 }
 
 /// The chunks that `region` touches, as their full boxes clipped to `shape`, in row-major order,
@@ -93,9 +85,7 @@ pub fn chunks_of(shape: &[u64], chunk: &[u64], region: &Region) -> Vec<(u64, Reg
     loop {
         let linear = (0..rank).fold(0, |l, d| l * grid[d] + at[d]);
         let offset: Vec<u64> = (0..rank).map(|d| at[d] * chunk[d]).collect();
-        let extent = (0..rank)
-            .map(|d| chunk[d].min(shape[d] - offset[d]))
-            .collect();
+        let extent = (0..rank).map(|d| chunk[d].min(shape[d] - offset[d])).collect();
         found.push((linear, Region { offset, extent }));
         let Some(d) = (0..rank).rev().find(|d| at[*d] < last[*d]) else {
             return found;
@@ -110,19 +100,13 @@ mod tests {
     use super::*;
 
     fn region(offset: &[u64], extent: &[u64]) -> Region {
-        Region {
-            offset: offset.to_vec(),
-            extent: extent.to_vec(),
-        }
+        Region { offset: offset.to_vec(), extent: extent.to_vec() }
     }
 
     #[test]
     fn intersects_and_contains() {
         let a = region(&[0, 4], &[4, 4]);
-        assert_eq!(
-            a.intersect(&region(&[2, 6], &[8, 8])),
-            Some(region(&[2, 6], &[2, 2]))
-        );
+        assert_eq!(a.intersect(&region(&[2, 6], &[8, 8])), Some(region(&[2, 6], &[2, 2])));
         assert_eq!(a.intersect(&region(&[4, 0], &[1, 9])), None);
         assert!(a.contains(&region(&[3, 7], &[1, 1])));
         assert!(!a.contains(&region(&[3, 7], &[1, 2])));
@@ -139,10 +123,7 @@ mod tests {
             (3, region(&[2, 3], &[2, 2])),
         ];
         assert_eq!(got, want);
-        assert_eq!(
-            chunks_of(&[], &[], &region(&[], &[])),
-            vec![(0, region(&[], &[]))]
-        );
+        assert_eq!(chunks_of(&[], &[], &region(&[], &[])), vec![(0, region(&[], &[]))]);
         assert!(chunks_of(&[4], &[2], &region(&[1], &[0])).is_empty());
     }
 }

@@ -26,16 +26,10 @@ impl Shape {
     pub fn new(extents: impl Into<Vec<u64>>) -> Result<Self, ShapeError> {
         let shape = Shape(extents.into());
         if shape.0.len() > MAX_RANK {
-            return Err(ShapeError::TooManyDimensions {
-                rank: shape.0.len(),
-            });
+            return Err(ShapeError::TooManyDimensions { rank: shape.0.len() });
         }
         // Zero extents are left out of the product so that no partial product can overflow either.
-        let product = shape
-            .0
-            .iter()
-            .filter(|e| **e > 0)
-            .try_fold(8u64, |p, e| p.checked_mul(*e));
+        let product = shape.0.iter().filter(|e| **e > 0).try_fold(8u64, |p, e| p.checked_mul(*e));
         match product {
             Some(bytes) if bytes <= i64::MAX as u64 => Ok(shape),
             _ => Err(ShapeError::TooLarge { shape }),

@@ -1,0 +1,76 @@
+/// Which code ran: costs are kept apart per class, since tiers differ by an order of magnitude.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct CostClass(pub u8);
+
+/// Weight of the newest measurement in the moving average.
+const NEWEST_WEIGHT: f64 = 0.3;
+
+/// A task may grow by at most this factor over the last one of its class, so that one measurement that fell below
+/// the clock's resolution cannot hand the whole shard to one worker.
+const GROWTH: u64 = 64;
+
+/// Measured cost per slice, by class of code.
+#[derive(Debug, Default)]
+pub struct CostTable {
+    entries: Vec<(CostClass, Entry)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    ns_per_slice: f64,
+    last_len: u64,
+}
+
+impl CostTable {
+    /// Adds the measurement of a task of `slices` slices.
+    pub fn record(&mut self, class: CostClass, slices: u64, elapsed_ns: u64) {
+        let measured = elapsed_ns.max(1) as f64 / slices.max(1) as f64;
+        match self.entries.iter_mut().find(|(c, _)| *c == class) {
+            Some((_, entry)) => {
+                // A longer task measures the cost per slice better than the short ones before it.
+                let weight = if slices >= 4 * entry.last_len { 1.0 } else { NEWEST_WEIGHT };
+                entry.ns_per_slice += weight * (measured - entry.ns_per_slice);
+                entry.last_len = slices;
+            }
+            None => self.entries.push((class, Entry { ns_per_slice: measured, last_len: slices })),
+        }
+    }
+
+    /// How many slices take about `target_ns`; 1 while nothing is known of the class, so that the first task is short.
+    pub fn slices_in(&self, class: CostClass, target_ns: u64) -> u64 {
+        match self.entries.iter().find(|(c, _)| *c == class) {
+            Some((_, entry)) => {
+                let wanted = (target_ns as f64 / entry.ns_per_slice) as u64;
+                wanted.clamp(1, entry.last_len.saturating_mul(GROWTH))
+            }
+            None => 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn converges_to_the_target_and_keeps_classes_apart() {
+        let (slow, fast) = (CostClass(0), CostClass(1));
+        let mut table = CostTable::default();
+        assert_eq!(table.slices_in(slow, 5_000_000), 1);
+        // 2 us of overhead and 100 ns a slice: the overhead must not dominate the estimate for long.
+        let mut len = 1;
+        for _ in 0..8 {
+            table.record(slow, len, 2_000 + 100 * len);
+            len = table.slices_in(slow, 5_000_000);
+        }
+        assert!((40_000..=52_000).contains(&len), "{len}");
+        assert_eq!(table.slices_in(fast, 5_000_000), 1);
+    }
+
+    #[test]
+    fn growth_is_bounded() {
+        let mut table = CostTable::default();
+        table.record(CostClass(0), 1, 0);
+        assert_eq!(table.slices_in(CostClass(0), u64::MAX), GROWTH);
+    }
+}
