@@ -1,1 +1,246 @@
-//! `report`: see ARCHITECTURE.md.
+//! What a run measured: the result record, its JSON form and its summary for people.
+//!
+//! Refuses to do: measuring, or deciding anything from what was measured.
+//! Invariant: times are nanoseconds since the process started, or lasted, on the rank that says them; counters add
+//! up over ranks.
+
+mod render;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use render::summary;
+
+/// The record of one run, as `--report FILE` writes it. `docs/report.md` describes every field.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this record's layout.
+    pub schema: u32,
+    pub job: String,
+    /// Hash of the plan that every rank agreed on, in hexadecimal.
+    pub plan_hash: String,
+    pub environment: Environment,
+    /// From the start of rank 0's process to the end of the last stage.
+    pub wall_ns: u64,
+    /// From the start of the process to the end of its first task: the earliest over ranks.
+    pub first_task_ns: Option<u64>,
+    pub kernels: Vec<KernelReport>,
+    pub stages: Vec<StageReport>,
+    pub ranks: Vec<RankReport>,
+    pub outputs: Vec<OutputReport>,
+}
+
+/// Where and with what the run was made.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Environment {
+    pub exuvia: String,
+    /// Versions of what was linked: MPI, HDF5, wasmer, LLVM.
+    pub libraries: BTreeMap<String, String>,
+    pub ranks: u32,
+    pub nodes: u32,
+    pub threads_per_rank: u32,
+    pub cpus: Vec<String>,
+    pub tier_policy: String,
+}
+
+/// How one kernel became code.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KernelReport {
+    pub kernel: String,
+    pub module_hash: String,
+    pub module_bytes: u64,
+    /// Which compiler made the code that the first task ran on, and why not the usual one, if so.
+    pub start_compiler: String,
+    pub start_reason: Option<String>,
+    /// Longest over ranks.
+    pub start_compile_ns: u64,
+    /// Optimizing compiles made by this job: one per CPU class at most, 0 when the cache had the artifact.
+    pub optimizing_compiles: u32,
+    pub optimize_ns: Option<u64>,
+    pub artifact_bytes: Option<u64>,
+    pub cache_hit: bool,
+    /// What would make this kernel faster.
+    pub hints: Vec<String>,
+}
+
+/// One stage, all ranks together.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StageReport {
+    pub stage: String,
+    /// Longest over ranks.
+    pub wall_ns: u64,
+    pub counts: Counts,
+}
+
+/// Tasks and bytes; they add up over stages and ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub baseline_tasks: u64,
+    pub optimized_tasks: u64,
+    /// Time inside kernels.
+    pub baseline_ns: u64,
+    pub optimized_ns: u64,
+    /// Read from files.
+    pub read_bytes: u64,
+    /// Received from other ranks: tensors, not control messages.
+    pub moved_bytes: u64,
+    /// Written to files.
+    pub written_bytes: u64,
+    /// Split operands that kernels consumed and produced.
+    pub processed_bytes: u64,
+}
+
+impl Counts {
+    /// Adds another count to this one.
+    pub fn add(&mut self, other: &Counts) {
+        self.baseline_tasks += other.baseline_tasks;
+        self.optimized_tasks += other.optimized_tasks;
+        self.baseline_ns += other.baseline_ns;
+        self.optimized_ns += other.optimized_ns;
+        self.read_bytes += other.read_bytes;
+        self.moved_bytes += other.moved_bytes;
+        self.written_bytes += other.written_bytes;
+        self.processed_bytes += other.processed_bytes;
+    }
+
+    /// Tasks on either tier.
+    pub fn tasks(&self) -> u64 {
+        self.baseline_tasks + self.optimized_tasks
+    }
+}
+
+/// One rank's share.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RankReport {
+    pub rank: u32,
+    pub hostname: String,
+    pub first_task_ns: Option<u64>,
+    pub swaps: Vec<Swap>,
+    pub stages: Vec<StageReport>,
+    pub kernels: Vec<KernelReport>,
+}
+
+/// A worker that went from one tier to the other while it ran.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Swap {
+    pub stage: String,
+    pub worker: u32,
+    /// When, since the process started.
+    pub at_ns: u64,
+    /// How long the worker did nothing else.
+    pub held_ns: u64,
+    /// Tasks this worker had finished in the stage before.
+    pub after_tasks: u64,
+}
+
+/// One dataset that the run wrote.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OutputReport {
+    pub tensor: String,
+    pub file: String,
+    pub dataset: String,
+    pub dtype: String,
+    pub shape: Vec<u64>,
+}
+
+impl Report {
+    /// Layout version that this build writes.
+    pub const SCHEMA: u32 = 1;
+
+    /// Joins the shares of all ranks: stages and kernels as wholes, the ranks' own kept beside them.
+    pub fn join(
+        job: String,
+        plan_hash: String,
+        environment: Environment,
+        wall_ns: u64,
+        ranks: Vec<RankReport>,
+    ) -> Self {
+        let mut stages: Vec<StageReport> = Vec::new();
+        let mut kernels: Vec<KernelReport> = Vec::new();
+        for rank in &ranks {
+            for share in &rank.stages {
+                match stages.iter_mut().find(|s| s.stage == share.stage) {
+                    Some(whole) => {
+                        whole.wall_ns = whole.wall_ns.max(share.wall_ns);
+                        whole.counts.add(&share.counts);
+                    }
+                    None => stages.push(share.clone()),
+                }
+            }
+            for share in &rank.kernels {
+                match kernels.iter_mut().find(|k| k.kernel == share.kernel && k.module_hash == share.module_hash) {
+                    Some(whole) => {
+                        whole.start_compile_ns = whole.start_compile_ns.max(share.start_compile_ns);
+                        whole.optimizing_compiles += share.optimizing_compiles;
+                        whole.optimize_ns = whole.optimize_ns.max(share.optimize_ns);
+                        whole.artifact_bytes = whole.artifact_bytes.max(share.artifact_bytes);
+                        whole.cache_hit |= share.cache_hit;
+                    }
+                    None => kernels.push(share.clone()),
+                }
+            }
+        }
+        let first_task_ns = ranks.iter().filter_map(|r| r.first_task_ns).min();
+        Report {
+            schema: Report::SCHEMA,
+            job,
+            plan_hash,
+            environment,
+            wall_ns,
+            first_task_ns,
+            kernels,
+            stages,
+            ranks,
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Tasks and bytes of the whole run.
+    pub fn totals(&self) -> Counts {
+        let mut totals = Counts::default();
+        for stage in &self.stages {
+            totals.add(&stage.counts);
+        }
+        totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(rank: u32, tasks: u64, wall_ns: u64, compiles: u32) -> RankReport {
+        RankReport {
+            rank,
+            first_task_ns: Some(100 + u64::from(rank)),
+            stages: vec![StageReport {
+                stage: "s".into(),
+                wall_ns,
+                counts: Counts { baseline_tasks: tasks, read_bytes: 10, ..Counts::default() },
+            }],
+            kernels: vec![KernelReport {
+                kernel: "k".into(),
+                optimizing_compiles: compiles,
+                ..KernelReport::default()
+            }],
+            ..RankReport::default()
+        }
+    }
+
+    #[test]
+    fn shares_join_into_one_record_that_survives_json() {
+        let ranks = vec![share(0, 3, 50, 1), share(1, 4, 70, 0)];
+        let report = Report::join("j".into(), "h".into(), Environment::default(), 99, ranks);
+        assert_eq!(report.first_task_ns, Some(100));
+        assert_eq!(report.stages.len(), 1);
+        assert_eq!(report.stages[0].wall_ns, 70);
+        assert_eq!(report.totals().tasks(), 7);
+        assert_eq!(report.totals().read_bytes, 20);
+        assert_eq!(report.kernels[0].optimizing_compiles, 1);
+        let text = serde_json::to_string(&report).unwrap();
+        let back: Report = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.totals(), report.totals());
+        assert!(text.starts_with("{\"schema\":1,"));
+    }
+}
