@@ -1,1 +1,170 @@
-//! `topology`: see ARCHITECTURE.md.
+//! Where the ranks are: nodes, local ranks, CPU classes, and what the launcher said.
+//!
+//! The only reader of `SLURM_*`, `OMPI_*`, `PMI_*` and `PMIX_*`. Refuses to do: MPI (whoever gathers the
+//! [`Host`]s of all ranks brings them here), pinning, any decision about work.
+//!
+//! Invariant: a [`Topology`] is a function of the gathered hosts alone, so every rank computes the same one.
+//! Two ranks are on the same node when hostname *and* pid namespace agree: only then does one's pid mean
+//! anything to the other, and that is what [`Watch`] needs.
+
+mod cpu;
+mod host;
+mod launcher;
+mod process;
+mod watch;
+
+pub use cpu::{CpuClass, common_features};
+pub use host::{Host, host};
+pub use launcher::{Launcher, allocated_tasks, launcher};
+pub use process::process_alive;
+pub use watch::Watch;
+
+/// An MPI process, counted from 0.
+pub type Rank = u32;
+
+/// All ranks' hosts, in rank order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Topology {
+    hosts: Vec<Host>,
+    /// Node of each rank; nodes are numbered in the order of their lowest rank.
+    nodes: Vec<u32>,
+    node_count: u32,
+}
+
+impl Topology {
+    /// `hosts[r]` describes rank `r`.
+    pub fn new(hosts: Vec<Host>) -> Topology {
+        let mut seen: Vec<(&str, &str)> = Vec::new();
+        let nodes = hosts
+            .iter()
+            .map(|host| {
+                let key = (host.hostname.as_str(), host.pid_namespace.as_str());
+                let node = seen.iter().position(|&other| other == key);
+                node.unwrap_or_else(|| {
+                    seen.push(key);
+                    seen.len() - 1
+                }) as u32
+            })
+            .collect();
+        let node_count = seen.len() as u32;
+        Topology { hosts, nodes, node_count }
+    }
+
+    /// Every rank's host, in rank order.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// The host of one rank.
+    pub fn host(&self, rank: Rank) -> &Host {
+        &self.hosts[rank as usize]
+    }
+
+    /// How many ranks there are.
+    pub fn size(&self) -> u32 {
+        self.hosts.len() as u32
+    }
+
+    /// How many distinct nodes there are.
+    pub fn node_count(&self) -> u32 {
+        self.node_count
+    }
+
+    /// The rank's node, `0..node_count()`.
+    pub fn node_of(&self, rank: Rank) -> u32 {
+        self.nodes[rank as usize]
+    }
+
+    /// The rank's index among the ranks of its node.
+    pub fn local_rank(&self, rank: Rank) -> u32 {
+        let node = self.node_of(rank);
+        let before = &self.nodes[..rank as usize];
+        before.iter().filter(|&&other| other == node).count() as u32
+    }
+
+    /// Every rank on the node of `rank`, itself included, ascending.
+    pub fn ranks_on_node(&self, rank: Rank) -> Vec<Rank> {
+        let node = self.node_of(rank);
+        (0..self.size()).filter(|&other| self.node_of(other) == node).collect()
+    }
+
+    /// Ranks grouped by equal CPUs, in the order of each class's lowest rank: one compile serves one class.
+    pub fn cpu_classes(&self) -> Vec<(CpuClass, Vec<Rank>)> {
+        let mut classes: Vec<(CpuClass, Vec<Rank>)> = Vec::new();
+        for (rank, host) in (0..).zip(&self.hosts) {
+            match classes.iter_mut().find(|(class, _)| *class == host.cpu) {
+                Some((_, ranks)) => ranks.push(rank),
+                None => classes.push((host.cpu.clone(), vec![rank])),
+            }
+        }
+        classes
+    }
+
+    /// Threads for kernels on this rank so that its node is full and not overfull: every CPU the rank may run on,
+    /// divided by the ranks of the node that may run there too; at least 1.
+    pub fn default_threads(&self, rank: Rank) -> u32 {
+        let host = self.host(rank);
+        let neighbours = self.ranks_on_node(rank);
+        let sharers = |cpu: &u32| {
+            let masks = neighbours.iter().map(|&r| &self.host(r).cpus_allowed);
+            masks.filter(|mask| mask.contains(cpu)).count().max(1)
+        };
+        let share: f64 = host.cpus_allowed.iter().map(|cpu| 1.0 / sharers(cpu) as f64).sum();
+        // `cores` is below the mask where a cgroup quota says so; the quota is the container's, so it is shared alike.
+        let quota = f64::from(host.cores) / host.cpus_allowed.len().max(1) as f64;
+        // Sums of 1/3 fall just short of whole numbers.
+        ((share * quota.min(1.0) + 1e-6) as u32).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on(hostname: &str, namespace: &str, cpus: std::ops::Range<u32>) -> Host {
+        Host {
+            hostname: hostname.to_owned(),
+            pid_namespace: namespace.to_owned(),
+            cores: cpus.len() as u32,
+            cpus_allowed: cpus.collect(),
+            ..host()
+        }
+    }
+
+    #[test]
+    fn nodes_are_hostname_and_pid_namespace() {
+        let topology =
+            Topology::new(vec![on("a", "1", 0..4), on("b", "1", 0..4), on("a", "2", 0..4), on("a", "1", 0..4)]);
+        assert_eq!(topology.node_count(), 3);
+        assert_eq!(topology.node_of(3), 0);
+        assert_eq!(topology.local_rank(3), 1);
+        assert_eq!(topology.local_rank(2), 0);
+        assert_eq!(topology.ranks_on_node(0), [0, 3]);
+    }
+
+    #[test]
+    fn threads_divide_shared_cpus_and_leave_private_ones() {
+        let shared = Topology::new((0..3).map(|_| on("a", "1", 0..12)).collect());
+        assert_eq!(shared.default_threads(1), 4);
+        let bound = Topology::new(vec![on("a", "1", 0..6), on("a", "1", 6..12)]);
+        assert_eq!(bound.default_threads(1), 6);
+        let crowded = Topology::new((0..5).map(|_| on("a", "1", 0..2)).collect());
+        assert_eq!(crowded.default_threads(4), 1);
+        let apart = Topology::new(vec![on("a", "1", 0..8), on("b", "1", 0..8)]);
+        assert_eq!(apart.default_threads(0), 8);
+        let mut limited = on("a", "1", 0..8);
+        limited.cores = 4;
+        let limited = Topology::new(vec![limited.clone(), limited]);
+        assert_eq!(limited.default_threads(0), 2);
+    }
+
+    #[test]
+    fn classes_group_equal_cpus() {
+        let mut old = on("b", "1", 0..4);
+        old.cpu.features.retain(|feature| feature != "avx2");
+        old.cpu.name = "older".to_owned();
+        let topology = Topology::new(vec![on("a", "1", 0..4), old, on("c", "1", 0..4)]);
+        let ranks: Vec<_> = topology.cpu_classes().into_iter().map(|(_, ranks)| ranks).collect();
+        assert_eq!(ranks, [vec![0, 2], vec![1]]);
+    }
+}

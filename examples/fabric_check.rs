@@ -1,0 +1,99 @@
+//! Do the ranks hear each other? Start it as a job would be started: `mpirun -n 4 fabric_check`.
+//!
+//! Every rank sends a message round the ring and takes part in a broadcast of 8 MiB; rank 0 prints who is where.
+//! `fabric_check hold` then waits for a rank to die, and `fabric_check panic` panics on a thread of rank 1:
+//! either must end every rank.
+
+use std::process::exit;
+use std::thread;
+use std::time::Instant;
+
+use exuvia::fabric::{self, Backoff, Fabric, FabricError, collective};
+use exuvia::topology::{Topology, Watch};
+
+const RING: u32 = 7;
+const BROADCAST_BYTES: usize = 8 << 20;
+
+fn main() {
+    fabric::install_panic_hook();
+    let mut fabric = fabric::connect().unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        exit(3);
+    });
+    let mode = std::env::args().nth(1).unwrap_or_default();
+    if let Err(error) = check(&mut *fabric, &mode) {
+        eprintln!("error: rank {}: {error}", fabric.rank());
+        fabric.abort(1);
+    }
+    if let Err(error) = fabric.finalize(0) {
+        eprintln!("error: {error}");
+        exit(1);
+    }
+}
+
+fn check(fabric: &mut dyn Fabric, mode: &str) -> Result<(), FabricError> {
+    let (rank, size) = (fabric.rank(), fabric.size());
+    let topology = collective::topology(fabric, &mut || Ok(()))?;
+    let mut watch = Watch::new(&topology, rank);
+    let mut idle = || match watch.dead() {
+        Some(dead) => Err(FabricError::rank_died(&topology, dead)),
+        None => Ok(()),
+    };
+    if rank == 0 {
+        describe(&topology);
+    }
+
+    fabric.send((rank + 1) % size, RING, vec![rank as u8; 100].into())?;
+    let mut backoff = Backoff::default();
+    let message = loop {
+        match fabric.poll()? {
+            Some(message) => break message,
+            None => backoff.wait(),
+        }
+        idle()?;
+    };
+    let before = (rank + size - 1) % size;
+    assert_eq!((message.source, message.tag), (before, RING));
+    assert_eq!(message.bytes, vec![before as u8; 100]);
+
+    let pattern = || (0..BROADCAST_BYTES).map(|i| (i % 251) as u8).collect();
+    let started = Instant::now();
+    let bytes = (rank == 0).then(|| Vec::into(pattern()));
+    let bytes = collective::broadcast(fabric, 0, bytes, &mut idle)?;
+    assert!(*bytes == pattern(), "the broadcast arrived changed");
+    let sums = collective::allgather(fabric, checksum(&bytes).to_le_bytes().to_vec(), &mut idle)?;
+    assert!(sums.iter().all(|sum| *sum == sums[0]), "checksums differ");
+    if rank == 0 {
+        println!("broadcast of {BROADCAST_BYTES} bytes agreed in {:?}", started.elapsed());
+    }
+
+    match mode {
+        "hold" => {
+            println!("rank {rank} holds as process {}", std::process::id());
+            loop {
+                fabric.poll()?;
+                idle()?;
+                backoff.wait();
+            }
+        }
+        "panic" if rank == 1 % size => {
+            let worker = thread::spawn(|| panic!("as asked"));
+            worker.join().ok();
+        }
+        _ => {}
+    }
+    collective::barrier(fabric, &mut idle)
+}
+
+fn describe(topology: &Topology) {
+    for (rank, host) in topology.hosts().iter().enumerate() {
+        let node = topology.node_of(rank as u32);
+        let threads = topology.default_threads(rank as u32);
+        println!("rank {rank} of {}: node {node} ({}), {threads} threads", topology.size(), host.hostname);
+    }
+    println!("{}, {} CPU classes", fabric::library(), topology.cpu_classes().len());
+}
+
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}

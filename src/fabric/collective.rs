@@ -1,0 +1,385 @@
+//! What all ranks do together, made of sends and polls. Every rank must call the same collectives in the same order.
+//!
+//! While waiting they call `idle`, which is where the caller looks for dead ranks and interrupts: an error from it
+//! ends the wait and is returned. A fabric is of no use for collectives after an error.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use super::{Backoff, Fabric, FabricError, Message, Payload, Rank, TAG_LIMIT};
+use crate::topology::{Host, Topology, host};
+
+const BROADCAST: u32 = TAG_LIMIT;
+const GATHER: u32 = TAG_LIMIT + 1;
+const BARRIER: u32 = TAG_LIMIT + 2;
+/// Tags from `TAG_LIMIT` on that collectives keep for themselves.
+pub(super) const TAG_COUNT: u32 = 3;
+
+/// A broadcast goes down its tree in pieces of this size: a rank passes one on while the next arrives.
+const PIECE_BYTES: usize = 4 << 20;
+/// Pieces a rank may have received and not yet passed on: the bound on what a slow child costs in memory.
+const PIECES_HELD: usize = 4;
+
+/// Called while a collective waits; an error ends the wait.
+pub type Idle<'a> = &'a mut dyn FnMut() -> Result<(), FabricError>;
+
+/// Returns once every rank has called it. (Dissemination barrier of Hensgen, Finkel and Manber, 1988: log2 rounds.)
+pub fn barrier(fabric: &mut dyn Fabric, idle: Idle<'_>) -> Result<(), FabricError> {
+    let (rank, size) = (fabric.rank(), fabric.size());
+    let mut distance = 1;
+    while distance < size {
+        fabric.send((rank + distance) % size, BARRIER, Vec::new().into())?;
+        receive(fabric, (rank + size - distance) % size, BARRIER, idle)?;
+        distance *= 2;
+    }
+    Ok(())
+}
+
+/// Every rank gets `bytes` of `root`, which alone passes `Some`. Of any length, cut and joined here.
+///
+/// The tree gives every rank a contiguous range of ranks and at most two children, each with half of what is left:
+/// long broadcasts take twice the time of one copy however many ranks there are, and, since launchers number ranks
+/// node by node, few edges leave a node.
+pub fn broadcast(
+    fabric: &mut dyn Fabric,
+    root: Rank,
+    bytes: Option<Payload>,
+    idle: Idle<'_>,
+) -> Result<Payload, FabricError> {
+    let (rank, size) = (fabric.rank(), fabric.size());
+    assert!(root < size && (rank == root) == bytes.is_some(), "exactly the root gives bytes");
+    let (parent, children) = tree_edges((rank + size - root) % size, size);
+    let absolute = |relative: u32| (relative + root) % size;
+    let children: Vec<Rank> = children.into_iter().map(absolute).collect();
+    match bytes {
+        Some(bytes) => {
+            broadcast_down(fabric, &children, &bytes)?;
+            Ok(bytes)
+        }
+        None => broadcast_through(fabric, absolute(parent), &children, idle),
+    }
+}
+
+fn broadcast_down(fabric: &mut dyn Fabric, children: &[Rank], bytes: &Payload) -> Result<(), FabricError> {
+    let header = Payload::from((bytes.len() as u64).to_le_bytes().to_vec());
+    for piece in std::iter::once(header).chain(pieces(bytes.len()).map(|range| bytes.slice(range))) {
+        for &child in children {
+            fabric.send(child, BROADCAST, piece.clone())?;
+        }
+    }
+    Ok(())
+}
+
+fn broadcast_through(
+    fabric: &mut dyn Fabric,
+    parent: Rank,
+    children: &[Rank],
+    idle: Idle<'_>,
+) -> Result<Payload, FabricError> {
+    let malformed = |expected| FabricError::Malformed { sender: parent, expected };
+    let header = receive(fabric, parent, BROADCAST, idle)?.bytes;
+    let length = header.as_slice().try_into().map(u64::from_le_bytes);
+    let length = length.map_err(|_| malformed("the length of a broadcast"))?;
+    for &child in children {
+        fabric.send(child, BROADCAST, header.clone().into())?;
+    }
+    let no_memory = || FabricError::Memory { sender: parent, bytes: length };
+    let length = usize::try_from(length).map_err(|_| no_memory())?;
+    let mut whole = Vec::new();
+    whole.try_reserve_exact(length).map_err(|_| no_memory())?;
+    let mut held: VecDeque<Payload> = VecDeque::new();
+    for range in pieces(length) {
+        let piece = receive(fabric, parent, BROADCAST, idle)?.bytes;
+        if piece.len() != range.len() {
+            return Err(malformed("the next piece of a broadcast"));
+        }
+        whole.extend_from_slice(&piece);
+        let piece = Payload::from(piece);
+        for &child in children {
+            fabric.send(child, BROADCAST, piece.clone())?;
+        }
+        held.push_back(piece);
+        await_departure(fabric, &mut held, idle)?;
+    }
+    Ok(whole.into())
+}
+
+/// Keeps at most [`PIECES_HELD`] pieces that a send still needs.
+fn await_departure(fabric: &mut dyn Fabric, held: &mut VecDeque<Payload>, idle: Idle<'_>) -> Result<(), FabricError> {
+    let mut backoff = Backoff::default();
+    loop {
+        while held.front().is_some_and(|piece| !piece.is_shared()) {
+            held.pop_front();
+        }
+        if held.len() <= PIECES_HELD {
+            return Ok(());
+        }
+        fabric.progress()?;
+        idle()?;
+        backoff.wait();
+    }
+}
+
+fn pieces(length: usize) -> impl Iterator<Item = Range<usize>> {
+    let starts = (0..length).step_by(PIECE_BYTES);
+    starts.map(move |start| start..length.min(start + PIECE_BYTES))
+}
+
+/// Parent and children of a rank in the preorder binary tree over `0..size`: the owner of a range `first..end` is
+/// `first`; its children own the two halves of the rest. The root is its own parent.
+fn tree_edges(rank: u32, size: u32) -> (u32, Vec<u32>) {
+    let (mut parent, mut first, mut end) = (0, 0, size);
+    while first != rank {
+        parent = first;
+        let middle = first + 1 + (end - first - 1).div_ceil(2);
+        (first, end) = if rank < middle { (first + 1, middle) } else { (middle, end) };
+    }
+    let middle = first + 1 + (end - first - 1).div_ceil(2);
+    let halves = [first + 1..middle, middle..end];
+    let children = halves.into_iter().filter(|half| !half.is_empty());
+    (parent, children.map(|half| half.start).collect())
+}
+
+/// `root` gets everybody's bytes, in rank order; the others get nothing. Straight to the root, which would have to
+/// take in the same bytes through any tree.
+pub fn gather(
+    fabric: &mut dyn Fabric,
+    root: Rank,
+    bytes: Vec<u8>,
+    idle: Idle<'_>,
+) -> Result<Option<Vec<Vec<u8>>>, FabricError> {
+    let (rank, size) = (fabric.rank(), fabric.size());
+    if rank != root {
+        fabric.send(root, GATHER, bytes.into())?;
+        return Ok(None);
+    }
+    let mut own = Some(bytes);
+    let all = (0..size).map(|source| match own.take_if(|_| source == rank) {
+        Some(own) => Ok(own),
+        None => Ok(receive(fabric, source, GATHER, idle)?.bytes),
+    });
+    all.collect::<Result<_, _>>().map(Some)
+}
+
+/// Every rank gets everybody's bytes, in rank order; lengths may differ. Made for descriptions, not for data.
+pub fn allgather(fabric: &mut dyn Fabric, bytes: Vec<u8>, idle: Idle<'_>) -> Result<Vec<Vec<u8>>, FabricError> {
+    let gathered = gather(fabric, 0, bytes, idle)?;
+    let framed = gathered.map(|all| frame(&all).into());
+    let framed = broadcast(fabric, 0, framed, idle)?;
+    unframe(&framed, fabric.size() as usize)
+        .ok_or(FabricError::Malformed { sender: 0, expected: "the bytes of every rank" })
+}
+
+/// All lengths, then all bytes.
+fn frame(all: &[Vec<u8>]) -> Vec<u8> {
+    let lengths = all.iter().flat_map(|bytes| (bytes.len() as u64).to_le_bytes());
+    let mut framed: Vec<u8> = lengths.collect();
+    framed.extend(all.iter().flatten());
+    framed
+}
+
+fn unframe(framed: &[u8], count: usize) -> Option<Vec<Vec<u8>>> {
+    let (lengths, mut rest) = framed.split_at_checked(count * 8)?;
+    let mut all = Vec::with_capacity(count);
+    for length in lengths.chunks_exact(8) {
+        let length = u64::from_le_bytes(length.try_into().ok()?);
+        let (bytes, after) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+        all.push(bytes.to_vec());
+        rest = after;
+    }
+    rest.is_empty().then_some(all)
+}
+
+/// Gathers every rank's [`Host`].
+pub fn topology(fabric: &mut dyn Fabric, idle: Idle<'_>) -> Result<Topology, FabricError> {
+    let mine = serde_json::to_vec(&host()).unwrap_or_default();
+    let all = allgather(fabric, mine, idle)?;
+    let hosts = (0..).zip(all).map(|(sender, text)| {
+        serde_json::from_slice::<Host>(&text).map_err(|_| FabricError::Malformed {
+            sender,
+            expected: "the description of its host (are all ranks the same version of exuvia?)",
+        })
+    });
+    Ok(Topology::new(hosts.collect::<Result<_, _>>()?))
+}
+
+/// Waits for one message.
+fn receive(fabric: &mut dyn Fabric, source: Rank, tag: u32, idle: Idle<'_>) -> Result<Message, FabricError> {
+    let mut backoff = Backoff::default();
+    loop {
+        if let Some(message) = fabric.poll_from(source, tag)? {
+            return Ok(message);
+        }
+        idle()?;
+        backoff.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::super::local;
+    use super::*;
+
+    const SIZES: [u32; 5] = [1, 2, 3, 4, 7];
+
+    /// Runs `body` as every rank of `size`, each on its thread.
+    fn on_ranks<T: Send>(size: u32, body: impl Fn(&mut dyn Fabric) -> T + Sync) -> Vec<T> {
+        let body = &body;
+        thread::scope(|scope| {
+            let run = |mut fabric: Box<dyn Fabric + Send>| scope.spawn(move || body(&mut *fabric));
+            let threads: Vec<_> = local(size).into_iter().map(run).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    fn never() -> impl FnMut() -> Result<(), FabricError> {
+        || Ok(())
+    }
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|i| (i * 31 + i / 4096) as u8).collect()
+    }
+
+    #[test]
+    fn broadcast_reaches_all_from_any_root() {
+        for size in SIZES {
+            for root in 0..size {
+                for length in [0, 1, PIECE_BYTES, PIECE_BYTES + 1] {
+                    let expected = pattern(length);
+                    let got = on_ranks(size, |fabric| {
+                        let bytes = (fabric.rank() == root).then(|| expected.clone().into());
+                        broadcast(fabric, root, bytes, &mut never()).unwrap().into_vec()
+                    });
+                    assert!(got.iter().all(|got| *got == expected), "{length} B from {root} of {size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn broadcast_of_many_pieces() {
+        let expected = pattern(40 << 20);
+        for (size, root) in [(1, 0), (2, 1), (3, 2), (4, 0), (7, 5)] {
+            let got = on_ranks(size, |fabric| {
+                let bytes = (fabric.rank() == root).then(|| expected.clone().into());
+                let got = broadcast(fabric, root, bytes, &mut never()).unwrap();
+                (*got == *expected, fabric.counters().bytes_received)
+            });
+            assert!(got.iter().all(|&(equal, _)| equal), "from {root} of {size}");
+            let moved: u64 = got.iter().map(|&(_, received)| received).sum();
+            assert_eq!(moved, u64::from(size - 1) * (expected.len() as u64 + 8));
+        }
+    }
+
+    #[test]
+    fn tree_edges_agree_on_both_ends_and_depth_is_logarithmic() {
+        for size in 1..200 {
+            let mut depths = vec![0; size as usize];
+            for rank in 0..size {
+                let (parent, children) = tree_edges(rank, size);
+                for &child in &children {
+                    assert_eq!(tree_edges(child, size).0, rank);
+                    assert!(child > rank);
+                    depths[child as usize] = depths[rank as usize] + 1;
+                }
+                if rank > 0 {
+                    assert!(tree_edges(parent, size).1.contains(&rank), "{rank} of {size}");
+                }
+            }
+            assert!(depths.iter().all(|&depth| depth <= size.ilog2()), "{size}: {depths:?}");
+        }
+    }
+
+    #[test]
+    fn allgather_of_different_lengths() {
+        for size in SIZES {
+            let expected: Vec<Vec<u8>> = (0..size).map(|rank| pattern(rank as usize * 100)).collect();
+            let got = on_ranks(size, |fabric| {
+                let mine = pattern(fabric.rank() as usize * 100);
+                allgather(fabric, mine, &mut never()).unwrap()
+            });
+            assert!(got.iter().all(|got| *got == expected), "{size}");
+        }
+    }
+
+    #[test]
+    fn gather_gives_to_the_root_alone() {
+        let got = on_ranks(3, |fabric| {
+            let mine = vec![fabric.rank() as u8];
+            gather(fabric, 1, mine, &mut never()).unwrap()
+        });
+        assert_eq!(got, [None, Some(vec![vec![0], vec![1], vec![2]]), None]);
+    }
+
+    #[test]
+    fn nobody_leaves_a_barrier_before_the_last_has_entered() {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        for size in SIZES {
+            let entered = AtomicU32::new(0);
+            on_ranks(size, |fabric| {
+                for round in 1..=20 {
+                    entered.fetch_add(1, Ordering::SeqCst);
+                    barrier(fabric, &mut never()).unwrap();
+                    assert!(entered.load(Ordering::SeqCst) >= round * size);
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn messages_and_collectives_never_meet() {
+        for size in SIZES {
+            on_ranks(size, |fabric| {
+                let (rank, size) = (fabric.rank(), fabric.size());
+                for i in 0..3u8 {
+                    fabric.send((rank + 1) % size, 9, vec![i].into()).unwrap();
+                    let all = allgather(fabric, vec![i], &mut never()).unwrap();
+                    assert_eq!(all, vec![vec![i]; size as usize]);
+                }
+                barrier(fabric, &mut never()).unwrap();
+                // A neighbour may be in this gather already: its message is not for `poll`.
+                fabric.send(0, GATHER, vec![77].into()).unwrap();
+                let mut kept = Vec::new();
+                while kept.len() < 3 {
+                    kept.extend(fabric.poll().unwrap().map(|message| message.bytes));
+                }
+                assert_eq!(kept, [[0], [1], [2]]);
+                assert_eq!(fabric.poll().unwrap(), None);
+            });
+        }
+    }
+
+    #[test]
+    fn idle_ends_a_wait() {
+        let mut fabrics = local(2);
+        let mut turns = 0;
+        let mut idle = || {
+            turns += 1;
+            if turns < 60 { Ok(()) } else { Err(FabricError::Interrupted) }
+        };
+        let result = barrier(&mut *fabrics[0], &mut idle);
+        assert!(matches!(result, Err(FabricError::Interrupted)));
+    }
+
+    #[test]
+    fn a_wrong_message_is_an_error_and_not_a_panic() {
+        let mut fabrics = local(2);
+        fabrics[0].send(1, BROADCAST, vec![1, 2, 3].into()).unwrap();
+        let result = broadcast(&mut *fabrics[1], 0, None, &mut never());
+        assert!(matches!(result, Err(FabricError::Malformed { sender: 0, .. })));
+        fabrics[0].send(1, BROADCAST, u64::MAX.to_le_bytes().to_vec().into()).unwrap();
+        let result = broadcast(&mut *fabrics[1], 0, None, &mut never());
+        assert!(matches!(result, Err(FabricError::Memory { sender: 0, .. })));
+        assert!(unframe(&[0; 15], 2).is_none());
+        assert!(unframe(&[255; 16], 2).is_none());
+    }
+
+    #[test]
+    fn topology_is_the_same_on_every_rank() {
+        let got = on_ranks(3, |fabric| topology(fabric, &mut never()).unwrap());
+        assert!(got.iter().all(|topology| *topology == got[0]));
+        assert_eq!((got[0].size(), got[0].node_count()), (3, 1));
+    }
+}

@@ -1,0 +1,43 @@
+use std::time::Duration;
+
+use super::{MESSAGE_LIMIT_BYTES, Rank};
+use crate::topology::Topology;
+
+/// Why ranks can no longer talk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FabricError {
+    #[error(
+        "{launcher} started {expected} ranks, but {library} finds itself alone in its world: the two do not speak \
+         the same process-management interface; {help}"
+    )]
+    LauncherMismatch { launcher: &'static str, expected: u32, library: String, help: String },
+    #[error("MPI was initialised before in this process")]
+    AlreadyInitialized,
+    #[error("{library} offers no thread support, not even MPI_THREAD_FUNNELED: it was built without threads")]
+    Threads { library: String },
+    #[error("{call} failed: {message}")]
+    Mpi { call: &'static str, message: String },
+    #[error("a message of {bytes} bytes to rank {to} is more than MPI can send as one ({MESSAGE_LIMIT_BYTES} bytes)")]
+    TooLarge { to: Rank, bytes: usize },
+    #[error("no memory for {bytes} bytes from rank {sender}")]
+    Memory { sender: Rank, bytes: u64 },
+    #[error("rank {sender} sent something else than {expected}")]
+    Malformed { sender: Rank, expected: &'static str },
+    #[error("rank {rank} (process {pid} on {hostname}) died")]
+    RankDied { rank: Rank, pid: u32, hostname: String },
+    #[error("rank {rank} aborted the run with code {code}")]
+    Aborted { rank: Rank, code: i32 },
+    #[error("interrupted")]
+    Interrupted,
+    #[error("gave up on {what} after {after:?}")]
+    Timeout { what: String, after: Duration },
+}
+
+impl FabricError {
+    /// That this rank died, with what a person needs to look for why.
+    pub fn rank_died(topology: &Topology, rank: Rank) -> FabricError {
+        let host = topology.host(rank);
+        FabricError::RankDied { rank, pid: host.pid, hostname: host.hostname.clone() }
+    }
+}

@@ -1,0 +1,244 @@
+use std::collections::VecDeque;
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::abort::flush_output;
+use super::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, TAG_LIMIT, check_send};
+
+/// One rank alone, without MPI.
+pub fn solo() -> Box<dyn Fabric> {
+    let hub = Hub::new(1);
+    Box::new(Local::new(hub, 0, true))
+}
+
+/// `size` ranks for as many threads of this process, in rank order. Made for tests: the same loop that runs on MPI
+/// runs here. A rank that panics or aborts poisons the others.
+pub fn local(size: u32) -> Vec<Box<dyn Fabric + Send>> {
+    let hub = Hub::new(size);
+    let rank = |rank| Box::new(Local::new(Arc::clone(&hub), rank, false)) as Box<dyn Fabric + Send>;
+    (0..size).map(rank).collect()
+}
+
+/// What the ranks share.
+#[derive(Debug)]
+struct Hub {
+    inboxes: Vec<Mutex<VecDeque<Parcel>>>,
+    /// The first rank that gave up, and its code.
+    aborted: OnceLock<(Rank, i32)>,
+    leaving: Mutex<u32>,
+}
+
+#[derive(Debug)]
+struct Parcel {
+    source: Rank,
+    tag: u32,
+    bytes: Payload,
+}
+
+impl Hub {
+    fn new(size: u32) -> Arc<Hub> {
+        Arc::new(Hub {
+            inboxes: (0..size).map(|_| Mutex::default()).collect(),
+            aborted: OnceLock::new(),
+            leaving: Mutex::new(0),
+        })
+    }
+}
+
+/// A panic elsewhere is told by `Hub::aborted`; the queues themselves are never left half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug)]
+struct Local {
+    hub: Arc<Hub>,
+    rank: Rank,
+    counters: Counters,
+    /// Abort ends the process, not the thread.
+    owns_process: bool,
+}
+
+impl Local {
+    const LEAVE_DEADLINE: Duration = Duration::from_secs(60);
+
+    fn new(hub: Arc<Hub>, rank: Rank, owns_process: bool) -> Local {
+        Local { hub, rank, counters: Counters::default(), owns_process }
+    }
+
+    fn check_alive(&self) -> Result<(), FabricError> {
+        match self.hub.aborted.get() {
+            Some(&(rank, code)) => Err(FabricError::Aborted { rank, code }),
+            None => Ok(()),
+        }
+    }
+
+    fn take(&mut self, wanted: impl Fn(&Parcel) -> bool) -> Result<Option<Message>, FabricError> {
+        self.check_alive()?;
+        let mut inbox = lock(&self.hub.inboxes[self.rank as usize]);
+        let parcel = inbox.iter().position(wanted).and_then(|i| inbox.remove(i));
+        drop(inbox);
+        Ok(parcel.map(|parcel| {
+            self.counters.received(parcel.bytes.len());
+            Message { source: parcel.source, tag: parcel.tag, bytes: parcel.bytes.into_vec() }
+        }))
+    }
+}
+
+impl Fabric for Local {
+    fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    fn size(&self) -> u32 {
+        self.hub.inboxes.len() as u32
+    }
+
+    fn send(&mut self, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError> {
+        check_send(self.size(), to, tag, bytes.len())?;
+        self.check_alive()?;
+        self.counters.sent(bytes.len());
+        lock(&self.hub.inboxes[to as usize]).push_back(Parcel { source: self.rank, tag, bytes });
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Result<Option<Message>, FabricError> {
+        self.take(|parcel| parcel.tag < TAG_LIMIT)
+    }
+
+    fn poll_from(&mut self, source: Rank, tag: u32) -> Result<Option<Message>, FabricError> {
+        self.take(|parcel| parcel.source == source && parcel.tag == tag)
+    }
+
+    fn progress(&mut self) -> Result<(), FabricError> {
+        self.check_alive()
+    }
+
+    fn sends_pending(&self) -> usize {
+        0
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn abort(&mut self, code: i32) -> ! {
+        if self.owns_process {
+            flush_output();
+            std::process::exit(code);
+        }
+        self.hub.aborted.get_or_init(|| (self.rank, code));
+        // Unlike a panic, this does not run the panic hook: the thread ends without a word.
+        resume_unwind(Box::new(FabricError::Aborted { rank: self.rank, code }))
+    }
+
+    fn finalize(self: Box<Self>, _code: i32) -> Result<(), FabricError> {
+        *lock(&self.hub.leaving) += 1;
+        let started = Instant::now();
+        let mut backoff = Backoff::default();
+        while *lock(&self.hub.leaving) < self.size() {
+            self.check_alive()?;
+            if started.elapsed() > Local::LEAVE_DEADLINE {
+                return Err(FabricError::Timeout {
+                    what: "waiting for the other ranks to leave".to_owned(),
+                    after: Local::LEAVE_DEADLINE,
+                });
+            }
+            backoff.wait();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // No rank ever waits for a dead one.
+        if std::thread::panicking() {
+            self.hub.aborted.get_or_init(|| (self.rank, 101));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn receive(fabric: &mut dyn Fabric) -> Message {
+        loop {
+            if let Some(message) = fabric.poll().unwrap() {
+                return message;
+            }
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn order_holds_per_source_and_tag() {
+        const COUNT: u32 = 2000;
+        let mut fabrics = local(3).into_iter();
+        let mut sink = fabrics.next().unwrap();
+        thread::scope(|scope| {
+            for mut fabric in fabrics {
+                scope.spawn(move || {
+                    for i in 0..COUNT {
+                        let bytes = i.to_le_bytes().to_vec();
+                        fabric.send(0, i % 2, bytes.into()).unwrap();
+                    }
+                });
+            }
+            let mut last = [[None; 2]; 3];
+            for _ in 0..2 * COUNT {
+                let message = receive(&mut *sink);
+                let value = u32::from_le_bytes(message.bytes.try_into().unwrap());
+                let last = &mut last[message.source as usize][message.tag as usize];
+                assert!(last.is_none_or(|before| before + 2 == value), "{last:?} then {value}");
+                *last = Some(value);
+            }
+            assert_eq!(last[1], [Some(COUNT - 2), Some(COUNT - 1)]);
+        });
+        assert_eq!(sink.counters().messages_received, u64::from(2 * COUNT));
+        assert!(sink.poll().unwrap().is_none());
+    }
+
+    #[test]
+    fn poll_from_leaves_the_rest_in_order() {
+        let mut alone = solo();
+        for (tag, byte) in [(1, 10), (2, 20), (1, 11)] {
+            alone.send(0, tag, vec![byte].into()).unwrap();
+        }
+        assert_eq!(alone.poll_from(0, 2).unwrap().unwrap().bytes, [20]);
+        assert!(alone.poll_from(0, 2).unwrap().is_none());
+        assert_eq!(alone.poll().unwrap().unwrap().bytes, [10]);
+        assert_eq!(alone.poll().unwrap().unwrap().bytes, [11]);
+        assert!(alone.poll().unwrap().is_none());
+        alone.finalize(0).unwrap();
+    }
+
+    #[test]
+    fn abort_ends_its_thread_and_poisons_the_others() {
+        let mut fabrics = local(3);
+        let mut aborter = fabrics.pop().unwrap();
+        let ended = thread::spawn(move || aborter.abort(7)).join().unwrap_err();
+        assert!(matches!(ended.downcast_ref(), Some(FabricError::Aborted { rank: 2, code: 7 })));
+        for mut fabric in fabrics {
+            assert!(matches!(fabric.poll(), Err(FabricError::Aborted { rank: 2, code: 7 })));
+            assert!(fabric.send(0, 0, Vec::new().into()).is_err());
+            assert!(fabric.finalize(0).is_err());
+        }
+    }
+
+    #[test]
+    fn a_panicking_rank_poisons_the_others() {
+        let mut fabrics = local(2);
+        let dying = fabrics.pop().unwrap();
+        let thread = thread::spawn(move || {
+            let _held = dying;
+            resume_unwind(Box::new("as a panic would"));
+        });
+        assert!(thread.join().is_err());
+        assert!(matches!(fabrics[0].poll(), Err(FabricError::Aborted { rank: 1, code: 101 })));
+    }
+}

@@ -1,0 +1,114 @@
+use std::fs::read_to_string;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::CpuClass;
+use super::process::start_ticks;
+
+/// What one rank knows of the machine it runs on. Gathered from every rank into a [`super::Topology`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    pub hostname: String,
+    /// `/proc/self/ns/pid`: pids of other ranks mean something only within the same one.
+    pub pid_namespace: String,
+    pub pid: u32,
+    /// When the process started, in clock ticks since boot: tells it from a later process with the same pid.
+    pub start_ticks: u64,
+    pub cpu: CpuClass,
+    /// CPUs this rank may run on (its affinity mask).
+    pub cpus_allowed: Vec<u32>,
+    /// CPUs' worth of time it may use: the mask, or less where a cgroup quota says so.
+    pub cores: u32,
+    /// Memory it may use: the machine's, or less where a cgroup says so.
+    pub memory_bytes: u64,
+}
+
+/// Describes this process. What cannot be read is empty, 0 or the machine's own figure, never an error.
+pub fn host() -> Host {
+    let pid = std::process::id();
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let status = read_to_string("/proc/self/status").unwrap_or_default();
+    let mut cpus_allowed = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
+        .and_then(parse_cpu_list)
+        .unwrap_or_default();
+    if cpus_allowed.is_empty() {
+        cpus_allowed = (0..cores).collect();
+    }
+    Host {
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        pid_namespace: std::fs::read_link("/proc/self/ns/pid")
+            .map(|link| link.display().to_string())
+            .unwrap_or_default(),
+        pid,
+        start_ticks: start_ticks(pid).unwrap_or(0),
+        cpu: CpuClass::here(),
+        cpus_allowed,
+        cores,
+        memory_bytes: memory_bytes(),
+    }
+}
+
+/// The kernel's list format: `0-3,8,10-11`.
+fn parse_cpu_list(list: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?);
+    }
+    Some(cpus)
+}
+
+fn memory_bytes() -> u64 {
+    let installed = read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib * 1024)
+    });
+    let limits = cgroup_limit_files();
+    let limits = limits.iter().filter_map(|file| read_to_string(file).ok()?.trim().parse().ok());
+    limits.chain(installed).min().unwrap_or(0)
+}
+
+/// Files that may limit this process's memory: its cgroup's and all its ancestors', version 2 and version 1.
+fn cgroup_limit_files() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for line in read_to_string("/proc/self/cgroup").unwrap_or_default().lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            _ if controllers.split(',').any(|c| c == "memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        let groups = Path::new(group.trim_start_matches('/')).ancestors();
+        files.extend(groups.map(|group| Path::new(root).join(group).join(file)));
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists_parse() {
+        assert_eq!(parse_cpu_list("\t0-2,8\n"), Some(vec![0, 1, 2, 8]));
+        assert_eq!(parse_cpu_list("5"), Some(vec![5]));
+        assert_eq!(parse_cpu_list("x"), None);
+    }
+
+    #[test]
+    fn this_host_is_plausible_and_survives_json() {
+        let here = host();
+        assert!(here.memory_bytes > 1 << 26, "{here:?}");
+        assert!(here.cores >= 1 && !here.cpus_allowed.is_empty());
+        assert!(!here.hostname.is_empty() && here.start_ticks > 0);
+        let text = serde_json::to_string(&here).unwrap();
+        assert_eq!(serde_json::from_str::<Host>(&text).unwrap(), here);
+    }
+}

@@ -1,0 +1,116 @@
+//! The fabric on real MPI: `examples/fabric_check` under the launcher of the MPI this test is built with.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// `target/release/examples/fabric_check`, beside `target/release/deps` where this test lies. Cargo builds both.
+fn program() -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.push("examples/fabric_check");
+    assert!(path.exists(), "{} is missing: run `cargo build --release --examples`", path.display());
+    path
+}
+
+fn launch(ranks: u32, arguments: &[&str]) -> Command {
+    let open_mpi = exuvia::fabric::library().starts_with("Open MPI");
+    let names = match open_mpi {
+        true => ["mpirun.openmpi", "mpirun"],
+        false => ["mpiexec.mpich", "mpiexec"],
+    };
+    let present = |name: &&str| Command::new(name).arg("--version").output().is_ok();
+    let launcher = names.into_iter().find(present).unwrap_or_else(|| panic!("none of {names:?} is installed"));
+    let mut command = Command::new(launcher);
+    if open_mpi {
+        // Tests run in containers, as root, on fewer cores than ranks.
+        command.args(["--oversubscribe", "--bind-to", "none"]);
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    }
+    command.args(["-n", &ranks.to_string()]).arg(program()).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Waits for the launcher, which gets a minute.
+fn finish(mut child: Child) -> Output {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("ranks did not end: {:?}", child.wait_with_output());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn ranks_hear_each_other() {
+    for ranks in [1, 2, 3, 4, 7] {
+        let output = finish(launch(ranks, &[]).spawn().unwrap());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{ranks} ranks: {output:?}");
+        assert!(text.contains(&format!("rank {} of {ranks}", ranks - 1)), "{text}");
+        assert!(text.contains("agreed in"), "{text}");
+    }
+}
+
+#[test]
+fn one_rank_needs_no_launcher() {
+    let output = Command::new(program()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("rank 0 of 1"), "{output:?}");
+}
+
+#[test]
+fn a_panic_on_a_worker_thread_ends_every_rank() {
+    let started = Instant::now();
+    let output = finish(launch(3, &["panic"]).spawn().unwrap());
+    assert_eq!(output.status.code(), Some(101), "{output:?}");
+    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("as asked"), "{output:?}");
+}
+
+#[test]
+fn the_death_of_a_rank_is_noticed_and_named() {
+    let mut child = launch(3, &["hold"]).spawn().unwrap();
+    let (lines, seen) = mpsc::channel();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    let reader = thread::spawn(move || {
+        for line in stdout.lines().map_while(Result::ok) {
+            lines.send(line).ok();
+        }
+    });
+    let mut stderr = child.stderr.take().unwrap();
+    let errors = thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).ok();
+        text
+    });
+    let mut held = 0;
+    let mut victim = None;
+    while held < 3 {
+        let line = seen.recv_timeout(Duration::from_secs(60)).unwrap();
+        if let Some((rank, pid)) = line.split_once(" holds as process ") {
+            held += 1;
+            if rank == "rank 1" {
+                victim = Some(pid.to_owned());
+            }
+        }
+    }
+    let victim = victim.unwrap();
+    assert!(Command::new("kill").args(["-9", &victim]).status().unwrap().success());
+    let killed = Instant::now();
+    let output = finish(child);
+    let took = killed.elapsed();
+    reader.join().unwrap();
+    let errors = errors.join().unwrap();
+    assert!(!output.status.success());
+    assert!(errors.contains(&format!("rank 1 (process {victim} on ")), "{errors}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
