@@ -33,9 +33,9 @@ fn main() {
 
 fn check(fabric: &mut dyn Fabric, mode: &str) -> Result<(), FabricError> {
     let (rank, size) = (fabric.rank(), fabric.size());
-    let topology = collective::topology(fabric, &mut || Ok(()))?;
+    let topology = collective::topology(fabric, &mut |_: &mut dyn Fabric| Ok(()))?;
     let mut watch = Watch::new(&topology, rank);
-    let mut idle = || match watch.dead() {
+    let mut idle = |_: &mut dyn Fabric| match watch.dead() {
         Some(dead) => Err(FabricError::rank_died(&topology, dead)),
         None => Ok(()),
     };
@@ -50,7 +50,7 @@ fn check(fabric: &mut dyn Fabric, mode: &str) -> Result<(), FabricError> {
             Some(message) => break message,
             None => backoff.wait(),
         }
-        idle()?;
+        idle(fabric)?;
     };
     let before = (rank + size - 1) % size;
     assert_eq!((message.source, message.tag), (before, RING));
@@ -72,7 +72,7 @@ fn check(fabric: &mut dyn Fabric, mode: &str) -> Result<(), FabricError> {
             println!("rank {rank} holds as process {}", std::process::id());
             loop {
                 fabric.poll()?;
-                idle()?;
+                idle(fabric)?;
                 backoff.wait();
             }
         }

@@ -1,7 +1,7 @@
 //! What all ranks do together, made of sends and polls. Every rank must call the same collectives in the same order.
 //!
-//! While waiting they call `idle`, which is where the caller looks for dead ranks and interrupts: an error from it
-//! ends the wait and is returned. A fabric is of no use for collectives after an error.
+//! While waiting they call `idle`, which is where the caller looks for dead ranks and interrupts, and may poll for
+//! other messages: an error from it ends the wait and is returned. A fabric is of no use for collectives after an error.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -21,7 +21,7 @@ const PIECE_BYTES: usize = 4 << 20;
 const PIECES_HELD: usize = 4;
 
 /// Called while a collective waits; an error ends the wait.
-pub type Idle<'a> = &'a mut dyn FnMut() -> Result<(), FabricError>;
+pub type Idle<'a> = &'a mut dyn FnMut(&mut dyn Fabric) -> Result<(), FabricError>;
 
 /// Returns once every rank has called it. (Dissemination barrier of Hensgen, Finkel and Manber, 1988: log2 rounds.)
 pub fn barrier(fabric: &mut dyn Fabric, idle: Idle<'_>) -> Result<(), FabricError> {
@@ -115,7 +115,7 @@ fn await_departure(fabric: &mut dyn Fabric, held: &mut VecDeque<Payload>, idle: 
             return Ok(());
         }
         fabric.progress()?;
-        idle()?;
+        idle(fabric)?;
         backoff.wait();
     }
 }
@@ -210,7 +210,7 @@ fn receive(fabric: &mut dyn Fabric, source: Rank, tag: u32, idle: Idle<'_>) -> R
         if let Some(message) = fabric.poll_from(source, tag)? {
             return Ok(message);
         }
-        idle()?;
+        idle(fabric)?;
         backoff.wait();
     }
 }
@@ -234,8 +234,8 @@ mod tests {
         })
     }
 
-    fn never() -> impl FnMut() -> Result<(), FabricError> {
-        || Ok(())
+    fn never() -> impl FnMut(&mut dyn Fabric) -> Result<(), FabricError> {
+        |_: &mut dyn Fabric| Ok(())
     }
 
     fn pattern(length: usize) -> Vec<u8> {
@@ -355,7 +355,7 @@ mod tests {
     fn idle_ends_a_wait() {
         let mut fabrics = local(2);
         let mut turns = 0;
-        let mut idle = || {
+        let mut idle = |_: &mut dyn Fabric| {
             turns += 1;
             if turns < 60 { Ok(()) } else { Err(FabricError::Interrupted) }
         };
