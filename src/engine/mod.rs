@@ -1,1 +1,34 @@
-//! `engine`: see ARCHITECTURE.md.
+//! Compiles, caches, calls and swaps kernels; the only user of wasmer and LLVM.
+//!
+//! A [`Kernel`] is a validated WebAssembly module. An [`Engine`] turns it into [`Code`] of a tier: baseline code at
+//! once, optimized code from an artifact that [`optimize`] made, here or in another process or on another rank. An
+//! [`Instance`] runs it, one per worker thread, and changes its code between two calls without losing its memory.
+//!
+//! Refuses to do: scheduling, files other than its cache, MPI. A kernel imports nothing and so reaches nothing but its
+//! own memory. Invariant: both tiers give the same bits, NaNs included, for every module that is accepted.
+
+mod artifact;
+mod background;
+mod cache;
+mod code;
+mod error;
+mod instance;
+mod kernel;
+mod memory;
+mod pipeline;
+mod probestack;
+mod rewrite;
+mod view;
+
+pub use artifact::{Fingerprint, Pipeline};
+pub use background::{BackgroundCompile, HELPER_VERB, compile_helper_main};
+pub use cache::Cache;
+pub use code::{Code, Engine, Tier, optimize};
+pub use error::{EngineError, KernelFault};
+pub use instance::Instance;
+pub use kernel::Kernel;
+pub use pipeline::Cpu;
+pub use view::{Access, OperandSpec, View};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+use serde::{Deserialize, Serialize};
+
+use super::rewrite::REWRITE_VERSION;
+use super::{Cpu, EngineError, Kernel};
+
+const MAGIC: &[u8; 8] = b"exuvia\0\x01";
+/// wasmer's version is pinned in Cargo.toml; LLVM's is the one that wasmer's compiler crate is built for.
+const COMPILER: &str = "wasmer 4.4.0, LLVM 15";
+
+/// Which passes make optimized code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pipeline {
+    /// LLVM's `default<O3>` for the CPU at hand, on code freed of what stops it.
+    #[default]
+    Full,
+    /// wasmer's own pass list for a generic CPU; the benchmarks compare with it.
+    Stock,
+}
+
+/// Everything that must agree for compiled code to be loadable and to give the expected bits.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fingerprint {
+    module_hash: String,
+    rewrite_version: u32,
+    compiler: String,
+    pipeline: Pipeline,
+    cpu: Cpu,
+    nan_rule: String,
+    memory_style: String,
+}
+
+impl Fingerprint {
+    pub(super) fn new(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Fingerprint {
+        Fingerprint {
+            module_hash: kernel.hash().to_owned(),
+            rewrite_version: REWRITE_VERSION,
+            compiler: COMPILER.to_owned(),
+            pipeline,
+            cpu: cpu.clone(),
+            nan_rule: "canonical".to_owned(),
+            memory_style: "static 4 GiB".to_owned(),
+        }
+    }
+
+    /// Short name of this identity: the cache's file name.
+    pub(super) fn key(&self) -> String {
+        blake3::hash(format!("{self:?}").as_bytes()).to_hex().to_string()
+    }
+
+    /// The first thing in which two identities differ, both sides named.
+    fn difference(&self, other: &Fingerprint) -> Option<String> {
+        let sides = [
+            ("module", &self.module_hash, &other.module_hash),
+            ("compiler", &self.compiler, &other.compiler),
+            ("CPU", &self.cpu.name, &other.cpu.name),
+            ("CPU features", &self.cpu.features, &other.cpu.features),
+        ];
+        let differing = sides.into_iter().find(|(_, a, b)| a != b);
+        match differing {
+            Some((what, made_for, here)) => Some(format!("it was made for {what} {made_for}, here it is {here}")),
+            None => (self != other).then(|| format!("it was made by {self:?}, here it is {other:?}")),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    fingerprint: Fingerprint,
+    checksum: String,
+    compile_ns: u64,
+}
+
+/// Compiled code with its identity, as it is cached and sent.
+#[derive(Debug)]
+pub(super) struct Artifact<'a> {
+    pub fingerprint: Fingerprint,
+    pub compile_ns: u64,
+    pub code: &'a [u8],
+}
+
+impl<'a> Artifact<'a> {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let header = Header {
+            fingerprint: self.fingerprint.clone(),
+            checksum: blake3::hash(self.code).to_hex().to_string(),
+            compile_ns: self.compile_ns,
+        };
+        let header = serde_json::to_vec(&header).unwrap_or_default();
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(self.code);
+        bytes
+    }
+
+    /// Reads an artifact; fails on anything but what [`Artifact::to_bytes`] wrote.
+    pub fn parse(bytes: &'a [u8]) -> Result<Artifact<'a>, String> {
+        let damaged = || "it is damaged".to_owned();
+        let rest = bytes.strip_prefix(MAGIC).ok_or("it is no artifact of this version")?;
+        let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
+        let (header, code) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(damaged)?;
+        let header: Header = serde_json::from_slice(header).map_err(|_| damaged())?;
+        if blake3::hash(code).to_hex().as_str() != header.checksum {
+            return Err(damaged());
+        }
+        Ok(Artifact { fingerprint: header.fingerprint, compile_ns: header.compile_ns, code })
+    }
+
+    /// Fails unless this artifact is exactly what `wanted` describes.
+    pub fn check(&self, name: &str, wanted: &Fingerprint) -> Result<(), EngineError> {
+        match self.fingerprint.difference(wanted) {
+            None => Ok(()),
+            Some(message) => Err(EngineError::Artifact { name: name.to_owned(), message }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> (Kernel, Vec<u8>) {
+        let wat = r#"(module (memory 1) (func (export "k") (param i32 i32) (result i32) i32.const 0))"#;
+        let kernel = Kernel::from_bytes("k", &wat::parse_str(wat).unwrap(), None).unwrap();
+        let fingerprint = Fingerprint::new(&kernel, &Cpu::host(), Pipeline::Full);
+        let bytes = Artifact { fingerprint, compile_ns: 7, code: b"some code" }.to_bytes();
+        (kernel, bytes)
+    }
+
+    #[test]
+    fn survives_the_round_trip_and_nothing_else() {
+        let (_, bytes) = sample();
+        assert_eq!(Artifact::parse(&bytes).unwrap().code, b"some code");
+        for length in 0..bytes.len() {
+            assert!(Artifact::parse(&bytes[..length]).is_err(), "cut to {length} bytes");
+        }
+        for position in 0..MAGIC.len() + 4 {
+            let mut flipped = bytes.clone();
+            flipped[position] ^= 1;
+            assert!(Artifact::parse(&flipped).is_err(), "flipped at {position}");
+        }
+        let mut flipped = bytes.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        assert!(Artifact::parse(&flipped).is_err());
+    }
+
+    #[test]
+    fn a_mismatch_names_both_sides() {
+        let (kernel, bytes) = sample();
+        let artifact = Artifact::parse(&bytes).unwrap();
+        let other = Cpu { name: "other-cpu".to_owned(), ..Cpu::host() };
+        let wanted = Fingerprint::new(&kernel, &other, Pipeline::Full);
+        let message = artifact.check("k", &wanted).unwrap_err().to_string();
+        assert!(message.contains("other-cpu") && message.contains(&Cpu::host().name), "{message}");
+        assert!(artifact.check("k", &Fingerprint::new(&kernel, &Cpu::host(), Pipeline::Stock)).is_err());
+        artifact.check("k", &Fingerprint::new(&kernel, &Cpu::host(), Pipeline::Full)).unwrap();
+    }
+}

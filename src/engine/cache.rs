@@ -1,0 +1,123 @@
+use std::fs::{self, DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::artifact::{Artifact, Fingerprint};
+use super::{Engine, EngineError, Kernel};
+
+/// Artifacts on disk, one file per fingerprint, in a directory that only its owner can write.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    directory: PathBuf,
+}
+
+impl Cache {
+    /// The cache in `directory`, or in `$EXUVIA_CACHE_DIR`, `$XDG_CACHE_HOME/exuvia` or `~/.cache/exuvia`. Creates it;
+    /// fails where somebody else could plant code in it.
+    pub fn open(directory: Option<&Path>) -> Result<Cache, EngineError> {
+        let directory = directory.map(Path::to_owned).or_else(default_directory);
+        let failed =
+            |directory: &Path, message: String| EngineError::Cache { directory: directory.to_owned(), message };
+        let Some(directory) = directory else {
+            let message = "neither EXUVIA_CACHE_DIR, XDG_CACHE_HOME nor HOME is set".to_owned();
+            return Err(failed(Path::new("<none>"), message));
+        };
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&directory).map_err(|e| failed(&directory, e.to_string()))?;
+        let metadata = fs::metadata(&directory).map_err(|e| failed(&directory, e.to_string()))?;
+        let me = rustix::process::geteuid().as_raw();
+        if metadata.uid() != me {
+            return Err(failed(&directory, format!("it belongs to user {}, and this is user {me}", metadata.uid())));
+        }
+        if metadata.mode() & 0o022 != 0 {
+            let mode = metadata.mode() & 0o777;
+            return Err(failed(&directory, format!("others may write to it (mode {mode:o}); run `chmod go-w` on it")));
+        }
+        Ok(Cache { directory })
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The artifact that `engine` would make of `kernel`, if it is here whole. A damaged one is removed.
+    pub fn get(&self, engine: &Engine, kernel: &Kernel) -> Option<Vec<u8>> {
+        let wanted = engine.fingerprint(kernel);
+        let file = self.file(&wanted);
+        let bytes = fs::read(&file).ok()?;
+        match Artifact::parse(&bytes) {
+            Ok(artifact) if artifact.fingerprint == wanted => Some(bytes),
+            _ => {
+                let _ = fs::remove_file(&file);
+                None
+            }
+        }
+    }
+
+    /// Keeps an artifact. Other processes see it whole or not at all.
+    pub fn put(&self, artifact: &[u8]) -> Result<(), EngineError> {
+        let failed = |message: String| EngineError::Cache { directory: self.directory.clone(), message };
+        let fingerprint = Artifact::parse(artifact).map_err(failed)?.fingerprint;
+        let write = || -> std::io::Result<()> {
+            let mut temporary = tempfile::NamedTempFile::new_in(&self.directory)?;
+            temporary.write_all(artifact)?;
+            temporary.as_file().sync_all()?;
+            temporary.persist(self.file(&fingerprint)).map_err(|e| e.error)?;
+            File::open(&self.directory)?.sync_all()
+        };
+        write().map_err(|e| failed(e.to_string()))
+    }
+
+    fn file(&self, fingerprint: &Fingerprint) -> PathBuf {
+        self.directory.join(format!("{}.artifact", fingerprint.key()))
+    }
+}
+
+fn default_directory() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("EXUVIA_CACHE_DIR")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|d| d.join("exuvia")))
+        .or_else(|| variable("HOME").map(|d| d.join(".cache/exuvia")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::{Cpu, Pipeline, optimize};
+    use super::*;
+
+    #[test]
+    fn keeps_what_is_whole_and_forgets_what_is_damaged() {
+        let home = tempfile::tempdir().unwrap();
+        let cache = Cache::open(Some(&home.path().join("a/b"))).unwrap();
+        let wat = r#"(module (memory 1) (func (export "k") (param i32 i32) (result i32) i32.const 0))"#;
+        let kernel = Kernel::from_bytes("k", &wat::parse_str(wat).unwrap(), None).unwrap();
+        let engine = Engine::new(Cpu::host(), Pipeline::Full);
+        assert_eq!(cache.get(&engine, &kernel), None);
+        let artifact = optimize(&kernel, engine.cpu(), Pipeline::Full).unwrap();
+        cache.put(&artifact).unwrap();
+        assert_eq!(cache.get(&engine, &kernel), Some(artifact.clone()));
+        let stock = Engine::new(Cpu::host(), Pipeline::Stock);
+        assert_eq!(cache.get(&stock, &kernel), None, "another identity");
+
+        let file = fs::read_dir(cache.directory()).unwrap().next().unwrap().unwrap().path();
+        fs::write(&file, &artifact[..artifact.len() - 1]).unwrap();
+        assert_eq!(cache.get(&engine, &kernel), None);
+        assert!(!file.exists(), "a damaged entry is removed");
+        assert!(cache.put(b"nonsense").is_err());
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let message = Cache::open(Some(home.path())).unwrap_err().to_string();
+        assert!(message.contains("others may write") && message.contains("777"), "{message}");
+        let fresh = home.path().join("fresh");
+        Cache::open(Some(&fresh)).unwrap();
+        assert_eq!(fs::metadata(fresh).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+}

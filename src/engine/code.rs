@@ -1,0 +1,215 @@
+//! From modules to code: the run engine, its two compilers and the artifacts between them.
+#![expect(unsafe_code, reason = "loading machine code that this program made")]
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use wasmer::sys::{CompilerConfig, EngineBuilder};
+use wasmer_compiler_llvm::{LLVM, LLVMOptLevel};
+use wasmer_compiler_singlepass::Singlepass;
+
+use super::artifact::{Artifact, Fingerprint, Pipeline};
+use super::pipeline::Pipeline as FullPipeline;
+use super::rewrite::{HostState, rewrite};
+use super::{Cpu, EngineError, Kernel};
+
+/// Which of the two kinds of code runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// Made in milliseconds, to start with.
+    Baseline,
+    /// Made by LLVM at leisure.
+    Optimized,
+}
+
+impl Tier {
+    /// `baseline` or `optimized`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Baseline => "baseline",
+            Tier::Optimized => "optimized",
+        }
+    }
+}
+
+/// Compiled code of one kernel, shared by all workers of a rank. Cheap to clone.
+#[derive(Clone)]
+pub struct Code(Arc<Inner>);
+
+struct Inner {
+    tier: Tier,
+    compiler: &'static str,
+    start_reason: Option<String>,
+    compile_ns: u64,
+    module: wasmer::Module,
+    state: HostState,
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Code({} by {})", self.0.tier.name(), self.0.compiler)
+    }
+}
+
+impl Code {
+    pub fn tier(&self) -> Tier {
+        self.0.tier
+    }
+
+    /// `singlepass`, `llvm -O0` or `llvm`.
+    pub fn compiler(&self) -> &'static str {
+        self.0.compiler
+    }
+
+    /// Why the first code is not Singlepass's, when it is not.
+    pub fn start_reason(&self) -> Option<&str> {
+        self.0.start_reason.as_deref()
+    }
+
+    /// What compiling took, wherever it was done.
+    pub fn compile_ns(&self) -> u64 {
+        self.0.compile_ns
+    }
+
+    pub(super) fn module(&self) -> &wasmer::Module {
+        &self.0.module
+    }
+
+    pub(super) fn state(&self) -> &HostState {
+        &self.0.state
+    }
+}
+
+/// Compiles baseline code and holds all code of a rank. Its code lives as long as it does. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    run: wasmer::Engine,
+    cpu: Cpu,
+    pipeline: Pipeline,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine({})", self.cpu.name)
+    }
+}
+
+impl Engine {
+    /// An engine whose optimized code is for `cpu`.
+    pub fn new(cpu: Cpu, pipeline: Pipeline) -> Engine {
+        let mut singlepass = Singlepass::new();
+        CompilerConfig::canonicalize_nans(&mut singlepass, true);
+        Engine { run: EngineBuilder::new(singlepass).engine().into(), cpu, pipeline }
+    }
+
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    pub fn pipeline(&self) -> Pipeline {
+        self.pipeline
+    }
+
+    pub(super) fn run(&self) -> &wasmer::Engine {
+        &self.run
+    }
+
+    /// What optimized code of `kernel` must be to be loadable here.
+    pub fn fingerprint(&self, kernel: &Kernel) -> Fingerprint {
+        Fingerprint::new(kernel, &self.cpu, self.pipeline)
+    }
+
+    /// The code to start on: Singlepass's, or LLVM's unoptimized where Singlepass cannot.
+    pub fn start_code(&self, kernel: &Kernel) -> Result<Code, EngineError> {
+        let started = Instant::now();
+        let rewritten = rewritten(kernel)?;
+        let mut compiler = "singlepass";
+        let (module, start_reason) = match kernel.baseline_obstacle() {
+            None => {
+                (wasmer::Module::new(&self.run, &rewritten.baseline).map_err(compile_error(kernel, compiler))?, None)
+            }
+            Some(obstacle) => {
+                compiler = "llvm -O0";
+                let mut llvm = LLVM::new();
+                llvm.opt_level(LLVMOptLevel::None);
+                CompilerConfig::canonicalize_nans(&mut llvm, true);
+                let serialized = compile(kernel, llvm, &rewritten.optimizable)?;
+                let reason = format!("Singlepass cannot compile {obstacle}");
+                (self.load(kernel, &serialized)?, Some(reason))
+            }
+        };
+        let compile_ns = started.elapsed().as_nanos() as u64;
+        let state = rewritten.state;
+        Ok(Code(Arc::new(Inner { tier: Tier::Baseline, compiler, start_reason, compile_ns, module, state })))
+    }
+
+    /// Optimized code from an artifact, after checking that it is exactly what this engine would have made.
+    pub fn load_artifact(&self, kernel: &Kernel, bytes: &[u8]) -> Result<Code, EngineError> {
+        let refused = |message| EngineError::Artifact { name: kernel.name().to_owned(), message };
+        let artifact = Artifact::parse(bytes).map_err(refused)?;
+        artifact.check(kernel.name(), &self.fingerprint(kernel))?;
+        Ok(Code(Arc::new(Inner {
+            tier: Tier::Optimized,
+            compiler: "llvm",
+            start_reason: None,
+            compile_ns: artifact.compile_ns,
+            module: self.load(kernel, artifact.code)?,
+            state: rewritten(kernel)?.state,
+        })))
+    }
+
+    fn load(&self, kernel: &Kernel, serialized: &[u8]) -> Result<wasmer::Module, EngineError> {
+        // SAFETY: the bytes are wasmer's own, made by this version of this program: either just now in this process, or
+        // under a checksum and fingerprint that were compared above.
+        unsafe { wasmer::Module::deserialize(&self.run, serialized.to_vec()) }
+            .map_err(|e| EngineError::Artifact { name: kernel.name().to_owned(), message: e.to_string() })
+    }
+}
+
+/// Compiles a kernel with LLVM in this process and returns the artifact. Takes up to seconds per 100 kB of module.
+pub fn optimize(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<Vec<u8>, EngineError> {
+    let started = Instant::now();
+    let mut llvm = LLVM::new();
+    CompilerConfig::canonicalize_nans(&mut llvm, true);
+    let full = Arc::new(FullPipeline::new(cpu.clone()));
+    if pipeline == Pipeline::Full {
+        llvm.callbacks(Some(full.clone()));
+    }
+    let code = compile(kernel, llvm, &rewritten(kernel)?.optimizable)?;
+    if pipeline == Pipeline::Full
+        && let Some(message) = full.error().or_else(|| (full.optimized() == 0).then(|| "no function".to_owned()))
+    {
+        let message = format!("the optimizing pipeline did not run: {message}");
+        return Err(EngineError::Compile { name: kernel.name().to_owned(), compiler: "llvm", message });
+    }
+    let compile_ns = started.elapsed().as_nanos() as u64;
+    let fingerprint = Fingerprint::new(kernel, cpu, pipeline);
+    Ok(Artifact { fingerprint, compile_ns, code: &code }.to_bytes())
+}
+
+/// Compiles on an engine of its own, since a compile locks its engine.
+fn compile(kernel: &Kernel, llvm: LLVM, module: &[u8]) -> Result<Vec<u8>, EngineError> {
+    let engine: wasmer::Engine = EngineBuilder::new(llvm).engine().into();
+    let module = wasmer::Module::new(&engine, module).map_err(compile_error(kernel, "llvm"))?;
+    let failed = |e: wasmer::SerializeError| EngineError::Compile {
+        name: kernel.name().to_owned(),
+        compiler: "llvm",
+        message: e.to_string(),
+    };
+    Ok(module.serialize().map_err(failed)?.to_vec())
+}
+
+fn rewritten(kernel: &Kernel) -> Result<super::rewrite::Rewritten, EngineError> {
+    rewrite(kernel.bytes()).map_err(|e| EngineError::Invalid {
+        name: kernel.name().to_owned(),
+        message: e.to_string(),
+        offset: 0,
+    })
+}
+
+fn compile_error(kernel: &Kernel, compiler: &'static str) -> impl Fn(wasmer::CompileError) -> EngineError {
+    let name = kernel.name().to_owned();
+    move |e| EngineError::Compile { name: name.clone(), compiler, message: e.to_string() }
+}

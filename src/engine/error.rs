@@ -1,0 +1,63 @@
+use std::path::PathBuf;
+
+/// Why a module cannot become running code.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    #[error("cannot read kernel {file}")]
+    Read { file: PathBuf, source: std::io::Error },
+    #[error("{name} is not a WebAssembly module (it does not begin with \\0asm); build it with `exuvia kernel build`")]
+    NotWasm { name: String },
+    #[error("{name} is no valid kernel module: {message} (at byte {offset:#x})")]
+    Invalid { name: String, message: String, offset: usize },
+    #[error(
+        "{name} imports {imports}, but a kernel imports nothing; build it freestanding (`exuvia kernel build`), or \
+         leave out what needs a host (printing, files, clocks)"
+    )]
+    Imports { name: String, imports: String },
+    #[error("{name} has no memory, so no tensor can be handed to it")]
+    NoMemory { name: String },
+    #[error("{name} exports no function '{export}' that takes (i32, i32) and returns i32; {found}")]
+    NoExport { name: String, export: String, found: String },
+    #[error("{name} exports {count} kernels ({kernels}); say which with `export = \"...\"`")]
+    AmbiguousExport { name: String, count: usize, kernels: String },
+    #[error("{name}: {what} lies outside the module's memory of {memory_bytes} bytes")]
+    DataOutOfBounds { name: String, what: String, memory_bytes: u64 },
+    #[error(
+        "{name} needs {needed_bytes} bytes of memory ({what}), but its limit is {limit_bytes} bytes; raise `limits = {{ memory = \"...\" }}`"
+    )]
+    MemoryLimit { name: String, needed_bytes: u64, what: String, limit_bytes: u64 },
+    #[error("{compiler} cannot compile {name}: {message}")]
+    Compile { name: String, compiler: &'static str, message: String },
+    #[error("the compile helper {helper} failed on {name}: {message}")]
+    Helper { name: String, helper: PathBuf, message: String },
+    #[error("compiled code of {name} cannot be used: {message}")]
+    Artifact { name: String, message: String },
+    #[error("{name} cannot be started: {message}")]
+    Instantiate { name: String, message: String },
+    #[error("the cache directory {directory} cannot be used: {message}")]
+    Cache { directory: PathBuf, message: String },
+}
+
+/// What a kernel did wrong in one call. The instance it happened in is of no further use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelFault {
+    #[error("the kernel trapped: {message}")]
+    Trap { message: String },
+    #[error("the kernel touched memory it was not given (outside its tile and its own memory, or a read-only input)")]
+    OutOfBounds,
+    #[error("the kernel ran out of stack (endless recursion, or frames larger than {stack_bytes} bytes in all)")]
+    StackOverflow { stack_bytes: usize },
+    #[error("the kernel returned status {0}")]
+    Status(i32),
+    #[error("the kernel wrote outside operand {operand} of its tile: the {bytes} bytes it was given, then beyond")]
+    WroteOutside { operand: usize, bytes: u64 },
+    #[error(
+        "the kernel wanted {wanted_bytes} bytes of memory and its limit is {limit_bytes} ({outcome}); raise \
+         `limits = {{ memory = \"...\" }}` of its stage"
+    )]
+    MemoryLimit { wanted_bytes: u64, limit_bytes: u64, outcome: String },
+    #[error("the instance failed before and cannot run again")]
+    Unusable,
+}

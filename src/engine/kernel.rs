@@ -1,0 +1,185 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use wasmparser::{ExternalKind, Parser, Payload, Validator, WasmFeatures};
+
+use super::EngineError;
+
+/// A validated module and the kernel in it that a stage runs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Kernel(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    bytes: Vec<u8>,
+    hash: String,
+    export: String,
+    baseline_obstacle: Option<&'static str>,
+}
+
+impl Kernel {
+    /// Reads and checks the module in `file`. `export` may be left out when the module exports a single kernel.
+    pub fn load(file: &Path, export: Option<&str>) -> Result<Kernel, EngineError> {
+        let bytes = std::fs::read(file).map_err(|source| EngineError::Read { file: file.to_owned(), source })?;
+        let name = file.file_name().map_or_else(|| file.display().to_string(), |n| n.to_string_lossy().into_owned());
+        Kernel::from_bytes(&name, &bytes, export)
+    }
+
+    /// Checks a module given as bytes; `name` stands for it in messages.
+    pub fn from_bytes(name: &str, bytes: &[u8], export: Option<&str>) -> Result<Kernel, EngineError> {
+        validate(name, bytes)?;
+        let kernels = kernel_exports(bytes);
+        let export = match export {
+            Some(wanted) if kernels.iter().any(|k| k == wanted) => wanted.to_owned(),
+            None if kernels.len() == 1 => kernels[0].clone(),
+            None if kernels.len() > 1 => {
+                let (name, count) = (name.to_owned(), kernels.len());
+                return Err(EngineError::AmbiguousExport { name, count, kernels: kernels.join(", ") });
+            }
+            _ => {
+                let found = match kernels.as_slice() {
+                    [] => "it exports no kernel at all (see docs/kernel-interface.md)".to_owned(),
+                    some => format!("its kernels are: {}", some.join(", ")),
+                };
+                let export = export.unwrap_or("<any>").to_owned();
+                return Err(EngineError::NoExport { name: name.to_owned(), export, found });
+            }
+        };
+        let hash = blake3::hash(bytes).to_hex().to_string();
+        let baseline_obstacle = baseline_obstacle(bytes);
+        Ok(Kernel(Arc::new(Inner { name: name.to_owned(), bytes: bytes.to_vec(), hash, export, baseline_obstacle })))
+    }
+
+    /// Name for messages: the file's.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The module as it was read.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0.bytes
+    }
+
+    /// BLAKE3 of the module in hexadecimal.
+    pub fn hash(&self) -> &str {
+        &self.0.hash
+    }
+
+    /// The exported function that computes a tile.
+    pub fn export(&self) -> &str {
+        &self.0.export
+    }
+
+    /// The feature that keeps this module off the baseline compiler, if it uses one.
+    pub fn baseline_obstacle(&self) -> Option<&'static str> {
+        self.0.baseline_obstacle
+    }
+}
+
+/// What a kernel module may use: WebAssembly 2.0, which both tiers together can run.
+const FEATURES: WasmFeatures = WasmFeatures::WASM2;
+
+fn validate(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
+    let name = || name.to_owned();
+    if !bytes.starts_with(b"\0asm") {
+        return Err(EngineError::NotWasm { name: name() });
+    }
+    Validator::new_with_features(FEATURES).validate_all(bytes).map_err(|e| EngineError::Invalid {
+        name: name(),
+        message: e.message().to_owned(),
+        offset: e.offset(),
+    })?;
+    let (mut imports, mut has_memory) = (Vec::new(), false);
+    for payload in Parser::new(0).parse_all(bytes).flatten() {
+        match payload {
+            Payload::ImportSection(section) => {
+                imports.extend(section.into_iter().flatten().map(|i| format!("{}.{}", i.module, i.name)));
+            }
+            Payload::MemorySection(section) => has_memory = section.count() > 0,
+            _ => {}
+        }
+    }
+    if !imports.is_empty() {
+        return Err(EngineError::Imports { name: name(), imports: imports.join(", ") });
+    }
+    if !has_memory {
+        return Err(EngineError::NoMemory { name: name() });
+    }
+    Ok(())
+}
+
+/// The first feature that the baseline compiler lacks and the module uses.
+fn baseline_obstacle(bytes: &[u8]) -> Option<&'static str> {
+    let lacking = [(WasmFeatures::SIMD, "SIMD128 instructions"), (WasmFeatures::MULTI_VALUE, "multi-value blocks")];
+    let without = |feature| Validator::new_with_features(FEATURES.difference(feature)).validate_all(bytes).is_err();
+    lacking.into_iter().find(|(feature, _)| without(*feature)).map(|(_, what)| what)
+}
+
+/// Exported functions of type `(i32, i32) -> i32`, in the module's order.
+pub(super) fn kernel_exports(bytes: &[u8]) -> Vec<String> {
+    let Ok(types) = Validator::new_with_features(FEATURES).validate_all(bytes) else { return Vec::new() };
+    let types = types.as_ref();
+    let mut kernels = Vec::new();
+    for payload in Parser::new(0).parse_all(bytes).flatten() {
+        let Payload::ExportSection(section) = payload else { continue };
+        for export in section.into_iter().flatten().filter(|e| e.kind == ExternalKind::Func) {
+            let signature = types[types.core_function_at(export.index)].unwrap_func();
+            use wasmparser::ValType::I32;
+            if signature.params() == [I32, I32] && signature.results() == [I32] {
+                kernels.push(export.name.to_owned());
+            }
+        }
+    }
+    kernels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(wat: &str, export: Option<&str>) -> Result<Kernel, EngineError> {
+        Kernel::from_bytes("k.wasm", &wat::parse_str(wat).unwrap(), export)
+    }
+
+    const TWO: &str = r#"(module (memory 1)
+        (func (export "a") (param i32 i32) (result i32) i32.const 0)
+        (func (export "b") (param i32 i32) (result i32) i32.const 0)
+        (func (export "c") (param i32) (result i32) i32.const 0))"#;
+
+    #[test]
+    fn the_export_is_found_or_the_choice_is_named() {
+        assert_eq!(kernel(TWO, Some("b")).unwrap().export(), "b");
+        let message = |export| kernel(TWO, export).unwrap_err().to_string();
+        assert!(message(None).contains("2 kernels (a, b)"));
+        assert!(message(Some("c")).contains("its kernels are: a, b"));
+    }
+
+    #[test]
+    fn what_no_kernel_may_be_is_refused_by_name() {
+        let import = r#"(module (import "wasi" "fd_write" (func)) (memory 1))"#;
+        assert!(kernel(import, None).unwrap_err().to_string().contains("imports wasi.fd_write"));
+        assert!(kernel("(module)", None).unwrap_err().to_string().contains("no memory"));
+        assert!(kernel("(module (memory 1 1 shared))", None).unwrap_err().to_string().contains("threads"));
+        assert!(matches!(Kernel::from_bytes("t", b"text", None), Err(EngineError::NotWasm { .. })));
+    }
+
+    #[test]
+    fn no_truncation_of_a_module_is_accepted() {
+        let whole = wat::parse_str(TWO).unwrap();
+        for length in 0..whole.len() {
+            assert!(Kernel::from_bytes("t", &whole[..length], Some("a")).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn features_that_the_baseline_compiler_lacks_are_named() {
+        assert_eq!(kernel(TWO, Some("a")).unwrap().baseline_obstacle(), None);
+        let simd = r#"(module (memory 1) (func (export "k") (param i32 i32) (result i32)
+            (v128.store (i32.const 0) (i32x4.splat (local.get 0))) i32.const 0))"#;
+        assert_eq!(kernel(simd, None).unwrap().baseline_obstacle(), Some("SIMD128 instructions"));
+        let multi = r#"(module (memory 1) (func (export "k") (param i32 i32) (result i32)
+            (block (result i32 i32) i32.const 1 i32.const 2) i32.add))"#;
+        assert_eq!(kernel(multi, None).unwrap().baseline_obstacle(), Some("multi-value blocks"));
+    }
+}

@@ -1,0 +1,210 @@
+//! The linear memory of an instance: owned by the host, limited, and laid out so that a kernel that writes where it
+//! must not is noticed.
+//!
+//! Behind what the module itself uses lies the arena: the views, then one slot per operand, each between unmapped
+//! pages. Shared operands become read-only pages. In front of and behind the bytes of every other operand stands a
+//! pattern that is compared after each call.
+//!
+//! This is the guest-memory door of the crate's `unsafe`.
+#![expect(unsafe_code, reason = "guest memory")]
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::mm::{MprotectFlags, mprotect};
+use wasmer::{AsStoreMut, AsStoreRef, Memory, MemoryError, MemoryType, Pages};
+use wasmer_vm::{LinearMemory, MemoryStyle, VMMemory, VMMemoryDefinition};
+
+use super::{Access, OperandSpec, View};
+
+pub(super) const WASM_PAGE: u64 = 65_536;
+/// Protection works on the host's pages.
+const HOST_PAGE: u64 = 4_096;
+const FENCE_BYTES: u64 = 64;
+const FENCE: [u8; FENCE_BYTES as usize] = [0xA5; FENCE_BYTES as usize];
+
+/// Where an operand's bytes lie in linear memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    pub address: u64,
+    pub max_bytes: u64,
+    pub access: Access,
+}
+
+/// Where everything lies that the host put into linear memory.
+#[derive(Debug, Default)]
+pub(super) struct Arena {
+    pub views: u64,
+    pub slots: Vec<Slot>,
+    /// Pages that nobody may touch, as addresses.
+    guards: Vec<u64>,
+    end: u64,
+}
+
+impl Arena {
+    /// Lays out views and operands from `start` on, which is page-aligned.
+    pub fn new(start: u64, operands: &[OperandSpec]) -> Arena {
+        let mut arena = Arena { views: start, end: start, ..Arena::default() };
+        arena.extend_to(start + (operands.len() * View::BYTES) as u64);
+        for operand in operands {
+            let fence = if operand.access == Access::Shared { 0 } else { FENCE_BYTES };
+            let address = arena.end + fence;
+            arena.slots.push(Slot { address, max_bytes: operand.max_bytes, access: operand.access });
+            // Rounding keeps the fence behind the bytes aligned, and an empty operand has a page of its own all the same.
+            arena.extend_to(address + operand.max_bytes.max(1) + fence);
+        }
+        arena
+    }
+
+    /// Rounds up to whole pages and puts a guard behind.
+    fn extend_to(&mut self, end: u64) {
+        let guard = end.next_multiple_of(HOST_PAGE);
+        self.guards.push(guard);
+        self.end = guard + HOST_PAGE;
+    }
+
+    /// First address behind the arena.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+}
+
+/// wasmer's memory, with the growth that was refused written down.
+#[derive(Debug)]
+struct Limited {
+    inner: VMMemory,
+    refused_bytes: Arc<AtomicU64>,
+}
+
+impl LinearMemory for Limited {
+    fn ty(&self) -> MemoryType {
+        self.inner.ty()
+    }
+
+    fn size(&self) -> Pages {
+        self.inner.size()
+    }
+
+    fn style(&self) -> MemoryStyle {
+        self.inner.style()
+    }
+
+    fn grow(&mut self, delta: Pages) -> Result<Pages, MemoryError> {
+        let wanted = (u64::from(self.inner.size().0) + u64::from(delta.0)) * WASM_PAGE;
+        self.inner.grow(delta).inspect_err(|_| {
+            self.refused_bytes.fetch_max(wanted, Ordering::Relaxed);
+        })
+    }
+
+    fn vmmemory(&self) -> NonNull<VMMemoryDefinition> {
+        self.inner.vmmemory()
+    }
+
+    fn try_clone(&self) -> Result<Box<dyn LinearMemory + 'static>, MemoryError> {
+        self.inner.try_clone()
+    }
+
+    fn copy(&mut self) -> Result<Box<dyn LinearMemory + 'static>, MemoryError> {
+        self.inner.copy()
+    }
+}
+
+/// A memory of a store, and access to its bytes.
+#[derive(Debug)]
+pub(super) struct GuestMemory {
+    pub memory: Memory,
+    refused_bytes: Arc<AtomicU64>,
+}
+
+impl GuestMemory {
+    /// A memory of `pages` that may grow to `limit_pages`.
+    pub fn new(store: &mut impl AsStoreMut, pages: u32, limit_pages: u32) -> Result<GuestMemory, MemoryError> {
+        let ty = MemoryType::new(Pages(pages), Some(Pages(limit_pages)), false);
+        // All 4 GiB that 32-bit addresses reach, and what offsets add, are reserved: compiled code then needs no checks.
+        let style = MemoryStyle::Static { bound: Pages(0x1_0000), offset_guard_size: 0x8000_0000 };
+        let refused_bytes = Arc::new(AtomicU64::new(0));
+        let inner = VMMemory::new(&ty, &style)?;
+        let limited = Limited { inner, refused_bytes: refused_bytes.clone() };
+        let memory = Memory::new_from_existing(store, VMMemory(Box::new(limited)));
+        Ok(GuestMemory { memory, refused_bytes })
+    }
+
+    /// The largest size that was asked for and refused since the last call.
+    pub fn take_refused_bytes(&self) -> Option<u64> {
+        Some(self.refused_bytes.swap(0, Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+    }
+
+    fn base(&self, store: &impl AsStoreRef, address: u64, bytes: u64) -> Option<*mut u8> {
+        let view = self.memory.view(store);
+        let within = address.checked_add(bytes).is_some_and(|end| end <= view.data_size());
+        // SAFETY: the sum stays within the allocation, as just checked.
+        within.then(|| unsafe { view.data_ptr().add(address as usize) })
+    }
+
+    /// Bytes of the guest, for the time that nothing runs in it; `None` outside its memory.
+    pub fn bytes<'a>(&'a self, store: &'a impl AsStoreRef, address: u64, bytes: u64) -> Option<&'a [u8]> {
+        let start = self.base(store, address, bytes)?;
+        // SAFETY: in bounds; readable, since only guard pages are not and no slot reaches into one; no kernel runs and
+        // no mutable slice exists while the store is borrowed.
+        Some(unsafe { std::slice::from_raw_parts(start, bytes as usize) })
+    }
+
+    /// Bytes of the guest to write to, for the time that nothing runs in it; `None` outside its memory.
+    pub fn bytes_mut<'a>(
+        &'a mut self,
+        store: &'a mut impl AsStoreMut,
+        address: u64,
+        bytes: u64,
+    ) -> Option<&'a mut [u8]> {
+        let start = self.base(store, address, bytes)?;
+        // SAFETY: as above, and both the memory and the store are borrowed mutably. Shared operands are written before
+        // their pages are sealed only: `Instance` sees to that.
+        Some(unsafe { std::slice::from_raw_parts_mut(start, bytes as usize) })
+    }
+
+    /// Takes the guard pages, and what is left behind the arena, away from everyone.
+    pub fn protect_guards(&self, store: &impl AsStoreRef, arena: &Arena) -> std::io::Result<()> {
+        for guard in &arena.guards {
+            self.protect(store, *guard, HOST_PAGE, MprotectFlags::empty())?;
+        }
+        let rest = self.memory.view(store).data_size() - arena.end();
+        self.protect(store, arena.end(), rest, MprotectFlags::empty())
+    }
+
+    /// Makes the pages of a shared operand read-only.
+    pub fn seal(&self, store: &impl AsStoreRef, slot: &Slot) -> std::io::Result<()> {
+        self.protect(store, slot.address, slot.max_bytes.next_multiple_of(HOST_PAGE), MprotectFlags::READ)
+    }
+
+    fn protect(&self, store: &impl AsStoreRef, address: u64, bytes: u64, flags: MprotectFlags) -> std::io::Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let start = self.base(store, address, bytes).ok_or(std::io::ErrorKind::InvalidInput)?;
+        // SAFETY: whole pages inside this memory, which wasmer unmaps as one and never protects again page by page; the
+        // host itself never writes to them afterwards.
+        unsafe { mprotect(start.cast(), bytes as usize, flags) }.map_err(Into::into)
+    }
+
+    /// Sets the fences around the `bytes` that an operand has in the coming call.
+    pub fn set_fences(&mut self, store: &mut impl AsStoreMut, slot: &Slot, bytes: u64) {
+        for address in fences(slot, bytes) {
+            if let Some(fence) = self.bytes_mut(store, address, FENCE_BYTES) {
+                fence.copy_from_slice(&FENCE);
+            }
+        }
+    }
+
+    /// Whether the last call left the fences of an operand alone.
+    pub fn fences_intact(&self, store: &impl AsStoreRef, slot: &Slot, bytes: u64) -> bool {
+        fences(slot, bytes).into_iter().all(|a| self.bytes(store, a, FENCE_BYTES).is_none_or(|fence| fence == FENCE))
+    }
+}
+
+fn fences(slot: &Slot, bytes: u64) -> Vec<u64> {
+    match slot.access {
+        Access::Shared => Vec::new(),
+        Access::In | Access::Out => vec![slot.address - FENCE_BYTES, slot.address + bytes],
+    }
+}

@@ -1,0 +1,334 @@
+//! Rewrites a kernel module so that two compiled forms of it can share one memory.
+//!
+//! Memory and mutable globals become imports that the host owns, active data segments and the start function are taken
+//! out for the host to apply once, tables stay inside. The baseline form also canonicalises NaNs where Singlepass does
+//! not: behind `f64.promote_f32` and `f32.demote_f64`, by a multiplication with 1, which changes nothing else.
+
+use wasm_encoder::reencode::{Error, Reencode};
+use wasm_encoder::{
+    CodeSection, DataCountSection, DataSection, ElementSection, EntityType, ExportKind, ExportSection, FunctionSection,
+    GlobalSection, ImportSection, Instruction, MemoryType, Module, TableSection, TypeSection,
+};
+use wasmparser::{DataKind, Operator, Parser, Payload, ValType};
+
+/// Version of what this file does to a module; part of every artifact's fingerprint.
+pub(super) const REWRITE_VERSION: u32 = 1;
+
+/// Names under which the rewritten module asks the host for what it used to own.
+pub(super) const HOST_MODULE: &str = "exuvia";
+pub(super) const MEMORY: &str = "memory";
+/// Export of the former start function.
+pub(super) const START: &str = "exuvia:start";
+
+pub(super) fn global_name(index: usize) -> String {
+    format!("global{index}")
+}
+
+/// First value of a mutable global, as bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Initial {
+    I32(i32),
+    I64(i64),
+    F32(u32),
+    F64(u64),
+}
+
+/// A rewritten module and what the host has to do for it.
+#[derive(Debug)]
+pub(super) struct Rewritten {
+    pub baseline: Vec<u8>,
+    pub optimizable: Vec<u8>,
+    pub state: HostState,
+}
+
+/// What the host owns on behalf of an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct HostState {
+    pub memory_pages: u32,
+    /// Mutable globals, in the order of their imports.
+    pub globals: Vec<Initial>,
+    /// Address and bytes of each active data segment.
+    pub data: Vec<(u32, Vec<u8>)>,
+    pub has_start: bool,
+}
+
+/// Why a valid module cannot be rewritten.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RewriteError {
+    #[error("{0}")]
+    Parse(#[from] wasmparser::BinaryReaderError),
+    #[error("{0}")]
+    Encode(String),
+    #[error("the initial value of {0} is not a constant")]
+    NotConstant(String),
+}
+
+impl From<Error> for RewriteError {
+    fn from(error: Error) -> Self {
+        RewriteError::Encode(error.to_string())
+    }
+}
+
+/// Rewrites a validated module without imports.
+pub(super) fn rewrite(bytes: &[u8]) -> Result<Rewritten, RewriteError> {
+    let (optimizable, state) = rewrite_form(bytes, false)?;
+    let (baseline, _) = rewrite_form(bytes, true)?;
+    Ok(Rewritten { baseline, optimizable, state })
+}
+
+/// Renumbers globals: mutable ones are imports now and come first.
+struct Renumber {
+    globals: Vec<u32>,
+    canonicalise: bool,
+}
+
+impl Reencode for Renumber {
+    type Error = std::convert::Infallible;
+
+    fn global_index(&mut self, global: u32) -> Result<u32, Error> {
+        Ok(self.globals.get(global as usize).copied().unwrap_or(global))
+    }
+
+    fn parse_function_body(&mut self, code: &mut CodeSection, body: wasmparser::FunctionBody<'_>) -> Result<(), Error> {
+        if !self.canonicalise {
+            return wasm_encoder::reencode::utils::parse_function_body(self, code, body);
+        }
+        let mut function = self.new_function_with_parsed_locals(&body)?;
+        let mut reader = body.get_operators_reader()?;
+        while !reader.eof() {
+            let operator = reader.read()?;
+            let quiet: &[Instruction] = match operator {
+                Operator::F64PromoteF32 => &[Instruction::F64Const(1f64.into()), Instruction::F64Mul],
+                Operator::F32DemoteF64 => &[Instruction::F32Const(1f32.into()), Instruction::F32Mul],
+                _ => &[],
+            };
+            function.instruction(&self.instruction(operator)?);
+            for instruction in quiet {
+                function.instruction(instruction);
+            }
+        }
+        code.function(&function);
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Sections {
+    types: TypeSection,
+    imports: ImportSection,
+    functions: FunctionSection,
+    tables: TableSection,
+    globals: GlobalSection,
+    exports: ExportSection,
+    elements: ElementSection,
+    data_count: Option<u32>,
+    code: CodeSection,
+    data: DataSection,
+}
+
+fn rewrite_form(bytes: &[u8], canonicalise: bool) -> Result<(Vec<u8>, HostState), RewriteError> {
+    let mut renumber = Renumber { globals: renumbered_globals(bytes)?, canonicalise };
+    let mut sections = Sections::default();
+    let mut state = HostState::default();
+    let mut passive_segments = false;
+    for payload in Parser::new(0).parse_all(bytes) {
+        match payload? {
+            Payload::TypeSection(s) => renumber.parse_type_section(&mut sections.types, s)?,
+            Payload::FunctionSection(s) => renumber.parse_function_section(&mut sections.functions, s)?,
+            Payload::TableSection(s) => renumber.parse_table_section(&mut sections.tables, s)?,
+            Payload::MemorySection(s) => {
+                for memory in s {
+                    state.memory_pages = memory?.initial as u32;
+                }
+                let memory = MemoryType {
+                    minimum: u64::from(state.memory_pages),
+                    // The host's memory decides how far it may grow.
+                    maximum: None,
+                    memory64: false,
+                    shared: false,
+                    page_size_log2: None,
+                };
+                sections.imports.import(HOST_MODULE, MEMORY, EntityType::Memory(memory));
+            }
+            Payload::GlobalSection(s) => rewrite_globals(s, &mut renumber, &mut sections, &mut state)?,
+            Payload::ExportSection(s) => renumber.parse_export_section(&mut sections.exports, s)?,
+            Payload::StartSection { func, .. } => {
+                sections.exports.export(START, ExportKind::Func, func);
+                state.has_start = true;
+            }
+            Payload::ElementSection(s) => renumber.parse_element_section(&mut sections.elements, s)?,
+            Payload::DataCountSection { count, .. } => sections.data_count = Some(count),
+            Payload::CodeSectionEntry(body) => renumber.parse_function_body(&mut sections.code, body)?,
+            Payload::DataSection(s) => {
+                for segment in s {
+                    let segment = segment?;
+                    match segment.kind {
+                        DataKind::Passive => {
+                            passive_segments = true;
+                            sections.data.passive(segment.data.iter().copied());
+                        }
+                        DataKind::Active { offset_expr, .. } => {
+                            let Some(Initial::I32(address)) = constant(&offset_expr, bytes)? else {
+                                return Err(RewriteError::NotConstant("a data segment's address".to_owned()));
+                            };
+                            state.data.push((address as u32, segment.data.to_vec()));
+                            // An empty one keeps the numbers of those behind it.
+                            sections.data.passive([]);
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let keeps_data = passive_segments || sections.data_count.is_some();
+    let mut module = Module::new();
+    module.section(&sections.types).section(&sections.imports).section(&sections.functions);
+    module.section(&sections.tables).section(&sections.globals).section(&sections.exports);
+    module.section(&sections.elements);
+    if keeps_data {
+        module.section(&DataCountSection { count: sections.data.len() });
+    }
+    module.section(&sections.code);
+    if keeps_data {
+        module.section(&sections.data);
+    }
+    Ok((module.finish(), state))
+}
+
+fn importable(ty: &wasmparser::GlobalType) -> bool {
+    ty.mutable && matches!(ty.content_type, ValType::I32 | ValType::I64 | ValType::F32 | ValType::F64)
+}
+
+/// New number of each global: the importable ones first, both kinds in their old order.
+fn renumbered_globals(bytes: &[u8]) -> Result<Vec<u32>, RewriteError> {
+    let mut moved = Vec::new();
+    for payload in Parser::new(0).parse_all(bytes) {
+        if let Payload::GlobalSection(section) = payload? {
+            for global in section {
+                moved.push(importable(&global?.ty));
+            }
+        }
+    }
+    let imports = moved.iter().filter(|m| **m).count() as u32;
+    let (mut next_import, mut next_own) = (0, imports);
+    let number = |imported: &bool| {
+        let next = if *imported { &mut next_import } else { &mut next_own };
+        *next += 1;
+        *next - 1
+    };
+    Ok(moved.iter().map(number).collect())
+}
+
+fn rewrite_globals(
+    section: wasmparser::GlobalSectionReader<'_>,
+    renumber: &mut Renumber,
+    sections: &mut Sections,
+    state: &mut HostState,
+) -> Result<(), RewriteError> {
+    for global in section {
+        let global = global?;
+        let ty = renumber.global_type(global.ty)?;
+        if importable(&global.ty) {
+            let initial = constant(&global.init_expr, &[])?;
+            let name = global_name(state.globals.len());
+            let initial = initial.ok_or_else(|| RewriteError::NotConstant(format!("mutable {name}")))?;
+            sections.imports.import(HOST_MODULE, &name, EntityType::Global(ty));
+            state.globals.push(initial);
+        } else {
+            let initial = renumber.const_expr(global.init_expr)?;
+            sections.globals.global(ty, &initial);
+        }
+    }
+    Ok(())
+}
+
+/// The value of a constant expression: a literal, or an immutable global of `bytes` that is one.
+fn constant(expression: &wasmparser::ConstExpr<'_>, bytes: &[u8]) -> Result<Option<Initial>, RewriteError> {
+    let mut reader = expression.get_operators_reader();
+    Ok(match reader.read()? {
+        Operator::I32Const { value } => Some(Initial::I32(value)),
+        Operator::I64Const { value } => Some(Initial::I64(value)),
+        Operator::F32Const { value } => Some(Initial::F32(value.bits())),
+        Operator::F64Const { value } => Some(Initial::F64(value.bits())),
+        Operator::GlobalGet { global_index } => {
+            for payload in Parser::new(0).parse_all(bytes) {
+                if let Payload::GlobalSection(section) = payload?
+                    && let Some(global) = section.into_iter().nth(global_index as usize)
+                {
+                    return constant(&global?.init_expr, &[]);
+                }
+            }
+            None
+        }
+        _ => None,
+    })
+}
+
+/// The imports that a rewritten module may have; anything else is a bug of this file.
+#[cfg(test)]
+fn imports_of(bytes: &[u8]) -> Vec<String> {
+    let mut names = Vec::new();
+    for payload in Parser::new(0).parse_all(bytes).flatten() {
+        if let Payload::ImportSection(section) = payload {
+            names.extend(section.into_iter().flatten().map(|i| match i.ty {
+                wasmparser::TypeRef::Memory(_) => "memory".to_owned(),
+                _ => i.name.to_owned(),
+            }));
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wasmparser::{Validator, WasmFeatures};
+
+    #[test]
+    fn state_moves_to_the_host_and_the_rest_stays_valid() {
+        let bytes = wat::parse_str(
+            r#"(module (memory (export "m") 2 9)
+                (global $base i32 (i32.const 64)) (global $sp (mut i32) (i32.const 4096))
+                (global $f (mut f64) (f64.const -0.5))
+                (table 2 funcref) (elem (i32.const 0) $s $k)
+                (data (global.get $base) "hi") (data $p "passive") (data (i32.const 9) "x")
+                (start $s)
+                (func $s (global.set $sp (i32.add (global.get $sp) (global.get $base))))
+                (func $k (export "k") (param i32 i32) (result i32)
+                    (memory.init $p (i32.const 0) (i32.const 0) (i32.const 7))
+                    (drop (f64.promote_f32 (f32.demote_f64 (global.get $f))))
+                    (global.get $sp)))"#,
+        )
+        .unwrap();
+        let rewritten = rewrite(&bytes).unwrap();
+        assert_eq!(
+            rewritten.state,
+            HostState {
+                memory_pages: 2,
+                globals: vec![Initial::I32(4096), Initial::F64((-0.5f64).to_bits())],
+                data: vec![(64, b"hi".to_vec()), (9, b"x".to_vec())],
+                has_start: true,
+            }
+        );
+        for form in [&rewritten.baseline, &rewritten.optimizable] {
+            Validator::new_with_features(WasmFeatures::WASM2).validate_all(form).unwrap();
+            assert_eq!(imports_of(form), ["memory", "global0", "global1"]);
+        }
+        let found = multiplications(&rewritten.baseline);
+        assert_eq!(found, 2, "one multiplication behind each of promote and demote");
+        assert_eq!(multiplications(&rewritten.optimizable), 0);
+    }
+
+    /// Multiplications in the code of a module.
+    fn multiplications(bytes: &[u8]) -> usize {
+        let mut count = 0;
+        for payload in Parser::new(0).parse_all(bytes).flatten() {
+            if let Payload::CodeSectionEntry(body) = payload {
+                let operators = body.get_operators_reader().unwrap().into_iter().flatten();
+                count += operators.filter(|o| matches!(o, Operator::F64Mul | Operator::F32Mul)).count();
+            }
+        }
+        count
+    }
+}

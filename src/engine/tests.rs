@@ -1,0 +1,234 @@
+//! Both tiers on the same modules: the same bits, the same faults, and swaps in between.
+
+use super::*;
+use crate::tensor::{Dtype, Region, Shape};
+
+const LIMIT: u64 = 16 << 20;
+
+fn kernel(body: &str) -> Kernel {
+    let wat = format!(r#"(module (memory (export "memory") 1) {body})"#);
+    Kernel::from_bytes("test.wat", &wat::parse_str(wat).unwrap(), None).unwrap()
+}
+
+fn view(elements: u64) -> View {
+    let region = Region { offset: vec![0], extent: vec![elements] };
+    View { dtype: Dtype::F64, region, shape: Shape::new(vec![elements]).unwrap() }
+}
+
+fn codes(kernel: &Kernel) -> (Engine, Vec<Code>) {
+    let engine = Engine::new(Cpu::host(), Pipeline::Full);
+    let artifact = optimize(kernel, engine.cpu(), Pipeline::Full).unwrap();
+    let codes = vec![engine.start_code(kernel).unwrap(), engine.load_artifact(kernel, &artifact).unwrap()];
+    (engine, codes)
+}
+
+fn spec(elements: u64, access: Access) -> OperandSpec {
+    OperandSpec { max_bytes: elements * 8, access }
+}
+
+/// Runs a kernel of one input and one output of f64 bits on each tier.
+fn on_both(kernel: &Kernel, input: &[u64]) -> Vec<Result<Vec<u64>, KernelFault>> {
+    let (engine, codes) = codes(kernel);
+    let n = input.len() as u64;
+    let operands = [spec(n, Access::In), spec(n, Access::Out)];
+    let run = |code: &Code| {
+        let mut instance = Instance::new(&engine, kernel, code, LIMIT, &operands).unwrap();
+        let bytes: Vec<u8> = input.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        instance.operand_mut(0, n * 8).unwrap().copy_from_slice(&bytes);
+        instance.call(&[view(n), view(n)])?;
+        let out = instance.operand(1, n * 8).unwrap();
+        Ok(out.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect())
+    };
+    codes.iter().map(run).collect()
+}
+
+/// A kernel that maps every 8 bytes of input 0 to output 1 by the given instructions; local 4 holds the input's bits.
+fn map(instructions: &str) -> Kernel {
+    kernel(&format!(
+        r#"(func (export "k") (param i32 i32) (result i32) (local i32 i32 i64)
+            (local.set 3 (i32.load offset=16 (local.get 0)))
+            (block $done (loop $next
+                (br_if $done (i32.ge_u (local.get 2) (local.get 3)))
+                (local.set 4 (i64.load (i32.add (i32.load (local.get 0)) (i32.shl (local.get 2) (i32.const 3)))))
+                (i64.store
+                    (i32.add (i32.load offset=208 (local.get 0)) (i32.shl (local.get 2) (i32.const 3)))
+                    {instructions})
+                (local.set 2 (i32.add (local.get 2) (i32.const 1)))
+                (br $next)))
+            (i32.const 0))"#
+    ))
+}
+
+#[test]
+fn both_tiers_give_the_same_bits_nans_included() {
+    let mut inputs: Vec<u64> =
+        [0.0, -0.0, 1.0, -1.5, 1e300, 5e-324, 1e-40, f64::INFINITY, -f64::INFINITY, 0.1, 2.5, -2.5]
+            .iter()
+            .map(|v: &f64| v.to_bits())
+            .collect();
+    // Quiet and signalling NaNs with payloads, and narrow values in the low half for f32 operations.
+    inputs.extend([0x7ff8_0000_0000_0001, 0xfff0_dead_beef_0001, 0x7ff0_0000_0000_0001, 0xffff_ffff_ffff_ffff]);
+    inputs.extend([0x7fc0_0001, 0xffa0_0001, 0x7f80_0000, 0x3f80_0000, 0x0000_0001, 0x4b00_0001]);
+    let wide = "(f64.reinterpret_i64 (local.get 4))";
+    let narrow = "(f32.reinterpret_i32 (i32.wrap_i64 (local.get 4)))";
+    let mut cases = Vec::new();
+    for op in ["add", "sub", "mul", "div", "min", "max", "copysign"] {
+        cases.push(format!("(i64.reinterpret_f64 (f64.{op} {wide} (f64.const 1.25)))"));
+        cases.push(format!("(i64.reinterpret_f64 (f64.{op} {wide} (f64.neg {wide})))"));
+        cases.push(format!("(i64.extend_i32_u (i32.reinterpret_f32 (f32.{op} {narrow} (f32.const -3))))"));
+    }
+    for op in ["sqrt", "floor", "ceil", "trunc", "nearest", "neg", "abs"] {
+        cases.push(format!("(i64.reinterpret_f64 (f64.{op} {wide}))"));
+        cases.push(format!("(i64.extend_i32_u (i32.reinterpret_f32 (f32.{op} {narrow})))"));
+    }
+    cases.push(format!("(i64.extend_i32_u (i32.reinterpret_f32 (f32.demote_f64 {wide})))"));
+    cases.push(format!("(i64.reinterpret_f64 (f64.promote_f32 {narrow}))"));
+    for op in ["eq", "ne", "lt", "gt", "le", "ge"] {
+        cases.push(format!("(i64.extend_i32_u (f64.{op} {wide} (f64.const 0)))"));
+    }
+    for case in cases {
+        let results = on_both(&map(&case), &inputs);
+        assert_eq!(results[0], results[1], "{case}");
+        assert!(results[0].is_ok(), "{case}");
+    }
+}
+
+#[test]
+fn a_swap_keeps_memory_and_globals_and_starts_nothing_again() {
+    // Counts its calls in memory and in a global, both set up by the start function.
+    let kernel = kernel(
+        r#"(global $calls (mut i64) (i64.const 0)) (data (i32.const 8) "\64") (start $s)
+           (func $s (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 1))))
+           (func (export "k") (param i32 i32) (result i32)
+             (global.set $calls (i64.add (global.get $calls) (i64.const 1)))
+             (i32.store (i32.const 8) (i32.add (i32.load (i32.const 8)) (i32.const 1)))
+             (i64.store (i32.load (local.get 0)) (global.get $calls))
+             (i64.store offset=8 (i32.load (local.get 0)) (i64.load (i32.const 8)))
+             (i64.store offset=16 (i32.load (local.get 0)) (i64.load (i32.const 0)))
+             (i32.const 0))"#,
+    );
+    let (engine, codes) = codes(&kernel);
+    let mut instance = Instance::new(&engine, &kernel, &codes[0], LIMIT, &[spec(3, Access::Out)]).unwrap();
+    for call in 1..=6u64 {
+        let code = &codes[(call % 2) as usize];
+        instance.swap(code).unwrap();
+        assert_eq!(instance.tier(), code.tier());
+        instance.call(&[view(3)]).unwrap();
+        let words: Vec<u64> = instance
+            .operand(0, 24)
+            .unwrap()
+            .chunks_exact(8)
+            .map(|c| u64::from_le_bytes(c.try_into().unwrap()))
+            .collect();
+        assert_eq!(words, [call, 100 + call, 1], "calls by global, by memory, and starts");
+    }
+}
+
+fn faults(body: &str, operands: &[OperandSpec]) -> Vec<KernelFault> {
+    let kernel = kernel(&format!(r#"(func (export "k") (param i32 i32) (result i32) {body} (i32.const 0))"#));
+    let (engine, codes) = codes(&kernel);
+    let fault = |code: &Code| {
+        let mut instance = Instance::new(&engine, &kernel, code, LIMIT, operands).unwrap();
+        instance.seal().unwrap();
+        let views: Vec<View> = operands.iter().map(|o| view(o.max_bytes / 8)).collect();
+        let fault = instance.call(&views).unwrap_err();
+        assert_eq!(instance.call(&views), Err(KernelFault::Unusable));
+        fault
+    };
+    codes.iter().map(fault).collect()
+}
+
+#[test]
+fn faults_are_named_on_both_tiers() {
+    let out = [spec(4, Access::Out)];
+    let both = |fault: KernelFault| vec![fault.clone(), fault];
+    assert_eq!(faults("(return (i32.const 7))", &out), both(KernelFault::Status(7)));
+    let far = "(i64.store (i32.const -8) (i64.const 1))";
+    assert_eq!(faults(far, &out), both(KernelFault::OutOfBounds));
+    for fault in faults("unreachable", &out) {
+        assert!(fault.to_string().contains("unreachable"), "{fault}");
+    }
+    // The second parameter is the number of operands: 1.
+    for fault in faults("(drop (i32.div_s (i32.const 1) (i32.sub (local.get 1) (i32.const 1))))", &out) {
+        assert!(fault.to_string().contains("divi"), "{fault}");
+    }
+}
+
+#[test]
+fn writing_outside_the_tile_is_noticed_on_both_tiers() {
+    let operands = [spec(4, Access::Shared), spec(4, Access::Out)];
+    let outside = KernelFault::WroteOutside { operand: 1, bytes: 32 };
+    for (offset, fault) in [(32, &outside), (56, &outside), (-8, &outside)] {
+        let body =
+            format!("(i64.store (i32.add (i32.load offset=208 (local.get 0)) (i32.const {offset})) (i64.const 1))");
+        assert_eq!(faults(&body, &operands), vec![fault.clone(), fault.clone()], "at {offset}");
+    }
+    let shared = "(i64.store (i32.load (local.get 0)) (i64.const 1))";
+    assert_eq!(faults(shared, &operands), vec![KernelFault::OutOfBounds; 2], "a read-only input");
+    for offset in [4096, 8192, 50_000] {
+        let guard = format!("(i64.store offset={offset} (i32.load offset=208 (local.get 0)) (i64.const 1))");
+        assert_eq!(faults(&guard, &operands), vec![KernelFault::OutOfBounds; 2], "{offset} bytes behind its output");
+    }
+}
+
+#[test]
+fn refused_growth_is_reported_when_the_call_fails() {
+    let body = "(if (i32.eq (memory.grow (i32.const 4000)) (i32.const -1)) (then (return (i32.const 3))))";
+    for fault in faults(body, &[spec(1, Access::Out)]) {
+        let KernelFault::MemoryLimit { wanted_bytes, limit_bytes, .. } = fault else { panic!("{fault}") };
+        assert!(wanted_bytes > 4000 * 65_536 && limit_bytes == LIMIT);
+    }
+}
+
+#[test]
+fn endless_recursion_is_a_stack_overflow_on_both_tiers() {
+    let kernel = kernel(
+        r#"(func $deep (param i32) (result i32)
+             (i32.add (call $deep (i32.add (local.get 0) (i32.const 1))) (i32.load (local.get 0))))
+           (func (export "k") (param i32 i32) (result i32) (call $deep (i32.const 0)))"#,
+    );
+    let (engine, codes) = codes(&kernel);
+    for code in &codes {
+        let mut instance = Instance::new(&engine, &kernel, code, LIMIT, &[]).unwrap();
+        let fault = instance.call(&[]).unwrap_err();
+        assert!(matches!(fault, KernelFault::StackOverflow { .. } | KernelFault::OutOfBounds), "{code:?}: {fault}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_it_runs() {
+    let kernel = kernel(
+        r#"(data (i32.const 65530) "0123456789") (func (export "k") (param i32 i32) (result i32) (i32.const 0))"#,
+    );
+    let engine = Engine::new(Cpu::host(), Pipeline::Full);
+    let code = engine.start_code(&kernel).unwrap();
+    let error = Instance::new(&engine, &kernel, &code, LIMIT, &[]).unwrap_err();
+    assert!(matches!(error, EngineError::DataOutOfBounds { .. }), "{error}");
+    let kernel = map("(local.get 4)");
+    let code = engine.start_code(&kernel).unwrap();
+    for limit in [1 << 10, 1 << 17] {
+        let error = Instance::new(&engine, &kernel, &code, limit, &[spec(1 << 20, Access::In)]).unwrap_err();
+        assert!(matches!(error, EngineError::MemoryLimit { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_simd_module_starts_on_unoptimized_llvm_and_agrees() {
+    let kernel = map("(i64x2.extract_lane 0 (i64x2.add (i64x2.splat (local.get 4)) (i64x2.splat (i64.const 5))))");
+    let engine = Engine::new(Cpu::host(), Pipeline::Full);
+    let code = engine.start_code(&kernel).unwrap();
+    assert_eq!((code.compiler(), code.tier()), ("llvm -O0", Tier::Baseline));
+    assert!(code.start_reason().unwrap().contains("SIMD128"));
+    let results = on_both(&kernel, &[1, 2, u64::MAX]);
+    assert_eq!(results[0], Ok(vec![6, 7, 4]));
+    assert_eq!(results[0], results[1]);
+}
+
+#[test]
+fn an_artifact_for_another_module_is_refused() {
+    let (one, other) = (map("(local.get 4)"), map("(i64.const 0)"));
+    let engine = Engine::new(Cpu::host(), Pipeline::Full);
+    let artifact = optimize(&one, engine.cpu(), Pipeline::Full).unwrap();
+    let error = engine.load_artifact(&other, &artifact).unwrap_err().to_string();
+    assert!(error.contains(one.hash()) && error.contains(other.hash()), "{error}");
+}
