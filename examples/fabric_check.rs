@@ -1,6 +1,6 @@
 //! Do the ranks hear each other? Start it as a job would be started: `mpirun -n 4 fabric_check`.
 //!
-//! Every rank sends a message round the ring and takes part in a broadcast of 8 MiB; rank 0 prints who is where.
+//! Every rank sends messages to the next in a ring and takes part in a broadcast of 8 MiB; rank 0 prints who is where.
 //! `fabric_check hold` then waits for a rank to die, and `fabric_check panic` panics on a thread of rank 1:
 //! either must end every rank.
 
@@ -12,6 +12,7 @@ use exuvia::fabric::{self, Backoff, Fabric, FabricError, collective};
 use exuvia::topology::{Topology, Watch};
 
 const RING: u32 = 7;
+const RING_MESSAGES: usize = 40;
 const BROADCAST_BYTES: usize = 8 << 20;
 
 fn main() {
@@ -43,18 +44,25 @@ fn check(fabric: &mut dyn Fabric, mode: &str) -> Result<(), FabricError> {
         describe(&topology);
     }
 
-    fabric.send((rank + 1) % size, RING, vec![rank as u8; 100].into())?;
-    let mut backoff = Backoff::default();
-    let message = loop {
-        match fabric.poll()? {
-            Some(message) => break message,
-            None => backoff.wait(),
-        }
-        idle(fabric)?;
-    };
+    // Long and short messages by turns: the short ones must not overtake.
+    let length = |i: usize| if i.is_multiple_of(2) { 8 } else { 1 << 20 };
+    for i in 0..RING_MESSAGES {
+        fabric.send((rank + 1) % size, RING, vec![i as u8; length(i)].into())?;
+    }
     let before = (rank + size - 1) % size;
-    assert_eq!((message.source, message.tag), (before, RING));
-    assert_eq!(message.bytes, vec![before as u8; 100]);
+    let mut backoff = Backoff::default();
+    for i in 0..RING_MESSAGES {
+        let message = loop {
+            match fabric.poll()? {
+                Some(message) => break message,
+                None => backoff.wait(),
+            }
+            idle(fabric)?;
+        };
+        backoff.reset();
+        assert_eq!((message.source, message.tag), (before, RING));
+        assert!(message.bytes == vec![i as u8; length(i)], "message {i} of the ring");
+    }
 
     let pattern = || (0..BROADCAST_BYTES).map(|i| (i % 251) as u8).collect();
     let started = Instant::now();

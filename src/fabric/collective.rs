@@ -357,7 +357,7 @@ mod tests {
         let mut turns = 0;
         let mut idle = |_: &mut dyn Fabric| {
             turns += 1;
-            if turns < 60 { Ok(()) } else { Err(FabricError::Interrupted) }
+            if turns < 2000 { Ok(()) } else { Err(FabricError::Interrupted) }
         };
         let result = barrier(&mut *fabrics[0], &mut idle);
         assert!(matches!(result, Err(FabricError::Interrupted)));

@@ -3,7 +3,7 @@ use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::abort::flush_output;
+use super::abort::end_all_ranks;
 use super::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, TAG_LIMIT, check_send};
 
 /// One rank alone, without MPI.
@@ -125,8 +125,7 @@ impl Fabric for Local {
 
     fn abort(&mut self, code: i32) -> ! {
         if self.owns_process {
-            flush_output();
-            std::process::exit(code);
+            end_all_ranks(code);
         }
         self.hub.aborted.get_or_init(|| (self.rank, code));
         // Unlike a panic, this does not run the panic hook: the thread ends without a word.
