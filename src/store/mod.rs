@@ -1,1 +1,26 @@
-//! `store`: see ARCHITECTURE.md.
+//! Regions of tensors to and from HDF5 files; the only user of HDF5.
+//!
+//! Outputs need no parallel HDF5: rank 0 creates every dataset with its storage allocated, and each rank then writes its
+//! bytes at their places in the file. So any MPI will do, no write is collective, and a dead rank holds up nobody.
+//! Compressed chunks have no place before they are made: ranks compress them, rank 0 writes them.
+//!
+//! Refuses to do: MPI, deciding who writes what. Invariant: a file keeps its old content, or has all of the new, at
+//! every moment.
+
+mod error;
+mod raw;
+mod read;
+mod write;
+
+pub use error::StoreError;
+pub use read::{DatasetInfo, Reader, describe, list};
+pub use write::{OutputLayout, OutputSpec, Staging, Storage, Writer, compress_chunks};
+
+/// Version of the HDF5 library at run time.
+pub fn library_version() -> String {
+    let (major, minor, release) = hdf5::library_version();
+    format!("{major}.{minor}.{release}")
+}
+
+#[cfg(test)]
+mod tests;

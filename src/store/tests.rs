@@ -1,0 +1,158 @@
+use std::fs;
+use std::path::Path;
+
+use super::*;
+use crate::tensor::{Dtype, Region, Shape};
+
+fn spec(dataset: &str, dtype: Dtype, shape: &[u64], chunk: Option<&[u64]>, deflate: Option<u8>) -> OutputSpec {
+    let shape = Shape::new(shape).unwrap();
+    OutputSpec { dataset: dataset.to_owned(), dtype, shape, chunk: chunk.map(<[u64]>::to_vec), deflate }
+}
+
+fn region(offset: &[u64], extent: &[u64]) -> Region {
+    Region { offset: offset.to_vec(), extent: extent.to_vec() }
+}
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    // Small enough in every byte to be a finite number in all float types.
+    (0..bytes).map(|i| (i * 7 % 60) as u8).collect()
+}
+
+/// Writes a dataset in bands of `rows`, as ranks would.
+fn write(file: &Path, spec: &OutputSpec, rows: u64) -> Vec<u8> {
+    let mut staging = Staging::begin(file).unwrap();
+    let layout = staging.create(std::slice::from_ref(spec)).unwrap().remove(0);
+    let bytes = pattern(spec.shape.elements() as usize * spec.dtype.size_bytes());
+    let row_bytes = bytes.len() as u64 / spec.shape[0];
+    let mut start = 0;
+    while start < spec.shape[0] {
+        let count = rows.min(spec.shape[0] - start);
+        let mut band = Region::whole(&spec.shape);
+        (band.offset[0], band.extent[0]) = (start, count);
+        let part = &bytes[(start * row_bytes) as usize..((start + count) * row_bytes) as usize];
+        match layout.storage {
+            Storage::Compressed { .. } => {
+                let chunks = compress_chunks(&layout, &band, part).unwrap();
+                staging.write_chunks(&layout, &chunks).unwrap();
+            }
+            _ => {
+                Writer::open(&layout).unwrap().write(&band, part).unwrap();
+            }
+        }
+        start += count;
+    }
+    assert!(!file.exists() || rows == u64::MAX, "nothing to be seen before it is published");
+    staging.publish().unwrap();
+    bytes
+}
+
+#[test]
+fn every_dtype_and_storage_survives_the_round_trip() {
+    let folder = tempfile::tempdir().unwrap();
+    for dtype in Dtype::ALL {
+        for (chunk, deflate) in [(None, None), (Some(&[2u64, 3][..]), None), (Some(&[2, 3][..]), Some(4))] {
+            let file = folder.path().join(format!("{dtype}-{}.h5", chunk.is_some() as u8 + deflate.is_some() as u8));
+            let bytes = write(&file, &spec("a/b", dtype, &[5, 7], chunk, deflate), 2);
+            let reader = Reader::open(&file, "a/b").unwrap();
+            let info = reader.info();
+            assert_eq!((info.dtype, info.chunk.as_deref(), info.filters.len()), (dtype, chunk, deflate.iter().len()));
+            let mut got = Vec::new();
+            reader.read(&Region::whole(&info.shape), &mut got).unwrap();
+            assert_eq!(got, bytes, "{dtype} {chunk:?}");
+            reader.read(&region(&[1, 2], &[3, 4]), &mut got).unwrap();
+            let size = dtype.size_bytes();
+            let want: Vec<u8> = (1..4).flat_map(|r| bytes[(r * 7 + 2) * size..(r * 7 + 6) * size].to_vec()).collect();
+            assert_eq!(got, want);
+        }
+    }
+    assert_eq!(list(&folder.path().join("f32-0.h5")).unwrap(), ["a/b"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 36, "no temporary is left");
+}
+
+#[test]
+fn h5dump_reads_what_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.h5");
+    write(&file, &spec("x", Dtype::U8, &[3, 2], Some(&[2, 2]), None), 2);
+    let dump = std::process::Command::new("h5dump").args(["-d", "x", "-y", "-w", "0"]).arg(&file).output().unwrap();
+    let text = String::from_utf8(dump.stdout).unwrap();
+    assert!(text.contains("0, 7,") && text.contains("14, 21,") && text.contains("28, 35"), "{text}");
+}
+
+#[test]
+fn other_datasets_survive_and_an_abandoned_run_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.h5");
+    write(&file, &spec("one", Dtype::U8, &[4], None, None), 4);
+    let before = fs::read(&file).unwrap();
+    let mut abandoned = Staging::begin(&file).unwrap();
+    abandoned.create(&[spec("one", Dtype::F64, &[9], None, None)]).unwrap();
+    drop(abandoned);
+    assert_eq!(fs::read(&file).unwrap(), before);
+    write(&file, &spec("two", Dtype::I16, &[4], None, None), u64::MAX);
+    write(&file, &spec("one", Dtype::U32, &[3], None, None), u64::MAX);
+    assert_eq!(describe(&file, "one").unwrap().dtype, Dtype::U32);
+    assert_eq!(describe(&file, "two").unwrap().dtype, Dtype::I16);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    // A stale temporary of a process that is no more goes; one of a living process stays.
+    let dead = folder.path().join(".x.h5.exuvia-4000000000-a.part");
+    let alive = folder.path().join(format!(".x.h5.exuvia-{}-b.part", std::process::id()));
+    fs::write(&dead, "").unwrap();
+    fs::write(&alive, "").unwrap();
+    drop(Staging::begin(&file).unwrap());
+    assert!(!dead.exists() && alive.exists());
+}
+
+#[test]
+fn big_endian_and_scalars_are_read_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("be.h5");
+    let script = "import h5py, numpy, sys\nf = h5py.File(sys.argv[1], 'w')\n\
+                  f['be'] = numpy.array([1, 256, -2], '>i4')\nf['s'] = numpy.float64(2.5)\nf['t'] = 'text'\n";
+    let made = std::process::Command::new("/usr/bin/python3").args(["-c", script]).arg(&file).status().unwrap();
+    assert!(made.success(), "python3 with h5py is part of the set-up");
+    let mut bytes = Vec::new();
+    let reader = Reader::open(&file, "be").unwrap();
+    assert!(reader.info().big_endian);
+    reader.read(&region(&[0], &[3]), &mut bytes).unwrap();
+    assert_eq!(bytes, [1i32, 256, -2].map(i32::to_ne_bytes).concat());
+    Reader::open(&file, "s").unwrap().read(&region(&[], &[]), &mut bytes).unwrap();
+    assert_eq!(bytes, 2.5f64.to_ne_bytes());
+    let error = Reader::open(&file, "t").unwrap_err().to_string();
+    assert!(error.contains("elements of string") && error.contains("f32"), "{error}");
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_named_with_the_nearest_right_thing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("data.h5");
+    write(&file, &spec("train/images", Dtype::U8, &[4], None, None), 4);
+    let error = |file: &Path, dataset: &str| Reader::open(file, dataset).unwrap_err().to_string();
+    assert!(error(&folder.path().join("dta.h5"), "x").contains("did you mean 'data.h5'?"));
+    assert!(error(&file, "train/image").contains("did you mean 'train/images'?"));
+    assert!(error(&file, "train").contains("it is a group"));
+    assert!(error(folder.path(), "x").contains("is a directory"));
+    let text = folder.path().join("text.h5");
+    fs::write(&text, "no HDF5 at all").unwrap();
+    assert!(error(&text, "x").contains("not an HDF5 file"));
+    assert!(Staging::begin(&text).unwrap_err().to_string().contains("not an HDF5 file"), "never overwritten");
+    assert_eq!(fs::read(&text).unwrap(), b"no HDF5 at all");
+}
+
+#[test]
+fn a_truncated_file_is_never_read_as_if_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("data.h5");
+    let bytes = write(&file, &spec("x", Dtype::U64, &[300], None, None), 300);
+    let whole = fs::read(&file).unwrap();
+    let cut = folder.path().join("cut.h5");
+    for length in (0..whole.len()).step_by(97) {
+        fs::write(&cut, &whole[..length]).unwrap();
+        let mut got = Vec::new();
+        let read = Reader::open(&cut, "x").and_then(|reader| reader.read(&region(&[0], &[300]), &mut got));
+        assert!(read.is_err() || got == bytes, "cut to {length} bytes");
+        if length > 2000 {
+            assert!(matches!(read, Err(StoreError::Truncated { .. })), "{length}: {read:?}");
+        }
+    }
+}
