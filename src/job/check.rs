@@ -1,85 +1,136 @@
-//! What must hold between the parts of a job.
+//! What can be wrong between the tables of a job file.
 
+use super::nearest::nearest;
+use super::{Job, JobError, Operand, Source, Stage};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
-use super::error::{Spot, nearest, suggestion};
-use super::{Job, JobError, Source};
-
-/// Checks every cross-reference of a job; the first thing that is wrong is the error.
 pub(super) fn check(job: &Job) -> Result<(), JobError> {
-    let spot = Spot { path: &job.path, text: &job.text };
-    if job.stages.is_empty() {
-        return Err(spot.error(0, "the job has no [[stages]], so there is nothing to run"));
-    }
-    let mut stage_names = BTreeSet::new();
-    let mut written: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut used: BTreeSet<&str> = BTreeSet::new();
-    for stage in &job.stages {
-        let stage_start = line_start(&job.text, stage.line);
-        if !stage_names.insert(&stage.name) {
-            return Err(spot.error(stage_start, format!("two stages are called '{}'", stage.name)));
-        }
-        // Notation is on one line of the file: its place is where its text first stands behind the stage's head.
-        let text_start = job.text[stage_start..].find(&stage.compute.text).map_or(stage_start, |at| stage_start + at);
-        for operand in stage.compute.operands() {
-            if !job.tensors.contains_key(&operand.tensor) {
-                let suggestion =
-                    suggestion(nearest(&operand.tensor, job.tensors.keys().map(String::as_str)).as_deref());
-                let message = format!("no tensor is called '{}'{suggestion}", operand.tensor);
-                return Err(spot.error(text_start + operand.at, message));
-            }
-            used.insert(&operand.tensor);
-        }
-        for operand in &stage.compute.inputs {
-            let made_here =
-                matches!(job.tensors[&operand.tensor].source, Source::Create { .. } | Source::Scratch { .. });
-            if made_here && !written.contains_key(operand.tensor.as_str()) {
-                let message = format!("'{}' is read here, but no earlier stage writes it", operand.tensor);
-                return Err(spot.error(text_start + operand.at, message));
+    // Which stage (by position) writes each tensor, filled in stage by stage.
+    let mut writers = BTreeMap::new();
+    for (position, stage) in job.stages.iter().enumerate() {
+        inputs(job, stage, &writers)?;
+        for output in &stage.compute.outputs {
+            self::output(job, stage, output)?;
+            if let Some(first) = writers.insert(output.tensor.as_str(), position) {
+                return Err(JobError::WrittenTwice {
+                    at: job.excerpt(output.span.clone(), None),
+                    tensor: output.tensor.clone(),
+                    first: job.stages[first].name.clone(),
+                });
             }
         }
-        for operand in &stage.compute.outputs {
-            let name = &operand.tensor;
-            let message = match &job.tensors[name].source {
-                Source::File { .. } => {
-                    format!("'{name}' is an existing dataset and cannot be written; use create = \"...\"")
-                }
-                Source::Inline { .. } => format!("'{name}' is a constant and cannot be written"),
-                Source::Create { chunk: Some(chunk), .. } if chunk.len() != operand.indices.len() => format!(
-                    "{operand} has {} indices, but the chunk of '{name}' has {} extents",
-                    operand.indices.len(),
-                    chunk.len()
-                ),
-                Source::Create { .. } | Source::Scratch { .. } => match written.insert(name, &stage.name) {
-                    Some(earlier) => format!("'{name}' was written by stage '{earlier}' already"),
-                    None => continue,
-                },
-            };
-            return Err(spot.error(text_start + operand.at, message));
-        }
-        let letters: BTreeSet<&str> =
-            stage.compute.operands().flat_map(|o| &o.indices).map(|i| i.name.as_str()).collect();
-        if let Some(unknown) = stage.sizes.keys().find(|name| !letters.contains(name.as_str())) {
-            let suggestion = suggestion(nearest(unknown, letters.iter().copied()).as_deref());
-            return Err(spot.error(stage_start, format!("sizes: no index is called '{unknown}'{suggestion}")));
-        }
     }
-    let mut datasets = BTreeSet::new();
-    for decl in job.tensors.values() {
-        let at = line_start(&job.text, decl.line);
-        if !used.contains(decl.name.as_str()) {
-            return Err(spot.error(at, format!("tensor '{}' is used by no stage", decl.name)));
+    unused(job)?;
+    same_dataset(job)
+}
+
+fn inputs(job: &Job, stage: &Stage, writers: &BTreeMap<&str, usize>) -> Result<(), JobError> {
+    for input in &stage.compute.inputs {
+        let source = declared(job, stage, input)?;
+        let made_here = matches!(source, Source::Create { .. } | Source::Scratch { .. });
+        if stage.compute.outputs.iter().any(|output| output.tensor == input.tensor) {
+            return Err(JobError::InPlace {
+                at: job.excerpt(input.span.clone(), Some("write to another tensor".to_owned())),
+                stage: stage.name.clone(),
+                tensor: input.tensor.clone(),
+            });
         }
-        if let Source::Create { file, dataset, .. } = &decl.source
-            && !datasets.insert((file, dataset))
-        {
-            return Err(spot.error(at, format!("two tensors create dataset '{dataset}' in {}", file.display())));
+        if made_here && !writers.contains_key(input.tensor.as_str()) {
+            return Err(JobError::NotYetWritten {
+                at: job.excerpt(input.span.clone(), Some(writer_later(job, &input.tensor))),
+                stage: stage.name.clone(),
+                tensor: input.tensor.clone(),
+            });
         }
     }
     Ok(())
 }
 
-/// Byte offset at which a line, counted from 1, begins.
-fn line_start(text: &str, line: usize) -> usize {
-    text.split_inclusive('\n').take(line - 1).map(str::len).sum()
+fn writer_later(job: &Job, tensor: &str) -> String {
+    let writes = |stage: &&Stage| stage.compute.outputs.iter().any(|output| output.tensor == tensor);
+    match job.stages.iter().find(writes) {
+        Some(later) => format!("stage '{}' writes it: put that stage first", later.name),
+        None => "no stage writes it: declare it with 'file' if it exists already".to_owned(),
+    }
+}
+
+fn output(job: &Job, stage: &Stage, output: &Operand) -> Result<(), JobError> {
+    let source = declared(job, stage, output)?;
+    if !matches!(source, Source::Create { .. } | Source::Scratch { .. }) {
+        let help = "declare it with 'create', or with 'dtype' alone for scratch";
+        return Err(JobError::NotWritable {
+            at: job.excerpt(output.span.clone(), Some(help.to_owned())),
+            stage: stage.name.clone(),
+            tensor: output.tensor.clone(),
+            what: source.what(),
+        });
+    }
+    let inputs = &stage.compute.inputs;
+    for index in &output.indices {
+        let name = index.name.as_str();
+        let bound = stage.sizes.contains_key(name) || inputs.iter().any(|input| input.dim_of(name).is_some());
+        if !bound {
+            let help = format!("give its extent: sizes = {{ {name} = ... }}");
+            return Err(JobError::UnboundIndex {
+                at: job.excerpt(index.span.clone(), Some(help)),
+                stage: stage.name.clone(),
+                index: name.to_owned(),
+                operand: output.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn declared<'a>(job: &'a Job, stage: &Stage, operand: &Operand) -> Result<&'a Source, JobError> {
+    let found = job.tensors.get(&operand.tensor);
+    found.map(|decl| &decl.source).ok_or_else(|| {
+        let help = match nearest(&operand.tensor, job.tensors.keys().map(String::as_str)) {
+            Some(near) => format!("did you mean '{near}'?"),
+            None => format!("declare it: [tensors.{}]", operand.tensor),
+        };
+        JobError::UnknownTensor {
+            at: job.excerpt(operand.span.clone(), Some(help)),
+            stage: stage.name.clone(),
+            tensor: operand.tensor.clone(),
+        }
+    })
+}
+
+fn unused(job: &Job) -> Result<(), JobError> {
+    let operands = job.stages.iter().flat_map(|stage| stage.compute.inputs.iter().chain(&stage.compute.outputs));
+    let used: BTreeSet<&str> = operands.map(|operand| operand.tensor.as_str()).collect();
+    match job.tensors.values().find(|decl| !used.contains(decl.name.as_str())) {
+        None => Ok(()),
+        Some(decl) => Err(JobError::UnusedTensor {
+            at: job.excerpt(decl.span.clone(), Some("use it in a 'compute', or remove it".to_owned())),
+            tensor: decl.name.clone(),
+        }),
+    }
+}
+
+/// A dataset that the job creates must stand for one tensor only.
+fn same_dataset(job: &Job) -> Result<(), JobError> {
+    let mut seen: Vec<(&Path, &str, bool, &str)> = Vec::new();
+    for decl in job.tensors.values() {
+        let (file, dataset, created) = match &decl.source {
+            Source::File { file, dataset } => (file, dataset, false),
+            Source::Create { file, dataset, .. } => (file, dataset, true),
+            _ => continue,
+        };
+        let path = dataset.trim_matches('/');
+        let clash = seen.iter().find(|(f, d, c, _)| *f == file && *d == path && (*c || created));
+        if let Some((_, _, _, first)) = clash {
+            return Err(JobError::SameDataset {
+                at: job.excerpt(decl.span.clone(), Some("create it under another name".to_owned())),
+                first: (*first).to_owned(),
+                second: decl.name.clone(),
+                dataset: dataset.clone(),
+                file: file.clone(),
+            });
+        }
+        seen.push((file, path, created, &decl.name));
+    }
+    Ok(())
 }

@@ -1,60 +1,93 @@
-use std::path::{Path, PathBuf};
+use super::Excerpt;
+use std::path::PathBuf;
 
-/// What is wrong with a job file.
+/// Why a job file is not a job. All but [`JobError::Read`] show the line and mark what is wrong in it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JobError {
-    #[error("cannot read the job file {}{}", path.display(), suggestion(nearest.as_deref()))]
-    Read { path: PathBuf, nearest: Option<String>, source: std::io::Error },
-    /// Something in the text, shown with the line it is in.
-    #[error("{}:{line}:{column}: {message}\n{excerpt}", path.display())]
-    Text { path: PathBuf, line: usize, column: usize, message: String, excerpt: String },
+    /// The file cannot be read as UTF-8 text.
+    #[error("cannot read job file '{}'", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not TOML.
+    #[error("{}", at.frame(message))]
+    Syntax { at: Box<Excerpt>, message: String },
+    /// A key that means nothing here.
+    #[error("{}", at.frame(format_args!("unknown key '{key}' in {table}")))]
+    UnknownKey { at: Box<Excerpt>, key: String, table: String },
+    /// A key that must be there is not.
+    #[error("{}", at.frame(format_args!("{table} has no '{key}'")))]
+    MissingKey { at: Box<Excerpt>, key: String, table: String },
+    /// Two keys that exclude each other, or one that needs another.
+    #[error("{}", at.frame(format_args!("{table}: {conflict}")))]
+    Conflict { at: Box<Excerpt>, table: String, conflict: String },
+    /// A value of another TOML type than the key takes.
+    #[error("{}", at.frame(format_args!("'{key}' takes {expected}, but this is {found}")))]
+    WrongType { at: Box<Excerpt>, key: String, expected: &'static str, found: &'static str },
+    /// A value of the right type that the key cannot take.
+    #[error("{}", at.frame(format_args!("'{key}': {reason}")))]
+    BadValue { at: Box<Excerpt>, key: String, reason: String },
+    /// Text that is not index notation.
+    #[error("{}", at.frame(format_args!("index notation: {reason}")))]
+    Notation { at: Box<Excerpt>, reason: String },
+    /// Something the notation can say and this version cannot run.
+    #[error("{}", at.frame(format_args!("{feature} is not supported by this version")))]
+    Unsupported { at: Box<Excerpt>, feature: String },
+    /// A stage uses a tensor that is not declared.
+    #[error("{}", at.frame(format_args!("stage '{stage}' uses tensor '{tensor}', which is not declared")))]
+    UnknownTensor { at: Box<Excerpt>, stage: String, tensor: String },
+    /// A declared tensor that no stage uses.
+    #[error("{}", at.frame(format_args!("tensor '{tensor}' is declared, but no stage uses it")))]
+    UnusedTensor { at: Box<Excerpt>, tensor: String },
+    /// A stage writes what is given (a dataset or a constant).
+    #[error("{}", at.frame(format_args!("stage '{stage}' writes tensor '{tensor}', but that is {what}")))]
+    NotWritable { at: Box<Excerpt>, stage: String, tensor: String, what: &'static str },
+    /// A stage both reads and writes a tensor.
+    #[error("{}", at.frame(format_args!("stage '{stage}' both reads and writes tensor '{tensor}'")))]
+    InPlace { at: Box<Excerpt>, stage: String, tensor: String },
+    /// Two writers of one tensor.
+    #[error("{}", at.frame(format_args!("tensor '{tensor}' is already written by stage '{first}'")))]
+    WrittenTwice { at: Box<Excerpt>, tensor: String, first: String },
+    /// A read before any write.
+    #[error("{}", at.frame(format_args!("stage '{stage}' reads tensor '{tensor}' before any stage has written it")))]
+    NotYetWritten { at: Box<Excerpt>, stage: String, tensor: String },
+    /// Two tensors stand for one dataset that the job creates.
+    #[error("{}", at.frame(format_args!("tensors '{first}' and '{second}' are both dataset '{dataset}' of {}", file.display())))]
+    SameDataset { at: Box<Excerpt>, first: String, second: String, dataset: String, file: PathBuf },
+    /// An output index has no extent.
+    #[error("{}", at.frame(format_args!("no input of stage '{stage}' has index '{index}' of output {operand}")))]
+    UnboundIndex { at: Box<Excerpt>, stage: String, index: String, operand: String },
+    /// `sizes` gives an extent to an index that the stage does not have.
+    #[error("{}", at.frame(format_args!("stage '{stage}' has no index '{index}'")))]
+    UnknownIndex { at: Box<Excerpt>, stage: String, index: String },
 }
 
-/// A place in a job file's text.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Spot<'a> {
-    pub path: &'a Path,
-    pub text: &'a str,
-}
-
-impl Spot<'_> {
-    /// An error at a byte offset.
-    pub fn error(&self, at: usize, message: impl Into<String>) -> JobError {
-        let at = at.min(self.text.len());
-        let (line, column) = position(self.text, at);
-        let content = self.text.lines().nth(line - 1).unwrap_or_default();
-        let number = line.to_string();
-        let margin = " ".repeat(number.len());
-        let caret = " ".repeat(column - 1);
-        let excerpt = format!("{margin} |\n{number} | {content}\n{margin} | {caret}^");
-        JobError::Text { path: self.path.to_owned(), line, column, message: message.into(), excerpt }
+impl JobError {
+    /// The place in the job file, where there is one: path, line, column, the line itself and the help.
+    pub fn excerpt(&self) -> Option<&Excerpt> {
+        use JobError::*;
+        match self {
+            Read { .. } => None,
+            Syntax { at, .. }
+            | UnknownKey { at, .. }
+            | MissingKey { at, .. }
+            | Conflict { at, .. }
+            | WrongType { at, .. }
+            | BadValue { at, .. }
+            | Notation { at, .. }
+            | Unsupported { at, .. }
+            | UnknownTensor { at, .. }
+            | UnusedTensor { at, .. }
+            | NotWritable { at, .. }
+            | InPlace { at, .. }
+            | WrittenTwice { at, .. }
+            | NotYetWritten { at, .. }
+            | SameDataset { at, .. }
+            | UnboundIndex { at, .. }
+            | UnknownIndex { at, .. } => Some(at),
+        }
     }
-}
-
-/// Line and column, both from 1, of a byte offset.
-pub(super) fn position(text: &str, at: usize) -> (usize, usize) {
-    let before = text.get(..at).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
-}
-
-/// The candidate most like `name`, if any is near enough to be meant.
-pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let similarity = |candidate: &&str| strsim::jaro_winkler(name, candidate);
-    let best = candidates.into_iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
-    (similarity(&best) > 0.7).then(|| best.to_owned())
-}
-
-/// `; did you mean 'x'?`, or nothing.
-pub(super) fn suggestion(nearest: Option<&str>) -> String {
-    nearest.map(|name| format!("; did you mean '{name}'?")).unwrap_or_default()
-}
-
-/// The file in the same folder whose name is most like the missing one's.
-pub(super) fn nearest_file(path: &Path) -> Option<String> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let names: Vec<String> =
-        std::fs::read_dir(folder).ok()?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    nearest(&path.file_name()?.to_string_lossy(), names.iter().map(String::as_str))
 }

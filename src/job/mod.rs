@@ -1,54 +1,67 @@
-//! Job files: TOML in, a checked [`Job`] out.
+//! Job files: TOML text to a checked [`Job`]. The format is described in `docs/job-file.md`.
 //!
-//! Refuses to do: looking at the files that a job names; what can be known without them is checked here, so that a typo
-//! costs no allocation. Invariant: in a [`Job`], every tensor that a stage names is declared, is written by at most one
-//! stage, and is read only after it was written.
+//! Refuses to look at anything but the job file: no dataset, no kernel is opened, so shapes, extents and
+//! dtypes of existing data are not known here (`plan` gets them from its caller).
+//! Invariant: in a [`Job`] every tensor a stage names is declared, every tensor is used, whatever the job creates
+//! is written by exactly one stage before any other reads it, and every output index has an input or a size.
+//! Every error shows the line of the job file, marks what is wrong and names the nearest right thing.
 
 mod check;
+mod constant;
 mod error;
-mod file;
+mod excerpt;
+mod nearest;
 mod notation;
+mod read;
+mod table;
+#[cfg(test)]
+mod tests;
 
+pub use error::JobError;
+pub use excerpt::Excerpt;
+pub use notation::{Index, Notation, Operand};
+
+use crate::tensor::{Dtype, Shape};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use error::JobError;
-pub use notation::{Index, Notation, NotationError, Operand};
-
-use crate::tensor::{Dtype, Shape};
-
-/// A checked job.
+/// What to compute: tensors and the stages that turn some into others, in order. Paths are resolved against the
+/// directory of the job file.
 #[derive(Clone, Debug)]
 pub struct Job {
     pub name: String,
+    /// The job file.
     pub path: PathBuf,
-    /// Budget per rank, if the job sets one.
+    /// Memory budget of one rank, if the job sets one.
     pub memory_bytes: Option<u64>,
     pub tensors: BTreeMap<String, TensorDecl>,
     pub stages: Vec<Stage>,
     text: String,
 }
 
-/// A tensor of the job.
+/// A tensor of the job and where its elements come from.
 #[derive(Clone, Debug)]
 pub struct TensorDecl {
     pub name: String,
     pub source: Source,
-    /// Line in the job file, from 1.
+    /// 1-based line of its declaration.
     pub line: usize,
+    pub(crate) span: Range<usize>,
 }
 
-/// Where a tensor comes from or goes to.
-#[derive(Clone, Debug)]
+/// Where the elements of a tensor come from.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Source {
     /// An existing dataset.
     File { file: PathBuf, dataset: String },
-    /// A dataset that the job writes.
+    /// A dataset that a stage of the job fills. `chunk` has one extent (at least 1) per dimension; `deflate` is 1 to 9.
     Create { file: PathBuf, dataset: String, dtype: Dtype, chunk: Option<Vec<u64>>, deflate: Option<u8> },
-    /// A constant in the job file; packed row-major bytes.
+    /// A constant in the job file, packed, in native byte order.
     Inline { dtype: Dtype, shape: Shape, bytes: Vec<u8> },
-    /// Exists between stages only.
+    /// Written by one stage, read by later ones, gone after the run.
     Scratch { dtype: Dtype },
 }
 
@@ -56,22 +69,30 @@ pub enum Source {
 #[derive(Clone, Debug)]
 pub struct Stage {
     pub name: String,
+    /// The wasm module.
     pub kernel: PathBuf,
+    /// The exported function; without it, the module's only export that is a kernel.
     pub export: Option<String>,
     pub compute: Notation,
-    /// Extents of indices that no input binds.
+    /// Extents of indices, above all of those that no input has.
     pub sizes: BTreeMap<String, u64>,
     pub limits: Limits,
+    /// 1-based line of its `compute`.
     pub line: usize,
 }
 
-/// What a kernel may use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What one kernel instance may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Linear memory of one instance.
+    /// Linear memory of one instance; at most [`Limits::MEMORY_MAX_BYTES`].
     pub memory_bytes: u64,
     /// Wall time of one task.
     pub task_time: Duration,
+}
+
+impl Limits {
+    /// A 32-bit linear memory ends here.
+    pub const MEMORY_MAX_BYTES: u64 = 4 << 30;
 }
 
 impl Default for Limits {
@@ -81,41 +102,43 @@ impl Default for Limits {
 }
 
 impl Job {
-    /// Reads and checks a job file.
+    /// Reads and checks the job file at `path`.
     pub fn load(path: &Path) -> Result<Job, JobError> {
-        let text = std::fs::read_to_string(path).map_err(|source| JobError::Read {
-            path: path.to_owned(),
-            nearest: error::nearest_file(path),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path).map_err(|source| JobError::Read { path: path.to_owned(), source })?;
         Job::parse(&text, path)
     }
 
-    /// Checks the text of a job file that lies at `path`: paths in it are relative to that.
+    /// Checks `text` as the job file at `path`, which need not exist: it gives the default name, the directory
+    /// that relative paths start from, and the name in messages.
     pub fn parse(text: &str, path: &Path) -> Result<Job, JobError> {
-        let job = file::read(text, path)?;
+        let job = read::job(text, path)?;
         check::check(&job)?;
         Ok(job)
     }
 
-    /// The job file's text.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// Identity of the job: its text.
+    /// Identity of the job: its name and its text. The same file elsewhere is the same job.
     pub fn hash(&self) -> [u8; 32] {
-        *blake3::hash(self.text.as_bytes()).as_bytes()
+        let mut hasher = blake3::Hasher::new_derive_key("exuvia job 1");
+        hasher.update(&(self.name.len() as u64).to_le_bytes());
+        hasher.update(self.name.as_bytes());
+        hasher.update(self.text.as_bytes());
+        *hasher.finalize().as_bytes()
     }
 
-    /// The dtype that the job gives a tensor; `None` for existing datasets, whose file says.
-    pub fn declared_dtype(&self, tensor: &str) -> Option<Dtype> {
-        match &self.tensors.get(tensor)?.source {
-            Source::File { .. } => None,
-            Source::Create { dtype, .. } | Source::Inline { dtype, .. } | Source::Scratch { dtype } => Some(*dtype),
-        }
+    /// The line of the job file around `span`, for an error of this or a later check.
+    pub(crate) fn excerpt(&self, span: Range<usize>, help: Option<String>) -> Box<Excerpt> {
+        Box::new(Excerpt::new(&self.path, &self.text, span, help))
     }
 }
 
-#[cfg(test)]
-mod tests;
+impl Source {
+    /// How messages call this kind of tensor.
+    pub(crate) fn what(&self) -> &'static str {
+        match self {
+            Source::File { .. } => "an existing dataset",
+            Source::Create { .. } => "a dataset to create",
+            Source::Inline { .. } => "a constant",
+            Source::Scratch { .. } => "scratch",
+        }
+    }
+}

@@ -1,105 +1,107 @@
-//! Index notation: `images[n,h,w], weights[h,w,k] -> logits[n,k]`.
+//! Index notation: `images[n,h,w], weights[h,w,k] -> logits[n,k]`. The grammar is in `docs/job-file.md`.
 //!
-//! Grammar: `operands -> operands`; operands are `name[indices]` separated by commas; indices are names, separated by
-//! commas, each with an optional halo `~WIDTH`; a scalar is `name[]`. Spaces mean nothing.
+//! Parses text into operands with the place of each word; knows nothing of TOML, tensors or files.
 
+use crate::tensor::MAX_RANK;
 use std::fmt;
+use std::ops::Range;
 
-/// One index of an operand.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Index {
-    pub name: String,
-    /// How many neighbours on each side the kernel reads along this index.
-    pub halo: u64,
-}
-
-/// A tensor with its indices, as named in the notation.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Operand {
-    pub tensor: String,
-    pub indices: Vec<Index>,
-    /// Byte offset in the notation's text.
-    pub at: usize,
-}
-
-/// What a stage reads and writes.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// One line of index notation, parsed. Duplicate indices within an operand do not occur.
+#[derive(Clone, Debug)]
 pub struct Notation {
     pub inputs: Vec<Operand>,
     pub outputs: Vec<Operand>,
+    /// As written in the job file.
     pub text: String,
 }
 
-/// Why a text is no index notation; `at` is the byte offset in it.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct NotationError {
-    pub at: usize,
-    pub message: String,
+/// A tensor with one index per dimension, outermost first. Displays as `images[n,h,w]`.
+#[derive(Clone, Debug)]
+pub struct Operand {
+    pub tensor: String,
+    pub indices: Vec<Index>,
+    /// 1-based column of the tensor's name in its line of the job file.
+    pub column: usize,
+    /// Bytes of the tensor's name: in the notation as parsed, in the job file once the job is read.
+    pub(crate) span: Range<usize>,
+}
+
+/// One index of an operand.
+#[derive(Clone, Debug)]
+pub struct Index {
+    pub name: String,
+    /// Neighbouring elements needed on each side: 1 in `y~1`.
+    pub halo: u64,
+    pub(crate) span: Range<usize>,
+}
+
+impl Operand {
+    /// The dimension that `index` names here.
+    pub fn dim_of(&self, index: &str) -> Option<usize> {
+        self.indices.iter().position(|i| i.name == index)
+    }
 }
 
 impl fmt::Display for Operand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}[", self.tensor)?;
         for (position, index) in self.indices.iter().enumerate() {
-            if position > 0 {
-                f.write_str(",")?;
-            }
-            f.write_str(&index.name)?;
-            if index.halo > 0 {
-                write!(f, "~{}", index.halo)?;
-            }
+            let comma = if position > 0 { "," } else { "" };
+            write!(f, "{comma}{index}")?;
         }
         f.write_str("]")
     }
 }
 
-impl Notation {
-    /// Inputs, then outputs: the order in which a kernel gets them.
-    pub fn operands(&self) -> impl Iterator<Item = &Operand> {
-        self.inputs.iter().chain(&self.outputs)
-    }
-
-    /// Parses a line of notation.
-    pub fn parse(text: &str) -> Result<Notation, NotationError> {
-        let mut parser = Parser { text, at: 0 };
-        let inputs = parser.operands()?;
-        parser.expect("->", "'->' between what is read and what is written")?;
-        let outputs = parser.operands()?;
-        parser.skip_spaces();
-        if parser.at < text.len() {
-            return Err(parser.error("nothing more after the outputs"));
-        }
-        let notation = Notation { inputs, outputs, text: text.to_owned() };
-        notation.check()?;
-        Ok(notation)
-    }
-
-    fn check(&self) -> Result<(), NotationError> {
-        let operands: Vec<&Operand> = self.operands().collect();
-        for (position, operand) in operands.iter().enumerate() {
-            let at = operand.at;
-            if operands[..position].iter().any(|other| other.tensor == operand.tensor) {
-                let message = format!("tensor '{}' appears twice; a stage names each tensor once", operand.tensor);
-                return Err(NotationError { at, message });
-            }
-            for (i, index) in operand.indices.iter().enumerate() {
-                if operand.indices[..i].iter().any(|other| other.name == index.name) {
-                    let message = format!("index '{}' appears twice in {operand}", index.name);
-                    return Err(NotationError { at, message });
-                }
-                if index.halo > 0 {
-                    let message = format!(
-                        "the halo '{}~{}' in {operand} is not supported by this version: kernels get their own tile only",
-                        index.name, index.halo
-                    );
-                    return Err(NotationError { at, message });
-                }
-            }
+impl fmt::Display for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        if self.halo > 0 {
+            write!(f, "~{}", self.halo)?;
         }
         Ok(())
     }
 }
+
+/// Why text is not notation: the bytes at fault, what is wrong, and a way out.
+#[derive(Debug, PartialEq)]
+pub(super) struct Fault {
+    pub span: Range<usize>,
+    pub reason: String,
+    pub help: Option<String>,
+}
+
+/// Whether `name` can be written as a tensor in the notation.
+pub(super) fn is_tensor_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// Whether `name` can be written as an index in the notation.
+pub(super) fn is_index_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// Parses `text`. Spans count from its first byte; columns are left at 1.
+pub(super) fn parse(text: &str) -> Result<Notation, Fault> {
+    let mut parser = Parser { text, at: 0 };
+    let inputs = parser.operands()?;
+    if !parser.eat("->") {
+        return Err(parser.expected("',' or '->'", Some(ARROW)));
+    }
+    let outputs = parser.operands()?;
+    parser.skip_blanks();
+    if parser.at < text.len() {
+        return Err(parser.expected("',' or the end", None));
+    }
+    if outputs.is_empty() {
+        return Err(parser.expected("an output tensor after '->'", Some(ARROW)));
+    }
+    Ok(Notation { inputs, outputs, text: text.to_owned() })
+}
+
+const ARROW: &str = "inputs -> outputs, as in 'a[i,k], b[k,j] -> c[i,j]'";
 
 struct Parser<'a> {
     text: &'a str,
@@ -111,13 +113,12 @@ impl<'a> Parser<'a> {
         &self.text[self.at..]
     }
 
-    fn skip_spaces(&mut self) {
-        self.at = self.text.len() - self.rest().trim_start().len();
+    fn skip_blanks(&mut self) {
+        self.at += self.rest().len() - self.rest().trim_start().len();
     }
 
-    /// Takes `token` if it comes next.
-    fn take(&mut self, token: &str) -> bool {
-        self.skip_spaces();
+    fn eat(&mut self, token: &str) -> bool {
+        self.skip_blanks();
         let found = self.rest().starts_with(token);
         if found {
             self.at += token.len();
@@ -125,95 +126,195 @@ impl<'a> Parser<'a> {
         found
     }
 
-    fn expect(&mut self, token: &str, what: &str) -> Result<(), NotationError> {
-        if self.take(token) { Ok(()) } else { Err(self.error(what)) }
+    /// The word (letters, digits, `_`) that comes next; empty when none does.
+    fn word(&mut self) -> (&'a str, Range<usize>) {
+        self.skip_blanks();
+        let rest = self.rest();
+        let length = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
+        let span = self.at..self.at + length;
+        self.at = span.end;
+        (&self.text[span.clone()], span)
     }
 
-    fn error(&mut self, expected: &str) -> NotationError {
-        self.skip_spaces();
-        let found = match self.rest().chars().next() {
-            Some(c) => format!("'{c}'"),
-            None => "the end".to_owned(),
-        };
-        NotationError { at: self.at, message: format!("expected {expected}, found {found}") }
-    }
-
-    fn name(&mut self, what: &str) -> Result<String, NotationError> {
-        self.skip_spaces();
-        let is_first = |c: char| c.is_ascii_alphabetic() || c == '_';
-        let length = self.rest().find(|c: char| !(is_first(c) || c.is_ascii_digit())).unwrap_or(self.rest().len());
-        if length == 0 || !self.rest().starts_with(is_first) {
-            return Err(self.error(what));
+    fn expected(&mut self, what: &str, help: Option<&str>) -> Fault {
+        self.skip_blanks();
+        let found = self.rest().chars().next();
+        let width = found.map_or(0, char::len_utf8);
+        let found = found.map_or("the end".to_owned(), |c| format!("'{c}'"));
+        Fault {
+            span: self.at..self.at + width,
+            reason: format!("expected {what}, found {found}"),
+            help: help.map(str::to_owned),
         }
-        let name = self.rest()[..length].to_owned();
-        self.at += length;
-        Ok(name)
     }
 
-    fn operands(&mut self) -> Result<Vec<Operand>, NotationError> {
-        let mut operands = vec![self.operand()?];
-        while self.take(",") {
+    /// Operands up to `->` or the end: none, or some separated by commas.
+    fn operands(&mut self) -> Result<Vec<Operand>, Fault> {
+        let mut operands = Vec::new();
+        self.skip_blanks();
+        if self.rest().is_empty() || self.rest().starts_with("->") {
+            return Ok(operands);
+        }
+        loop {
             operands.push(self.operand()?);
-        }
-        Ok(operands)
-    }
-
-    fn operand(&mut self) -> Result<Operand, NotationError> {
-        self.skip_spaces();
-        let at = self.at;
-        let tensor = self.name("the name of a tensor")?;
-        self.expect("[", "'[' and the tensor's indices")?;
-        let mut indices = Vec::new();
-        if !self.take("]") {
-            loop {
-                indices.push(self.index()?);
-                if self.take("]") {
-                    break;
-                }
-                self.expect(",", "',' or ']'")?;
+            if !self.eat(",") {
+                return Ok(operands);
             }
         }
-        Ok(Operand { tensor, indices, at })
     }
 
-    fn index(&mut self) -> Result<Index, NotationError> {
-        let name = self.name("the name of an index")?;
-        if !self.take("~") {
-            return Ok(Index { name, halo: 0 });
+    fn operand(&mut self) -> Result<Operand, Fault> {
+        let (name, span) = self.word();
+        if name.is_empty() {
+            return Err(self.expected("a tensor", None));
         }
-        self.skip_spaces();
-        let digits = self.rest().find(|c: char| !c.is_ascii_digit()).unwrap_or(self.rest().len());
-        let halo = self.rest()[..digits].parse().map_err(|_| self.error("the width of the halo"))?;
-        self.at += digits;
-        Ok(Index { name, halo })
+        if !is_tensor_name(name) {
+            return Err(Fault {
+                span,
+                reason: format!("'{name}' is no tensor name"),
+                help: Some("ASCII letters, digits and '_', not starting with a digit".into()),
+            });
+        }
+        if !self.eat("[") {
+            let help = format!("a scalar is written '{name}[]'");
+            return Err(self.expected(&format!("'[' after tensor '{name}'"), Some(&help)));
+        }
+        let mut operand = Operand { tensor: name.to_owned(), indices: Vec::new(), column: 1, span };
+        if self.eat("]") {
+            return Ok(operand);
+        }
+        loop {
+            let index = self.index()?;
+            operand.admit(index)?;
+            if self.eat("]") {
+                return Ok(operand);
+            }
+            if !self.eat(",") {
+                return Err(self.expected("',' or ']'", None));
+            }
+        }
+    }
+
+    fn index(&mut self) -> Result<Index, Fault> {
+        let (name, mut span) = self.word();
+        if name.is_empty() {
+            return Err(self.expected("an index", None));
+        }
+        if !is_index_name(name) {
+            return Err(Fault {
+                span,
+                reason: format!("'{name}' is no index"),
+                help: Some("a lower-case ASCII letter, then lower-case letters, digits or '_'".into()),
+            });
+        }
+        let mut halo = 0;
+        if self.eat("~") {
+            let (digits, digits_span) = self.word();
+            if digits.is_empty() {
+                return Err(self.expected(&format!("a halo width after '{name}~'"), None));
+            }
+            halo = digits.parse().map_err(|_| Fault {
+                span: digits_span.clone(),
+                reason: format!("expected a halo width after '{name}~', found '{digits}'"),
+                help: Some(format!("'{name}~1' for one neighbour on each side")),
+            })?;
+            span.end = digits_span.end;
+        }
+        Ok(Index { name: name.to_owned(), halo, span })
+    }
+}
+
+impl Operand {
+    fn admit(&mut self, index: Index) -> Result<(), Fault> {
+        if self.dim_of(&index.name).is_some() {
+            return Err(Fault {
+                reason: format!("index '{}' is twice in '{}'", index.name, self.tensor),
+                help: Some("one letter per dimension; a diagonal is not supported".into()),
+                span: index.span,
+            });
+        }
+        if self.indices.len() == MAX_RANK {
+            return Err(Fault {
+                reason: format!("'{}' has more than {MAX_RANK} dimensions", self.tensor),
+                help: None,
+                span: index.span,
+            });
+        }
+        self.indices.push(index);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn parses_and_prints() {
-        let notation = Notation::parse(" images[n, h,w],k[] ->logits[n]").unwrap();
-        let printed: Vec<String> = notation.operands().map(ToString::to_string).collect();
-        assert_eq!(printed, ["images[n,h,w]", "k[]", "logits[n]"]);
-        assert_eq!((notation.inputs.len(), notation.outputs[0].at), (2, 22));
+    fn shown(operands: &[Operand]) -> Vec<String> {
+        operands.iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn errors_say_where_and_what() {
-        let error = |text| {
-            let error = Notation::parse(text).unwrap_err();
-            format!("{}: {}", error.at, error.message)
+    fn reads_operands_halos_scalars_and_blanks() {
+        let n = parse(" x[y~2, x_1] ,k[]\n -> s[],out[y,x_1]").unwrap();
+        assert_eq!(shown(&n.inputs), ["x[y~2,x_1]", "k[]"]);
+        assert_eq!(shown(&n.outputs), ["s[]", "out[y,x_1]"]);
+        assert_eq!(n.inputs[0].indices[0].halo, 2);
+        assert_eq!(n.inputs[0].indices[0].span, 3..6);
+        assert_eq!(n.inputs[1].span, 14..15);
+        assert!(parse("-> c[i]").unwrap().inputs.is_empty());
+    }
+
+    #[test]
+    fn faults_name_the_column_and_both_sides() {
+        let fault = |text| {
+            let fault = parse(text).unwrap_err();
+            (fault.span.start, fault.reason)
         };
-        assert_eq!(error("a[n] b[n] -> c[n]"), "5: expected '->' between what is read and what is written, found 'b'");
-        assert_eq!(error("a[n -> c[n]"), "4: expected ',' or ']', found '-'");
-        assert_eq!(error("a[n] -> "), "8: expected the name of a tensor, found the end");
-        assert_eq!(error("a[n] -> b[n] x"), "13: expected nothing more after the outputs, found 'x'");
-        assert_eq!(error("a[n,n] -> b[n]"), "0: index 'n' appears twice in a[n,n]");
-        assert!(error("a[n] -> a[n]").contains("appears twice"));
-        assert!(error("u[y~1] -> v[y]").contains("halo 'y~1'"));
-        assert!(error("u[y~] -> v[y]").contains("width of the halo"));
+        let want = |at: usize, reason: &str| (at, reason.to_owned());
+        assert_eq!(fault(""), want(0, "expected ',' or '->', found the end"));
+        assert_eq!(fault("a[i]"), want(4, "expected ',' or '->', found the end"));
+        assert_eq!(fault("a[i] ->"), want(7, "expected an output tensor after '->', found the end"));
+        assert_eq!(fault("a[i], -> b[i]"), want(6, "expected a tensor, found '-'"));
+        assert_eq!(fault("a -> b[i]"), want(2, "expected '[' after tensor 'a', found '-'"));
+        assert_eq!(fault("a[i -> b[i]"), want(4, "expected ',' or ']', found '-'"));
+        assert_eq!(fault("a[i,] -> b[i]"), want(4, "expected an index, found ']'"));
+        assert_eq!(fault("a[I] -> b[i]"), want(2, "'I' is no index"));
+        assert_eq!(fault("a[i,j,i] -> b[i]"), want(6, "index 'i' is twice in 'a'"));
+        assert_eq!(fault("a[i~] -> b[i]"), want(4, "expected a halo width after 'i~', found ']'"));
+        assert_eq!(fault("a[i] -> b[i] c"), want(13, "expected ',' or the end, found 'c'"));
+        assert_eq!(fault("a[a,b,c,d,e,f,g,h,i] -> b[i]"), want(18, "'a' has more than 8 dimensions"));
+        assert_eq!(fault("ä[i] -> b[i]"), want(0, "'ä' is no tensor name"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_parses_or_points_into_itself(text in "[a-c\\[\\],~>0-9ü -]{0,30}") {
+            if let Err(fault) = parse(&text) {
+                prop_assert!(text.get(fault.span.clone()).is_some(), "{fault:?}");
+            }
+        }
+
+        #[test]
+        fn what_is_shown_parses_to_the_same(
+            operands in proptest::collection::vec(("[A-Za-z_][a-z0-9]{0,3}", "[a-z]{0,8}", 0u64..3), 1..5)
+        ) {
+            let text: Vec<String> = operands
+                .iter()
+                .map(|(name, letters, halo)| {
+                    let mut letters: Vec<char> = letters.chars().collect();
+                    letters.sort_unstable();
+                    letters.dedup();
+                    let indices: Vec<String> = letters
+                        .iter()
+                        .map(|l| if *halo > 0 { format!("{l}~{halo}") } else { l.to_string() })
+                        .collect();
+                    format!("{name}[{}]", indices.join(","))
+                })
+                .collect();
+            let parsed = parse(&format!("{} -> {}", text.join(", "), text.join(" , "))).unwrap();
+            prop_assert_eq!(&shown(&parsed.inputs), &text);
+            prop_assert_eq!(&shown(&parsed.outputs), &text);
+        }
     }
 }

@@ -1,30 +1,83 @@
-/// Why a job cannot be planned.
+use crate::job::Excerpt;
+use crate::tensor::{Shape, ShapeError};
+use bytesize::ByteSize;
+
+/// Why a job cannot be planned: its data do not fit each other, or not the machine.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    #[error("stage '{stage}': {operand} has {indices} indices, but tensor '{tensor}' has {rank} dimensions {shape}")]
-    Rank { stage: String, operand: String, tensor: String, indices: usize, rank: usize, shape: String },
-    #[error("stage '{stage}': index '{index}' is {extent} in {operand}, but {other_extent} in {other}")]
-    Extents { stage: String, index: String, operand: String, extent: u64, other: String, other_extent: u64 },
-    #[error("stage '{stage}': no input says how long index '{index}' of {operand} is; add sizes = {{ {index} = ... }}")]
-    Unbound { stage: String, index: String, operand: String },
-    #[error("stage '{stage}': {message}")]
-    Shape { stage: String, message: String },
-    #[error(
-        "stage '{stage}' needs {needed_bytes} bytes on each rank, and its budget is {budget_bytes}; '{tensor}' is the \
-         largest part with {tensor_bytes} bytes ({advice})"
-    )]
-    OverBudget {
-        stage: String,
-        needed_bytes: u64,
-        budget_bytes: u64,
-        tensor: String,
-        tensor_bytes: u64,
-        advice: &'static str,
+    #[error("a plan needs at least one rank and one thread, not {ranks} ranks and {threads} threads")]
+    EmptyMachine { ranks: u32, threads: u32 },
+    /// The caller gave no layout for a dataset that the job reads.
+    #[error("{}", at.frame(format_args!("the layout of tensor '{tensor}' is not known")))]
+    UnknownLayout { at: Box<Excerpt>, tensor: String },
+    /// The notation gives a tensor more or fewer dimensions than it has.
+    #[error("{}", at.frame(format_args!("{operand} has {}, but tensor '{tensor}' has {}: {shape}", count(*indices, "index", "indices"), count(shape.rank(), "dimension", "dimensions"))))]
+    RankMismatch { at: Box<Excerpt>, operand: String, indices: usize, tensor: String, shape: Shape },
+    /// `chunk` of a tensor to create has more or fewer extents than the notation gives dimensions.
+    #[error("{}", at.frame(format_args!("{operand} has {}, but 'chunk' of tensor '{tensor}' has {}: {chunk:?}", count(*indices, "index", "indices"), count(chunk.len(), "extent", "extents"))))]
+    ChunkRank { at: Box<Excerpt>, operand: String, indices: usize, tensor: String, chunk: Vec<u64> },
+    /// One index, two extents.
+    #[error("{}", at.frame(format_args!("index '{index}' is {extent} in {here}, but {other_extent} in {there}")))]
+    ExtentMismatch { at: Box<Excerpt>, index: String, extent: u64, here: String, other_extent: u64, there: String },
+    /// An output index without input or size.
+    #[error("{}", at.frame(format_args!("nothing gives the extent of index '{index}' of output {operand}")))]
+    UnboundIndex { at: Box<Excerpt>, index: String, operand: String },
+    /// The extents of an output make no shape.
+    #[error("{}", at.frame(format_args!("output {operand} cannot exist")))]
+    OutputShape {
+        at: Box<Excerpt>,
+        operand: String,
+        #[source]
+        source: ShapeError,
     },
-    #[error(
-        "stage '{stage}': the operands of its smallest task take {needed_bytes} bytes of kernel memory, and its limit is \
-         {limit_bytes}; '{tensor}' is the largest with {tensor_bytes} bytes"
-    )]
-    GuestMemory { stage: String, needed_bytes: u64, limit_bytes: u64, tensor: String, tensor_bytes: u64 },
+    /// Host and guest memory of one rank go beyond its budget, however the stage is cut.
+    #[error("{}", at.frame(format_args!("stage '{stage}' needs {} on every rank, but the budget is {}; most of it is {largest}, {}", iec(*need_bytes), iec(*budget_bytes), iec(*largest_bytes))))]
+    OverBudget {
+        at: Box<Excerpt>,
+        stage: String,
+        need_bytes: u64,
+        budget_bytes: u64,
+        /// The operand that takes most of it.
+        largest: String,
+        largest_bytes: u64,
+    },
+    /// The linear memory of one kernel instance cannot hold the smallest task.
+    #[error("{}", at.frame(format_args!("a kernel of stage '{stage}' needs {} for its tensors, but may have {} of memory; most of it is {largest}, {}", iec(*need_bytes), iec(*limit_bytes), iec(*largest_bytes))))]
+    GuestMemory {
+        at: Box<Excerpt>,
+        stage: String,
+        need_bytes: u64,
+        limit_bytes: u64,
+        largest: String,
+        largest_bytes: u64,
+    },
+}
+
+impl PlanError {
+    /// The place in the job file, where there is one: path, line, column, the line itself and the help.
+    pub fn excerpt(&self) -> Option<&Excerpt> {
+        use PlanError::*;
+        match self {
+            EmptyMachine { .. } => None,
+            UnknownLayout { at, .. }
+            | RankMismatch { at, .. }
+            | ChunkRank { at, .. }
+            | ExtentMismatch { at, .. }
+            | UnboundIndex { at, .. }
+            | OutputShape { at, .. }
+            | OverBudget { at, .. }
+            | GuestMemory { at, .. } => Some(at),
+        }
+    }
+}
+
+/// `1 index`, `2 indices`.
+fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// `1.5 GiB`.
+pub(super) fn iec(bytes: u64) -> String {
+    ByteSize(bytes).display().iec().to_string()
 }

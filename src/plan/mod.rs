@@ -1,126 +1,222 @@
-//! From a job and the layouts of its inputs to a [`Plan`]: what each rank reads, computes and writes.
+//! Plans: a [`Job`], the layouts of its datasets and a [`Machine`] to who computes what, in which pieces, at what cost.
 //!
-//! Refuses to do: I/O, clocks, the environment, anything that could differ between ranks. Invariant: equal inputs give
-//! equal plans on every rank; [`Plan::hash`] is what the ranks compare.
-//!
-//! An index that every output has may be split, others are given whole; which are split is chosen so that every input is
-//! read once. The space of the split indices is cut into
-//! *units*, boxes aligned to the chunks of the operands; a rank's shard is a contiguous range of units in row-major
-//! order; what it reads, computes and writes at a time is a *block*, a box of whole units.
+//! Refuses I/O, clocks, environment and threads: every rank computes the same plan from the same inputs, and
+//! [`Plan::hash`] is how they find out if not. Nothing here depends on measured speed; tasks are cut while running.
+//! Invariants: the shards of all ranks partition a stage's units, blocks partition a shard, tasks a block; a unit is a
+//! union of whole chunks of every chunked operand, so no two ranks ever touch one chunk of an output; a plan takes
+//! memory in proportion to its stages and operands, whatever the number of ranks and units.
 
-mod blocks;
+mod bind;
 mod error;
+mod geometry;
+#[cfg(test)]
+mod goldens;
+mod memory;
+#[cfg(test)]
+mod properties;
 mod render;
-mod stage;
+#[cfg(test)]
+mod tests;
+mod tiling;
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
-
-pub use blocks::{Blocks, Tile};
 pub use error::PlanError;
+pub use geometry::Tile;
 pub use render::render;
 
 use crate::job::Job;
 use crate::tensor::{Dtype, Shape};
+use serde::Serialize;
+use std::collections::BTreeMap;
 
-/// What is known of an existing dataset.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// Type, shape and chunks of an existing dataset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Layout {
     pub dtype: Dtype,
     pub shape: Shape,
+    /// Extents of one chunk, one per dimension, if the dataset is chunked.
     pub chunk: Option<Vec<u64>>,
 }
 
-/// What the job runs on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// What the job runs on. `ranks` and `threads` are at least 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Machine {
     pub ranks: u32,
     pub ranks_per_node: u32,
-    /// Worker threads per rank.
+    /// Worker threads of one rank.
     pub threads: u32,
-    /// Budget of one rank in bytes.
+    /// Memory one rank may use.
     pub memory_bytes: u64,
 }
 
-/// What every rank does, stage by stage.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// What every rank is going to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     pub job_name: String,
+    /// [`Job::hash`], in hexadecimal.
     pub job_hash: String,
     pub machine: Machine,
+    /// Memory one rank may use: the machine's, or the job's own budget if that is lower.
+    pub budget_bytes: u64,
+    /// In the order they run.
     pub stages: Vec<StagePlan>,
 }
 
-/// How a stage's tasks relate to its tensors. More kinds are to come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[non_exhaustive]
-pub enum StageKind {
-    /// Every task computes its own part of every output.
-    Map,
-}
-
-/// One stage.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// One stage of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StagePlan {
     pub name: String,
     pub kind: StageKind,
+    /// In order of first appearance in the notation.
     pub indices: Vec<IndexPlan>,
-    /// Inputs, then outputs, as in the notation.
+    /// Inputs, then outputs, as in the notation; the order of the kernel's views.
     pub operands: Vec<OperandPlan>,
-    /// The split indices as positions in `indices`, in the order of the first output.
+    /// Positions in `indices` of the split indices, in the order of the first output. "Axis `a`" is `split[a]`.
     pub split: Vec<usize>,
-    /// Extent of a unit along each split index.
+    /// Elements of one unit per axis: what is never divided between ranks.
     pub unit: Vec<u64>,
-    /// Number of units along each split index.
+    /// Units per axis. Units are numbered in row-major order of this grid.
     pub grid: Vec<u64>,
-    /// Most units in one block.
+    /// Most units in a block.
     pub block_units: u64,
-    /// Whole stage, all ranks.
+    /// Elements per axis that no block exceeds.
+    pub block: Vec<u64>,
+    /// Blocks of all ranks.
+    pub block_count: u64,
+    /// Over all ranks.
     pub bytes: StageBytes,
-    pub peak_bytes_per_rank: u64,
-    /// Guest memory for the operands of one task.
+    /// Broadcast inputs: one host copy on every rank, one guest copy in every instance.
+    pub broadcast_bytes: u64,
+    /// Guest memory for the split operands of the largest block, each in pages of its own with a guard.
     pub arena_bytes: u64,
-    /// What the user may want to know: idle ranks, coarse chunks.
+    /// `broadcast + threads * (guest broadcast + arena) + (threads + 2) * block`.
+    pub peak_bytes_per_rank: u64,
+    /// What a person should know: idle ranks, clipped chunks, data read more than once.
     pub notes: Vec<String>,
+    ranks: u32,
+}
+
+/// How a stage's tasks relate to its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum StageKind {
+    /// Every task reads its part of the split inputs and writes its part of every output; tasks never meet.
+    Map,
 }
 
 /// An index of a stage.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct IndexPlan {
     pub name: String,
     pub extent: u64,
     pub split: bool,
 }
 
-/// Whether an operand is read or written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+/// A tensor of a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OperandPlan {
+    pub tensor: String,
+    pub role: Role,
+    pub origin: Origin,
+    pub dtype: Dtype,
+    pub shape: Shape,
+    /// Position in [`StagePlan::indices`] of the index of each dimension.
+    pub dims: Vec<usize>,
+    pub distribution: Distribution,
+    /// Of the dataset as it is, or is to be created.
+    pub chunk: Option<Vec<u64>>,
+    pub deflate: Option<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     Input,
     Output,
 }
 
-/// How an operand is spread over ranks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+/// Where a tensor's elements live; what `job` calls its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Origin {
+    File,
+    Created,
+    Scratch,
+    /// In the job file: on every rank from the start, never read or moved.
+    Inline,
+}
+
+/// Who gets which part of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Distribution {
-    /// Whole on every rank.
+    /// All of it on every rank: read once, by rank 0, and sent to the others.
     Broadcast,
-    /// Each rank has the part of its shard.
+    /// Each block reads or writes the region that belongs to it. In a stage without split indices this holds for
+    /// every operand: its one block, on rank 0, is everything.
     Split,
 }
 
-/// An operand of a stage.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct OperandPlan {
-    pub tensor: String,
-    pub role: Role,
-    pub dtype: Dtype,
-    pub shape: Shape,
-    /// Position in `indices` of each dimension.
-    pub dims: Vec<usize>,
-    pub distribution: Distribution,
-    pub chunk: Option<Vec<u64>>,
-    pub deflate: Option<u8>,
+/// Bytes of one stage, over all ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StageBytes {
+    /// From datasets; what several blocks need counts once for each.
+    pub read: u64,
+    /// Between ranks.
+    pub moved: u64,
+    /// To datasets.
+    pub written: u64,
+}
+
+/// Sums over the stages of a plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    pub bytes: StageBytes,
+    pub units: u64,
+    pub blocks: u64,
+    /// Of the stage that needs most.
+    pub peak_bytes_per_rank: u64,
+}
+
+/// Plans `job` for `machine`. `layouts` describes every dataset that the job reads, by tensor name.
+///
+/// Pure: equal arguments give equal plans, on every rank.
+pub fn plan(job: &Job, layouts: &BTreeMap<String, Layout>, machine: &Machine) -> Result<Plan, PlanError> {
+    if machine.ranks == 0 || machine.threads == 0 {
+        return Err(PlanError::EmptyMachine { ranks: machine.ranks, threads: machine.threads });
+    }
+    let budget_bytes = machine.memory_bytes.min(job.memory_bytes.unwrap_or(u64::MAX));
+    let mut known = layouts.clone();
+    let mut stages = Vec::with_capacity(job.stages.len());
+    for stage in &job.stages {
+        let bound = bind::bind(job, stage, &mut known)?;
+        stages.push(memory::fit(job, stage, bound, machine, budget_bytes)?);
+    }
+    let job_hash = blake3::Hash::from_bytes(job.hash()).to_hex().to_string();
+    Ok(Plan { job_name: job.name.clone(), job_hash, machine: machine.clone(), budget_bytes, stages })
+}
+
+impl Plan {
+    /// Identity of everything in the plan, the job's hash and the machine included.
+    pub fn hash(&self) -> [u8; 32] {
+        // Integers, strings and sequences in declaration order: one plan has one encoding.
+        let canonical = serde_json::to_vec(self).expect("a plan holds only integers, strings and sequences");
+        blake3::derive_key("exuvia plan 1", &canonical)
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.stages.iter().fold(Totals::default(), |sum, stage| Totals {
+            bytes: StageBytes {
+                read: sum.bytes.read.saturating_add(stage.bytes.read),
+                moved: sum.bytes.moved.saturating_add(stage.bytes.moved),
+                written: sum.bytes.written.saturating_add(stage.bytes.written),
+            },
+            units: sum.units.saturating_add(stage.units()),
+            blocks: sum.blocks.saturating_add(stage.block_count),
+            peak_bytes_per_rank: sum.peak_bytes_per_rank.max(stage.peak_bytes_per_rank),
+        })
+    }
 }
 
 impl OperandPlan {
@@ -128,40 +224,9 @@ impl OperandPlan {
     pub fn bytes(&self) -> u64 {
         self.shape.elements() * self.dtype.size_bytes() as u64
     }
-}
 
-/// Bytes that a stage reads from files, moves between ranks and writes to files, all ranks together.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct StageBytes {
-    pub read: u64,
-    pub moved: u64,
-    pub written: u64,
-}
-
-/// Plans a job. `layouts` has an entry for every existing dataset that the job names, by tensor name.
-pub fn plan(job: &Job, layouts: &BTreeMap<String, Layout>, machine: &Machine) -> Result<Plan, PlanError> {
-    let mut known = layouts.clone();
-    let mut stages = Vec::new();
-    for stage in &job.stages {
-        let planned = stage::plan_stage(job, stage, &known, machine)?;
-        for operand in planned.operands.iter().filter(|operand| operand.role == Role::Output) {
-            let layout = Layout { dtype: operand.dtype, shape: operand.shape.clone(), chunk: operand.chunk.clone() };
-            known.insert(operand.tensor.clone(), layout);
-        }
-        stages.push(planned);
-    }
-    let job_hash = blake3::Hash::from_bytes(job.hash()).to_hex().to_string();
-    Ok(Plan { job_name: job.name.clone(), job_hash, machine: *machine, stages })
-}
-
-impl Plan {
-    /// Identity of the plan; equal on all ranks or the run is refused.
-    pub fn hash(&self) -> [u8; 32] {
-        // JSON of plain structs with ordered fields is canonical, and cannot fail.
-        let text = serde_json::to_vec(self).unwrap_or_default();
-        *blake3::hash(&text).as_bytes()
+    /// Whether its elements come from (or go to) a dataset, and not from the job file.
+    pub fn is_stored(&self) -> bool {
+        self.origin != Origin::Inline
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,62 +1,130 @@
-use std::fmt::Write;
+use super::error::iec;
+use super::{Distribution, OperandPlan, Origin, Plan, Role, StageKind, StagePlan};
 
-use bytesize::ByteSize;
-
-use super::{Distribution, Plan, Role, StagePlan};
-
-/// The plan for a person, stage by stage.
+/// The plan for a person: per stage its indices, pieces, tensors, bytes and memory. No line is wider than it must be.
 pub fn render(plan: &Plan) -> String {
-    let mut text = String::new();
     let machine = &plan.machine;
-    let _ = writeln!(
-        text,
-        "job {} on {} rank(s), {} per node, {} thread(s) each, {} per rank",
+    let mut lines = vec![format!(
+        "plan of {}: {} ({} per node) of {}, {} per rank",
         plan.job_name,
-        machine.ranks,
+        count(u64::from(machine.ranks), "rank"),
         machine.ranks_per_node,
-        machine.threads,
-        ByteSize(machine.memory_bytes),
-    );
+        count(u64::from(machine.threads), "thread"),
+        iec(plan.budget_bytes),
+    )];
     for stage in &plan.stages {
-        render_stage(&mut text, stage, machine.ranks);
+        lines.push(String::new());
+        stage_lines(stage, &mut lines);
     }
+    let totals = plan.totals();
+    lines.push(String::new());
+    lines.push(format!(
+        "total: read {}, moved {}, written {}; peak {} per rank",
+        iec(totals.bytes.read),
+        iec(totals.bytes.moved),
+        iec(totals.bytes.written),
+        iec(totals.peak_bytes_per_rank),
+    ));
+    let mut text = lines.join("\n");
+    text.push('\n');
     text
 }
 
-fn render_stage(text: &mut String, stage: &StagePlan, ranks: u32) {
-    let _ = writeln!(text, "stage {}", stage.name);
-    let indices =
-        stage.indices.iter().map(|i| format!("{}={}{}", i.name, i.extent, if i.split { " split" } else { "" }));
-    let _ = writeln!(text, "  indices   {}", indices.collect::<Vec<_>>().join(", "));
-    for operand in &stage.operands {
-        let role = if operand.role == Role::Input { "reads" } else { "writes" };
-        let how = match operand.distribution {
-            Distribution::Broadcast => "whole on every rank",
-            Distribution::Split => "split",
+fn stage_lines(stage: &StagePlan, lines: &mut Vec<String>) {
+    let kind = match stage.kind {
+        StageKind::Map => "map",
+    };
+    lines.push(format!("stage {}: {kind}", stage.name));
+    let mut field = |name: &str, text: String| lines.push(format!("  {name:<8} {text}"));
+
+    let indices = stage.indices.iter().map(|index| {
+        let split = if index.split { " (split)" } else { "" };
+        format!("{}={}{split}", index.name, index.extent)
+    });
+    field("indices", indices.collect::<Vec<_>>().join(", "));
+    let rows: Vec<[String; 6]> = stage.operands.iter().map(|operand| operand_row(stage, operand)).collect();
+    for (position, row) in table(&rows).into_iter().enumerate() {
+        let first_output = stage.operands.iter().position(|operand| operand.role == Role::Output);
+        let name = match position {
+            _ if Some(position) == first_output => "outputs",
+            0 => "inputs",
+            _ => "",
         };
-        let chunk = operand.chunk.as_ref().map(|chunk| format!(", chunks {chunk:?}")).unwrap_or_default();
-        let (tensor, dtype, shape, bytes) = (&operand.tensor, operand.dtype, &operand.shape, ByteSize(operand.bytes()));
-        let _ = writeln!(text, "  {role:<9} {tensor} {dtype} {shape}{chunk}: {bytes}, {how}");
+        field(name, row);
     }
-    let (units, first, last) = (stage.units(), stage.shard_units(0, ranks), stage.shard_units(ranks - 1, ranks));
-    let _ = writeln!(text, "  units     {units} of {:?} in a grid of {:?}", stage.unit, stage.grid);
-    let _ = writeln!(
-        text,
-        "  shards    {} to {} units per rank, in blocks of up to {}",
-        (first.end - first.start).min(last.end - last.start),
-        units.div_ceil(u64::from(ranks)),
-        stage.block_units
-    );
-    let bytes = &stage.bytes;
-    let _ = writeln!(
-        text,
-        "  bytes     {} read, {} moved, {} written; at most {} per rank",
-        ByteSize(bytes.read),
-        ByteSize(bytes.moved),
-        ByteSize(bytes.written),
-        ByteSize(stage.peak_bytes_per_rank)
+    let shards = [0, stage.ranks - 1].map(|rank| {
+        let units = stage.shard_units(rank);
+        units.end - units.start
+    });
+    field("units", format!("{} of {}; {} per rank", stage.units(), stage.extents_text(&stage.unit), range(shards)));
+    let size = iec(stage.split_operand_bytes_max());
+    field("blocks", format!("{} of at most {} ({size})", stage.block_count, stage.extents_text(&stage.block)));
+    let tasks = match stage.split.is_empty() {
+        true => "1, the whole stage".to_owned(),
+        false => format!("{} or more: blocks are cut while running, by measured time", stage.block_count),
+    };
+    field("tasks", tasks);
+    let bytes = stage.bytes;
+    field("bytes", format!("read {}, moved {}, written {}", iec(bytes.read), iec(bytes.moved), iec(bytes.written)));
+    field(
+        "memory",
+        format!(
+            "peak {} per rank: {} broadcast, {} arena per thread",
+            iec(stage.peak_bytes_per_rank),
+            iec(stage.broadcast_bytes),
+            iec(stage.arena_bytes),
+        ),
     );
     for note in &stage.notes {
-        let _ = writeln!(text, "  note      {note}");
+        field("note", note.clone());
     }
+}
+
+fn operand_row(stage: &StagePlan, operand: &OperandPlan) -> [String; 6] {
+    let indices: Vec<&str> = operand.dims.iter().map(|index| stage.indices[*index].name.as_str()).collect();
+    let origin = match operand.origin {
+        Origin::File => "file",
+        Origin::Created => "created",
+        Origin::Scratch => "scratch",
+        Origin::Inline => "inline",
+    };
+    let distribution = match operand.distribution {
+        Distribution::Broadcast => "broadcast".to_owned(),
+        Distribution::Split => "split".to_owned(),
+    };
+    let mut storage = match &operand.chunk {
+        Some(chunk) => format!("{origin}, chunk {chunk:?}"),
+        None => origin.to_owned(),
+    };
+    if let Some(level) = operand.deflate {
+        storage.push_str(&format!(", deflate {level}"));
+    }
+    [
+        format!("{}[{}]", operand.tensor, indices.join(",")),
+        operand.dtype.to_string(),
+        operand.shape.to_string(),
+        iec(operand.bytes()),
+        distribution,
+        storage,
+    ]
+}
+
+/// Rows with their columns padded to equal width.
+fn table(rows: &[[String; 6]]) -> Vec<String> {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(width);
+    let line = |row: &[String; 6]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+/// `5` or `4 to 5`, of the most and the least.
+fn range([most, least]: [u64; 2]) -> String {
+    if most == least { most.to_string() } else { format!("{least} to {most}") }
+}
+
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -1,0 +1,234 @@
+//! Notation and layouts to operands: what every index's extent is, which indices are split, what is broadcast.
+
+use super::{Distribution, IndexPlan, Layout, OperandPlan, Origin, PlanError, Role};
+use crate::job::{Job, Operand, Source, Stage};
+use crate::tensor::Shape;
+use std::collections::BTreeMap;
+
+/// A stage whose indices have extents and whose operands have shapes.
+#[derive(Debug)]
+pub(super) struct Bound {
+    pub indices: Vec<IndexPlan>,
+    pub operands: Vec<OperandPlan>,
+    pub split: Vec<usize>,
+    pub notes: Vec<String>,
+}
+
+/// Binds the operands of `stage`. Takes the layouts of its inputs from `known` and adds those of its outputs.
+pub(super) fn bind(job: &Job, stage: &Stage, known: &mut BTreeMap<String, Layout>) -> Result<Bound, PlanError> {
+    let mut extents = Extents { job, indices: Vec::new() };
+    let mut operands = Vec::new();
+    let mut notes = Vec::new();
+    for input in &stage.compute.inputs {
+        let layout = layout(job, input, known)?;
+        let dims = extents.bind_input(input, &layout.shape)?;
+        operands.push(operand(job, input, Role::Input, dims, layout, None));
+    }
+    for (name, extent) in &stage.sizes {
+        extents.bind_size(stage, name, *extent)?;
+    }
+    for output in &stage.compute.outputs {
+        let dims = extents.look_up(output)?;
+        let shape =
+            Shape::new(dims.iter().map(|d| extents.indices[*d].plan.extent).collect::<Vec<_>>()).map_err(|source| {
+                PlanError::OutputShape {
+                    at: job.excerpt(output.span.clone(), None),
+                    operand: output.to_string(),
+                    source,
+                }
+            })?;
+        let (layout, deflate) = created(job, output, shape, &mut notes)?;
+        known.insert(output.tensor.clone(), layout.clone());
+        operands.push(operand(job, output, Role::Output, dims, layout, deflate));
+    }
+    let mut indices: Vec<IndexPlan> = extents.indices.into_iter().map(|bound| bound.plan).collect();
+    let split = split(&operands, &mut indices);
+    for operand in &mut operands {
+        // Without any split index everything is one block on rank 0: nothing to send to the idle ranks.
+        let whole = !operand.dims.iter().any(|dim| split.contains(dim));
+        if operand.role == Role::Input && whole && !split.is_empty() {
+            operand.distribution = Distribution::Broadcast;
+        }
+    }
+    Ok(Bound { indices, operands, split, notes })
+}
+
+fn operand(
+    job: &Job,
+    operand: &Operand,
+    role: Role,
+    dims: Vec<usize>,
+    layout: Layout,
+    deflate: Option<u8>,
+) -> OperandPlan {
+    OperandPlan {
+        tensor: operand.tensor.clone(),
+        role,
+        origin: match job.tensors.get(&operand.tensor).map(|decl| &decl.source) {
+            Some(Source::Inline { .. }) => Origin::Inline,
+            Some(Source::Create { .. }) => Origin::Created,
+            Some(Source::Scratch { .. }) => Origin::Scratch,
+            _ => Origin::File,
+        },
+        dtype: layout.dtype,
+        shape: layout.shape,
+        dims,
+        distribution: Distribution::Split,
+        chunk: layout.chunk,
+        deflate,
+    }
+}
+
+/// Indices that are in every output, in the order of the first; marks them in `indices`.
+fn split(operands: &[OperandPlan], indices: &mut [IndexPlan]) -> Vec<usize> {
+    let outputs: Vec<&OperandPlan> = operands.iter().filter(|operand| operand.role == Role::Output).collect();
+    let Some(first) = outputs.first() else { return Vec::new() };
+    let in_all = |index: &usize| outputs.iter().all(|output| output.dims.contains(index));
+    let split: Vec<usize> = first.dims.iter().copied().filter(in_all).collect();
+    for index in &split {
+        indices[*index].split = true;
+    }
+    split
+}
+
+/// The layout of an input: a constant's own, or what the caller or an earlier stage made known.
+fn layout(job: &Job, input: &Operand, known: &BTreeMap<String, Layout>) -> Result<Layout, PlanError> {
+    if let Some(Source::Inline { dtype, shape, .. }) = job.tensors.get(&input.tensor).map(|decl| &decl.source) {
+        return Ok(Layout { dtype: *dtype, shape: shape.clone(), chunk: None });
+    }
+    known.get(&input.tensor).cloned().ok_or_else(|| PlanError::UnknownLayout {
+        at: job.excerpt(input.span.clone(), None),
+        tensor: input.tensor.clone(),
+    })
+}
+
+/// The layout of an output of this `shape`, and its compression level.
+fn created(
+    job: &Job,
+    output: &Operand,
+    shape: Shape,
+    notes: &mut Vec<String>,
+) -> Result<(Layout, Option<u8>), PlanError> {
+    let (dtype, chunk, deflate) = match job.tensors.get(&output.tensor).map(|decl| &decl.source) {
+        Some(Source::Create { dtype, chunk, deflate, .. }) => (*dtype, chunk.clone(), *deflate),
+        Some(Source::Scratch { dtype }) => (*dtype, None, None),
+        _ => {
+            let at = job.excerpt(output.span.clone(), None);
+            return Err(PlanError::UnknownLayout { at, tensor: output.tensor.clone() });
+        }
+    };
+    let Some(mut chunk) = chunk else {
+        return Ok((Layout { dtype, shape, chunk: None }, None));
+    };
+    if chunk.len() != shape.rank() {
+        return Err(PlanError::ChunkRank {
+            at: job.excerpt(output.span.clone(), None),
+            operand: output.to_string(),
+            indices: shape.rank(),
+            tensor: output.tensor.clone(),
+            chunk,
+        });
+    }
+    if shape.elements() == 0 {
+        // HDF5 takes no chunk larger than a dimension, and none of extent 0: an empty dataset has none.
+        return Ok((Layout { dtype, shape, chunk: None }, None));
+    }
+    let asked = chunk.clone();
+    for (chunk, extent) in chunk.iter_mut().zip(shape.iter()) {
+        *chunk = (*chunk).min(*extent);
+    }
+    if chunk != asked {
+        notes.push(format!("chunk {asked:?} of {} is clipped to {chunk:?}, its shape is {shape}", output.tensor));
+    }
+    Ok((Layout { dtype, shape, chunk: Some(chunk) }, deflate))
+}
+
+/// Extents of indices, each with who gave it first.
+struct Extents<'a> {
+    job: &'a Job,
+    indices: Vec<BoundIndex>,
+}
+
+struct BoundIndex {
+    plan: IndexPlan,
+    given_by: String,
+}
+
+impl Extents<'_> {
+    fn position(&self, name: &str) -> Option<usize> {
+        self.indices.iter().position(|bound| bound.plan.name == name)
+    }
+
+    fn push(&mut self, name: &str, extent: u64, given_by: String) -> usize {
+        let plan = IndexPlan { name: name.to_owned(), extent, split: false };
+        self.indices.push(BoundIndex { plan, given_by });
+        self.indices.len() - 1
+    }
+
+    fn bind_input(&mut self, input: &Operand, shape: &Shape) -> Result<Vec<usize>, PlanError> {
+        if input.indices.len() != shape.rank() {
+            return Err(PlanError::RankMismatch {
+                at: self.job.excerpt(input.span.clone(), None),
+                operand: input.to_string(),
+                indices: input.indices.len(),
+                tensor: input.tensor.clone(),
+                shape: shape.clone(),
+            });
+        }
+        let mut dims = Vec::with_capacity(shape.rank());
+        for (dim, (index, extent)) in input.indices.iter().zip(shape.iter()).enumerate() {
+            let here = format!("{input} (dimension {dim} of {shape})");
+            match self.position(&index.name) {
+                None => dims.push(self.push(&index.name, *extent, here)),
+                Some(position) => {
+                    let bound = &self.indices[position];
+                    if bound.plan.extent != *extent {
+                        return Err(PlanError::ExtentMismatch {
+                            at: self.job.excerpt(index.span.clone(), None),
+                            index: index.name.clone(),
+                            extent: *extent,
+                            here,
+                            other_extent: bound.plan.extent,
+                            there: bound.given_by.clone(),
+                        });
+                    }
+                    dims.push(position);
+                }
+            }
+        }
+        Ok(dims)
+    }
+
+    fn bind_size(&mut self, stage: &Stage, name: &str, extent: u64) -> Result<(), PlanError> {
+        let Some(position) = self.position(name) else {
+            self.push(name, extent, "'sizes'".to_owned());
+            return Ok(());
+        };
+        let bound = &self.indices[position];
+        if bound.plan.extent == extent {
+            return Ok(());
+        }
+        let indices = stage.compute.inputs.iter().flat_map(|input| &input.indices);
+        let span = indices.filter(|index| index.name == name).map(|index| index.span.clone()).next();
+        let help = format!("remove '{name}' from 'sizes': the data give it");
+        Err(PlanError::ExtentMismatch {
+            at: self.job.excerpt(span.unwrap_or_default(), Some(help)),
+            index: name.to_owned(),
+            extent,
+            here: "'sizes'".to_owned(),
+            other_extent: bound.plan.extent,
+            there: bound.given_by.clone(),
+        })
+    }
+
+    fn look_up(&self, output: &Operand) -> Result<Vec<usize>, PlanError> {
+        let position = |index: &crate::job::Index| {
+            self.position(&index.name).ok_or_else(|| PlanError::UnboundIndex {
+                at: self.job.excerpt(index.span.clone(), Some(format!("sizes = {{ {} = ... }}", index.name))),
+                index: index.name.clone(),
+                operand: output.to_string(),
+            })
+        };
+        output.indices.iter().map(position).collect()
+    }
+}

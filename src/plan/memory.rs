@@ -1,0 +1,305 @@
+//! Fits a stage into the memory of a rank and of a kernel instance, and counts its bytes.
+
+use super::bind::Bound;
+use super::geometry::{Footprint, footprints};
+use super::tiling::{self, Space};
+use super::{Distribution, Machine, OperandPlan, PlanError, Role, StageBytes, StageKind, StagePlan};
+use crate::job::{Job, Limits, Stage};
+
+/// Split operands of one block: large enough that reading streams, small enough to stay in cache and to be many.
+const BLOCK_TARGET_BYTES: u64 = 4 << 20;
+/// Operands in guest memory begin on pages of their own, with one page in between as a guard.
+const GUEST_PAGE_BYTES: u64 = 64 << 10;
+
+/// Memory of one stage on one rank, as far as the cut into blocks does not decide it.
+struct Memory {
+    threads: u64,
+    /// Host copy of the broadcast inputs.
+    broadcast_bytes: u64,
+    /// Their copies in one instance.
+    guest_broadcast_bytes: u64,
+    split_operands: u64,
+}
+
+impl Memory {
+    fn new(bound: &Bound, threads: u64) -> Self {
+        let (broadcast, split): (Vec<&OperandPlan>, Vec<&OperandPlan>) =
+            bound.operands.iter().partition(|operand| operand.distribution == Distribution::Broadcast);
+        Memory {
+            // Without split indices there is one task in all.
+            threads: if bound.split.is_empty() { 1 } else { threads },
+            broadcast_bytes: sum(broadcast.iter().map(|operand| operand.bytes())),
+            guest_broadcast_bytes: sum(broadcast.iter().map(|operand| guest_bytes(operand.bytes()))),
+            split_operands: split.len() as u64,
+        }
+    }
+
+    /// The formula of [`StagePlan::peak_bytes_per_rank`].
+    fn peak_bytes(&self, block_bytes: u64, arena_bytes: u64) -> u64 {
+        let instances = self.threads.saturating_mul(self.guest_broadcast_bytes.saturating_add(arena_bytes));
+        let blocks = (self.threads + 2).saturating_mul(block_bytes);
+        sum([self.broadcast_bytes, instances, blocks])
+    }
+
+    /// Block size at which the peak stays within `budget_bytes` and an instance within `guest_bytes`.
+    fn target_bytes(&self, budget_bytes: u64, limit_bytes: u64) -> u64 {
+        let slack_bytes = self.split_operands * 2 * GUEST_PAGE_BYTES;
+        let fixed_bytes = self.peak_bytes(0, slack_bytes);
+        let in_rank = budget_bytes.saturating_sub(fixed_bytes) / (2 * self.threads + 2);
+        let in_guest = limit_bytes.saturating_sub(self.guest_broadcast_bytes).saturating_sub(slack_bytes);
+        in_rank.min(in_guest).min(BLOCK_TARGET_BYTES)
+    }
+}
+
+/// Plans `stage` within `budget_bytes` a rank, or says what is too large.
+pub(super) fn fit(
+    job: &Job,
+    stage: &Stage,
+    bound: Bound,
+    machine: &Machine,
+    budget_bytes: u64,
+) -> Result<StagePlan, PlanError> {
+    let memory = Memory::new(&bound, u64::from(machine.threads));
+    let limit_bytes = stage.limits.memory_bytes.min(Limits::MEMORY_MAX_BYTES);
+    let extents = bound.split.iter().map(|index| bound.indices[*index].extent).collect();
+    let space = tiling::space(&bound.operands, &bound.split, extents);
+    let target_bytes = memory.target_bytes(budget_bytes, limit_bytes);
+    let tiling = tiling::choose(&space, &bound.operands, &bound.split, machine.ranks, target_bytes);
+
+    let block_bytes: Vec<u64> =
+        footprints(&bound.operands, &bound.split).iter().map(|footprint| footprint.bytes(&tiling.block)).collect();
+    let arena_bytes = sum(block_bytes.iter().map(|bytes| guest_bytes(*bytes)));
+    let mut plan = StagePlan {
+        name: stage.name.clone(),
+        kind: StageKind::Map,
+        indices: bound.indices,
+        operands: bound.operands,
+        split: bound.split,
+        unit: tiling.unit,
+        grid: tiling.grid,
+        block_units: tiling.block_units,
+        block: tiling.block,
+        block_count: 0,
+        bytes: StageBytes::default(),
+        broadcast_bytes: memory.broadcast_bytes,
+        arena_bytes,
+        peak_bytes_per_rank: memory.peak_bytes(sum(block_bytes), arena_bytes),
+        notes: bound.notes,
+        ranks: machine.ranks,
+    };
+    check_guest(job, stage, &plan, &memory, limit_bytes)?;
+    check_budget(job, stage, &plan, &memory, budget_bytes)?;
+    count(&mut plan, &space);
+    Ok(plan)
+}
+
+fn check_guest(job: &Job, stage: &Stage, plan: &StagePlan, memory: &Memory, limit_bytes: u64) -> Result<(), PlanError> {
+    let need_bytes = memory.guest_broadcast_bytes.saturating_add(plan.arena_bytes);
+    if need_bytes <= limit_bytes {
+        return Ok(());
+    }
+    let Some((position, largest_bytes)) = largest(plan, |operand| plan.operand_max_bytes(operand)) else {
+        return Ok(());
+    };
+    let help = if need_bytes < Limits::MEMORY_MAX_BYTES {
+        format!("limits = {{ memory = \"{}\" }}, and what the kernel itself takes", whole_mib(need_bytes))
+    } else {
+        format!("linear memory ends at 4 GiB, and {}", why_so_large(plan, position))
+    };
+    Err(PlanError::GuestMemory {
+        at: job.excerpt(span(stage, position), Some(help)),
+        stage: stage.name.clone(),
+        need_bytes,
+        limit_bytes,
+        largest: describe(plan, position),
+        largest_bytes,
+    })
+}
+
+fn check_budget(
+    job: &Job,
+    stage: &Stage,
+    plan: &StagePlan,
+    memory: &Memory,
+    budget_bytes: u64,
+) -> Result<(), PlanError> {
+    let need_bytes = plan.peak_bytes_per_rank;
+    if need_bytes <= budget_bytes {
+        return Ok(());
+    }
+    // What an operand takes of the peak: its share of every copy.
+    let share_bytes = |operand: usize| {
+        let bytes = plan.operand_max_bytes(operand);
+        let copies = match plan.operands[operand].distribution {
+            Distribution::Broadcast => memory.threads + 1,
+            Distribution::Split => 2 * memory.threads + 2,
+        };
+        bytes.saturating_mul(copies)
+    };
+    let Some((position, largest_bytes)) = largest(plan, share_bytes) else {
+        return Ok(());
+    };
+    let block_bytes = plan.split_operand_bytes_max();
+    let one_thread = Memory { threads: 1, ..*memory }.peak_bytes(block_bytes, plan.arena_bytes);
+    let per_thread = sum([memory.guest_broadcast_bytes, plan.arena_bytes, block_bytes]).max(1);
+    let help = match budget_bytes.checked_sub(one_thread) {
+        Some(spare) => format!("--threads {} fits, or a budget of {}", 1 + spare / per_thread, whole_mib(need_bytes)),
+        None => format!("one thread needs {}, as {}", whole_mib(one_thread), why_so_large(plan, position)),
+    };
+    Err(PlanError::OverBudget {
+        at: job.excerpt(span(stage, position), Some(help)),
+        stage: stage.name.clone(),
+        need_bytes,
+        budget_bytes,
+        largest: describe(plan, position),
+        largest_bytes,
+    })
+}
+
+/// The operand with most bytes and how many; the first of equals.
+fn largest(plan: &StagePlan, bytes: impl Fn(usize) -> u64) -> Option<(usize, u64)> {
+    (0..plan.operands.len()).rev().map(|operand| (operand, bytes(operand))).max_by_key(|(_, bytes)| *bytes)
+}
+
+/// Bytes of the name of operand `position` in the job file.
+fn span(stage: &Stage, position: usize) -> std::ops::Range<usize> {
+    let mut operands = stage.compute.inputs.iter().chain(&stage.compute.outputs);
+    operands.nth(position).map(|operand| operand.span.clone()).unwrap_or_default()
+}
+
+fn describe(plan: &StagePlan, position: usize) -> String {
+    let operand = &plan.operands[position];
+    match operand.distribution {
+        Distribution::Broadcast => format!("tensor '{}' ({} {}, whole)", operand.tensor, operand.dtype, operand.shape),
+        Distribution::Split => {
+            let block = plan.extents_text(&plan.block);
+            format!("tensor '{}' ({} {}, blocks of {block})", operand.tensor, operand.dtype, operand.shape)
+        }
+    }
+}
+
+/// Why operand `position` cannot be cut any smaller.
+fn why_so_large(plan: &StagePlan, position: usize) -> String {
+    let operand = &plan.operands[position];
+    match operand.distribution {
+        Distribution::Broadcast => format!("'{}' is given whole: no index of it is in every output", operand.tensor),
+        Distribution::Split if plan.split.is_empty() => "all is one task: no index is in every output".to_owned(),
+        Distribution::Split => {
+            let unit = plan.extents_text(&plan.unit);
+            format!("'{}' is cut in whole chunks, at least {unit}: chunk the datasets finer", operand.tensor)
+        }
+    }
+}
+
+/// `229MiB`: `bytes` or a little more, as a job file takes it.
+fn whole_mib(bytes: u64) -> String {
+    format!("{}MiB", bytes.div_ceil(1 << 20))
+}
+
+/// Fills in what is summed over ranks, and the notes that follow from it.
+fn count(plan: &mut StagePlan, space: &Space) {
+    let split = plan.split_footprints();
+    let mut block_sums = vec![0u128; split.len()];
+    let footprints: Vec<Footprint> = split.iter().map(|(_, footprint)| footprint.clone()).collect();
+    // Ranks after the last unit have nothing.
+    let busy = plan.units().min(u64::from(plan.ranks)) as u32;
+    plan.block_count = (0..busy).map(|rank| plan.tally(rank, &footprints, &mut block_sums)).sum();
+
+    let mut bytes = StageBytes::default();
+    for ((position, _), sum) in split.iter().zip(&block_sums) {
+        let operand = &plan.operands[*position];
+        let total = u64::try_from(*sum).unwrap_or(u64::MAX);
+        match operand.role {
+            Role::Output => bytes.written = bytes.written.saturating_add(total),
+            Role::Input if operand.is_stored() => {
+                bytes.read = bytes.read.saturating_add(total);
+            }
+            Role::Input => {}
+        }
+    }
+    for operand in plan.operands.iter().filter(|o| o.distribution == Distribution::Broadcast && o.is_stored()) {
+        bytes.read = bytes.read.saturating_add(operand.bytes());
+        bytes.moved = bytes.moved.saturating_add(operand.bytes().saturating_mul(u64::from(plan.ranks) - 1));
+    }
+    plan.bytes = bytes;
+    note_rereads(plan, &split, &block_sums);
+    note_idle(plan, busy);
+    note_chunks(plan, space);
+}
+
+/// Inputs without some of the split indices are read again along those; said where it makes up much of the reading.
+fn note_rereads(plan: &mut StagePlan, split: &[(usize, Footprint)], block_sums: &[u128]) {
+    for ((position, _), sum) in split.iter().zip(block_sums) {
+        let operand = &plan.operands[*position];
+        let times = sum / u128::from(operand.bytes().max(1));
+        let much = sum * 8 > u128::from(plan.bytes.read);
+        if operand.role == Role::Input && operand.is_stored() && times > 1 && much {
+            plan.notes.push(format!("{} is read {times} times: it lacks a split index", operand.tensor));
+        }
+    }
+}
+
+fn note_idle(plan: &mut StagePlan, busy: u32) {
+    let idle = plan.ranks - busy;
+    let units = plan.units();
+    if plan.split.is_empty() {
+        plan.notes.push("no index is in every output: everything is one task on rank 0".to_owned());
+    } else if units == 0 {
+        plan.notes.push("a split index has extent 0: there is nothing to compute".to_owned());
+    } else if idle > 0 {
+        let unit = plan.extents_text(&plan.unit);
+        plan.notes.push(format!("{idle} of {} ranks are idle: there are {units} units of {unit}", plan.ranks));
+    }
+}
+
+/// Chunks that do not divide each other only meet at their least common multiple, and units with them.
+fn note_chunks(plan: &mut StagePlan, space: &Space) {
+    for (axis, aligned) in space.aligned.iter().enumerate() {
+        let index = plan.split[axis];
+        let mut chunks: Vec<(u64, &str)> = Vec::new();
+        for operand in &plan.operands {
+            let dim = operand.dims.iter().position(|dim| *dim == index);
+            if let (Some(dim), Some(chunk)) = (dim, &operand.chunk) {
+                chunks.push((chunk[dim].min(space.extents[axis]), &operand.tensor));
+            }
+        }
+        let Some((largest, _)) = chunks.iter().max() else { continue };
+        if aligned > largest {
+            let list: Vec<String> = chunks.iter().map(|(chunk, tensor)| format!("{chunk} ({tensor})")).collect();
+            let name = &plan.indices[index].name;
+            let list = list.join(" and ");
+            plan.notes.push(format!("chunks of {list} along {name} only meet every {aligned}: equal chunks cut finer"));
+        }
+    }
+}
+
+impl StagePlan {
+    /// Positions and footprints of the split operands.
+    fn split_footprints(&self) -> Vec<(usize, Footprint)> {
+        let split = |(_, operand): &(usize, &OperandPlan)| operand.distribution == Distribution::Split;
+        let operands = self.operands.iter().enumerate().filter(split);
+        operands.map(|(position, operand)| (position, Footprint::new(operand, &self.split))).collect()
+    }
+
+    /// Most bytes of split operands that a block needs.
+    pub fn split_operand_bytes_max(&self) -> u64 {
+        sum(footprints(&self.operands, &self.split).iter().map(|footprint| footprint.bytes(&self.block)))
+    }
+
+    /// `q=256,k=4` for extents per axis.
+    pub(super) fn extents_text(&self, extents: &[u64]) -> String {
+        let named = self.split.iter().zip(extents);
+        let named = named.map(|(index, extent)| format!("{}={extent}", self.indices[*index].name));
+        let text = named.collect::<Vec<_>>().join(",");
+        if text.is_empty() { "all".to_owned() } else { text }
+    }
+}
+
+/// What an operand of `bytes` takes in guest memory.
+fn guest_bytes(bytes: u64) -> u64 {
+    bytes.div_ceil(GUEST_PAGE_BYTES).saturating_add(1).saturating_mul(GUEST_PAGE_BYTES)
+}
+
+fn sum(bytes: impl IntoIterator<Item = u64>) -> u64 {
+    bytes.into_iter().fold(0, u64::saturating_add)
+}

@@ -1,0 +1,244 @@
+//! What holds for every plan, over random shapes, chunks, notations, machines and budgets.
+
+use super::*;
+use crate::tensor::{Region, chunks_of};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A stage over up to three indices: `a` has them all, `b` some, `c` others, and the outputs some of `a`'s.
+#[derive(Debug, Clone)]
+struct Case {
+    extents: [u64; 3],
+    a_chunk: Option<[u64; 3]>,
+    b_dims: Vec<usize>,
+    b_chunk: Option<[u64; 3]>,
+    out_dims: Vec<usize>,
+    out_chunk: Option<[u64; 3]>,
+    machine: Machine,
+}
+
+impl Case {
+    fn text(&self) -> String {
+        let letters = |dims: &[usize]| dims.iter().map(|d| ["i", "j", "k"][*d]).collect::<Vec<_>>().join(",");
+        let chunk = match (&self.out_chunk, self.out_dims.is_empty()) {
+            (Some(chunk), false) => format!(", chunk = {:?}", pick(&self.out_dims, chunk)),
+            _ => String::new(),
+        };
+        format!(
+            r#"
+            tensors.a = {{ file = "a", dataset = "a" }}
+            tensors.b = {{ file = "a", dataset = "b" }}
+            tensors.o = {{ create = "o", dataset = "o", dtype = "i16"{chunk} }}
+            tensors.p = {{ dtype = "f64" }}
+            stages = [{{ kernel = "k", compute = "a[i,j,k], b[{}] -> o[{}], p[{}]" }}]
+            "#,
+            letters(&self.b_dims),
+            letters(&self.out_dims),
+            letters(&self.out_dims.iter().rev().copied().collect::<Vec<_>>()),
+        )
+    }
+
+    /// `None` where even the smallest blocks are over the budget.
+    fn plan(&self) -> Option<Plan> {
+        let layout = |dims: &[usize], chunk: &Option<[u64; 3]>| Layout {
+            dtype: Dtype::F32,
+            shape: Shape::new(pick(dims, &self.extents)).unwrap(),
+            chunk: chunk.as_ref().map(|chunk| pick(dims, chunk)),
+        };
+        let layouts = BTreeMap::from([
+            ("a".to_owned(), layout(&[0, 1, 2], &self.a_chunk)),
+            ("b".to_owned(), layout(&self.b_dims, &self.b_chunk)),
+        ]);
+        let job = Job::parse(&self.text(), Path::new("p.toml")).unwrap();
+        match plan(&job, &layouts, &self.machine) {
+            Ok(plan) => Some(plan),
+            Err(PlanError::OverBudget { .. }) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn pick(dims: &[usize], of: &[u64; 3]) -> Vec<u64> {
+    dims.iter().map(|d| of[*d]).collect()
+}
+
+fn chunk() -> impl Strategy<Value = Option<[u64; 3]>> {
+    proptest::option::of([1u64..9, 1u64..9, 1u64..9])
+}
+
+fn some_dims() -> impl Strategy<Value = Vec<usize>> {
+    (proptest::sample::subsequence(vec![0, 1, 2], 0..=3)).prop_shuffle()
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    // What the guards of four operands take, and a little for blocks: little enough to decide their size.
+    let tight = (1u32..4).prop_flat_map(|threads| {
+        let guards_bytes = u64::from(threads) * (512 << 10);
+        (Just(threads), guards_bytes..guards_bytes + (512 << 10))
+    });
+    let machine = (1u32..12, prop_oneof![(1u32..4, Just(1u64 << 32)), tight])
+        .prop_map(|(ranks, (threads, memory_bytes))| Machine { ranks, ranks_per_node: 2, threads, memory_bytes });
+    let extent = prop_oneof![1 => 0u64..2, 9 => 1u64..24];
+    let extents = [extent.clone(), extent.clone(), extent];
+    (extents, chunk(), some_dims(), chunk(), some_dims(), chunk(), machine).prop_map(
+        |(extents, a_chunk, b_dims, b_chunk, out_dims, out_chunk, machine)| Case {
+            extents,
+            a_chunk,
+            b_dims,
+            b_chunk,
+            out_dims,
+            out_chunk,
+            machine,
+        },
+    )
+}
+
+/// All points of a box.
+fn points(region: &Region) -> Vec<Vec<u64>> {
+    (0..region.rank()).fold(vec![vec![]], |prefixes, d| {
+        let extend = |prefix: &Vec<u64>| {
+            let prefix = prefix.clone();
+            (region.offset[d]..region.end(d)).map(move |x| [prefix.as_slice(), &[x]].concat()).collect::<Vec<_>>()
+        };
+        prefixes.iter().flat_map(extend).collect()
+    })
+}
+
+/// The numbers of the units whose points `tile` has, checked to be whole units.
+fn units_of(stage: &StagePlan, tile: &Tile) -> Vec<u64> {
+    let axes = 0..stage.grid.len();
+    for axis in axes.clone() {
+        assert!(tile.0.offset[axis].is_multiple_of(stage.unit[axis]));
+        assert!(tile.0.end(axis).is_multiple_of(stage.unit[axis]) || tile.0.end(axis) == stage.extent(axis));
+    }
+    let grid_box = Region {
+        offset: axes.clone().map(|axis| tile.0.offset[axis] / stage.unit[axis]).collect(),
+        extent: axes.clone().map(|axis| tile.0.extent[axis].div_ceil(stage.unit[axis])).collect(),
+    };
+    points(&grid_box).iter().map(|at| axes.clone().fold(0, |n, axis| n * stage.grid[axis] + at[axis])).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn shards_and_blocks_partition_the_units(case in case()) {
+        let Some(plan) = case.plan() else { return Ok(()) };
+        let stage = &plan.stages[0];
+        let ranks = case.machine.ranks;
+        let mut next = 0;
+        let mut blocks = 0;
+        for rank in 0..ranks {
+            let shard = stage.shard_units(rank);
+            prop_assert_eq!(shard.start, next);
+            let each = stage.units() / u64::from(ranks);
+            prop_assert!((each..=each + 1).contains(&(shard.end - shard.start)));
+            // Blocks come in order, have whole units, and together exactly the shard's.
+            let mut units = Vec::new();
+            for tile in stage.blocks(rank) {
+                let block = units_of(stage, &tile);
+                prop_assert!(block.len() as u64 <= stage.block_units);
+                prop_assert!((0..stage.grid.len()).all(|axis| tile.0.extent[axis] <= stage.block[axis]));
+                units.extend(block);
+                blocks += 1;
+            }
+            prop_assert_eq!(units, shard.clone().collect::<Vec<_>>());
+            next = shard.end;
+        }
+        prop_assert_eq!(next, stage.units());
+        prop_assert_eq!(blocks, stage.block_count);
+    }
+
+    #[test]
+    fn tasks_partition_blocks(case in case(), cuts in proptest::collection::vec(1u64..9, 1..20)) {
+        let Some(plan) = case.plan() else { return Ok(()) };
+        let stage = &plan.stages[0];
+        for block in (0..case.machine.ranks).flat_map(|rank| stage.blocks(rank)) {
+            let axis = stage.task_axis(&block);
+            let length = block.0.extent.get(axis).copied().unwrap_or(1);
+            let mut tasks = Vec::new();
+            let mut start = 0;
+            for cut in cuts.iter().cycle() {
+                if start == length {
+                    break;
+                }
+                let len = (*cut).min(length - start);
+                tasks.extend(points(&stage.task(&block, start, len).0));
+                start += len;
+            }
+            tasks.sort();
+            prop_assert_eq!(tasks, points(&block.0));
+        }
+    }
+
+    #[test]
+    fn regions_of_outputs_cover_them_once_and_are_whole_chunks(case in case()) {
+        let Some(plan) = case.plan() else { return Ok(()) };
+        let stage = &plan.stages[0];
+        for (position, operand) in stage.operands.iter().enumerate() {
+            let blocks = (0..case.machine.ranks).flat_map(|rank| stage.blocks(rank));
+            let regions: Vec<Region> = blocks.map(|tile| stage.region(position, &tile)).collect();
+            let whole = Region::whole(&operand.shape);
+            prop_assert!(regions.iter().all(|region| whole.contains(region)));
+            for region in &regions {
+                if operand.distribution == Distribution::Broadcast {
+                    prop_assert_eq!(region, &whole);
+                }
+                if let Some(chunk) = &operand.chunk {
+                    for (_, chunk) in chunks_of(&operand.shape, chunk, region) {
+                        prop_assert!(region.contains(&chunk), "{} cuts chunk {}", region, chunk);
+                    }
+                }
+            }
+            let covered: Vec<Vec<u64>> = regions.iter().flat_map(points).collect();
+            let distinct: BTreeSet<&Vec<u64>> = covered.iter().collect();
+            if operand.role == Role::Output {
+                prop_assert_eq!(covered.len() as u64, operand.shape.elements());
+            }
+            if stage.units() > 0 && operand.distribution == Distribution::Split {
+                prop_assert_eq!(distinct.len() as u64, operand.shape.elements());
+            }
+            let all_axes = stage.split.iter().all(|index| operand.dims.contains(index));
+            if all_axes && operand.distribution == Distribution::Split {
+                prop_assert_eq!(covered.len(), distinct.len());
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_blocks_and_memory_is_kept(case in case()) {
+        let Some(plan) = case.plan() else { return Ok(()) };
+        let stage = &plan.stages[0];
+        let blocks: Vec<Tile> = (0..case.machine.ranks).flat_map(|rank| stage.blocks(rank)).collect();
+        let (mut read, mut written) = (0, 0);
+        for (position, operand) in stage.operands.iter().enumerate() {
+            let bytes = |tile| stage.region(position, tile).elements() * operand.dtype.size_bytes() as u64;
+            let sum: u64 = blocks.iter().map(bytes).sum();
+            prop_assert!(blocks.iter().all(|tile| bytes(tile) <= stage.operand_max_bytes(position)));
+            match (operand.role, operand.distribution) {
+                (Role::Output, _) => written += sum,
+                (Role::Input, Distribution::Split) => read += sum,
+                (Role::Input, Distribution::Broadcast) => read += operand.bytes(),
+            }
+        }
+        prop_assert_eq!((stage.bytes.read, stage.bytes.written), (read, written));
+        for tile in &blocks {
+            prop_assert!(stage.split_operand_bytes(tile) <= stage.split_operand_bytes_max());
+        }
+        prop_assert!(stage.peak_bytes_per_rank <= case.machine.memory_bytes);
+    }
+
+    #[test]
+    fn equal_cases_have_equal_hashes_and_other_machines_do_not(case in case()) {
+        let hash = |case: &Case| case.plan().map(|plan| plan.hash());
+        let Some(first) = hash(&case) else { return Ok(()) };
+        prop_assert_eq!(Some(first), hash(&case));
+        let mut other = case.clone();
+        other.machine.ranks += 1;
+        prop_assert_ne!(Some(first), hash(&other));
+        let mut other = case.clone();
+        other.extents[0] += 1;
+        prop_assert_ne!(Some(first), hash(&other));
+    }
+}
