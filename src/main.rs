@@ -1,1 +1,5 @@
-fn main() {}
+//! The `exuvia` program; everything is in the library.
+
+fn main() {
+    std::process::exit(exuvia::cli::main());
+}

@@ -5,7 +5,7 @@ use super::{Cpu, EngineError, Kernel};
 
 const MAGIC: &[u8; 8] = b"exuvia\0\x01";
 /// wasmer's version is pinned in Cargo.toml; LLVM's is the one that wasmer's compiler crate is built for.
-const COMPILER: &str = "wasmer 4.4.0, LLVM 15";
+pub const COMPILER: &str = "wasmer 4.4.0, LLVM 15";
 
 /// Which passes make optimized code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

@@ -110,7 +110,7 @@ fn validate(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
 }
 
 /// The first feature that the baseline compiler lacks and the module uses.
-fn baseline_obstacle(bytes: &[u8]) -> Option<&'static str> {
+pub(super) fn baseline_obstacle(bytes: &[u8]) -> Option<&'static str> {
     let lacking = [(WasmFeatures::SIMD, "SIMD128 instructions"), (WasmFeatures::MULTI_VALUE, "multi-value blocks")];
     let without = |feature| Validator::new_with_features(FEATURES.difference(feature)).validate_all(bytes).is_err();
     lacking.into_iter().find(|(feature, _)| without(*feature)).map(|(_, what)| what)

@@ -1,1 +1,91 @@
-//! `exec`: see ARCHITECTURE.md.
+//! One rank's part in a run: agrees with the others on the plan, feeds events to `sched`, and carries out its actions on
+//! `engine`, `fabric` and `store`; the only glue between them.
+//!
+//! The main thread talks MPI and HDF5, and nothing else does; the workers of a rayon pool run kernels; a helper process
+//! optimizes them. Refuses to do: deciding who computes what (that is `plan` and `sched`), parsing arguments, printing
+//! results. Invariant: an error on any rank ends all ranks, is printed once, and leaves no output behind.
+
+mod error;
+mod link;
+mod run;
+mod stage;
+mod tiers;
+mod worker;
+
+use std::path::PathBuf;
+
+pub use error::{ExitCode, RunError};
+pub use link::Signal;
+pub use run::{Failure, run};
+
+use crate::sched::Granularity;
+
+/// Which code kernels run on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TierPolicy {
+    /// Baseline code at once, optimized code as soon as there is some.
+    #[default]
+    Auto,
+    /// Baseline code only; nothing is optimized.
+    Baseline,
+    /// Optimized code only; the first task waits for it.
+    Optimized,
+}
+
+impl TierPolicy {
+    /// As written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            TierPolicy::Auto => "auto",
+            TierPolicy::Baseline => "baseline",
+            TierPolicy::Optimized => "optimized",
+        }
+    }
+}
+
+/// How to run a job.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Workers per rank; by default what the node has for each of its ranks.
+    pub threads: Option<u32>,
+    pub tier: TierPolicy,
+    pub cache_dir: Option<PathBuf>,
+    /// Budget per rank; by default a share of the node's memory.
+    pub memory_bytes: Option<u64>,
+    pub granularity: Granularity,
+    /// Every worker goes to optimized code right before its task of this number, waiting for it if need be, and not
+    /// earlier: tests move the swap to any place.
+    pub swap_before_task: Option<u64>,
+    /// The program whose `compile-kernel` verb optimizes; none: a thread of this process does.
+    pub helper: Option<PathBuf>,
+    /// Where a person sees how far the run is.
+    pub progress: Option<fn(&Progress)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            threads: None,
+            tier: TierPolicy::Auto,
+            cache_dir: None,
+            memory_bytes: None,
+            granularity: Granularity::Adaptive,
+            swap_before_task: None,
+            helper: None,
+            progress: None,
+        }
+    }
+}
+
+/// How far a stage is, all ranks together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    pub stage: String,
+    pub stage_index: usize,
+    pub stage_count: usize,
+    pub blocks_done: u64,
+    pub blocks: u64,
+    pub baseline_tasks: u64,
+    pub optimized_tasks: u64,
+    pub processed_bytes: u64,
+}

@@ -102,6 +102,11 @@ impl Default for Limits {
 }
 
 impl Job {
+    /// The job file's text: with its path, all that another rank needs to see the same job.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Reads and checks the job file at `path`.
     pub fn load(path: &Path) -> Result<Job, JobError> {
         let text = std::fs::read_to_string(path).map_err(|source| JobError::Read { path: path.to_owned(), source })?;

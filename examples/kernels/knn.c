@@ -1,0 +1,56 @@
+/* k nearest neighbours: test[q,h,w], train[n,t,h,w], labels[n], k[] -> predicted[q]
+ *
+ * u8 images and labels, u32 k; squared Euclidean distance in integers. The training set may hold several variants t of
+ * each labelled image. Among equally near images the earlier one counts; among labels of equal votes the nearer one.
+ */
+#include "exuvia.h"
+
+#define MAX_K 32
+#define LABELS 256
+
+EXUVIA_EXPORT(knn) int32_t knn(const exuvia_view *views, uint32_t count)
+{
+    if (count != 5 || views[0].dtype != EXUVIA_U8 || views[1].dtype != EXUVIA_U8 || views[2].dtype != EXUVIA_U8 ||
+        views[3].dtype != EXUVIA_U32 || views[4].dtype != EXUVIA_U8)
+        return 1;
+    const uint8_t *test = exuvia_data(&views[0]), *train = exuvia_data(&views[1]), *labels = exuvia_data(&views[2]);
+    uint8_t *predicted = exuvia_data(&views[4]);
+    uint32_t k = *(const uint32_t *)exuvia_data(&views[3]);
+    uint32_t queries = views[0].extent[0], pixels = views[0].extent[1] * views[0].extent[2];
+    uint32_t labelled = views[1].extent[0], variants = views[1].extent[1];
+    if (k == 0 || k > MAX_K || k > labelled * variants)
+        return 2;
+
+    for (uint32_t q = 0; q < queries; q++) {
+        uint32_t best[MAX_K], whose[MAX_K], found = 0;
+        const uint8_t *image = test + q * pixels;
+        for (uint32_t i = 0; i < labelled * variants; i++) {
+            const uint8_t *other = train + i * pixels;
+            uint32_t distance = 0;
+            for (uint32_t p = 0; p < pixels; p++) {
+                int32_t d = (int32_t)image[p] - (int32_t)other[p];
+                distance += (uint32_t)(d * d);
+            }
+            if (found == k && distance >= best[k - 1])
+                continue;
+            uint32_t at = found < k ? found++ : k - 1;
+            while (at > 0 && best[at - 1] > distance) {
+                best[at] = best[at - 1];
+                whose[at] = whose[at - 1];
+                at--;
+            }
+            best[at] = distance;
+            whose[at] = labels[i / variants];
+        }
+        uint32_t votes[LABELS], winner = whose[0];
+        for (uint32_t l = 0; l < LABELS; l++)
+            votes[l] = 0;
+        for (uint32_t i = 0; i < k; i++)
+            votes[whose[i]]++;
+        for (uint32_t i = 0; i < k; i++)
+            if (votes[whose[i]] > votes[winner])
+                winner = whose[i];
+        predicted[q] = (uint8_t)winner;
+    }
+    return 0;
+}

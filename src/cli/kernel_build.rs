@@ -1,0 +1,139 @@
+//! `exuvia kernel build`: from source to a kernel module, with the flags that let both tiers do their best.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The kernel interface's header; sources include it as `exuvia.h` wherever they lie.
+const HEADER: &str = include_str!("../../examples/kernels/exuvia.h");
+
+/// Why a kernel cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    #[error("no kernel can be built from {}: known are .c, .cc, .cpp, .rs and .wat", source_file.display())]
+    UnknownKind { source_file: PathBuf },
+    #[error("cannot read {}", source_file.display())]
+    Read { source_file: PathBuf, source: std::io::Error },
+    #[error("no {what} was found; install {packages}, or name one with {variable}")]
+    NoCompiler { what: &'static str, packages: &'static str, variable: &'static str },
+    #[error("{compiler} failed on {} (its messages are above)", source_file.display())]
+    Compiler { compiler: String, source_file: PathBuf },
+    #[error("{}: {message}", source_file.display())]
+    Text { source_file: PathBuf, message: String },
+    #[error("cannot write {}", out.display())]
+    Write { out: PathBuf, source: std::io::Error },
+}
+
+/// Builds `source` into the module `out`; `extra` goes to the compiler.
+pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildError> {
+    std::fs::metadata(source).map_err(|e| BuildError::Read { source_file: source.to_owned(), source: e })?;
+    let write = |e| BuildError::Write { out: out.to_owned(), source: e };
+    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(write)?;
+    // A failed build leaves an earlier module as it was.
+    let work = tempfile::Builder::new().prefix(".kernel-").tempdir_in(folder).map_err(write)?;
+    let built = work.path().join("kernel.wasm");
+    match source.extension().and_then(|e| e.to_str()) {
+        Some("c" | "cc" | "cpp") => {
+            std::fs::File::create(work.path().join("exuvia.h"))
+                .and_then(|mut file| file.write_all(HEADER.as_bytes()))
+                .map_err(write)?;
+            run(clang(source, &built, work.path(), extra)?, source)?;
+        }
+        Some("rs") => run(rustc(source, &built, extra), source)?,
+        Some("wat") => {
+            let text = |message: String| BuildError::Text { source_file: source.to_owned(), message };
+            let bytes = wat::parse_file(source).map_err(|e| text(e.to_string()))?;
+            std::fs::write(&built, bytes).map_err(write)?;
+        }
+        _ => return Err(BuildError::UnknownKind { source_file: source.to_owned() }),
+    }
+    std::fs::rename(&built, out).map_err(write)
+}
+
+fn run(mut command: Command, source: &Path) -> Result<(), BuildError> {
+    let compiler = command.get_program().to_string_lossy().into_owned();
+    let failed = || BuildError::Compiler { compiler: compiler.clone(), source_file: source.to_owned() };
+    let status = command.status().map_err(|_| failed())?;
+    if status.success() { Ok(()) } else { Err(failed()) }
+}
+
+/// The newest clang at hand and its version.
+fn find_clang() -> Result<(String, u32), BuildError> {
+    let version = |program: &str| -> Option<u32> {
+        let output = Command::new(program).arg("--version").output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split("clang version ").nth(1)?.split('.').next()?.parse().ok()
+    };
+    if let Some(named) = std::env::var("EXUVIA_CLANG").ok().filter(|name| !name.is_empty()) {
+        let version = version(&named).unwrap_or(0);
+        return Ok((named, version));
+    }
+    let numbered = (16..=30).rev().map(|number| format!("clang-{number}"));
+    let found = numbered.chain(["clang".to_owned()]).find_map(|name| version(&name).map(|v| (name, v)));
+    found.filter(|(_, version)| *version >= 14).ok_or(BuildError::NoCompiler {
+        what: "clang",
+        packages: "clang and lld",
+        variable: "EXUVIA_CLANG",
+    })
+}
+
+fn clang(source: &Path, out: &Path, include: &Path, extra: &[String]) -> Result<Command, BuildError> {
+    let (program, version) = find_clang()?;
+    let mut command = Command::new(program);
+    // No libc: a kernel imports nothing.
+    command.args(["--target=wasm32-unknown-unknown", "-nostdlib", "-ffreestanding"]);
+    // The host vectorizes, to its own width; code already vectorized or unrolled for 128 bits would be in the way.
+    command.args(["-O2", "-fno-vectorize", "-fno-slp-vectorize", "-fno-unroll-loops"]);
+    // Loop strength reduction makes address arithmetic that wraps, and then the host cannot prove loops safe to
+    // vectorize: up to four times slower.
+    command.args(["-mllvm", "-disable-lsr"]);
+    if version >= 19 {
+        // An old wasm-opt on the PATH breaks modules.
+        command.arg("--no-wasm-opt");
+    }
+    command.args(["-Wl,--no-entry", "-Wl,--strip-all"]);
+    command.arg("-I").arg(include).args(extra).arg(source).arg("-o").arg(out);
+    Ok(command)
+}
+
+fn rustc(source: &Path, out: &Path, extra: &[String]) -> Command {
+    let program = std::env::var("EXUVIA_RUSTC").ok().filter(|name| !name.is_empty());
+    let mut command = Command::new(program.unwrap_or_else(|| "rustc".to_owned()));
+    command.args(["--target", "wasm32-unknown-unknown", "--crate-type", "cdylib", "--edition", "2021"]);
+    command.args(["-C", "opt-level=2", "-C", "panic=abort", "-C", "strip=symbols"]);
+    // As for clang.
+    command.args(["-C", "no-vectorize-loops", "-C", "no-vectorize-slp", "-C", "llvm-args=-disable-lsr"]);
+    command.args(extra).arg(source).arg("-o").arg(out);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_c_and_wat_and_keeps_the_old_module_when_it_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, out) = (folder.path().join("k.c"), folder.path().join("sub/k.wasm"));
+        let text = "#include \"exuvia.h\"\nEXUVIA_EXPORT(k) int32_t k(const exuvia_view *v, uint32_t n)\n\
+                    { return v[0].rank == n; }\n";
+        std::fs::write(&source, text).unwrap();
+        build(&source, &out, &[]).unwrap();
+        let module = std::fs::read(&out).unwrap();
+        let found = crate::engine::inspect(&module).unwrap();
+        assert_eq!((found.kernels.as_slice(), found.obstacles.len()), (&["k".to_owned()][..], 0));
+        std::fs::write(&source, "no C at all").unwrap();
+        assert!(matches!(build(&source, &out, &[]), Err(BuildError::Compiler { .. })));
+        assert_eq!(std::fs::read(&out).unwrap(), module);
+        let wat = folder.path().join("k.wat");
+        std::fs::write(&wat, "(module").unwrap();
+        assert!(build(&wat, &out, &[]).unwrap_err().to_string().contains("k.wat"));
+        std::fs::write(&wat, "(module)").unwrap();
+        build(&wat, &out, &[]).unwrap();
+        let names: Vec<_> = std::fs::read_dir(out.parent().unwrap()).unwrap().collect();
+        assert_eq!(names.len(), 1, "no work files are left");
+        assert!(build(Path::new("k.f90"), &out, &[]).is_err());
+    }
+}

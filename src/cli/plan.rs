@@ -1,0 +1,64 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Output, fail, print_json};
+use crate::exec::ExitCode;
+use crate::job::{Job, Source};
+use crate::plan::{Layout, Machine, plan as make_plan, render};
+use crate::{store, topology};
+
+/// Arguments of `exuvia plan`.
+#[derive(Debug, Args)]
+pub(super) struct PlanArguments {
+    /// The job file
+    job: PathBuf,
+    /// How many ranks the run would have
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    ranks: u32,
+    /// How many of them on each node [default: all]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    ranks_per_node: Option<u32>,
+    /// Worker threads per rank
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    threads: u32,
+    /// Memory that one rank may use, such as 2GiB [default: a share of this machine's]
+    #[arg(long, value_parser = super::run::size)]
+    memory: Option<u64>,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+pub(super) fn plan(arguments: &PlanArguments) -> ExitCode {
+    let job = match Job::load(&arguments.job) {
+        Ok(job) => job,
+        Err(error) => return fail(&error, ExitCode::Usage, None),
+    };
+    let mut layouts = BTreeMap::new();
+    for decl in job.tensors.values() {
+        if let Source::File { file, dataset } = &decl.source {
+            match store::describe(file, dataset) {
+                Ok(info) => {
+                    let layout = Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk };
+                    layouts.insert(decl.name.clone(), layout);
+                }
+                Err(error) => return fail(&error, ExitCode::Failed, None),
+            }
+        }
+    }
+    let ranks_per_node = arguments.ranks_per_node.unwrap_or(arguments.ranks);
+    let share = topology::host().memory_bytes / 5 * 4 / u64::from(ranks_per_node);
+    let memory_bytes = arguments.memory.or(job.memory_bytes).unwrap_or(share);
+    let machine = Machine { ranks: arguments.ranks, ranks_per_node, threads: arguments.threads, memory_bytes };
+    match make_plan(&job, &layouts, &machine) {
+        Ok(plan) => {
+            match arguments.output {
+                Output::Human => print!("{}", render(&plan)),
+                Output::Json => print_json(&serde_json::json!({ "schema": 1, "plan": plan })),
+            }
+            ExitCode::Done
+        }
+        Err(error) => fail(&error, ExitCode::Usage, None),
+    }
+}

@@ -1,0 +1,119 @@
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+
+use super::{Output, fail, print_json, progress};
+use crate::exec::{self, ExitCode, Options, Signal, TierPolicy};
+use crate::fabric;
+use crate::report::{self, Report};
+
+/// Arguments of `exuvia run`.
+#[derive(Debug, Args)]
+pub(super) struct RunArguments {
+    /// The job file
+    job: PathBuf,
+    /// Worker threads per rank [default: the node's CPUs shared among its ranks]
+    #[arg(long)]
+    threads: Option<u32>,
+    /// Code that kernels run on
+    #[arg(long, value_enum, default_value_t)]
+    tier: Tier,
+    /// Memory that one rank may use, such as 2GiB [default: the job's, or a share of the node's]
+    #[arg(long, value_parser = size)]
+    memory: Option<u64>,
+    /// Where optimized code is kept [default: $EXUVIA_CACHE_DIR, or exuvia in the user's cache]
+    #[arg(long)]
+    cache_dir: Option<PathBuf>,
+    /// Write the record of the run to this file
+    #[arg(long)]
+    report: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Tier {
+    /// Baseline code at once, optimized code as soon as it is there
+    #[default]
+    Auto,
+    /// Baseline code only
+    Baseline,
+    /// Wait for optimized code
+    Optimized,
+}
+
+/// A size in bytes with its unit.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    bytesize::ByteSize::from_str(text).map(|size| size.as_u64()).map_err(|_| "write for example 64MiB".to_owned())
+}
+
+pub(super) fn run(arguments: &RunArguments) -> ExitCode {
+    fabric::install_panic_hook();
+    if arguments.threads == Some(0) {
+        eprintln!("error: --threads must be at least 1");
+        return ExitCode::Usage;
+    }
+    let fabric = match fabric::connect() {
+        Ok(fabric) => fabric,
+        Err(error) => return fail(&error, ExitCode::Environment, Some("run `exuvia doctor` for more")),
+    };
+    let signal = Signal::default();
+    for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        if let Err(error) = signal_hook::flag::register_usize(number, signal.clone(), number as usize) {
+            tracing::warn!("signal {number} cannot be caught: {error}");
+        }
+    }
+    let options = Options {
+        threads: arguments.threads,
+        tier: match arguments.tier {
+            Tier::Auto => TierPolicy::Auto,
+            Tier::Baseline => TierPolicy::Baseline,
+            Tier::Optimized => TierPolicy::Optimized,
+        },
+        cache_dir: arguments.cache_dir.clone(),
+        memory_bytes: arguments.memory,
+        helper: std::env::current_exe().ok(),
+        progress: Some(progress::show),
+        ..Options::default()
+    };
+    let result = exec::run(fabric, &arguments.job, &options, signal);
+    progress::clear();
+    match result {
+        Ok(Some(report)) => conclude(arguments, &report),
+        Ok(None) => ExitCode::Done,
+        Err(failure) => {
+            if let Some(text) = failure.text {
+                eprintln!("{text}");
+            }
+            // Workers may be in a kernel that never returns, and MPI may have lost ranks: leave without asking them.
+            std::process::exit(failure.code as i32);
+        }
+    }
+}
+
+fn conclude(arguments: &RunArguments, report: &Report) -> ExitCode {
+    if let Some(file) = &arguments.report
+        && let Err(error) = write_report(file, report)
+    {
+        eprintln!("error: the job is done, but its report cannot be written to {}: {error}", file.display());
+        return ExitCode::Failed;
+    }
+    match arguments.output {
+        Output::Human => print!("{}", report::summary(report)),
+        Output::Json => print_json(report),
+    }
+    ExitCode::Done
+}
+
+/// Writes the record whole or not at all.
+fn write_report(file: &Path, report: &Report) -> std::io::Result<()> {
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    serde_json::to_writer_pretty(&mut temporary, report)?;
+    temporary.write_all(b"\n")?;
+    temporary.persist(file).map_err(|e| e.error)?;
+    Ok(())
+}

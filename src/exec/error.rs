@@ -1,0 +1,121 @@
+use std::time::Duration;
+
+use crate::engine::{EngineError, KernelFault};
+use crate::fabric::{FabricError, Rank};
+use crate::job::JobError;
+use crate::plan::PlanError;
+use crate::store::StoreError;
+
+/// Why a run ended without its outputs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    #[error(transparent)]
+    Job(#[from] JobError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("kernel '{kernel}' of stage '{stage}'")]
+    Engine { kernel: String, stage: String, source: EngineError },
+    #[error("cannot set up compiling")]
+    Setup(#[from] EngineError),
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// A kernel trapped, complained or broke the rules; the task is named.
+    #[error("task {task} on rank {rank} ({hostname}) failed in kernel '{kernel}' ({tier})")]
+    Task { task: String, rank: Rank, hostname: String, kernel: String, tier: &'static str, source: KernelFault },
+    /// A kernel took longer than the job allows for one task.
+    #[error(
+        "task {task} on rank {rank} ({hostname}) ran for more than {limit:?} in kernel '{kernel}' ({tier}) and was \
+         stopped"
+    )]
+    TimeLimit { task: String, rank: Rank, hostname: String, kernel: String, tier: &'static str, limit: Duration },
+    #[error("rank {rank} (process {pid} on {hostname}) died")]
+    RankDied { rank: Rank, pid: u32, hostname: String },
+    /// The failure happened on another rank, which had it printed.
+    #[error("the run failed on another rank")]
+    Elsewhere { code: i32 },
+    #[error("interrupted by {signal}")]
+    Interrupted { signal: &'static str },
+    #[error("ranks {ranks:?} made another plan than rank 0: they run another version of exuvia or see another job")]
+    PlanDisagreement { ranks: Vec<Rank> },
+    #[error("a worker thread ended unexpectedly: {message}")]
+    Worker { message: String },
+    #[error("the optimized tier was asked for (--tier optimized), but the optimizing compiler failed")]
+    NoOptimizedCode { source: EngineError },
+    #[error("rank {rank} sent {what}, which this rank does not understand: all ranks must run the same exuvia")]
+    Protocol { rank: Rank, what: &'static str },
+}
+
+impl RunError {
+    /// The exit status that tells a script what kind of failure this is.
+    pub fn code(&self) -> ExitCode {
+        match self {
+            RunError::Job(_) | RunError::Plan(_) => ExitCode::Usage,
+            RunError::Fabric(FabricError::LauncherMismatch { .. } | FabricError::Threads { .. }) => {
+                ExitCode::Environment
+            }
+            RunError::Elsewhere { code } => ExitCode::from_i32(*code),
+            _ => ExitCode::Failed,
+        }
+    }
+
+    /// The error, its causes and a way out, as a person reads it.
+    pub fn render(&self) -> String {
+        let mut text = format!("error: {self}");
+        let mut cause = std::error::Error::source(self);
+        while let Some(inner) = cause {
+            text.push_str(&format!("\ncaused by: {inner}"));
+            cause = inner.source();
+        }
+        if let Some(help) = self.help() {
+            text.push_str(&format!("\nhelp: {help}"));
+        }
+        text
+    }
+
+    /// A way out, where there is one to tell.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            RunError::TimeLimit { .. } => Some(
+                "if the kernel is not in an endless loop, raise `limits = { time = \"...\" }` of its stage".to_owned(),
+            ),
+            RunError::RankDied { .. } => Some(
+                "its outputs were not published; look for the cause (out of memory? killed?) and run again".to_owned(),
+            ),
+            RunError::Interrupted { .. } => Some("no output was changed; run the same command again".to_owned()),
+            RunError::NoOptimizedCode { .. } => Some("run with --tier auto or --tier baseline".to_owned()),
+            RunError::PlanDisagreement { .. } => {
+                Some("start the same binary on every node: compare `exuvia --version`".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Exit statuses of the program; the only list of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(i32)]
+pub enum ExitCode {
+    /// Done and verified.
+    Done = 0,
+    /// The run failed.
+    Failed = 1,
+    /// The command line or the job is wrong.
+    Usage = 2,
+    /// MPI, HDF5 or LLVM is not as it should be.
+    Environment = 3,
+    /// Stopped early; running again continues.
+    Resumable = 75,
+    /// A bug in Exuvia.
+    Bug = 101,
+}
+
+impl ExitCode {
+    /// The code another rank sent; anything unknown counts as a failed run.
+    pub fn from_i32(code: i32) -> ExitCode {
+        use ExitCode::*;
+        [Done, Failed, Usage, Environment, Resumable, Bug].into_iter().find(|c| *c as i32 == code).unwrap_or(Failed)
+    }
+}

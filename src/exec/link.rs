@@ -1,0 +1,257 @@
+//! One rank's connection to the others: messages, collectives, and the watch for whatever ends a run.
+//!
+//! Failure protocol: the rank that fails tells rank 0 ([`tag::FAIL`]), rank 0 prints the first failure it hears of and
+//! tells everyone ([`tag::STOP`]). Whoever waits, in a collective or not, keeps looking for these messages, for
+//! signals and for dead neighbours, so no rank waits for one that is gone.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::fabric::{Backoff, Fabric, FabricError, Message, Payload, Rank, collective};
+use crate::topology::{Topology, Watch};
+
+use super::{ExitCode, RunError};
+
+/// Tags of the messages between ranks.
+pub(super) mod tag {
+    pub const FAIL: u32 = 1;
+    pub const STOP: u32 = 2;
+    pub const ARTIFACT: u32 = 3;
+    pub const PROGRESS: u32 = 4;
+    pub const CHUNKS: u32 = 5;
+    pub const STAGE_DONE: u32 = 6;
+}
+
+/// How long a failed rank waits for rank 0 to take note.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Set by signal handlers: 0, or the signal that asks the run to end.
+pub type Signal = Arc<AtomicUsize>;
+
+/// What ended the run, as seen by [`Senses`].
+#[derive(Debug)]
+struct Failure {
+    code: i32,
+    /// What to print; empty when the rank that sent it is not the one to print.
+    text: String,
+}
+
+/// What a rank looks out for while it waits; apart from the fabric, so that a collective can borrow both.
+#[derive(Debug)]
+struct Senses {
+    watch: Option<(Watch, Topology)>,
+    signal: Signal,
+    inbox: VecDeque<Message>,
+    /// Set once: every later look fails in the same way.
+    ending: Option<Ending>,
+}
+
+#[derive(Debug)]
+enum Ending {
+    Elsewhere(Failure),
+    Died { rank: Rank, pid: u32, hostname: String },
+    Signal(usize),
+}
+
+/// One rank's connection to the others.
+#[derive(Debug)]
+pub(super) struct Link {
+    fabric: Box<dyn Fabric>,
+    senses: Senses,
+}
+
+impl Senses {
+    /// Takes in what has arrived; fails when the run must end.
+    fn look(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
+        while let Some(message) = fabric.poll()? {
+            match message.tag {
+                tag::FAIL | tag::STOP => {
+                    self.ending.get_or_insert(Ending::Elsewhere(Failure::decode(&message.bytes)));
+                }
+                _ => self.inbox.push_back(message),
+            }
+        }
+        if self.ending.is_none()
+            && let Some((watch, topology)) = &mut self.watch
+            && let Some(rank) = watch.dead()
+        {
+            let host = topology.host(rank);
+            // A rank that failed by itself has said so before it left; its message may still be on the way.
+            self.ending = Some(Ending::Died { rank, pid: host.pid, hostname: host.hostname.clone() });
+        }
+        let signal = self.signal.load(Ordering::Relaxed);
+        if self.ending.is_none() && signal != 0 {
+            self.ending = Some(Ending::Signal(signal));
+        }
+        match self.ending {
+            Some(_) => Err(FabricError::Interrupted),
+            None => Ok(()),
+        }
+    }
+
+    fn error(&self, error: FabricError) -> RunError {
+        match (&self.ending, error) {
+            (Some(Ending::Elsewhere(failure)), _) => RunError::Elsewhere { code: failure.code },
+            (Some(Ending::Died { rank, pid, hostname }), _) => {
+                RunError::RankDied { rank: *rank, pid: *pid, hostname: hostname.clone() }
+            }
+            (Some(Ending::Signal(signal)), _) => {
+                RunError::Interrupted { signal: if *signal == 2 { "SIGINT" } else { "SIGTERM" } }
+            }
+            (None, error) => RunError::Fabric(error),
+        }
+    }
+}
+
+impl Failure {
+    fn encode(code: i32, text: &str) -> Vec<u8> {
+        let mut bytes = code.to_le_bytes().to_vec();
+        bytes.extend_from_slice(text.as_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Failure {
+        let (code, text) = bytes
+            .split_first_chunk::<4>()
+            .map_or((ExitCode::Failed as i32, bytes), |(code, text)| (i32::from_le_bytes(*code), text));
+        Failure { code, text: String::from_utf8_lossy(text).into_owned() }
+    }
+}
+
+impl Link {
+    pub fn new(fabric: Box<dyn Fabric>, signal: Signal) -> Link {
+        Link { fabric, senses: Senses { watch: None, signal, inbox: VecDeque::new(), ending: None } }
+    }
+
+    pub fn rank(&self) -> Rank {
+        self.fabric.rank()
+    }
+
+    pub fn size(&self) -> u32 {
+        self.fabric.size()
+    }
+
+    /// From now on a dead rank of this node is noticed.
+    pub fn watch(&mut self, topology: &Topology) {
+        self.senses.watch = Some((Watch::new(topology, self.rank()), topology.clone()));
+    }
+
+    /// Sends and forgets.
+    pub fn send(&mut self, to: Rank, tag: u32, bytes: Payload) -> Result<(), RunError> {
+        self.fabric.send(to, tag, bytes).map_err(|e| self.senses.error(e))
+    }
+
+    /// The next message that is not about the end of the run; never waits.
+    pub fn poll(&mut self) -> Result<Option<Message>, RunError> {
+        self.senses.look(&mut *self.fabric).map_err(|e| self.senses.error(e))?;
+        Ok(self.senses.inbox.pop_front())
+    }
+
+    /// Puts a message back, behind those that have arrived meanwhile: somebody else is to have it.
+    pub fn keep(&mut self, message: Message) {
+        self.senses.inbox.push_back(message);
+    }
+
+    pub fn topology(&mut self) -> Result<Topology, RunError> {
+        self.wait(collective::topology)
+    }
+
+    pub fn barrier(&mut self) -> Result<(), RunError> {
+        self.wait(collective::barrier)
+    }
+
+    pub fn allgather(&mut self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, RunError> {
+        self.wait(|fabric, idle| collective::allgather(fabric, bytes, idle))
+    }
+
+    pub fn gather(&mut self, bytes: Vec<u8>) -> Result<Option<Vec<Vec<u8>>>, RunError> {
+        self.wait(|fabric, idle| collective::gather(fabric, 0, bytes, idle))
+    }
+
+    /// `bytes` of rank 0, on every rank.
+    pub fn broadcast(&mut self, bytes: Option<Payload>) -> Result<Payload, RunError> {
+        self.wait(|fabric, idle| collective::broadcast(fabric, 0, bytes, idle))
+    }
+
+    fn wait<T>(
+        &mut self,
+        collective: impl FnOnce(&mut dyn Fabric, collective::Idle<'_>) -> Result<T, FabricError>,
+    ) -> Result<T, RunError> {
+        let Link { fabric, senses } = self;
+        let mut idle = |fabric: &mut dyn Fabric| senses.look(fabric);
+        let result = collective(&mut **fabric, &mut idle);
+        result.map_err(|e| senses.error(e))
+    }
+
+    /// Leaves after success.
+    pub fn finalize(self, code: ExitCode) -> Result<(), RunError> {
+        self.fabric.finalize(code as i32).map_err(RunError::Fabric)
+    }
+
+    /// Tells the others that this rank failed, and says what this rank has to print: rank 0 prints for all, another
+    /// rank only when rank 0 cannot.
+    pub fn fail(mut self, error: &RunError, text: String) -> Option<String> {
+        let code = error.code() as i32;
+        // From here on only messages count.
+        self.senses.signal = Signal::default();
+        if self.rank() == 0 {
+            let text = match &self.senses.ending {
+                Some(Ending::Elsewhere(failure)) => failure.text.clone(),
+                // Whoever died may have failed with a message that is only now arriving.
+                Some(Ending::Died { .. }) => self.late_failure().unwrap_or(text),
+                _ => text,
+            };
+            for rank in 1..self.size() {
+                let _ = self.fabric.send(rank, tag::STOP, Failure::encode(code, "").into());
+            }
+            self.linger(|link| link.fabric.sends_pending() == 0);
+            return Some(text);
+        }
+        if matches!(self.senses.ending, Some(Ending::Elsewhere(_))) {
+            return None;
+        }
+        let rank_0_died = matches!(self.senses.ending, Some(Ending::Died { rank: 0, .. }));
+        if rank_0_died {
+            return Some(text);
+        }
+        let _ = self.fabric.send(0, tag::FAIL, Failure::encode(code, &text).into());
+        self.senses.ending = None;
+        self.senses.watch = None;
+        let heard = self.linger(|link| {
+            let _ = link.senses.look(&mut *link.fabric);
+            matches!(link.senses.ending, Some(Ending::Elsewhere(_)))
+        });
+        (!heard).then_some(text)
+    }
+
+    /// The text of a failure that arrives within a moment.
+    fn late_failure(&mut self) -> Option<String> {
+        self.senses.ending = None;
+        self.senses.watch = None;
+        let until = Instant::now() + Duration::from_millis(100);
+        while Instant::now() < until {
+            let _ = self.senses.look(&mut *self.fabric);
+            if let Some(Ending::Elsewhere(failure)) = &self.senses.ending {
+                return Some(failure.text.clone()).filter(|text| !text.is_empty());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
+    }
+
+    fn linger(&mut self, mut done: impl FnMut(&mut Link) -> bool) -> bool {
+        let (mut backoff, until) = (Backoff::default(), Instant::now() + FAREWELL);
+        while Instant::now() < until {
+            if done(self) {
+                return true;
+            }
+            if self.fabric.progress().is_err() {
+                return false;
+            }
+            backoff.wait();
+        }
+        false
+    }
+}

@@ -1,0 +1,289 @@
+//! A whole run on one rank.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::link::{Link, Signal};
+use super::stage::{Context, destination, run_stage};
+use super::tiers::{TierSetup, Tiers};
+use super::{ExitCode, Options, RunError};
+use crate::engine::{Cache, Cpu, Engine, Kernel, Pipeline};
+use crate::fabric::{Fabric, Payload, Rank};
+use crate::job::{Job, Source};
+use crate::plan::{Layout, Machine, Plan, Role, plan};
+use crate::report::{Environment, OutputReport, RankReport, Report};
+use crate::store::{self, Staging};
+use crate::topology::Topology;
+
+/// Part of a node's memory that its ranks may plan with.
+const MEMORY_SHARE: f64 = 0.8;
+
+/// A failed run: its exit status, and what this rank has to print, if it is the one to do so.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: ExitCode,
+    pub text: Option<String>,
+}
+
+/// What rank 0 found out for all.
+#[derive(Serialize, Deserialize)]
+struct Opening {
+    path: PathBuf,
+    text: String,
+    layouts: BTreeMap<String, Layout>,
+    threads: Option<u32>,
+    memory_bytes: Option<u64>,
+}
+
+/// What a rank tells the others before work begins.
+#[derive(Serialize, Deserialize)]
+struct Introduction {
+    plan_hash: [u8; 32],
+    cpu: Cpu,
+}
+
+/// Runs the job at `path` as one rank of `fabric`. Rank 0 gets the report of the whole run. On failure the others have
+/// been told.
+pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Signal) -> Result<Option<Report>, Failure> {
+    let mut link = Link::new(fabric, signal);
+    let mut stagings = BTreeMap::new();
+    match run_rank(&mut link, path, options, &mut stagings) {
+        Ok(report) => {
+            // Everything is written and published; what goes wrong from here on changes no result.
+            if let Err(error) = link.finalize(ExitCode::Done) {
+                tracing::warn!("leaving MPI: {error}");
+            }
+            Ok(report)
+        }
+        Err(error) => {
+            drop(stagings);
+            let code = error.code();
+            let text = link.fail(&error, error.render());
+            Err(Failure { code, text })
+        }
+    }
+}
+
+fn run_rank(
+    link: &mut Link,
+    path: &Path,
+    options: &Options,
+    stagings: &mut BTreeMap<PathBuf, Staging>,
+) -> Result<Option<Report>, RunError> {
+    let process_start = process_start();
+    let topology = link.topology()?;
+    link.watch(&topology);
+    let (opening, job) = open(link, path, options)?;
+    let machine = machine(&topology, &opening, &job);
+    let plan = Arc::new(plan(&job, &opening.layouts, &machine)?);
+    let class = agree(link, &plan)?;
+    let (kernels, stage_kernels) = load_kernels(link, &job)?;
+    let setup = TierSetup {
+        engine: Engine::new(Cpu::host(), Pipeline::Full),
+        policy: options.tier,
+        cache: open_cache(options),
+        helper: options.helper.clone(),
+        threads: machine.threads as usize,
+        class,
+    };
+    let mut tiers = Tiers::start(link, setup, kernels)?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(machine.threads as usize).build();
+    let pool = pool.map_err(|e| RunError::Worker { message: e.to_string() })?;
+    let mut places = BTreeMap::new();
+    let rank = link.rank();
+    let hostname = topology.host(rank).hostname.clone();
+    let mut share = RankReport { rank, hostname, ..RankReport::default() };
+    let context = Context {
+        job: &job,
+        plan: plan.clone(),
+        topology: &topology,
+        options,
+        pool: &pool,
+        process_start,
+        kernels: stage_kernels,
+    };
+    for stage_index in 0..plan.stages.len() {
+        let outcome = run_stage(link, &mut tiers, &context, stage_index, &mut places, stagings)?;
+        share.stages.push(outcome.report);
+        share.swaps.extend(outcome.swaps);
+        let since_start = |at: Instant| at.duration_since(process_start).as_nanos() as u64;
+        share.first_task_ns = share.first_task_ns.or(outcome.first_task.map(since_start));
+    }
+    share.kernels = tiers.reports();
+    let shares = link.gather(serde_json::to_vec(&share).unwrap_or_default())?;
+    let Some(shares) = shares else {
+        // Nobody leaves before the outputs are in place: a rank that fails now must still be heard.
+        link.barrier()?;
+        return Ok(None);
+    };
+    let outputs = publish(&job, &plan, stagings)?;
+    link.barrier()?;
+    let mut ranks = Vec::new();
+    for (rank, bytes) in (0..).zip(&shares) {
+        let share: RankReport =
+            serde_json::from_slice(bytes).map_err(|_| RunError::Protocol { rank, what: "its report" })?;
+        ranks.push(share);
+    }
+    let hash = blake3::Hash::from_bytes(plan.hash()).to_hex().to_string();
+    let environment = environment(&topology, &machine, options);
+    let wall_ns = process_start.elapsed().as_nanos() as u64;
+    let mut report = Report::join(job.name.clone(), hash, environment, wall_ns, ranks);
+    report.outputs = outputs;
+    Ok(Some(report))
+}
+
+/// Rank 0 reads the job and looks at its datasets; everyone learns the outcome. Collective.
+fn open(link: &mut Link, path: &Path, options: &Options) -> Result<(Opening, Job), RunError> {
+    let mut encoded = None;
+    if link.rank() == 0 {
+        let job = Job::load(path)?;
+        let mut layouts = BTreeMap::new();
+        for decl in job.tensors.values() {
+            if let Source::File { file, dataset } = &decl.source {
+                let info = store::describe(file, dataset)?;
+                let layout = Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk };
+                layouts.insert(decl.name.clone(), layout);
+            }
+        }
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let text = job.text().to_owned();
+        let (threads, memory_bytes) = (options.threads, options.memory_bytes);
+        let opening = Opening { path, text, layouts, threads, memory_bytes };
+        encoded = Some(Payload::from(serde_json::to_vec(&opening).unwrap_or_default()));
+    }
+    let encoded = link.broadcast(encoded)?;
+    let opening: Opening =
+        serde_json::from_slice(&encoded).map_err(|_| RunError::Protocol { rank: 0, what: "the job" })?;
+    let job = Job::parse(&opening.text, &opening.path)?;
+    Ok((opening, job))
+}
+
+/// The same on every rank: made of what was gathered and of what rank 0 said.
+fn machine(topology: &Topology, opening: &Opening, job: &Job) -> Machine {
+    let ranks = 0..topology.size();
+    let on_node = |rank: Rank| topology.ranks_on_node(rank).len() as u32;
+    let ranks_per_node = ranks.clone().map(on_node).max().unwrap_or(1);
+    let threads =
+        opening.threads.unwrap_or_else(|| ranks.clone().map(|r| topology.default_threads(r)).min().unwrap_or(1));
+    let share = |rank: Rank| {
+        let node = topology.host(rank).memory_bytes as f64 * MEMORY_SHARE;
+        (node / f64::from(on_node(rank))) as u64
+    };
+    let memory_bytes = opening.memory_bytes.or(job.memory_bytes).or_else(|| ranks.map(share).min()).unwrap_or(u64::MAX);
+    Machine { ranks: topology.size(), ranks_per_node, threads: threads.max(1), memory_bytes }
+}
+
+/// All ranks must have made the same plan. Returns the ranks whose CPU is like this rank's. Collective.
+fn agree(link: &mut Link, plan: &Plan) -> Result<Vec<Rank>, RunError> {
+    let mine = Introduction { plan_hash: plan.hash(), cpu: Cpu::host() };
+    let all = link.allgather(serde_json::to_vec(&mine).unwrap_or_default())?;
+    let mut introductions = Vec::new();
+    for (rank, bytes) in (0..).zip(&all) {
+        let one: Introduction =
+            serde_json::from_slice(bytes).map_err(|_| RunError::Protocol { rank, what: "its plan" })?;
+        introductions.push(one);
+    }
+    let ranks = || (0..).zip(&introductions);
+    let differing: Vec<Rank> =
+        ranks().filter(|(_, i)| i.plan_hash != introductions[0].plan_hash).map(|(rank, _)| rank).collect();
+    if !differing.is_empty() {
+        return Err(RunError::PlanDisagreement { ranks: differing });
+    }
+    Ok(ranks().filter(|(_, i)| i.cpu == mine.cpu).map(|(rank, _)| rank).collect())
+}
+
+/// Rank 0 reads each module once and sends it to the others, so that all run the same bytes. Returns the distinct
+/// kernels and which one each stage runs. Collective.
+fn load_kernels(link: &mut Link, job: &Job) -> Result<(Vec<Kernel>, Vec<usize>), RunError> {
+    let (mut kernels, mut of_stage): (Vec<Kernel>, Vec<usize>) = (Vec::new(), Vec::new());
+    for stage in &job.stages {
+        let failed =
+            |source| RunError::Engine { kernel: stage.kernel.display().to_string(), stage: stage.name.clone(), source };
+        let mut bytes = None;
+        if link.rank() == 0 {
+            let kernel = Kernel::load(&stage.kernel, stage.export.as_deref()).map_err(failed)?;
+            bytes = Some(Payload::from(kernel.bytes().to_vec()));
+        }
+        let bytes = link.broadcast(bytes)?;
+        let name = stage.kernel.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let kernel = Kernel::from_bytes(&name, &bytes, stage.export.as_deref()).map_err(failed)?;
+        let same = |other: &Kernel| other.hash() == kernel.hash() && other.export() == kernel.export();
+        of_stage.push(kernels.iter().position(same).unwrap_or(kernels.len()));
+        if !kernels.iter().any(same) {
+            kernels.push(kernel);
+        }
+    }
+    Ok((kernels, of_stage))
+}
+
+/// Without a usable cache the run works all the same, only it compiles again.
+fn open_cache(options: &Options) -> Option<Cache> {
+    match Cache::open(options.cache_dir.as_deref()) {
+        Ok(cache) => Some(cache),
+        Err(error) => {
+            tracing::warn!("running without a cache: {error}");
+            None
+        }
+    }
+}
+
+/// Gives every output its name and says where it is.
+fn publish(job: &Job, plan: &Plan, stagings: &mut BTreeMap<PathBuf, Staging>) -> Result<Vec<OutputReport>, RunError> {
+    let created = |tensor: &str| matches!(job.tensors.get(tensor).map(|d| &d.source), Some(Source::Create { .. }));
+    let mut outputs = Vec::new();
+    for operand in plan.stages.iter().flat_map(|stage| &stage.operands) {
+        if operand.role == Role::Output && created(&operand.tensor) {
+            let (file, dataset) = destination(job, &operand.tensor);
+            outputs.push(OutputReport {
+                tensor: operand.tensor.clone(),
+                file: file.display().to_string(),
+                dataset,
+                dtype: operand.dtype.to_string(),
+                shape: operand.shape.to_vec(),
+            });
+            if let Some(staging) = stagings.remove(&file) {
+                staging.publish()?;
+            }
+        }
+    }
+    // What is left is scratch: dropping it removes it.
+    stagings.clear();
+    Ok(outputs)
+}
+
+fn environment(topology: &Topology, machine: &Machine, options: &Options) -> Environment {
+    let mut cpus: Vec<String> = topology.hosts().iter().map(|host| host.cpu.name.clone()).collect();
+    cpus.sort();
+    cpus.dedup();
+    let libraries = [
+        ("mpi".to_owned(), crate::fabric::library()),
+        ("hdf5".to_owned(), store::library_version()),
+        ("compilers".to_owned(), crate::engine::COMPILER.to_owned()),
+    ];
+    Environment {
+        exuvia: env!("CARGO_PKG_VERSION").to_owned(),
+        libraries: libraries.into(),
+        ranks: topology.size(),
+        nodes: topology.node_count(),
+        threads_per_rank: machine.threads,
+        cpus,
+        tier_policy: options.tier.name().to_owned(),
+    }
+}
+
+/// When this process started, to the kernel's clock tick; now, where that cannot be known.
+fn process_start() -> Instant {
+    let now = Instant::now();
+    let age = || -> Option<Duration> {
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        let started_ticks: f64 = stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()?;
+        let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
+        let age = uptime - started_ticks / rustix::param::clock_ticks_per_second() as f64;
+        Duration::try_from_secs_f64(age).ok()
+    };
+    age().and_then(|age| now.checked_sub(age)).unwrap_or(now)
+}

@@ -1,0 +1,284 @@
+//! Where optimized code comes from: the cache, or one compile per CPU class, on the lowest rank of the class; from there
+//! it goes down a tree of the class's ranks.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::Duration;
+
+use super::link::{Link, tag};
+use super::{RunError, TierPolicy};
+use crate::engine::{BackgroundCompile, Cache, Code, Engine, EngineError, Kernel, optimize};
+use crate::fabric::{Backoff, Message, Payload, Rank};
+use crate::report::KernelReport;
+
+/// The kernels of a job and their code on this rank.
+#[derive(Debug)]
+pub(super) struct Tiers {
+    engine: Engine,
+    policy: TierPolicy,
+    cache: Option<Cache>,
+    helper: Option<PathBuf>,
+    threads: usize,
+    /// Ranks of this rank's CPU class, ascending; the first compiles.
+    class: Vec<Rank>,
+    position: usize,
+    kernels: Vec<State>,
+    waiting: VecDeque<usize>,
+    running: Option<(usize, Compile)>,
+}
+
+#[derive(Debug)]
+struct State {
+    kernel: Kernel,
+    start: Option<Code>,
+    optimized: Option<Code>,
+    /// Why there will be no optimized code.
+    failed: Option<String>,
+    report: KernelReport,
+}
+
+#[derive(Debug)]
+enum Compile {
+    Helper(BackgroundCompile),
+    Thread(Receiver<Result<Vec<u8>, EngineError>>),
+}
+
+impl Compile {
+    fn poll(&mut self) -> Option<Result<Vec<u8>, EngineError>> {
+        match self {
+            Compile::Helper(helper) => helper.poll(),
+            Compile::Thread(result) => match result.try_recv() {
+                Ok(result) => Some(result),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
+            },
+        }
+    }
+}
+
+/// What a [`Tiers`] is made with.
+#[derive(Debug)]
+pub(super) struct TierSetup {
+    pub engine: Engine,
+    pub policy: TierPolicy,
+    pub cache: Option<Cache>,
+    pub helper: Option<PathBuf>,
+    pub threads: usize,
+    pub class: Vec<Rank>,
+}
+
+impl Tiers {
+    /// Begins: cached artifacts are sent out at once, the others queued for compiling. Collective.
+    pub fn start(link: &mut Link, setup: TierSetup, kernels: Vec<Kernel>) -> Result<Tiers, RunError> {
+        let position = setup.class.iter().position(|rank| *rank == link.rank()).unwrap_or(0);
+        let state = |kernel: Kernel| {
+            let report = KernelReport {
+                kernel: kernel.name().to_owned(),
+                module_hash: kernel.hash().to_owned(),
+                module_bytes: kernel.bytes().len() as u64,
+                ..KernelReport::default()
+            };
+            State { kernel, start: None, optimized: None, failed: None, report }
+        };
+        let TierSetup { engine, policy, cache, helper, threads, class } = setup;
+        let kernels: Vec<State> = kernels.into_iter().map(state).collect();
+        let (waiting, running) = (VecDeque::new(), None);
+        let mut tiers = Tiers { engine, policy, cache, helper, threads, class, position, kernels, waiting, running };
+        if policy == TierPolicy::Baseline {
+            return Ok(tiers);
+        }
+        let mut hits = vec![0u8; tiers.kernels.len()];
+        if position == 0 {
+            for (index, hit) in hits.iter_mut().enumerate() {
+                let cached = tiers.cache.as_ref().and_then(|c| c.get(&tiers.engine, &tiers.kernels[index].kernel));
+                match cached {
+                    Some(artifact) => {
+                        *hit = 1;
+                        tiers.kernels[index].report.cache_hit = true;
+                        tiers.arrived(link, index, artifact)?;
+                    }
+                    None => tiers.waiting.push_back(index),
+                }
+            }
+        }
+        // Who will get code from the cache waits for it, so that the first task runs on it.
+        let all = link.allgather(hits)?;
+        let leader = tiers.class.first().copied().unwrap_or(0);
+        for (index, hit) in all[leader as usize].clone().into_iter().enumerate() {
+            if hit == 1 {
+                tiers.wait_for(link, index)?;
+            }
+        }
+        tiers.poll(link)?;
+        Ok(tiers)
+    }
+
+    pub fn kernel(&self, index: usize) -> &Kernel {
+        &self.kernels[index].kernel
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The best code that there is now; makes baseline code if there is no other.
+    pub fn code(&mut self, link: &mut Link, index: usize, stage: &str) -> Result<Code, RunError> {
+        if self.policy == TierPolicy::Optimized {
+            self.wait_for(link, index)?;
+        }
+        let state = &mut self.kernels[index];
+        if let Some(code) = &state.optimized {
+            if state.report.start_compiler.is_empty() {
+                state.report.start_compiler = code.compiler().to_owned();
+            }
+            return Ok(code.clone());
+        }
+        if let Some(code) = &state.start {
+            return Ok(code.clone());
+        }
+        let code = self.engine.start_code(&state.kernel).map_err(|source| {
+            let (kernel, stage) = (state.kernel.name().to_owned(), stage.to_owned());
+            RunError::Engine { kernel, stage, source }
+        })?;
+        state.report.start_compiler = code.compiler().to_owned();
+        state.report.start_reason = code.start_reason().map(str::to_owned);
+        state.report.start_compile_ns = code.compile_ns();
+        state.start = Some(code.clone());
+        Ok(code)
+    }
+
+    /// Optimized code of a kernel, if it has come.
+    pub fn optimized(&self, index: usize) -> Option<&Code> {
+        self.kernels[index].optimized.as_ref()
+    }
+
+    fn wait_for(&mut self, link: &mut Link, index: usize) -> Result<(), RunError> {
+        let mut backoff = Backoff::default();
+        while self.kernels[index].optimized.is_none() {
+            if let Some(message) = &self.kernels[index].failed {
+                let name = self.kernels[index].kernel.name().to_owned();
+                let source = EngineError::Compile { name, compiler: "llvm", message: message.clone() };
+                return Err(RunError::NoOptimizedCode { source });
+            }
+            while let Some(message) = link.poll()? {
+                if message.tag == tag::ARTIFACT {
+                    self.receive(link, &message)?;
+                } else {
+                    link.keep(message);
+                    break;
+                }
+            }
+            self.poll(link)?;
+            backoff.wait();
+        }
+        Ok(())
+    }
+
+    /// Moves compiling along; call it often.
+    pub fn poll(&mut self, link: &mut Link) -> Result<(), RunError> {
+        if let Some((index, compile)) = &mut self.running {
+            let index = *index;
+            match compile.poll() {
+                None => return Ok(()),
+                Some(Ok(artifact)) => {
+                    self.running = None;
+                    if let Some(Err(error)) = self.cache.as_ref().map(|cache| cache.put(&artifact)) {
+                        tracing::warn!("{error}");
+                    }
+                    self.kernels[index].report.optimizing_compiles += 1;
+                    self.arrived(link, index, artifact)?;
+                }
+                Some(Err(error)) => {
+                    self.running = None;
+                    self.fail(link, index, error.to_string())?;
+                }
+            }
+        }
+        while self.running.is_none()
+            && let Some(index) = self.waiting.pop_front()
+        {
+            match self.begin(index) {
+                Ok(compile) => self.running = Some((index, compile)),
+                Err(error) => self.fail(link, index, error.to_string())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&self, index: usize) -> Result<Compile, EngineError> {
+        let kernel = self.kernels[index].kernel.clone();
+        match &self.helper {
+            Some(helper) => Ok(Compile::Helper(BackgroundCompile::start(helper, &self.engine, &kernel, self.threads)?)),
+            None => {
+                let (sender, receiver) = channel();
+                let (cpu, pipeline) = (self.engine.cpu().clone(), self.engine.pipeline());
+                std::thread::spawn(move || sender.send(optimize(&kernel, &cpu, pipeline)));
+                Ok(Compile::Thread(receiver))
+            }
+        }
+    }
+
+    /// An artifact, or the news that there is none, from the rank above in the tree.
+    pub fn receive(&mut self, link: &mut Link, message: &Message) -> Result<(), RunError> {
+        let wrong = || RunError::Protocol { rank: message.source, what: "an artifact" };
+        let (index, rest) = message.bytes.split_first_chunk::<4>().ok_or_else(wrong)?;
+        let index = u32::from_le_bytes(*index) as usize;
+        let (&whole, rest) = rest.split_first().ok_or_else(wrong)?;
+        if index >= self.kernels.len() {
+            return Err(wrong());
+        }
+        match whole {
+            1 => self.arrived(link, index, rest.to_vec()),
+            _ => self.fail(link, index, String::from_utf8_lossy(rest).into_owned()),
+        }
+    }
+
+    fn arrived(&mut self, link: &mut Link, index: usize, artifact: Vec<u8>) -> Result<(), RunError> {
+        self.pass_on(link, index, 1, &artifact)?;
+        let state = &mut self.kernels[index];
+        match self.engine.load_artifact(&state.kernel, &artifact) {
+            Ok(code) => {
+                state.report.artifact_bytes = Some(artifact.len() as u64);
+                state.report.optimize_ns = Some(code.compile_ns());
+                state.optimized = Some(code);
+            }
+            Err(error) => self.note(index, error.to_string()),
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, link: &mut Link, index: usize, message: String) -> Result<(), RunError> {
+        self.pass_on(link, index, 0, message.as_bytes())?;
+        self.note(index, message);
+        Ok(())
+    }
+
+    /// Without optimized code the job goes on as it is; the report says why.
+    fn note(&mut self, index: usize, message: String) {
+        let state = &mut self.kernels[index];
+        if self.position == 0 {
+            state.report.hints.push(format!("stayed on baseline code: {message}"));
+        }
+        state.failed = Some(message);
+    }
+
+    fn pass_on(&self, link: &mut Link, index: usize, whole: u8, bytes: &[u8]) -> Result<(), RunError> {
+        let children = [2 * self.position + 1, 2 * self.position + 2];
+        let mut message = (index as u32).to_le_bytes().to_vec();
+        message.push(whole);
+        message.extend_from_slice(bytes);
+        let message = Payload::from(message);
+        for child in children.into_iter().filter_map(|position| self.class.get(position)) {
+            link.send(*child, tag::ARTIFACT, message.clone())?;
+        }
+        Ok(())
+    }
+
+    /// What is to be told of the kernels of this rank.
+    pub fn reports(&self) -> Vec<KernelReport> {
+        self.kernels.iter().map(|state| state.report.clone()).collect()
+    }
+
+    /// How long a main loop may sleep without keeping compiled code waiting.
+    pub const PATIENCE: Duration = Duration::from_micros(500);
+}

@@ -1,0 +1,321 @@
+//! A worker: takes spans from the scheduler, runs the kernel on them, and adopts new code between two tasks.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+
+use crate::engine::{Access, Code, Engine, EngineError, Instance, Kernel, KernelFault, OperandSpec, Tier, View};
+use crate::fabric::Payload;
+use crate::plan::{Plan, StagePlan, Tile};
+use crate::report::{Counts, Swap};
+use crate::sched::{Action, CostClass, Event, Scheduler, Span};
+use crate::tensor::{Region, copy_region};
+
+/// What a worker tells the main thread.
+#[derive(Debug)]
+pub(super) enum FromWorker {
+    /// Something that the main thread has to do.
+    Do(Action),
+    Fault {
+        task: String,
+        tier: Tier,
+        fault: KernelFault,
+    },
+    Engine(EngineError),
+    Panicked(String),
+    Ended(Box<WorkerReport>),
+}
+
+/// What one worker did in a stage.
+#[derive(Debug, Default)]
+pub(super) struct WorkerReport {
+    pub counts: Counts,
+    pub swaps: Vec<Swap>,
+    /// End of its first task.
+    pub first_task: Option<Instant>,
+}
+
+/// A block in memory.
+#[derive(Debug)]
+pub(super) struct BlockData {
+    pub tile: Tile,
+    /// Bytes of each split input's region, by operand; empty for other operands.
+    pub inputs: Vec<Vec<u8>>,
+    /// Bytes of each output's region, by operand; empty for inputs.
+    pub outputs: Vec<Mutex<Vec<u8>>>,
+}
+
+/// A task under way, for the watch over time limits and for messages.
+#[derive(Clone, Debug)]
+pub(super) struct Current {
+    pub started: Instant,
+    pub tile: Tile,
+    pub tier: Tier,
+}
+
+/// Everything that the workers of a stage share with the main thread.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub plan: Arc<Plan>,
+    pub stage_index: usize,
+    pub engine: Engine,
+    pub kernel: Kernel,
+    pub memory_limit_bytes: u64,
+    pub operands: Vec<OperandSpec>,
+    /// Bytes of shared operands, by operand.
+    pub whole: Vec<Option<Payload>>,
+    pub swap_before_task: Option<u64>,
+    pub process_start: Instant,
+    pub blocks: Mutex<BTreeMap<u64, Arc<BlockData>>>,
+    pub current: Vec<Mutex<Option<Current>>>,
+    pub counts: [AtomicU64; 3],
+    pub to_main: Sender<FromWorker>,
+    board: Mutex<Board>,
+    /// Signalled when the board changes.
+    changed: Condvar,
+}
+
+/// What the workers and the main thread hand to each other under one lock.
+#[derive(Debug)]
+struct Board {
+    scheduler: Scheduler,
+    /// The next span of each worker.
+    next: Vec<Option<Span>>,
+    code: Code,
+    ended: bool,
+}
+
+/// A lock whose holder panicked is still consistent here: the panic ends the run anyway.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a new [`Shared`] is made of beside the scheduler and the first code.
+pub(super) struct Setup {
+    pub plan: Arc<Plan>,
+    pub stage_index: usize,
+    pub engine: Engine,
+    pub kernel: Kernel,
+    pub memory_limit_bytes: u64,
+    pub whole: Vec<Option<Payload>>,
+    pub swap_before_task: Option<u64>,
+    pub process_start: Instant,
+    pub to_main: Sender<FromWorker>,
+}
+
+impl Shared {
+    pub fn new(setup: Setup, scheduler: Scheduler, code: Code, workers: usize) -> Shared {
+        let stage = &setup.plan.stages[setup.stage_index];
+        let operands = stage.operands.iter().enumerate().map(|(index, operand)| OperandSpec {
+            max_bytes: stage.operand_max_bytes(index),
+            access: match (&setup.whole[index], operand.role) {
+                (Some(_), _) => Access::Shared,
+                (None, crate::plan::Role::Input) => Access::In,
+                (None, crate::plan::Role::Output) => Access::Out,
+            },
+        });
+        let operands = operands.collect();
+        Shared {
+            stage_index: setup.stage_index,
+            engine: setup.engine,
+            kernel: setup.kernel,
+            memory_limit_bytes: setup.memory_limit_bytes,
+            operands,
+            whole: setup.whole,
+            swap_before_task: setup.swap_before_task,
+            process_start: setup.process_start,
+            blocks: Mutex::default(),
+            current: (0..workers).map(|_| Mutex::default()).collect(),
+            counts: Default::default(),
+            to_main: setup.to_main,
+            board: Mutex::new(Board { scheduler, next: vec![None; workers], code, ended: false }),
+            changed: Condvar::new(),
+            plan: setup.plan,
+        }
+    }
+
+    pub fn stage(&self) -> &StagePlan {
+        &self.plan.stages[self.stage_index]
+    }
+
+    /// Hands an event to the scheduler and its actions to whom they concern.
+    pub fn event(&self, event: Event) {
+        let mut board = lock(&self.board);
+        let actions = board.scheduler.on(event);
+        self.dispatch(&mut board, actions);
+    }
+
+    /// Lets the scheduler begin.
+    pub fn begin(&self) {
+        let mut board = lock(&self.board);
+        let actions = board.scheduler.begin();
+        self.dispatch(&mut board, actions);
+    }
+
+    fn dispatch(&self, board: &mut Board, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Start { worker, span } => {
+                    board.next[worker] = Some(span);
+                    self.changed.notify_all();
+                }
+                // The main thread is gone only when the run has failed.
+                action => drop(self.to_main.send(FromWorker::Do(action))),
+            }
+        }
+    }
+
+    /// Makes new code current for every worker's next task.
+    pub fn adopt(&self, code: Code) {
+        lock(&self.board).code = code;
+        self.changed.notify_all();
+    }
+
+    /// Lets the workers go.
+    pub fn end(&self) {
+        lock(&self.board).ended = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for this worker's next span and the code to run it on; `None` when the stage is over.
+    fn next(&self, worker: usize, tier: Tier, done: u64) -> Option<(Span, Code)> {
+        self.event(Event::Idle { worker, class: class(tier) });
+        let mut board = lock(&self.board);
+        let mut span = None;
+        loop {
+            if board.ended {
+                return None;
+            }
+            span = span.or_else(|| board.next[worker].take());
+            let forced = self.swap_before_task.is_some_and(|task| done >= task);
+            if let Some(span) = span
+                && (!forced || board.code.tier() == Tier::Optimized)
+            {
+                return Some((span, board.code.clone()));
+            }
+            board = self.changed.wait(board).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+fn class(tier: Tier) -> CostClass {
+    CostClass(tier as u8)
+}
+
+/// Runs a worker to the end of the stage; tells the main thread how it ended, whatever happens.
+pub(super) fn work(shared: &Shared, worker: usize) {
+    let ended = catch_unwind(AssertUnwindSafe(|| run(shared, worker)));
+    let message = match ended {
+        Ok(Ok(report)) => FromWorker::Ended(Box::new(report)),
+        Ok(Err(failed)) => *failed,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            FromWorker::Panicked(text.unwrap_or_else(|| "no message".to_owned()))
+        }
+    };
+    let _ = shared.to_main.send(message);
+}
+
+fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> {
+    let engine_error = |e| Box::new(FromWorker::Engine(e));
+    let mut report = WorkerReport::default();
+    let first_code = lock(&shared.board).code.clone();
+    let mut instance =
+        Instance::new(&shared.engine, &shared.kernel, &first_code, shared.memory_limit_bytes, &shared.operands)
+            .map_err(engine_error)?;
+    for (operand, bytes) in shared.whole.iter().enumerate() {
+        if let Some(bytes) = bytes
+            && let Some(target) = instance.operand_mut(operand, bytes.len() as u64)
+        {
+            target.copy_from_slice(bytes);
+        }
+    }
+    instance.seal().map_err(engine_error)?;
+    while let Some((span, code)) = shared.next(worker, instance.tier(), report.counts.tasks()) {
+        let early = shared.swap_before_task.is_some_and(|task| report.counts.tasks() < task);
+        if code.tier() != instance.tier() && !early {
+            let held_ns = instance.swap(&code).map_err(engine_error)?;
+            report.swaps.push(Swap {
+                stage: shared.stage().name.clone(),
+                worker: worker as u32,
+                at_ns: shared.process_start.elapsed().as_nanos() as u64,
+                held_ns,
+                after_tasks: report.counts.tasks(),
+            });
+        }
+        let block = lock(&shared.blocks).get(&span.block).cloned();
+        let Some(block) = block else { panic!("block {} is not in memory", span.block) };
+        let tile = shared.stage().task(&block.tile, span.start, span.len);
+        let elapsed_ns = task(shared, worker, &mut instance, &block, &tile, &mut report)?;
+        drop(block);
+        shared.event(Event::Finished { span, elapsed_ns, class: class(instance.tier()) });
+    }
+    Ok(report)
+}
+
+/// One task: copies its inputs in, runs the kernel, copies its outputs out. Returns the time it took.
+fn task(
+    shared: &Shared,
+    worker: usize,
+    instance: &mut Instance,
+    block: &BlockData,
+    tile: &Tile,
+    report: &mut WorkerReport,
+) -> Result<u64, Box<FromWorker>> {
+    let (stage, started) = (shared.stage(), Instant::now());
+    let tier = instance.tier();
+    let views: Vec<View> = stage
+        .operands
+        .iter()
+        .enumerate()
+        .map(|(index, operand)| View {
+            dtype: operand.dtype,
+            region: stage.region(index, tile),
+            shape: operand.shape.clone(),
+        })
+        .collect();
+    for (index, input) in block.inputs.iter().enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
+        let (view, from) = (&views[index], stage.region(index, &block.tile));
+        let Some(target) = instance.operand_mut(index, view.bytes()) else {
+            panic!("{} does not fit its slots", stage.task_name(tile))
+        };
+        copy_region(input, &from, target, &view.region, &view.region, view.dtype.size_bytes());
+    }
+    *lock(&shared.current[worker]) = Some(Current { started, tile: tile.clone(), tier });
+    let kernel_started = Instant::now();
+    let result = instance.call(&views);
+    let kernel_ns = kernel_started.elapsed().as_nanos() as u64;
+    *lock(&shared.current[worker]) = None;
+    result.map_err(|fault| Box::new(FromWorker::Fault { task: stage.task_name(tile), tier, fault }))?;
+    for (index, operand) in stage.operands.iter().enumerate() {
+        if operand.role == crate::plan::Role::Output {
+            let (view, to): (&View, Region) = (&views[index], stage.region(index, &block.tile));
+            let Some(bytes) = instance.operand(index, view.bytes()) else {
+                panic!("{} does not fit its slots", stage.task_name(tile))
+            };
+            let mut target = lock(&block.outputs[index]);
+            copy_region(bytes, &view.region, &mut target, &to, &view.region, view.dtype.size_bytes());
+        }
+    }
+    let processed = stage.split_operand_bytes(tile);
+    report.counts.processed_bytes += processed;
+    shared.counts[2].fetch_add(processed, Ordering::Relaxed);
+    shared.counts[tier as usize].fetch_add(1, Ordering::Relaxed);
+    match tier {
+        Tier::Baseline => {
+            report.counts.baseline_tasks += 1;
+            report.counts.baseline_ns += kernel_ns;
+        }
+        Tier::Optimized => {
+            report.counts.optimized_tasks += 1;
+            report.counts.optimized_ns += kernel_ns;
+        }
+    }
+    report.first_task.get_or_insert_with(Instant::now);
+    Ok(started.elapsed().as_nanos() as u64)
+}
