@@ -60,7 +60,7 @@ fn run(mut command: Command, source: &Path) -> Result<(), BuildError> {
 }
 
 /// The newest clang at hand and its version.
-fn find_clang() -> Result<(String, u32), BuildError> {
+pub fn find_clang() -> Result<(String, u32), BuildError> {
     let version = |program: &str| -> Option<u32> {
         let output = Command::new(program).arg("--version").output().ok()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -31,7 +31,7 @@ pub struct View {
 
 impl View {
     /// Size of `exuvia_view` in exuvia.h.
-    pub(super) const BYTES: usize = 208;
+    pub const BYTES: usize = 208;
 
     /// Bytes of the tile.
     pub fn bytes(&self) -> u64 {
@@ -39,7 +39,7 @@ impl View {
     }
 
     /// The struct `exuvia_view` of exuvia.h, little-endian.
-    pub(super) fn encode(&self, address: u64, output: bool) -> [u8; View::BYTES] {
+    pub fn encode(&self, address: u64, output: bool) -> [u8; View::BYTES] {
         let rank = self.region.rank();
         let mut encoded = [0; View::BYTES];
         let mut at = 0;

@@ -1,0 +1,39 @@
+/* Softmax of rows: x[n,d] -> p[n,d], f32.
+ *
+ * exp by range reduction to [-ln 2 / 2, ln 2 / 2] and a polynomial of degree 6: relative error below 2e-7 for the
+ * arguments at or below 0 that softmax has; below -87 it is 0.
+ */
+#include "exuvia.h"
+
+static inline float exponential(float x)
+{
+    float clamped = x < -87.0f ? -87.0f : x;
+    /* Adding and taking away 1.5 * 2^23 rounds to the nearest integer. */
+    float shifted = clamped * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;
+    float r = clamped - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float p = 1.0f + r * (1.0f + r * (0.5f + r * (0.16666667f + r * (0.041666668f + r * (0.0083333338f + r * 0.0013888889f)))));
+    union { int32_t i; float f; } power = {.i = ((int32_t)whole + 127) << 23};
+    return x < -87.0f ? 0.0f : p * power.f;
+}
+
+EXUVIA_EXPORT(softmax) int32_t softmax(const exuvia_view *views, uint32_t count)
+{
+    if (count != 2 || views[0].dtype != EXUVIA_F32 || views[1].dtype != EXUVIA_F32)
+        return 1;
+    const float *x = exuvia_data(&views[0]);
+    float *p = exuvia_data(&views[1]);
+    uint32_t rows = views[0].extent[0], length = views[0].extent[1];
+    for (uint32_t n = 0; n < rows; n++, x += length, p += length) {
+        float top = x[0], sum = 0;
+        for (uint32_t i = 1; i < length; i++)
+            top = x[i] > top ? x[i] : top;
+        for (uint32_t i = 0; i < length; i++)
+            p[i] = exponential(x[i] - top);
+        for (uint32_t i = 0; i < length; i++)
+            sum += p[i];
+        float scale = 1.0f / sum;
+        for (uint32_t i = 0; i < length; i++)
+            p[i] *= scale;
+    }
+    return 0;
+}
