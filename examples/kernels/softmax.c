@@ -12,7 +12,9 @@ static inline float exponential(float x)
     float shifted = clamped * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;
     float r = clamped - whole * 0.693359375f + whole * 2.12194440e-4f;
     float p = 1.0f + r * (1.0f + r * (0.5f + r * (0.16666667f + r * (0.041666668f + r * (0.0083333338f + r * 0.0013888889f)))));
-    union { int32_t i; float f; } power = {.i = ((int32_t)whole + 127) << 23};
+    /* The integer stands in the low bits of the shifted number. */
+    union { float f; int32_t i; } bits = {.f = shifted}, power;
+    power.i = (bits.i - 0x4B400000 + 127) << 23;
     return x < -87.0f ? 0.0f : p * power.f;
 }
 

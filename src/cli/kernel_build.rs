@@ -89,6 +89,8 @@ fn clang(source: &Path, out: &Path, include: &Path, extra: &[String]) -> Result<
     // Loop strength reduction makes address arithmetic that wraps, and then the host cannot prove loops safe to
     // vectorize: up to four times slower.
     command.args(["-mllvm", "-disable-lsr"]);
+    // A conversion of a float to an integer that may trap keeps its loop from being vectorized.
+    command.arg("-mnontrapping-fptoint");
     if version >= 19 {
         // An old wasm-opt on the PATH breaks modules.
         command.arg("--no-wasm-opt");

@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
@@ -80,13 +80,9 @@ impl BackgroundCompile {
 
     /// The artifact or the failure, once; `None` while the compile runs.
     pub fn poll(&mut self) -> Option<Result<Vec<u8>, EngineError>> {
-        match self.result.try_recv() {
-            Ok(result) => {
-                let _ = self.child.wait();
-                Some(result)
-            }
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        let result = self.result.try_recv().ok()?;
+        let _ = self.child.wait();
+        Some(result)
     }
 }
 

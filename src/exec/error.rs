@@ -11,20 +11,18 @@ use crate::store::StoreError;
 #[non_exhaustive]
 pub enum RunError {
     #[error(transparent)]
-    Job(#[from] JobError),
+    Job(#[from] Box<JobError>),
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Plan(#[from] Box<PlanError>),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("kernel '{kernel}' of stage '{stage}'")]
-    Engine { kernel: String, stage: String, source: EngineError },
-    #[error("cannot set up compiling")]
-    Setup(#[from] EngineError),
+    Engine { kernel: String, stage: String, source: Box<EngineError> },
     #[error(transparent)]
     Fabric(#[from] FabricError),
     /// A kernel trapped, complained or broke the rules; the task is named.
     #[error("task {task} on rank {rank} ({hostname}) failed in kernel '{kernel}' ({tier})")]
-    Task { task: String, rank: Rank, hostname: String, kernel: String, tier: &'static str, source: KernelFault },
+    Task { task: String, rank: Rank, hostname: String, kernel: String, tier: &'static str, source: Box<KernelFault> },
     /// A kernel took longer than the job allows for one task.
     #[error(
         "task {task} on rank {rank} ({hostname}) ran for more than {limit:?} in kernel '{kernel}' ({tier}) and was \
@@ -43,7 +41,7 @@ pub enum RunError {
     #[error("a worker thread ended unexpectedly: {message}")]
     Worker { message: String },
     #[error("the optimized tier was asked for (--tier optimized), but the optimizing compiler failed")]
-    NoOptimizedCode { source: EngineError },
+    NoOptimizedCode { source: Box<EngineError> },
     #[error("rank {rank} sent {what}, which this rank does not understand: all ranks must run the same exuvia")]
     Protocol { rank: Rank, what: &'static str },
 }

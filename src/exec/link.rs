@@ -26,6 +26,8 @@ pub(super) mod tag {
 
 /// How long a failed rank waits for rank 0 to take note.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// How long the last words of a rank that is gone may be on their way.
+const LATE: Duration = Duration::from_millis(200);
 
 /// Set by signal handlers: 0, or the signal that asks the run to end.
 pub type Signal = Arc<AtomicUsize>;
@@ -190,59 +192,53 @@ impl Link {
         self.fabric.finalize(code as i32).map_err(RunError::Fabric)
     }
 
-    /// Tells the others that this rank failed, and says what this rank has to print: rank 0 prints for all, another
-    /// rank only when rank 0 cannot.
-    pub fn fail(mut self, error: &RunError, text: String) -> Option<String> {
-        let code = error.code() as i32;
+    /// Tells the others that this rank failed. Returns the run's exit status and what this rank has to print: rank 0
+    /// prints for all, rank 1 where rank 0 is gone, and others only when nobody hears them.
+    pub fn fail(mut self, error: &RunError, text: String) -> (ExitCode, Option<String>) {
         // From here on only messages count.
         self.senses.signal = Signal::default();
-        if self.rank() == 0 {
-            let text = match &self.senses.ending {
-                Some(Ending::Elsewhere(failure)) => failure.text.clone(),
-                // Whoever died may have failed with a message that is only now arriving.
-                Some(Ending::Died { .. }) => self.late_failure().unwrap_or(text),
-                _ => text,
-            };
-            for rank in 1..self.size() {
-                let _ = self.fabric.send(rank, tag::STOP, Failure::encode(code, "").into());
-            }
-            self.linger(|link| link.fabric.sends_pending() == 0);
-            return Some(text);
-        }
-        if matches!(self.senses.ending, Some(Ending::Elsewhere(_))) {
-            return None;
-        }
+        let died = matches!(self.senses.ending, Some(Ending::Died { .. }));
         let rank_0_died = matches!(self.senses.ending, Some(Ending::Died { rank: 0, .. }));
-        if rank_0_died {
-            return Some(text);
+        if died {
+            // Whoever left may have failed and said so, in a message that is only now arriving.
+            self.senses.ending = None;
+            self.senses.watch = None;
+            self.linger(LATE, Link::has_heard);
         }
-        let _ = self.fabric.send(0, tag::FAIL, Failure::encode(code, &text).into());
-        self.senses.ending = None;
-        self.senses.watch = None;
-        let heard = self.linger(|link| {
-            let _ = link.senses.look(&mut *link.fabric);
-            matches!(link.senses.ending, Some(Ending::Elsewhere(_)))
-        });
-        (!heard).then_some(text)
-    }
-
-    /// The text of a failure that arrives within a moment.
-    fn late_failure(&mut self) -> Option<String> {
-        self.senses.ending = None;
-        self.senses.watch = None;
-        let until = Instant::now() + Duration::from_millis(100);
-        while Instant::now() < until {
-            let _ = self.senses.look(&mut *self.fabric);
-            if let Some(Ending::Elsewhere(failure)) = &self.senses.ending {
-                return Some(failure.text.clone()).filter(|text| !text.is_empty());
+        let heard = match &self.senses.ending {
+            Some(Ending::Elsewhere(failure)) => Some((ExitCode::from_i32(failure.code), failure.text.clone())),
+            _ => None,
+        };
+        let code = heard.as_ref().map_or(error.code(), |(code, _)| *code);
+        if self.rank() == 0 {
+            let text = heard.map(|(_, text)| text).filter(|heard| !heard.is_empty()).unwrap_or(text);
+            for rank in 1..self.size() {
+                let _ = self.fabric.send(rank, tag::STOP, Failure::encode(code as i32, "").into());
             }
-            std::thread::sleep(Duration::from_millis(1));
+            self.linger(FAREWELL, |link| link.fabric.sends_pending() == 0);
+            return (code, Some(text));
         }
-        None
+        if heard.is_some() {
+            return (code, None);
+        }
+        if rank_0_died {
+            return (code, (self.rank() == 1).then_some(text));
+        }
+        let _ = self.fabric.send(0, tag::FAIL, Failure::encode(code as i32, &text).into());
+        self.senses.ending = None;
+        self.senses.watch = None;
+        let heard = self.linger(FAREWELL, Link::has_heard);
+        (code, (!heard).then_some(text))
     }
 
-    fn linger(&mut self, mut done: impl FnMut(&mut Link) -> bool) -> bool {
-        let (mut backoff, until) = (Backoff::default(), Instant::now() + FAREWELL);
+    /// Whether another rank's failure has become known.
+    fn has_heard(&mut self) -> bool {
+        let _ = self.senses.look(&mut *self.fabric);
+        matches!(self.senses.ending, Some(Ending::Elsewhere(_)))
+    }
+
+    fn linger(&mut self, patience: Duration, mut done: impl FnMut(&mut Link) -> bool) -> bool {
+        let (mut backoff, until) = (Backoff::default(), Instant::now() + patience);
         while Instant::now() < until {
             if done(self) {
                 return true;

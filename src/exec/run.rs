@@ -11,7 +11,7 @@ use super::link::{Link, Signal};
 use super::stage::{Context, destination, run_stage};
 use super::tiers::{TierSetup, Tiers};
 use super::{ExitCode, Options, RunError};
-use crate::engine::{Cache, Cpu, Engine, Kernel, Pipeline};
+use crate::engine::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline};
 use crate::fabric::{Fabric, Payload, Rank};
 use crate::job::{Job, Source};
 use crate::plan::{Layout, Machine, Plan, Role, plan};
@@ -61,8 +61,7 @@ pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Sign
         }
         Err(error) => {
             drop(stagings);
-            let code = error.code();
-            let text = link.fail(&error, error.render());
+            let (code, text) = link.fail(&error, error.render());
             Err(Failure { code, text })
         }
     }
@@ -79,7 +78,7 @@ fn run_rank(
     link.watch(&topology);
     let (opening, job) = open(link, path, options)?;
     let machine = machine(&topology, &opening, &job);
-    let plan = Arc::new(plan(&job, &opening.layouts, &machine)?);
+    let plan = Arc::new(plan(&job, &opening.layouts, &machine).map_err(Box::new)?);
     let class = agree(link, &plan)?;
     let (kernels, stage_kernels) = load_kernels(link, &job)?;
     let setup = TierSetup {
@@ -140,7 +139,7 @@ fn run_rank(
 fn open(link: &mut Link, path: &Path, options: &Options) -> Result<(Opening, Job), RunError> {
     let mut encoded = None;
     if link.rank() == 0 {
-        let job = Job::load(path)?;
+        let job = Job::load(path).map_err(Box::new)?;
         let mut layouts = BTreeMap::new();
         for decl in job.tensors.values() {
             if let Source::File { file, dataset } = &decl.source {
@@ -158,7 +157,7 @@ fn open(link: &mut Link, path: &Path, options: &Options) -> Result<(Opening, Job
     let encoded = link.broadcast(encoded)?;
     let opening: Opening =
         serde_json::from_slice(&encoded).map_err(|_| RunError::Protocol { rank: 0, what: "the job" })?;
-    let job = Job::parse(&opening.text, &opening.path)?;
+    let job = Job::parse(&opening.text, &opening.path).map_err(Box::new)?;
     Ok((opening, job))
 }
 
@@ -201,8 +200,11 @@ fn agree(link: &mut Link, plan: &Plan) -> Result<Vec<Rank>, RunError> {
 fn load_kernels(link: &mut Link, job: &Job) -> Result<(Vec<Kernel>, Vec<usize>), RunError> {
     let (mut kernels, mut of_stage): (Vec<Kernel>, Vec<usize>) = (Vec::new(), Vec::new());
     for stage in &job.stages {
-        let failed =
-            |source| RunError::Engine { kernel: stage.kernel.display().to_string(), stage: stage.name.clone(), source };
+        let failed = |source: EngineError| RunError::Engine {
+            kernel: stage.kernel.display().to_string(),
+            stage: stage.name.clone(),
+            source: Box::new(source),
+        };
         let mut bytes = None;
         if link.rank() == 0 {
             let kernel = Kernel::load(&stage.kernel, stage.export.as_deref()).map_err(failed)?;

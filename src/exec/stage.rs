@@ -77,6 +77,8 @@ struct Running<'a> {
     report: StageReport,
     blocks_done: u64,
     complete: bool,
+    /// Whether the workers have been given optimized code.
+    optimized: bool,
     chunks_sent: u64,
     chunks_received: u64,
     chunks_expected: u64,
@@ -98,7 +100,7 @@ pub(super) fn run_stage(
     let (stage, plan) = (&context.job.stages[stage_index], &context.plan.stages[stage_index]);
     let kernel = context.kernels[stage_index];
     // Before anything slow: whoever compiles can start while inputs are read.
-    let code = tiers.code(link, kernel, &stage.name)?;
+    let code = tiers.code(link, kernel, &stage.name, context.options.swap_before_task.is_some())?;
     let layouts = create_outputs(link, context, stage_index, places, stagings)?;
     let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
     let whole = gather_whole(link, context, plan, places, &mut report.counts)?;
@@ -135,6 +137,7 @@ pub(super) fn run_stage(
         process_start: context.process_start,
         to_main,
     };
+    let optimized = code.tier() == Tier::Optimized;
     let shared = Arc::new(Shared::new(setup, scheduler, code, workers));
     let mut running = Running {
         context,
@@ -148,6 +151,7 @@ pub(super) fn run_stage(
         report,
         blocks_done: 0,
         complete: false,
+        optimized,
         chunks_sent: 0,
         chunks_received: 0,
         chunks_expected: 0,
@@ -299,18 +303,19 @@ impl Running<'_> {
         stagings: &mut BTreeMap<PathBuf, Staging>,
     ) -> Result<(), RunError> {
         let kernel = self.context.kernels[self.stage_index];
-        let mut optimized = tiers.optimized(kernel).is_some();
         loop {
             match self.from_workers.recv_timeout(Tiers::PATIENCE) {
-                Ok(message) => self.from_worker(link, message, stagings)?,
+                Ok(message) => self.heed_worker(link, message, stagings)?,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             while let Some(message) = link.poll()? {
-                self.from_rank(link, tiers, &message, stagings)?;
+                self.heed_rank(link, tiers, &message, stagings)?;
             }
             tiers.poll(link)?;
-            if !optimized && let Some(code) = tiers.optimized(kernel) {
-                optimized = true;
+            if !self.optimized
+                && let Some(code) = tiers.optimized(kernel)
+            {
+                self.optimized = true;
                 self.shared.adopt(code.clone());
             }
             self.check_time_limit(link)?;
@@ -323,7 +328,7 @@ impl Running<'_> {
         }
     }
 
-    fn from_worker(
+    fn heed_worker(
         &mut self,
         link: &mut Link,
         message: FromWorker,
@@ -346,12 +351,12 @@ impl Running<'_> {
                 hostname: self.context.topology.host(link.rank()).hostname.clone(),
                 kernel: self.shared.kernel.name().to_owned(),
                 tier: tier.name(),
-                source: fault,
+                source: Box::new(fault),
             }),
             FromWorker::Engine(source) => Err(RunError::Engine {
                 kernel: self.shared.kernel.name().to_owned(),
                 stage: self.stage().name.clone(),
-                source,
+                source: Box::new(source),
             }),
             FromWorker::Panicked(message) => Err(RunError::Worker { message }),
             FromWorker::Ended(_) => Err(RunError::Worker { message: "it left before the stage was over".to_owned() }),
@@ -424,7 +429,7 @@ impl Running<'_> {
     fn write_chunks(
         &self,
         output: usize,
-        chunks: &[(u64, Vec<u8>)],
+        chunks: &[StoredChunk],
         stagings: &mut BTreeMap<PathBuf, Staging>,
     ) -> Result<(), RunError> {
         let layout = &self.layouts[output];
@@ -434,7 +439,7 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn from_rank(
+    fn heed_rank(
         &mut self,
         link: &mut Link,
         tiers: &mut Tiers,
@@ -540,8 +545,11 @@ impl Running<'_> {
     }
 }
 
+/// Number and stored bytes of a chunk.
+type StoredChunk = (u64, Vec<u8>);
+
 /// Output number, then number, length and bytes of each chunk.
-fn encode_chunks(output: usize, chunks: &[(u64, Vec<u8>)]) -> Vec<u8> {
+fn encode_chunks(output: usize, chunks: &[StoredChunk]) -> Vec<u8> {
     let mut bytes = (output as u64).to_le_bytes().to_vec();
     for (number, stored) in chunks {
         bytes.extend_from_slice(&number.to_le_bytes());
@@ -551,7 +559,7 @@ fn encode_chunks(output: usize, chunks: &[(u64, Vec<u8>)]) -> Vec<u8> {
     bytes
 }
 
-fn decode_chunks(bytes: &[u8]) -> Option<(usize, Vec<(u64, Vec<u8>)>)> {
+fn decode_chunks(bytes: &[u8]) -> Option<(usize, Vec<StoredChunk>)> {
     let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
     let (output, mut rest) = bytes.split_first_chunk::<8>()?;
     let mut chunks = Vec::new();

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use super::link::{Link, tag};
@@ -48,10 +48,7 @@ impl Compile {
     fn poll(&mut self) -> Option<Result<Vec<u8>, EngineError>> {
         match self {
             Compile::Helper(helper) => helper.poll(),
-            Compile::Thread(result) => match result.try_recv() {
-                Ok(result) => Some(result),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-            },
+            Compile::Thread(result) => result.try_recv().ok(),
         }
     }
 }
@@ -121,13 +118,15 @@ impl Tiers {
         &self.engine
     }
 
-    /// The best code that there is now; makes baseline code if there is no other.
-    pub fn code(&mut self, link: &mut Link, index: usize, stage: &str) -> Result<Code, RunError> {
+    /// The code to begin a stage with: the best that there is now, unless it is to be baseline code.
+    pub fn code(&mut self, link: &mut Link, index: usize, stage: &str, baseline: bool) -> Result<Code, RunError> {
         if self.policy == TierPolicy::Optimized {
             self.wait_for(link, index)?;
         }
         let state = &mut self.kernels[index];
-        if let Some(code) = &state.optimized {
+        if let Some(code) = &state.optimized
+            && !baseline
+        {
             if state.report.start_compiler.is_empty() {
                 state.report.start_compiler = code.compiler().to_owned();
             }
@@ -138,7 +137,7 @@ impl Tiers {
         }
         let code = self.engine.start_code(&state.kernel).map_err(|source| {
             let (kernel, stage) = (state.kernel.name().to_owned(), stage.to_owned());
-            RunError::Engine { kernel, stage, source }
+            RunError::Engine { kernel, stage, source: Box::new(source) }
         })?;
         state.report.start_compiler = code.compiler().to_owned();
         state.report.start_reason = code.start_reason().map(str::to_owned);
@@ -158,7 +157,7 @@ impl Tiers {
             if let Some(message) = &self.kernels[index].failed {
                 let name = self.kernels[index].kernel.name().to_owned();
                 let source = EngineError::Compile { name, compiler: "llvm", message: message.clone() };
-                return Err(RunError::NoOptimizedCode { source });
+                return Err(RunError::NoOptimizedCode { source: Box::new(source) });
             }
             while let Some(message) = link.poll()? {
                 if message.tag == tag::ARTIFACT {

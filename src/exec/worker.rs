@@ -74,6 +74,8 @@ pub(super) struct Shared {
     pub current: Vec<Mutex<Option<Current>>>,
     pub counts: [AtomicU64; 3],
     pub to_main: Sender<FromWorker>,
+    /// The code that the stage begins with.
+    start: Code,
     board: Mutex<Board>,
     /// Signalled when the board changes.
     changed: Condvar,
@@ -132,6 +134,7 @@ impl Shared {
             current: (0..workers).map(|_| Mutex::default()).collect(),
             counts: Default::default(),
             to_main: setup.to_main,
+            start: code.clone(),
             board: Mutex::new(Board { scheduler, next: vec![None; workers], code, ended: false }),
             changed: Condvar::new(),
             plan: setup.plan,
@@ -224,9 +227,8 @@ pub(super) fn work(shared: &Shared, worker: usize) {
 fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> {
     let engine_error = |e| Box::new(FromWorker::Engine(e));
     let mut report = WorkerReport::default();
-    let first_code = lock(&shared.board).code.clone();
     let mut instance =
-        Instance::new(&shared.engine, &shared.kernel, &first_code, shared.memory_limit_bytes, &shared.operands)
+        Instance::new(&shared.engine, &shared.kernel, &shared.start, shared.memory_limit_bytes, &shared.operands)
             .map_err(engine_error)?;
     for (operand, bytes) in shared.whole.iter().enumerate() {
         if let Some(bytes) = bytes
