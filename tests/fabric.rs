@@ -1,5 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
 //! The fabric on real MPI: `examples/fabric_check` under the launcher of the MPI this test is built with.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -389,3 +389,19 @@ fn a_full_disk_is_told_before_anything_is_computed() {
     assert!(text.contains("no space left") && text.contains("out.h5"), "{text}");
     assert!(output.stdout.is_empty(), "nothing is left: {}", String::from_utf8_lossy(&output.stdout));
 }
+
+#[test]
+fn every_job_of_the_repository_plans() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for entry in fs::read_dir(root.join("jobs")).unwrap() {
+        let job = entry.unwrap().path();
+        for ranks in ["1", "2", "3", "7"] {
+            let output = Command::new(EXUVIA).args(["plan", "--ranks", ranks, "--output", "json"]).arg(&job).output();
+            let output = output.unwrap();
+            assert!(output.status.success(), "{}: {}", job.display(), stderr(&output));
+            let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(plan["schema"], 1);
+            assert_eq!(plan["plan"]["machine"]["ranks"].to_string(), ranks);
+        }
+    }
+}

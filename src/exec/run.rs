@@ -240,16 +240,16 @@ fn publish(job: &Job, plan: &Plan, stagings: &mut BTreeMap<PathBuf, Staging>) ->
     for operand in plan.stages.iter().flat_map(|stage| &stage.operands) {
         if operand.role == Role::Output && created(&operand.tensor) {
             let (file, dataset) = destination(job, &operand.tensor);
+            if let Some(staging) = stagings.remove(&file) {
+                staging.publish()?;
+            }
             outputs.push(OutputReport {
                 tensor: operand.tensor.clone(),
-                file: file.display().to_string(),
+                file: file.canonicalize().unwrap_or(file).display().to_string(),
                 dataset,
                 dtype: operand.dtype.to_string(),
                 shape: operand.shape.to_vec(),
             });
-            if let Some(staging) = stagings.remove(&file) {
-                staging.publish()?;
-            }
         }
     }
     // What is left is scratch: dropping it removes it.

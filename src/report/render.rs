@@ -25,12 +25,15 @@ pub fn summary(report: &Report) -> String {
         line(&mut text, "first task", format!("done {} after the process started", time(first)));
     }
     for kernel in &report.kernels {
-        let mut what = format!("{} in {}", kernel.start_compiler, time(kernel.start_compile_ns));
+        let mut what = match kernel.start_compile_ns {
+            0 => "started on optimized code".to_owned(),
+            ns => format!("{} in {}", kernel.start_compiler, time(ns)),
+        };
         if let Some(reason) = &kernel.start_reason {
             let _ = write!(what, " ({reason})");
         }
         match (kernel.cache_hit, kernel.optimize_ns) {
-            (true, _) => what.push_str(", optimized code from the cache"),
+            (true, _) => what.push_str(", from the cache"),
             (false, Some(ns)) => {
                 let _ = write!(what, ", optimized in {} ({} compile(s))", time(ns), kernel.optimizing_compiles);
             }
