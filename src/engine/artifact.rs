@@ -38,7 +38,7 @@ impl Fingerprint {
             compiler: COMPILER.to_owned(),
             pipeline,
             cpu: cpu.clone(),
-            nan_rule: "canonical".to_owned(),
+            nan_rule: "canonical, deferred".to_owned(),
             memory_style: "static 4 GiB".to_owned(),
         }
     }

@@ -10,6 +10,7 @@
 mod artifact;
 mod background;
 mod cache;
+mod canonical;
 mod code;
 mod error;
 mod inspect;

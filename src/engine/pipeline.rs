@@ -16,6 +16,7 @@ use std::ptr::null_mut;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::canonical;
 use llvm_sys::core::*;
 use llvm_sys::error::{LLVMDisposeErrorMessage, LLVMGetErrorMessage};
 use llvm_sys::prelude::*;
@@ -277,7 +278,16 @@ unsafe fn optimize(module: LLVMModuleRef, cpu: &Cpu) -> Result<(), String> {
         LLVMPassBuilderOptionsSetSLPVectorization(options, 1);
         LLVMPassBuilderOptionsSetLoopInterleaving(options, 1);
         LLVMPassBuilderOptionsSetLoopUnrolling(options, 1);
-        let error = LLVMRunPasses(module, c"default<O3>".as_ptr(), machine, options);
+        // Locals into registers first: only then is it seen which values stay inside arithmetic.
+        let mut error = LLVMRunPasses(module, c"function(sroa)".as_ptr(), machine, options);
+        if error.is_null() {
+            let builder = LLVMCreateBuilderInContext(context);
+            for function in defined_functions(module) {
+                canonical::defer(function, builder);
+            }
+            LLVMDisposeBuilder(builder);
+            error = LLVMRunPasses(module, c"default<O3>".as_ptr(), machine, options);
+        }
         LLVMDisposePassBuilderOptions(options);
         LLVMDisposeTargetMachine(machine);
         if error.is_null() {

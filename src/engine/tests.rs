@@ -93,6 +93,49 @@ fn both_tiers_give_the_same_bits_nans_included() {
     }
 }
 
+/// Running sums and products over the input, each stored as it goes and again at the end.
+#[test]
+fn loops_that_carry_floats_give_the_same_bits_on_both_tiers() {
+    let nan = 0xfff8_0000_0000_0007u64;
+    let inputs: Vec<Vec<u64>> = vec![
+        vec![1.5f64.to_bits(), (-2.25f64).to_bits(), 1e308f64.to_bits(), 1e308f64.to_bits(), f64::INFINITY.to_bits()],
+        vec![1f64.to_bits(), nan, 2f64.to_bits(), 0],
+        vec![f64::INFINITY.to_bits(), f64::NEG_INFINITY.to_bits(), 3f64.to_bits()],
+        vec![nan],
+        vec![(-0.0f64).to_bits(); 3],
+    ];
+    for op in ["add", "sub", "mul", "div"] {
+        for last in [
+            "(local.get 5)",
+            "(f64.neg (local.get 5))",
+            "(f64.abs (local.get 5))",
+            "(f64.copysign (f64.const 1) (local.get 5))",
+        ] {
+            // $stores decides whether every partial result is seen, or the last one only.
+            for store in ["(i32.const 1)", "(i32.eq (i32.add (local.get 2) (i32.const 1)) (local.get 3))"] {
+                let kernel = kernel(&format!(
+                    r#"(func (export "k") (param i32 i32) (result i32) (local i32 i32 f64 f64)
+                        (local.set 3 (i32.load offset=16 (local.get 0)))
+                        (block $done (loop $next
+                            (br_if $done (i32.ge_u (local.get 2) (local.get 3)))
+                            (local.set 4 (f64.load (i32.add (i32.load (local.get 0)) (i32.shl (local.get 2) (i32.const 3)))))
+                            (local.set 5 (f64.{op} (local.get 5) (local.get 4)))
+                            (if {store} (then (f64.store
+                                (i32.add (i32.load offset=208 (local.get 0)) (i32.shl (local.get 2) (i32.const 3))) {last})))
+                            (local.set 2 (i32.add (local.get 2) (i32.const 1)))
+                            (br $next)))
+                        (i32.const 0))"#
+                ));
+                for input in &inputs {
+                    let results = on_both(&kernel, input);
+                    assert!(results[0].is_ok());
+                    assert_eq!(results[0], results[1], "{op} {last} {store} {input:x?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_swap_keeps_memory_and_globals_and_starts_nothing_again() {
     // Counts its calls in memory and in a global, both set up by the start function.
