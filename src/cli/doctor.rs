@@ -61,7 +61,7 @@ fn mpi() -> Check {
 fn hdf5() -> Check {
     let version = store::library_version();
     let ok = !version.starts_with("1.8.");
-    Check { what: "HDF5", ok, found: version, help: Some("HDF5 1.10.5 or later is needed") }
+    Check { what: "HDF5", ok, found: version, help: Some("HDF5 1.10.7 or later is needed") }
 }
 
 /// Compiles a small loop on both tiers: the optimizing pipeline reports an error if wasmer did not call it.

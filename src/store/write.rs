@@ -84,7 +84,7 @@ impl Staging {
             fs::copy(target, &staging.temporary).map_err(StoreError::io(target, "copy"))?;
         } else {
             drop(file);
-            hdf5::File::create(&staging.temporary).map_err(StoreError::hdf5(target, "create the file"))?;
+            private().create(&staging.temporary).map_err(StoreError::hdf5(target, "create the file"))?;
         }
         Ok(staging)
     }
@@ -129,7 +129,7 @@ impl Staging {
     }
 
     fn create_in_file(&mut self, specs: &[OutputSpec]) -> Result<Vec<OutputLayout>, StoreError> {
-        let file = hdf5::File::open_rw(&self.temporary).map_err(StoreError::hdf5(&self.target, "open the file"))?;
+        let file = private().open_rw(&self.temporary).map_err(StoreError::hdf5(&self.target, "open the file"))?;
         for spec in specs {
             if file.link_exists(&spec.dataset) {
                 let what = format!("replace '{}'", spec.dataset);
@@ -186,7 +186,7 @@ impl Staging {
         let target = self.target.clone();
         let file = match self.open.take() {
             Some(file) => file,
-            None => hdf5::File::open_rw(&self.temporary).map_err(StoreError::hdf5(&target, "open the file"))?,
+            None => private().open_rw(&self.temporary).map_err(StoreError::hdf5(&target, "open the file"))?,
         };
         let what = || format!("write to '{}'", layout.dataset);
         let dataset = file.dataset(&layout.dataset).map_err(StoreError::hdf5(&target, what()))?;
@@ -232,6 +232,14 @@ impl Drop for Staging {
             let _ = fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// Opens without a lock. The file is this run's alone, and HDF5's lock would outlive its closing: a process started
+/// meanwhile, such as the compile helper, inherits the descriptor and holds the lock until it ends.
+fn private() -> hdf5::FileBuilder {
+    let mut options = hdf5::File::with_options();
+    options.with_fapl(|access| access.file_locking(false));
+    options
 }
 
 /// Removes temporaries of runs on this machine that are no more.
