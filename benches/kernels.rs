@@ -170,7 +170,10 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (full, stock) = (Engine::new(Cpu::host(), Pipeline::Full), Engine::new(Cpu::host(), Pipeline::Stock));
-    println!("time of a call over native clang -O3 -march=native, one core, median of {rounds}; {}", Cpu::host().name);
+    println!(
+        "time of a call over native clang -O3 -march=native -ffp-contract=off, one core, median of {rounds}; {}",
+        Cpu::host().name
+    );
     println!(
         "{:<10} {:<20} {:>10} {:>10} {:>10} {:>10}",
         "kernel", "size", "native us", "optimized", "wasmer", "baseline"

@@ -323,7 +323,7 @@ fn the_digits_are_what_numpy_finds() {
     fs::write(lab.path("job.toml"), job).unwrap();
     let output = lab.run(4, &[]);
     assert!(output.status.success(), "{}", stderr(&output));
-    let mut oracle = Command::new("/usr/bin/python3");
+    let mut oracle = Command::new(std::env::var("EXUVIA_PYTHON").as_deref().unwrap_or("/usr/bin/python3"));
     let output = oracle.args(["tests/oracle.py", "digits"]).arg(lab.path("out.h5")).current_dir(root).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && text.contains("0 differ from numpy"), "{text}{}", stderr(&output));
@@ -366,6 +366,35 @@ fn a_kernel_written_by_hand_runs_with_constants_of_the_job() {
         Reader::open(&lab.path("out.h5"), "y").unwrap().read(&whole, &mut y).unwrap();
         assert_eq!(y, [2.5f64, -5.0, 8.75].map(f64::to_ne_bytes).concat());
     }
+}
+
+#[test]
+fn a_kernel_of_whole_rows_computes_any_columns_and_refuses_pieces_of_rows() {
+    let lab = Lab::new();
+    // Chunks of 7 columns cut the rows; one chunk of everything leaves them whole.
+    let softmax = |compute: &str, chunk: &str| {
+        let text = format!(
+            "[tensors.x]\nfile = \"in.h5\"\ndataset = \"x\"\n\
+             [tensors.p]\ncreate = \"out.h5\"\ndataset = \"p\"\ndtype = \"f32\"\nchunk = {chunk}\n\
+             [[stages]]\nkernel = \"softmax.wasm\"\ncompute = {compute}\n"
+        );
+        fs::write(lab.path("job.toml"), text).unwrap();
+        let output = lab.run(2, &[]);
+        let mut p = Vec::new();
+        if output.status.success() {
+            let reader = Reader::open(&lab.path("out.h5"), "p").unwrap();
+            reader.read(&Region::whole(&reader.info().shape), &mut p).unwrap();
+        }
+        (output.status.code(), p, stderr(&output))
+    };
+    let columns = "\"x[n,d] -> p[n,c]\"\nsizes = { c = 40 }";
+    let (whole, cut) = (softmax(columns, "[203, 40]"), softmax(columns, "[16, 7]"));
+    assert!(whole.0 == Some(0) && cut.0 == Some(0), "{}{}", whole.2, cut.2);
+    assert!(whole.1 == cut.1 && whole.1.len() == (ROWS * COLUMNS * 4) as usize);
+    let sum: f32 = whole.1[..160].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).sum();
+    assert!((sum - 1.0).abs() < 1e-6, "the first row adds up to {sum}");
+    let (code, _, message) = softmax("\"x[n,d] -> p[n,d]\"", "[16, 7]");
+    assert!(code == Some(1) && message.contains("status 2"), "{message}");
 }
 
 #[test]

@@ -26,7 +26,8 @@ fn panic(_: &core::panic::PanicInfo) -> ! {
 pub unsafe extern "C" fn axpb(views: *const View, count: u32) -> i32 {
     let views = core::slice::from_raw_parts(views, count as usize);
     let [a, x, b, y] = views else { return 1 };
-    if views.iter().any(|view| view.dtype != F64) {
+    let rank = |view: &View, rank| view.dtype == F64 && view.rank == rank;
+    if !(rank(a, 0) && rank(x, 1) && rank(b, 0) && rank(y, 1)) {
         return 2;
     }
     let (a, b) = (*(a.data as *const f64), *(b.data as *const f64));

@@ -3,8 +3,8 @@
 
 EXUVIA_EXPORT(axpy) int32_t axpy(const exuvia_view *views, uint32_t count)
 {
-    if (count != 4 || views[0].dtype != EXUVIA_F64 || views[1].dtype != EXUVIA_F64 || views[2].dtype != EXUVIA_F64 ||
-        views[3].dtype != EXUVIA_F64)
+    if (count != 4 || !exuvia_is(&views[0], EXUVIA_F64, 0) || !exuvia_is(&views[1], EXUVIA_F64, 1) ||
+        !exuvia_is(&views[2], EXUVIA_F64, 1) || !exuvia_is(&views[3], EXUVIA_F64, 1))
         return 1;
     double a = *(const double *)exuvia_data(&views[0]);
     const double *x = exuvia_data(&views[1]), *y = exuvia_data(&views[2]);

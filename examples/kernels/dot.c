@@ -3,7 +3,8 @@
 
 EXUVIA_EXPORT(dot) int32_t dot(const exuvia_view *views, uint32_t count)
 {
-    if (count != 3 || views[0].dtype != EXUVIA_F32 || views[1].dtype != EXUVIA_F32 || views[2].dtype != EXUVIA_F32)
+    if (count != 3 || !exuvia_is(&views[0], EXUVIA_F32, 2) || !exuvia_is(&views[1], EXUVIA_F32, 2) ||
+        !exuvia_is(&views[2], EXUVIA_F32, 1))
         return 1;
     const float *x = exuvia_data(&views[0]), *y = exuvia_data(&views[1]);
     float *s = exuvia_data(&views[2]);

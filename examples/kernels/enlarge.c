@@ -13,7 +13,7 @@ static const int32_t SIN[5] = {0, 357, 711, 1060, 1401};
 
 EXUVIA_EXPORT(enlarge) int32_t enlarge(const exuvia_view *views, uint32_t count)
 {
-    if (count != 2 || views[0].dtype != EXUVIA_U8 || views[1].dtype != EXUVIA_U8)
+    if (count != 2 || !exuvia_is(&views[0], EXUVIA_U8, 4) || !exuvia_is(&views[1], EXUVIA_U8, 4))
         return 1;
     if (views[0].extent[2] != SIDE || views[0].extent[3] != SIDE || views[1].shape[1] > 9 * 81)
         return 2;

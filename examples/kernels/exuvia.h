@@ -48,4 +48,10 @@ extern unsigned char *exuvia_base;
 #define exuvia_data(view) ((void *)(exuvia_base + (view)->data))
 #endif
 
+/* A job names dtypes and dimensions without knowing the kernel: check each view, or the result may be silently wrong. */
+static inline int exuvia_is(const exuvia_view *view, enum exuvia_dtype dtype, uint32_t rank)
+{
+    return view->dtype == (uint32_t)dtype && view->rank == rank;
+}
+
 #endif

@@ -3,7 +3,8 @@
 
 EXUVIA_EXPORT(gather) int32_t gather(const exuvia_view *views, uint32_t count)
 {
-    if (count != 3 || views[0].dtype != EXUVIA_F32 || views[1].dtype != EXUVIA_U32 || views[2].dtype != EXUVIA_F32)
+    if (count != 3 || !exuvia_is(&views[0], EXUVIA_F32, 1) || !exuvia_is(&views[1], EXUVIA_U32, 1) ||
+        !exuvia_is(&views[2], EXUVIA_F32, 1))
         return 1;
     const float *table = exuvia_data(&views[0]);
     const uint32_t *index = exuvia_data(&views[1]);

@@ -6,19 +6,22 @@
 #include "exuvia.h"
 
 #define MAX_K 32
+#define MAX_PIXELS 65536 /* a distance fits in 32 bits */
 #define LABELS 256
 
 EXUVIA_EXPORT(knn) int32_t knn(const exuvia_view *views, uint32_t count)
 {
-    if (count != 5 || views[0].dtype != EXUVIA_U8 || views[1].dtype != EXUVIA_U8 || views[2].dtype != EXUVIA_U8 ||
-        views[3].dtype != EXUVIA_U32 || views[4].dtype != EXUVIA_U8)
+    if (count != 5 || !exuvia_is(&views[0], EXUVIA_U8, 3) || !exuvia_is(&views[1], EXUVIA_U8, 4) ||
+        !exuvia_is(&views[2], EXUVIA_U8, 1) || !exuvia_is(&views[3], EXUVIA_U32, 0) ||
+        !exuvia_is(&views[4], EXUVIA_U8, 1))
         return 1;
     const uint8_t *test = exuvia_data(&views[0]), *train = exuvia_data(&views[1]), *labels = exuvia_data(&views[2]);
     uint8_t *predicted = exuvia_data(&views[4]);
     uint32_t k = *(const uint32_t *)exuvia_data(&views[3]);
     uint32_t queries = views[0].extent[0], pixels = views[0].extent[1] * views[0].extent[2];
     uint32_t labelled = views[1].extent[0], variants = views[1].extent[1];
-    if (k == 0 || k > MAX_K || k > labelled * variants)
+    if (k == 0 || k > MAX_K || k > labelled * variants || pixels > MAX_PIXELS || views[2].extent[0] != labelled ||
+        views[1].extent[2] * views[1].extent[3] != pixels)
         return 2;
 
     for (uint32_t q = 0; q < queries; q++) {

@@ -3,11 +3,14 @@
 
 EXUVIA_EXPORT(matmul) int32_t matmul(const exuvia_view *views, uint32_t count)
 {
-    if (count != 3 || views[0].dtype != EXUVIA_F32 || views[1].dtype != EXUVIA_F32 || views[2].dtype != EXUVIA_F32)
+    if (count != 3 || !exuvia_is(&views[0], EXUVIA_F32, 2) || !exuvia_is(&views[1], EXUVIA_F32, 2) ||
+        !exuvia_is(&views[2], EXUVIA_F32, 2))
         return 1;
     const float *a = exuvia_data(&views[0]), *b = exuvia_data(&views[1]);
     float *c = exuvia_data(&views[2]);
     uint32_t m = views[0].extent[0], k = views[0].extent[1], n = views[1].extent[1];
+    if (views[1].extent[0] != k || views[2].extent[0] != m || views[2].extent[1] != n)
+        return 2;
     for (uint32_t i = 0; i < m; i++) {
         for (uint32_t j = 0; j < n; j++)
             c[i * n + j] = 0;

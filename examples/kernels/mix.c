@@ -5,7 +5,7 @@
 
 EXUVIA_EXPORT(mix) int32_t mix(const exuvia_view *views, uint32_t count)
 {
-    if (count != 2 || views[0].dtype != EXUVIA_U32 || views[1].dtype != EXUVIA_U32)
+    if (count != 2 || !exuvia_is(&views[0], EXUVIA_U32, 1) || !exuvia_is(&views[1], EXUVIA_U32, 1))
         return 1;
     const uint32_t *x = exuvia_data(&views[0]);
     uint32_t *y = exuvia_data(&views[1]), n = views[0].extent[0];

@@ -19,6 +19,8 @@ pub enum BuildError {
     NoCompiler { what: &'static str, packages: &'static str, variable: &'static str },
     #[error("{compiler} failed on {} (its messages are above)", source_file.display())]
     Compiler { compiler: String, source_file: PathBuf },
+    #[error("cannot start {compiler}; name another with {variable}")]
+    Start { compiler: String, variable: &'static str, source: std::io::Error },
     #[error("{}: {message}", source_file.display())]
     Text { source_file: PathBuf, message: String },
     #[error("cannot write {}", out.display())]
@@ -39,9 +41,12 @@ pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildErr
             std::fs::File::create(work.path().join("exuvia.h"))
                 .and_then(|mut file| file.write_all(HEADER.as_bytes()))
                 .map_err(write)?;
-            run(clang(source, &built, work.path(), extra)?, source)?;
+            let object = work.path().join("kernel.o");
+            let (compile, link) = clang(source, &object, &built, work.path(), extra)?;
+            run(compile, "EXUVIA_CLANG", source)?;
+            run(link, "EXUVIA_CLANG", source)?;
         }
-        Some("rs") => run(rustc(source, &built, extra), source)?,
+        Some("rs") => run(rustc(source, &built, extra), "EXUVIA_RUSTC", source)?,
         Some("wat") => {
             let text = |message: String| BuildError::Text { source_file: source.to_owned(), message };
             let bytes = wat::parse_file(source).map_err(|e| text(e.to_string()))?;
@@ -52,11 +57,13 @@ pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildErr
     std::fs::rename(&built, out).map_err(write)
 }
 
-fn run(mut command: Command, source: &Path) -> Result<(), BuildError> {
+fn run(mut command: Command, variable: &'static str, source: &Path) -> Result<(), BuildError> {
     let compiler = command.get_program().to_string_lossy().into_owned();
-    let failed = || BuildError::Compiler { compiler: compiler.clone(), source_file: source.to_owned() };
-    let status = command.status().map_err(|_| failed())?;
-    if status.success() { Ok(()) } else { Err(failed()) }
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(BuildError::Compiler { compiler, source_file: source.to_owned() }),
+        Err(source) => Err(BuildError::Start { compiler, variable, source }),
+    }
 }
 
 /// The newest clang at hand and its version.
@@ -72,32 +79,47 @@ pub fn find_clang() -> Result<(String, u32), BuildError> {
     }
     let numbered = (16..=30).rev().map(|number| format!("clang-{number}"));
     let found = numbered.chain(["clang".to_owned()]).find_map(|name| version(&name).map(|v| (name, v)));
-    found.filter(|(_, version)| *version >= 14).ok_or(BuildError::NoCompiler {
-        what: "clang",
+    found.filter(|(_, version)| *version >= 16).ok_or(BuildError::NoCompiler {
+        what: "clang 16 or later",
         packages: "clang and lld",
         variable: "EXUVIA_CLANG",
     })
 }
 
-fn clang(source: &Path, out: &Path, include: &Path, extra: &[String]) -> Result<Command, BuildError> {
-    let (program, version) = find_clang()?;
-    let mut command = Command::new(program);
-    // No libc: a kernel imports nothing.
-    command.args(["--target=wasm32-unknown-unknown", "-nostdlib", "-ffreestanding"]);
+/// Compiling and linking apart: when one call does both, clang hands the module to a `wasm-opt` that it finds on the
+/// PATH, and an old one breaks modules. (`--no-wasm-opt` is no way out: clang 16 does not know it, and clang 19 then
+/// skips the linker and reports success.)
+fn clang(
+    source: &Path,
+    object: &Path,
+    out: &Path,
+    include: &Path,
+    extra: &[String],
+) -> Result<(Command, Command), BuildError> {
+    let (program, _) = find_clang()?;
+    let base = || {
+        let mut command = Command::new(&program);
+        // No libc: a kernel imports nothing. `extra` goes to both calls, and each may have no use for some of it.
+        command.args(["--target=wasm32-unknown-unknown", "-nostdlib", "-Wno-unused-command-line-argument"]);
+        command
+    };
+    let mut compile = base();
+    compile.arg("-ffreestanding");
     // The host vectorizes, to its own width; code already vectorized or unrolled for 128 bits would be in the way.
-    command.args(["-O2", "-fno-vectorize", "-fno-slp-vectorize", "-fno-unroll-loops"]);
+    compile.args(["-O2", "-fno-vectorize", "-fno-slp-vectorize", "-fno-unroll-loops"]);
     // Loop strength reduction makes address arithmetic that wraps, and then the host cannot prove loops safe to
     // vectorize: up to four times slower.
-    command.args(["-mllvm", "-disable-lsr"]);
-    // A conversion of a float to an integer that may trap keeps its loop from being vectorized.
-    command.arg("-mnontrapping-fptoint");
-    if version >= 19 {
-        // An old wasm-opt on the PATH breaks modules.
-        command.arg("--no-wasm-opt");
-    }
-    command.args(["-Wl,--no-entry", "-Wl,--strip-all"]);
-    command.arg("-I").arg(include).args(extra).arg(source).arg("-o").arg(out);
-    Ok(command)
+    compile.args(["-mllvm", "-disable-lsr"]);
+    // A conversion of a float to an integer that may trap keeps its loop from being vectorized; and copies and fills of
+    // structures become instructions, where clang before 20 would call a memcpy that nobody has.
+    compile.args(["-mnontrapping-fptoint", "-mbulk-memory"]);
+    compile.arg("-I").arg(include).args(extra).arg("-c").arg(source).arg("-o").arg(object);
+    let mut link = base();
+    // The stack lies below all data, so that an overflow traps and overwrites nothing; new linkers do so unasked.
+    link.args(["-Wl,--no-entry", "-Wl,--strip-all", "-Wl,--stack-first"]);
+    // -O0 after `extra`: without optimizing there is no `wasm-opt`.
+    link.args(extra).arg("-O0").arg(object).arg("-o").arg(out);
+    Ok((compile, link))
 }
 
 fn rustc(source: &Path, out: &Path, extra: &[String]) -> Command {
@@ -137,5 +159,27 @@ mod tests {
         let names: Vec<_> = std::fs::read_dir(out.parent().unwrap()).unwrap().collect();
         assert_eq!(names.len(), 1, "no work files are left");
         assert!(build(Path::new("k.f90"), &out, &[]).is_err());
+    }
+
+    #[test]
+    fn copies_of_structures_and_options_of_either_step_import_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, out) = (folder.path().join("k.cc"), folder.path().join("k.wasm"));
+        let text = "#include \"exuvia.h\"\nstruct Big { exuvia_view views[9]; };\nstatic Big kept;\n\
+                    EXUVIA_EXPORT(k) int32_t k(const exuvia_view *v, uint32_t n)\n\
+                    { kept = *(const Big *)v; Big zero = {}; kept.views[n] = zero.views[STATUS];\n\
+                    return exuvia_is(v, EXUVIA_F32, n); }\n";
+        std::fs::write(&source, text).unwrap();
+        let extra = ["-O3", "-DSTATUS=2", "-Wl,-z,stack-size=131072"].map(str::to_owned);
+        build(&source, &out, &extra).unwrap();
+        let found = crate::engine::inspect(&std::fs::read(&out).unwrap()).unwrap();
+        assert_eq!((found.kernels.as_slice(), found.imports.len()), (&["k".to_owned()][..], 0));
+    }
+
+    #[test]
+    fn a_compiler_that_is_not_there_is_named() {
+        let missing = Command::new("no-such-compiler");
+        let error = run(missing, "EXUVIA_RUSTC", Path::new("k.rs")).unwrap_err();
+        assert!(error.to_string().contains("no-such-compiler") && error.to_string().contains("EXUVIA_RUSTC"));
     }
 }

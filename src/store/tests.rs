@@ -109,7 +109,11 @@ fn big_endian_and_scalars_are_read_right() {
     let file = folder.path().join("be.h5");
     let script = "import h5py, numpy, sys\nf = h5py.File(sys.argv[1], 'w')\n\
                   f['be'] = numpy.array([1, 256, -2], '>i4')\nf['s'] = numpy.float64(2.5)\nf['t'] = 'text'\n";
-    let made = std::process::Command::new("/usr/bin/python3").args(["-c", script]).arg(&file).status().unwrap();
+    let made = std::process::Command::new(std::env::var("EXUVIA_PYTHON").as_deref().unwrap_or("/usr/bin/python3"))
+        .args(["-c", script])
+        .arg(&file)
+        .status()
+        .unwrap();
     assert!(made.success(), "python3 with h5py is part of the set-up");
     let mut bytes = Vec::new();
     let reader = Reader::open(&file, "be").unwrap();
