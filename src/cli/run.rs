@@ -1,4 +1,5 @@
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -111,7 +112,8 @@ fn conclude(arguments: &RunArguments, report: &Report) -> ExitCode {
 fn write_report(file: &Path, report: &Report) -> std::io::Result<()> {
     let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    let permissions = std::fs::Permissions::from_mode(0o666);
+    let mut temporary = tempfile::Builder::new().permissions(permissions).tempfile_in(folder)?;
     serde_json::to_writer_pretty(&mut temporary, report)?;
     temporary.write_all(b"\n")?;
     temporary.persist(file).map_err(|e| e.error)?;

@@ -74,6 +74,10 @@ fn h5dump_reads_what_was_written() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x.h5");
     write(&file, &spec("x", Dtype::U8, &[3, 2], Some(&[2, 2]), None), 2);
+    let plain = folder.path().join("plain");
+    fs::write(&plain, "").unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions();
+    assert_eq!(mode(&file), mode(&plain), "others may read it, as the umask says");
     let dump = std::process::Command::new("h5dump").args(["-d", "x", "-y", "-w", "0"]).arg(&file).output().unwrap();
     let text = String::from_utf8(dump.stdout).unwrap();
     assert!(text.contains("0, 7,") && text.contains("14, 21,") && text.contains("28, 35"), "{text}");

@@ -1,6 +1,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use flate2::Compression;
@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{StoreError, raw};
 use crate::tensor::{Dtype, Region, Shape, chunks_of, copy_region};
+
+/// Of a new output, before the umask: an output is a file like any other, though it begins as a temporary one.
+const SHARED_MODE: u32 = 0o666;
 
 /// A dataset to be written.
 #[derive(Clone, Debug)]
@@ -74,7 +77,9 @@ impl Staging {
         remove_stale(folder, &prefix);
         let pid = std::process::id();
         let own_prefix = format!("{prefix}{pid}-");
-        let temporary = tempfile::Builder::new().prefix(&own_prefix).suffix(".part").tempfile_in(folder);
+        let permissions = fs::Permissions::from_mode(SHARED_MODE);
+        let temporary =
+            tempfile::Builder::new().prefix(&own_prefix).suffix(".part").permissions(permissions).tempfile_in(folder);
         let temporary = temporary.map_err(StoreError::io(folder, "write to"))?;
         let (file, temporary) = temporary.keep().map_err(|e| StoreError::io(folder, "write to")(e.error))?;
         let staging = Staging { target: target.to_owned(), temporary, open: None, published: false };
