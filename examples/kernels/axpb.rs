@@ -25,7 +25,10 @@ fn panic(_: &core::panic::PanicInfo) -> ! {
 #[no_mangle]
 pub unsafe extern "C" fn axpb(views: *const View, count: u32) -> i32 {
     let views = core::slice::from_raw_parts(views, count as usize);
-    let [a, x, b, y] = views else { return 1 };
+    let (a, x, b, y) = match views {
+        [a, x, b, y] => (a, x, b, y),
+        _ => return 1,
+    };
     let rank = |view: &View, rank| view.dtype == F64 && view.rank == rank;
     if !(rank(a, 0) && rank(x, 1) && rank(b, 0) && rank(y, 1)) {
         return 2;

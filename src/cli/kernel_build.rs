@@ -46,7 +46,7 @@ pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildErr
             run(compile, "EXUVIA_CLANG", source)?;
             run(link, "EXUVIA_CLANG", source)?;
         }
-        Some("rs") => run(rustc(source, &built, extra), "EXUVIA_RUSTC", source)?,
+        Some("rs") => run(rustc(source, &built, extra)?, "EXUVIA_RUSTC", source)?,
         Some("wat") => {
             let text = |message: String| BuildError::Text { source_file: source.to_owned(), message };
             let bytes = wat::parse_file(source).map_err(|e| text(e.to_string()))?;
@@ -122,15 +122,36 @@ fn clang(
     Ok((compile, link))
 }
 
-fn rustc(source: &Path, out: &Path, extra: &[String]) -> Command {
-    let program = std::env::var("EXUVIA_RUSTC").ok().filter(|name| !name.is_empty());
-    let mut command = Command::new(program.unwrap_or_else(|| "rustc".to_owned()));
-    command.args(["--target", "wasm32-unknown-unknown", "--crate-type", "cdylib", "--edition", "2021"]);
+/// The first rustc that can compile for wasm32.
+fn find_rustc() -> Result<String, BuildError> {
+    let named = std::env::var("EXUVIA_RUSTC").ok().filter(|name| !name.is_empty());
+    let candidates = match named {
+        Some(name) => vec![name],
+        // Debian's compiler has the target as a package, rustup's as a command; either may come first on the PATH.
+        None => ["rustc", "/usr/bin/rustc"].map(str::to_owned).to_vec(),
+    };
+    let has_target = |program: &String| {
+        let output = Command::new(program).args(["--print", "target-libdir", RUST_TARGET]).output();
+        output.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir())
+    };
+    candidates.into_iter().find(has_target).ok_or(BuildError::NoCompiler {
+        what: "rustc for wasm32-unknown-unknown",
+        packages: "rustc, lld-14 and libstd-rust-dev-wasm32 (or run `rustup target add wasm32-unknown-unknown`)",
+        variable: "EXUVIA_RUSTC",
+    })
+}
+
+const RUST_TARGET: &str = "--target=wasm32-unknown-unknown";
+
+fn rustc(source: &Path, out: &Path, extra: &[String]) -> Result<Command, BuildError> {
+    let mut command = Command::new(find_rustc()?);
+    command.args([RUST_TARGET, "--crate-type=cdylib", "--edition=2021"]);
     command.args(["-C", "opt-level=2", "-C", "panic=abort", "-C", "strip=symbols"]);
     // As for clang.
     command.args(["-C", "no-vectorize-loops", "-C", "no-vectorize-slp", "-C", "llvm-args=-disable-lsr"]);
+    command.args(["-C", "target-feature=+nontrapping-fptoint,+bulk-memory"]);
     command.args(extra).arg(source).arg("-o").arg(out);
-    command
+    Ok(command)
 }
 
 #[cfg(test)]
