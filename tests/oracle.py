@@ -17,8 +17,8 @@ def enlarge(images, variants):
     out = numpy.zeros((len(images), variants, 8, 8), "u1")
     y, x = numpy.mgrid[0:8, 0:8] * 2 - 7
     for t in range(variants):
-        shift_y, shift_x, turn = t % 9 - 4, t // 9 % 9 - 4, t // 81 - 4
-        cos, sin = COS[abs(turn)], SIN[abs(turn)] * (-1 if turn < 0 else 1)
+        shift_y, shift_x, turn = t % 9 - 4, t // 9 % 9 - 4, (t // 81 + 1) // 2
+        cos, sin = COS[turn], SIN[turn] * (-1 if t // 81 % 2 else 1)
         # In units of 1/8192 pixel, from the image's corner.
         from_y = cos * y + sin * x + 7 * 4096 + shift_y * 2048
         from_x = cos * x - sin * y + 7 * 4096 + shift_x * 2048

@@ -317,6 +317,7 @@ fn the_digits_are_what_numpy_finds() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let lab = Lab::new();
     kernel_build::build(&root.join("examples/kernels/knn.c"), &lab.path("knn.wasm"), &[]).unwrap();
+    kernel_build::build(&root.join("examples/kernels/enlarge.c"), &lab.path("enlarge.wasm"), &[]).unwrap();
     let job = fs::read_to_string(root.join("jobs/digits.toml")).unwrap();
     let job = job.replace("../data/", &format!("{}/data/", root.display()));
     let job = job.replace("../target/out/digits.h5", "out.h5").replace("../target/kernels/", "");
@@ -324,7 +325,13 @@ fn the_digits_are_what_numpy_finds() {
     let output = lab.run(4, &[]);
     assert!(output.status.success(), "{}", stderr(&output));
     let mut oracle = Command::new(std::env::var("EXUVIA_PYTHON").as_deref().unwrap_or("/usr/bin/python3"));
-    let output = oracle.args(["tests/oracle.py", "digits"]).arg(lab.path("out.h5")).current_dir(root).output().unwrap();
+    let output = oracle
+        .args(["tests/oracle.py", "digits"])
+        .arg(lab.path("out.h5"))
+        .arg("81")
+        .current_dir(root)
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && text.contains("0 differ from numpy"), "{text}{}", stderr(&output));
 }
@@ -347,6 +354,53 @@ fn another_engine_gives_the_same_bits() {
     assert!(output.status.success(), "{}", stderr(&output));
     let other = fs::read(lab.path("y.bin")).unwrap();
     assert!(other == result[..other.len()] && other.len() == (ROWS * COLUMNS * 4) as usize);
+}
+
+#[test]
+fn code_that_comes_too_late_for_a_job_is_there_for_the_next() {
+    let lab = Lab::new();
+    lab.job("softmax.wasm", "");
+    let cache = lab.path("cache");
+    let cache_dir = cache.to_str().unwrap();
+    let report = lab.path("report.json");
+    let arguments = ["--cache-dir", cache_dir, "--report", report.to_str().unwrap()];
+    let output = lab.run(2, &arguments);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::read_dir(&cache).unwrap().flatten().all(|e| e.path().extension().is_none_or(|e| e != "artifact")) {
+        assert!(Instant::now() < deadline, "no artifact came");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = lab.run(2, &arguments);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let record: Report = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!(record.totals().baseline_tasks, 0);
+}
+
+#[test]
+fn a_kernel_in_rust_runs_on_both_tiers() {
+    let lab = Lab::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    kernel_build::build(&root.join("examples/kernels/axpb.rs"), &lab.path("axpb.wasm"), &[]).unwrap();
+    let x: Vec<f64> = (0..1000).map(|i| f64::from(i) / 7.0).collect();
+    let text = format!(
+        "[tensors.a]\nvalue = 2.5\ndtype = \"f64\"\n[tensors.b]\nvalue = -0.1\ndtype = \"f64\"\n\
+         [tensors.x]\nvalues = {x:?}\ndtype = \"f64\"\n\
+         [tensors.y]\ncreate = \"out.h5\"\ndataset = \"y\"\ndtype = \"f64\"\n\
+         [[stages]]\nkernel = \"axpb.wasm\"\ncompute = \"a[], x[n], b[] -> y[n]\"\n"
+    );
+    fs::write(lab.path("job.toml"), text).unwrap();
+    let want: Vec<u8> = x.iter().flat_map(|x| (2.5 * x - 0.1).to_le_bytes()).collect();
+    for tier in ["baseline", "optimized"] {
+        let output = lab.run(2, &["--tier", tier]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let mut y = Vec::new();
+        Reader::open(&lab.path("out.h5"), "y")
+            .unwrap()
+            .read(&Region { offset: vec![0], extent: vec![1000] }, &mut y)
+            .unwrap();
+        assert!(y == want, "on the {tier} tier");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 /* Enlarges a set of 8 x 8 images: images[n,o,a,b] -> enlarged[n,t,h,w]
  *
- * Variant t is shifted by (t % 9 - 4) / 4 pixels down and (t / 9 % 9 - 4) / 4 to the right, and turned by
- * (t / 81 - 4) * 5 degrees, with bilinear interpolation in integers: every host and every tier makes the same bytes.
+ * Variant t is shifted by (t % 9 - 4) / 4 pixels down and (t / 9 % 9 - 4) / 4 to the right, and turned by 0, -5, 5, -10,
+ * .. 20 degrees for t / 81 = 0, 1, .. 8, with bilinear interpolation in integers: the same bytes everywhere.
  */
 #include "exuvia.h"
 
@@ -24,8 +24,8 @@ EXUVIA_EXPORT(enlarge) int32_t enlarge(const exuvia_view *views, uint32_t count)
     for (uint32_t n = 0; n < out->extent[0]; n++) {
         const uint8_t *image = images + n * SIDE * SIDE;
         for (uint32_t t = 0; t < out->extent[1]; t++) {
-            int32_t variant = (int32_t)(out->origin[1] + t), turn = variant / 81 - 4;
-            int32_t cosine = COS[turn < 0 ? -turn : turn], sine = turn < 0 ? -SIN[-turn] : SIN[turn];
+            int32_t variant = (int32_t)(out->origin[1] + t), turn = (variant / 81 + 1) / 2;
+            int32_t cosine = COS[turn], sine = variant / 81 % 2 ? -SIN[turn] : SIN[turn];
             int32_t shift_y = variant % 9 - 4, shift_x = variant / 9 % 9 - 4;
             for (uint32_t h = 0; h < out->extent[2]; h++) {
                 int32_t y = 2 * (int32_t)(out->origin[2] + h) - 7;

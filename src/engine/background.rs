@@ -1,22 +1,22 @@
 //! Optimizing in a process of its own: LLVM may abort the process it runs in, and then only the helper is gone.
 //!
-//! Protocol: the request is one line of JSON on the helper's standard input, followed by the module; the artifact comes
-//! back on standard output, an error on standard error with a non-zero status.
+//! Protocol: the request is one line of JSON on the helper's standard input, followed by the module; the artifact goes
+//! into the cache and comes back on standard output, an error on standard error with a non-zero status. Standard input
+//! stays open as a lifeline: the helper dies when it closes, unless a byte on it says that it shall finish for later runs.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cpu, Engine, EngineError, Kernel, Pipeline, optimize};
+use super::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline, optimize};
 
 /// The hidden command-line verb that runs [`compile_helper_main`].
 pub const HELPER_VERB: &str = "compile-kernel";
-/// The helper yields to the workers that compute meanwhile.
-const NICENESS: i32 = 5;
 const LAST_WORDS_BYTES: usize = 2_000;
 
 #[derive(Serialize, Deserialize)]
@@ -26,6 +26,9 @@ struct Request {
     cpu: Cpu,
     pipeline: Pipeline,
     threads: usize,
+    /// Directory of the cache that keeps the artifact.
+    cache: Option<PathBuf>,
+    module_bytes: usize,
 }
 
 /// A compile under way. Dropping it ends the helper.
@@ -33,11 +36,21 @@ struct Request {
 pub struct BackgroundCompile {
     child: Child,
     result: Receiver<Result<Vec<u8>, EngineError>>,
+    /// Keeps standard input open; a message lets the helper live on.
+    lifeline: Sender<()>,
+    lifeline_keeper: Option<JoinHandle<()>>,
+    keeps: bool,
 }
 
 impl BackgroundCompile {
-    /// Starts `program compile-kernel` on `kernel`, with at most `threads` threads.
-    pub fn start(program: &Path, engine: &Engine, kernel: &Kernel, threads: usize) -> Result<Self, EngineError> {
+    /// Starts `program compile-kernel` on `kernel`, with at most `threads` threads. The artifact is kept in `cache`.
+    pub fn start(
+        program: &Path,
+        engine: &Engine,
+        kernel: &Kernel,
+        threads: usize,
+        cache: Option<&Cache>,
+    ) -> Result<Self, EngineError> {
         let failed = failure(kernel.name(), program);
         let mut command = Command::new(program);
         command.arg(HELPER_VERB).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -53,6 +66,8 @@ impl BackgroundCompile {
             cpu: engine.cpu().clone(),
             pipeline: engine.pipeline(),
             threads: threads.max(1),
+            cache: cache.map(|cache| cache.directory().to_owned()),
+            module_bytes: kernel.bytes().len(),
         };
         let mut input = serde_json::to_vec(&request).unwrap_or_default();
         input.push(b'\n');
@@ -64,18 +79,39 @@ impl BackgroundCompile {
             let start = text.len().saturating_sub(LAST_WORDS_BYTES);
             String::from_utf8_lossy(&text[start..]).trim().to_owned()
         });
-        thread::spawn(move || {
+        let (lifeline, held) = channel();
+        let lifeline_keeper = thread::spawn(move || {
             // A helper that died early closes its end; its last words say more than the broken pipe.
             let _ = stdin.write_all(&input);
-            drop(stdin);
+            if held.recv().is_ok() {
+                let _ = stdin.write_all(b"\n");
+            }
+        });
+        thread::spawn(move || {
             let mut artifact = Vec::new();
             let read = stdout.read_to_end(&mut artifact);
             let words = words.join().unwrap_or_default();
             let whole = read.is_ok() && super::artifact::Artifact::parse(&artifact).is_ok();
+            if whole && !words.is_empty() {
+                tracing::warn!("{words}");
+            }
             let words = if words.is_empty() { "it ended without a word".to_owned() } else { words };
             let _ = sender.send(if whole { Ok(artifact) } else { Err(failed(words)) });
         });
-        Ok(BackgroundCompile { child, result })
+        let (lifeline_keeper, keeps) = (Some(lifeline_keeper), cache.is_some());
+        Ok(BackgroundCompile { child, result, lifeline, lifeline_keeper, keeps })
+    }
+
+    /// Lets the helper finish for the cache, though nobody waits for it here. Returns its process id; `None` where there
+    /// is no cache, and nothing goes on.
+    pub fn leave(mut self) -> Option<u32> {
+        let keeper = self.lifeline_keeper.take().filter(|_| self.keeps)?;
+        self.lifeline.send(()).ok()?;
+        keeper.join().ok()?;
+        let id = self.child.id();
+        // What is dropped is killed.
+        std::mem::forget(self);
+        Some(id)
     }
 
     /// The artifact or the failure, once; `None` while the compile runs.
@@ -100,9 +136,6 @@ fn failure(name: &str, helper: &Path) -> impl Fn(String) -> EngineError + use<> 
 
 /// The helper's side: one request, one artifact.
 pub fn compile_helper_main() -> ExitCode {
-    let parent_died = rustix::process::Signal::KILL;
-    let _ = rustix::process::set_parent_process_death_signal(Some(parent_died));
-    let _ = rustix::process::nice(NICENESS);
     match answer() {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
@@ -112,15 +145,33 @@ pub fn compile_helper_main() -> ExitCode {
     }
 }
 
+/// Whether nobody waits for the answer any more.
+static LEFT_ALONE: AtomicBool = AtomicBool::new(false);
+
 fn answer() -> Result<(), String> {
-    let mut input = Vec::new();
-    std::io::stdin().read_to_end(&mut input).map_err(|e| e.to_string())?;
-    let line = input.iter().position(|byte| *byte == b'\n').ok_or("no request")?;
-    let request: Request = serde_json::from_slice(&input[..line]).map_err(|e| e.to_string())?;
+    let mut input = BufReader::new(std::io::stdin());
+    let mut line = String::new();
+    input.read_line(&mut line).map_err(|e| e.to_string())?;
+    let request: Request = serde_json::from_str(&line).map_err(|e| e.to_string())?;
+    let mut module = vec![0; request.module_bytes];
+    input.read_exact(&mut module).map_err(|e| e.to_string())?;
+    thread::spawn(move || match input.read_exact(&mut [0]) {
+        Ok(()) => LEFT_ALONE.store(true, Ordering::Relaxed),
+        // Whoever wanted the artifact is gone. LLVM may be at work on other threads, so there is no orderly exit.
+        Err(_) => drop(rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)),
+    });
     // wasmer compiles the functions of a module on rayon's global pool.
     rayon::ThreadPoolBuilder::new().num_threads(request.threads).build_global().map_err(|e| e.to_string())?;
-    let kernel =
-        Kernel::from_bytes(&request.name, &input[line + 1..], Some(&request.export)).map_err(|e| e.to_string())?;
+    let kernel = Kernel::from_bytes(&request.name, &module, Some(&request.export)).map_err(|e| e.to_string())?;
     let artifact = optimize(&kernel, &request.cpu, request.pipeline).map_err(|e| e.to_string())?;
+    if let Some(directory) = &request.cache
+        && let Err(error) = Cache::open(Some(directory)).and_then(|cache| cache.put(&artifact))
+    {
+        // The job can use the artifact all the same.
+        eprintln!("{error}");
+    }
+    if LEFT_ALONE.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     std::io::stdout().write_all(&artifact).map_err(|e| e.to_string())
 }

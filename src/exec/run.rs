@@ -21,6 +21,8 @@ use crate::topology::Topology;
 
 /// Part of a node's memory that its ranks may plan with.
 const MEMORY_SHARE: f64 = 0.8;
+/// Of workers, when they compete for a CPU with their own rank's main thread or compiler.
+const WORKER_NICENESS: i32 = 5;
 
 /// A failed run: its exit status, and what this rank has to print, if it is the one to do so.
 #[derive(Debug)]
@@ -90,7 +92,9 @@ fn run_rank(
         class,
     };
     let mut tiers = Tiers::start(link, setup, kernels)?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(machine.threads as usize).build();
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(machine.threads as usize).start_handler(|_| yield_to_others());
+    let pool = pool.build();
     let pool = pool.map_err(|e| RunError::Worker { message: e.to_string() })?;
     let mut places = BTreeMap::new();
     let rank = link.rank();
@@ -112,6 +116,7 @@ fn run_rank(
         let since_start = |at: Instant| at.duration_since(process_start).as_nanos() as u64;
         share.first_task_ns = share.first_task_ns.or(outcome.first_task.map(since_start));
     }
+    tiers.finish();
     share.kernels = tiers.reports();
     let shares = link.gather(serde_json::to_vec(&share).unwrap_or_default())?;
     let Some(shares) = shares else {
@@ -274,6 +279,14 @@ fn environment(topology: &Topology, machine: &Machine, options: &Options) -> Env
         threads_per_rank: machine.threads,
         cpus,
         tier_policy: options.tier.name().to_owned(),
+    }
+}
+
+/// Lets this thread (on Linux a priority is a thread's own) give way to the main thread, which others wait for, and to the
+/// optimizing compiler, whose code is many times faster than what this thread runs meanwhile.
+fn yield_to_others() {
+    if let Err(error) = rustix::process::nice(WORKER_NICENESS) {
+        tracing::debug!("a worker keeps its priority: {error}");
     }
 }
 

@@ -181,9 +181,6 @@ impl Tiers {
                 None => return Ok(()),
                 Some(Ok(artifact)) => {
                     self.running = None;
-                    if let Some(Err(error)) = self.cache.as_ref().map(|cache| cache.put(&artifact)) {
-                        tracing::warn!("{error}");
-                    }
                     self.kernels[index].report.optimizing_compiles += 1;
                     self.arrived(link, index, artifact)?;
                 }
@@ -207,11 +204,23 @@ impl Tiers {
     fn begin(&self, index: usize) -> Result<Compile, EngineError> {
         let kernel = self.kernels[index].kernel.clone();
         match &self.helper {
-            Some(helper) => Ok(Compile::Helper(BackgroundCompile::start(helper, &self.engine, &kernel, self.threads)?)),
+            Some(helper) => {
+                let (engine, threads, cache) = (&self.engine, self.threads, self.cache.as_ref());
+                Ok(Compile::Helper(BackgroundCompile::start(helper, engine, &kernel, threads, cache)?))
+            }
             None => {
                 let (sender, receiver) = channel();
                 let (cpu, pipeline) = (self.engine.cpu().clone(), self.engine.pipeline());
-                std::thread::spawn(move || sender.send(optimize(&kernel, &cpu, pipeline)));
+                let cache = self.cache.clone();
+                std::thread::spawn(move || {
+                    let result = optimize(&kernel, &cpu, pipeline);
+                    if let (Ok(artifact), Some(cache)) = (&result, cache)
+                        && let Err(error) = cache.put(artifact)
+                    {
+                        tracing::warn!("{error}");
+                    }
+                    sender.send(result)
+                });
                 Ok(Compile::Thread(receiver))
             }
         }
@@ -271,6 +280,16 @@ impl Tiers {
             link.send(*child, tag::ARTIFACT, message.clone())?;
         }
         Ok(())
+    }
+
+    /// The last stage is over: a compile under way goes on in its helper, for the cache and later runs.
+    pub fn finish(&mut self) {
+        if let Some((index, Compile::Helper(helper))) = self.running.take()
+            && let Some(process) = helper.leave()
+        {
+            let hint = format!("optimizing took longer than the job; process {process} finishes it for later runs");
+            self.kernels[index].report.hints.push(hint);
+        }
     }
 
     /// What is to be told of the kernels of this rank.
