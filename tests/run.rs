@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use exuvia::cli::kernel_build;
+use exuvia::engine::{BackgroundCompile, Cpu, Engine, Kernel, Pipeline, Tier};
 use exuvia::exec::{self, Options, Signal, TierPolicy};
 use exuvia::fabric;
 use exuvia::report::Report;
@@ -375,6 +376,25 @@ fn code_that_comes_too_late_for_a_job_is_there_for_the_next() {
     assert!(output.status.success(), "{}", stderr(&output));
     let record: Report = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
     assert_eq!(record.totals().baseline_tasks, 0);
+}
+
+#[test]
+fn a_paused_compile_goes_on_when_it_is_resumed() {
+    let lab = Lab::new();
+    let engine = Engine::new(Cpu::host(), Pipeline::Full);
+    let kernel = Kernel::load(&lab.path("softmax.wasm"), None).unwrap();
+    let mut compile = BackgroundCompile::start(EXUVIA.as_ref(), &engine, &kernel, 1, None).unwrap();
+    compile.pause();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(compile.poll().is_none(), "it should stand still");
+    compile.resume();
+    let artifact = loop {
+        match compile.poll() {
+            Some(result) => break result.unwrap(),
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    assert_eq!(engine.load_artifact(&kernel, &artifact).unwrap().tier(), Tier::Optimized);
 }
 
 #[test]

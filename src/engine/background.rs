@@ -11,12 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
+use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use super::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline, optimize};
 
 /// The hidden command-line verb that runs [`compile_helper_main`].
 pub const HELPER_VERB: &str = "compile-kernel";
+/// Of a helper that nobody waits for any more: the least important there is.
+const IDLE_NICENESS: i32 = 19;
 const LAST_WORDS_BYTES: usize = 2_000;
 
 #[derive(Serialize, Deserialize)]
@@ -34,11 +37,11 @@ struct Request {
 /// A compile under way. Dropping it ends the helper.
 #[derive(Debug)]
 pub struct BackgroundCompile {
-    child: Child,
+    child: Helper,
     result: Receiver<Result<Vec<u8>, EngineError>>,
     /// Keeps standard input open; a message lets the helper live on.
     lifeline: Sender<()>,
-    lifeline_keeper: Option<JoinHandle<()>>,
+    writer: JoinHandle<()>,
     keeps: bool,
 }
 
@@ -80,7 +83,7 @@ impl BackgroundCompile {
             String::from_utf8_lossy(&text[start..]).trim().to_owned()
         });
         let (lifeline, held) = channel();
-        let lifeline_keeper = thread::spawn(move || {
+        let writer = thread::spawn(move || {
             // A helper that died early closes its end; its last words say more than the broken pipe.
             let _ = stdin.write_all(&input);
             if held.recv().is_ok() {
@@ -98,34 +101,57 @@ impl BackgroundCompile {
             let words = if words.is_empty() { "it ended without a word".to_owned() } else { words };
             let _ = sender.send(if whole { Ok(artifact) } else { Err(failed(words)) });
         });
-        let (lifeline_keeper, keeps) = (Some(lifeline_keeper), cache.is_some());
-        Ok(BackgroundCompile { child, result, lifeline, lifeline_keeper, keeps })
+        Ok(BackgroundCompile { child: Helper(child), result, lifeline, writer, keeps: cache.is_some() })
+    }
+
+    /// Stops the helper, until it is resumed or left alone: the workers need its CPU time more.
+    pub fn pause(&self) {
+        self.child.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.child.signal(Signal::CONT);
     }
 
     /// Lets the helper finish for the cache, though nobody waits for it here. Returns its process id; `None` where there
     /// is no cache, and nothing goes on.
-    pub fn leave(mut self) -> Option<u32> {
-        let keeper = self.lifeline_keeper.take().filter(|_| self.keeps)?;
+    pub fn leave(self) -> Option<u32> {
+        if !self.keeps {
+            return None;
+        }
+        self.resume();
         self.lifeline.send(()).ok()?;
-        keeper.join().ok()?;
-        let id = self.child.id();
+        self.writer.join().ok()?;
+        let id = self.child.0.id();
         // What is dropped is killed.
-        std::mem::forget(self);
+        std::mem::forget(self.child);
         Some(id)
     }
 
     /// The artifact or the failure, once; `None` while the compile runs.
     pub fn poll(&mut self) -> Option<Result<Vec<u8>, EngineError>> {
         let result = self.result.try_recv().ok()?;
-        let _ = self.child.wait();
+        let _ = self.child.0.wait();
         Some(result)
     }
 }
 
-impl Drop for BackgroundCompile {
+/// The helper process; dropping it ends it.
+#[derive(Debug)]
+struct Helper(Child);
+
+impl Helper {
+    /// To a helper that is gone, nothing happens: it has not been waited for, so its id is still its own.
+    fn signal(&self, signal: Signal) {
+        let _ = rustix::process::kill_process(Pid::from_child(&self.0), signal);
+    }
+}
+
+impl Drop for Helper {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -155,11 +181,7 @@ fn answer() -> Result<(), String> {
     let request: Request = serde_json::from_str(&line).map_err(|e| e.to_string())?;
     let mut module = vec![0; request.module_bytes];
     input.read_exact(&mut module).map_err(|e| e.to_string())?;
-    thread::spawn(move || match input.read_exact(&mut [0]) {
-        Ok(()) => LEFT_ALONE.store(true, Ordering::Relaxed),
-        // Whoever wanted the artifact is gone. LLVM may be at work on other threads, so there is no orderly exit.
-        Err(_) => drop(rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)),
-    });
+    thread::spawn(move || heed(input));
     // wasmer compiles the functions of a module on rayon's global pool.
     rayon::ThreadPoolBuilder::new().num_threads(request.threads).build_global().map_err(|e| e.to_string())?;
     let kernel = Kernel::from_bytes(&request.name, &module, Some(&request.export)).map_err(|e| e.to_string())?;
@@ -174,4 +196,21 @@ fn answer() -> Result<(), String> {
         return Ok(());
     }
     std::io::stdout().write_all(&artifact).map_err(|e| e.to_string())
+}
+
+/// Ends this process when the lifeline does, unless a message on it came first.
+fn heed(mut lifeline: impl Read) {
+    // Sent even to a process that is stopped. Of this thread, which takes it back.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    if lifeline.read_exact(&mut [0]).is_err() {
+        // Whoever wanted the artifact is gone. LLVM may be at work on other threads, so there is no orderly exit.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+    }
+    LEFT_ALONE.store(true, Ordering::Relaxed);
+    let _ = rustix::process::set_parent_process_death_signal(None);
+    // On Linux a priority is a thread's own.
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        let _ = rustix::process::setpriority_process(Pid::from_raw(thread), IDLE_NICENESS);
+    }
 }

@@ -16,6 +16,7 @@ struct Inner {
     hash: String,
     export: String,
     baseline_obstacle: Option<&'static str>,
+    code_bytes: u64,
 }
 
 impl Kernel {
@@ -48,7 +49,12 @@ impl Kernel {
         };
         let hash = blake3::hash(bytes).to_hex().to_string();
         let baseline_obstacle = baseline_obstacle(bytes);
-        Ok(Kernel(Arc::new(Inner { name: name.to_owned(), bytes: bytes.to_vec(), hash, export, baseline_obstacle })))
+        let code = Parser::new(0).parse_all(bytes).flatten().find_map(|payload| match payload {
+            Payload::CodeSectionStart { size, .. } => Some(u64::from(size)),
+            _ => None,
+        });
+        let (name, bytes, code_bytes) = (name.to_owned(), bytes.to_vec(), code.unwrap_or(0));
+        Ok(Kernel(Arc::new(Inner { name, bytes, hash, export, baseline_obstacle, code_bytes })))
     }
 
     /// Name for messages: the file's.
@@ -59,6 +65,11 @@ impl Kernel {
     /// The module as it was read.
     pub fn bytes(&self) -> &[u8] {
         &self.0.bytes
+    }
+
+    /// Size of its functions: what a compiler has to do.
+    pub fn code_bytes(&self) -> u64 {
+        self.0.code_bytes
     }
 
     /// BLAKE3 of the module in hexadecimal.

@@ -6,7 +6,9 @@
 //! results. Invariant: an error on any rank ends all ranks, is printed once, and leaves no output behind.
 
 mod error;
+mod inputs;
 mod link;
+mod outputs;
 mod run;
 mod stage;
 mod tiers;

@@ -8,20 +8,23 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::link::{Link, Signal};
-use super::stage::{Context, destination, run_stage};
+use super::outputs::{Stagings, publish};
+use super::stage::{Context, run_stage};
 use super::tiers::{TierSetup, Tiers};
 use super::{ExitCode, Options, RunError};
 use crate::engine::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline};
 use crate::fabric::{Fabric, Payload, Rank};
 use crate::job::{Job, Source};
-use crate::plan::{Layout, Machine, Plan, Role, plan};
-use crate::report::{Environment, OutputReport, RankReport, Report};
-use crate::store::{self, Staging};
+use crate::plan::{Layout, Machine, Plan, plan};
+use crate::report::{Environment, RankReport, Report};
+use crate::store;
 use crate::topology::Topology;
 
 /// Part of a node's memory that its ranks may plan with.
 const MEMORY_SHARE: f64 = 0.8;
-/// Of workers, when they compete for a CPU with their own rank's main thread or compiler.
+
+/// How much a worker gives way (on Linux a priority is a thread's own): to the main thread, which other ranks wait for,
+/// and to the optimizing compiler, whose code will be many times faster than what the worker runs meanwhile.
 const WORKER_NICENESS: i32 = 5;
 
 /// A failed run: its exit status, and what this rank has to print, if it is the one to do so.
@@ -73,7 +76,7 @@ fn run_rank(
     link: &mut Link,
     path: &Path,
     options: &Options,
-    stagings: &mut BTreeMap<PathBuf, Staging>,
+    stagings: &mut Stagings,
 ) -> Result<Option<Report>, RunError> {
     let process_start = process_start();
     let topology = link.topology()?;
@@ -92,8 +95,7 @@ fn run_rank(
         class,
     };
     let mut tiers = Tiers::start(link, setup, kernels)?;
-    let pool =
-        rayon::ThreadPoolBuilder::new().num_threads(machine.threads as usize).start_handler(|_| yield_to_others());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(machine.threads as usize).start_handler(|_| step_back());
     let pool = pool.build();
     let pool = pool.map_err(|e| RunError::Worker { message: e.to_string() })?;
     let mut places = BTreeMap::new();
@@ -238,30 +240,6 @@ fn open_cache(options: &Options) -> Option<Cache> {
     }
 }
 
-/// Gives every output its name and says where it is.
-fn publish(job: &Job, plan: &Plan, stagings: &mut BTreeMap<PathBuf, Staging>) -> Result<Vec<OutputReport>, RunError> {
-    let created = |tensor: &str| matches!(job.tensors.get(tensor).map(|d| &d.source), Some(Source::Create { .. }));
-    let mut outputs = Vec::new();
-    for operand in plan.stages.iter().flat_map(|stage| &stage.operands) {
-        if operand.role == Role::Output && created(&operand.tensor) {
-            let (file, dataset) = destination(job, &operand.tensor);
-            if let Some(staging) = stagings.remove(&file) {
-                staging.publish()?;
-            }
-            outputs.push(OutputReport {
-                tensor: operand.tensor.clone(),
-                file: file.canonicalize().unwrap_or(file).display().to_string(),
-                dataset,
-                dtype: operand.dtype.to_string(),
-                shape: operand.shape.to_vec(),
-            });
-        }
-    }
-    // What is left is scratch: dropping it removes it.
-    stagings.clear();
-    Ok(outputs)
-}
-
 fn environment(topology: &Topology, machine: &Machine, options: &Options) -> Environment {
     let mut cpus: Vec<String> = topology.hosts().iter().map(|host| host.cpu.name.clone()).collect();
     cpus.sort();
@@ -282,9 +260,8 @@ fn environment(topology: &Topology, machine: &Machine, options: &Options) -> Env
     }
 }
 
-/// Lets this thread (on Linux a priority is a thread's own) give way to the main thread, which others wait for, and to the
-/// optimizing compiler, whose code is many times faster than what this thread runs meanwhile.
-fn yield_to_others() {
+/// Lowers the priority of this thread.
+fn step_back() {
     if let Err(error) = rustix::process::nice(WORKER_NICENESS) {
         tracing::debug!("a worker keeps its priority: {error}");
     }

@@ -12,6 +12,11 @@ use crate::engine::{BackgroundCompile, Cache, Code, Engine, EngineError, Kernel,
 use crate::fabric::{Backoff, Message, Payload, Rank};
 use crate::report::KernelReport;
 
+/// CPU time that LLVM takes for a byte of code, more or less (measured: 30,000 to 60,000).
+const OPTIMIZING_NS_PER_BYTE: u64 = 55_000;
+/// A compile pays if what is left takes longer than it by this factor; optimized code is 3 to 20 times faster.
+const WORTH: f64 = 1.3;
+
 /// The kernels of a job and their code on this rank.
 #[derive(Debug)]
 pub(super) struct Tiers {
@@ -26,6 +31,7 @@ pub(super) struct Tiers {
     kernels: Vec<State>,
     waiting: VecDeque<usize>,
     running: Option<(usize, Compile)>,
+    paused: Vec<(usize, BackgroundCompile)>,
 }
 
 #[derive(Debug)]
@@ -79,8 +85,19 @@ impl Tiers {
         };
         let TierSetup { engine, policy, cache, helper, threads, class } = setup;
         let kernels: Vec<State> = kernels.into_iter().map(state).collect();
-        let (waiting, running) = (VecDeque::new(), None);
-        let mut tiers = Tiers { engine, policy, cache, helper, threads, class, position, kernels, waiting, running };
+        let mut tiers = Tiers {
+            engine,
+            policy,
+            cache,
+            helper,
+            threads,
+            class,
+            position,
+            kernels,
+            waiting: VecDeque::new(),
+            running: None,
+            paused: Vec::new(),
+        };
         if policy == TierPolicy::Baseline {
             return Ok(tiers);
         }
@@ -120,6 +137,7 @@ impl Tiers {
 
     /// The code to begin a stage with: the best that there is now, unless it is to be baseline code.
     pub fn code(&mut self, link: &mut Link, index: usize, stage: &str, baseline: bool) -> Result<Code, RunError> {
+        self.resume(index);
         if self.policy == TierPolicy::Optimized {
             self.wait_for(link, index)?;
         }
@@ -149,6 +167,36 @@ impl Tiers {
     /// Optimized code of a kernel, if it has come.
     pub fn optimized(&self, index: usize) -> Option<&Code> {
         self.kernels[index].optimized.as_ref()
+    }
+
+    /// Pauses the compiler of a kernel when it would take more than it can give: `left` is the CPU time that this rank
+    /// would still need on baseline code.
+    pub fn judge(&mut self, index: usize, left: Duration) {
+        let cost = Duration::from_nanos(self.kernels[index].kernel.code_bytes() * OPTIMIZING_NS_PER_BYTE);
+        if left.mul_f64(self.class.len() as f64) > cost.mul_f64(WORTH) {
+            return;
+        }
+        match self.running.take() {
+            Some((running, Compile::Helper(helper))) if running == index => {
+                helper.pause();
+                self.paused.push((index, helper));
+                let hint =
+                    format!("stayed on baseline code: optimizing takes about {cost:.1?}, more than it would save");
+                self.kernels[index].report.hints.push(hint);
+            }
+            other => self.running = other,
+        }
+    }
+
+    /// A stage that begins judges anew.
+    fn resume(&mut self, index: usize) {
+        if self.running.is_none()
+            && let Some(position) = self.paused.iter().position(|(paused, _)| *paused == index)
+        {
+            let (_, helper) = self.paused.swap_remove(position);
+            helper.resume();
+            self.running = Some((index, Compile::Helper(helper)));
+        }
     }
 
     fn wait_for(&mut self, link: &mut Link, index: usize) -> Result<(), RunError> {
@@ -282,13 +330,17 @@ impl Tiers {
         Ok(())
     }
 
-    /// The last stage is over: a compile under way goes on in its helper, for the cache and later runs.
+    /// The last stage is over: a compile that is not goes on in its helper, for the cache and later runs.
     pub fn finish(&mut self) {
-        if let Some((index, Compile::Helper(helper))) = self.running.take()
-            && let Some(process) = helper.leave()
-        {
-            let hint = format!("optimizing took longer than the job; process {process} finishes it for later runs");
-            self.kernels[index].report.hints.push(hint);
+        let running = self.running.take().and_then(|(index, compile)| match compile {
+            Compile::Helper(helper) => Some((index, helper)),
+            Compile::Thread(_) => None,
+        });
+        for (index, helper) in self.paused.drain(..).chain(running) {
+            if let Some(process) = helper.leave() {
+                let hint = format!("process {process} goes on to optimize it for later runs");
+                self.kernels[index].report.hints.push(hint);
+            }
         }
     }
 
