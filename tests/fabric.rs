@@ -1,6 +1,8 @@
 //! The fabric on real MPI: `examples/fabric_check` under the launcher of the MPI this test is built with.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod launch;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -18,26 +20,9 @@ fn program() -> PathBuf {
     path
 }
 
-fn open_mpi() -> bool {
-    exuvia::fabric::library().starts_with("Open MPI")
-}
-
 fn launch(ranks: u32, arguments: &[&str]) -> Command {
-    let open_mpi = open_mpi();
-    let names = match open_mpi {
-        true => ["mpirun.openmpi", "mpirun"],
-        false => ["mpiexec.mpich", "mpiexec"],
-    };
-    let present = |name: &&str| Command::new(name).arg("--version").output().is_ok();
-    let launcher = names.into_iter().find(present).unwrap_or_else(|| panic!("none of {names:?} is installed"));
-    let mut command = Command::new(launcher);
-    if open_mpi {
-        // Tests run in containers, as root, on fewer cores than ranks.
-        command.args(["--oversubscribe", "--bind-to", "none"]);
-        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    }
-    command.args(["-n", &ranks.to_string()]).arg(program()).args(arguments);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = launch::ranks(ranks, &program());
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -122,7 +107,7 @@ fn the_death_of_a_rank_is_noticed_and_named() {
     // Open MPI's launcher takes a second to end the survivors. MPICH's takes 10 ms, too little for them to speak, and
     // tells itself (of one of the processes) that a signal killed it.
     let told = errors.contains(&format!("rank 1 (process {victim} on "));
-    let told_by_launcher = !open_mpi() && text.contains("Killed (signal 9)");
+    let told_by_launcher = !launch::open_mpi() && text.contains("Killed (signal 9)");
     assert!(told || told_by_launcher, "{errors}{text}");
     assert!(took < Duration::from_secs(10), "{took:?}");
 }
