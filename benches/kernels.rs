@@ -77,7 +77,7 @@ fn content(dtype: Dtype, elements: u64, index: usize) -> Vec<u8> {
 fn views(case: &Case) -> Vec<View> {
     let view = |(dtype, shape, _): &(Dtype, Vec<u64>, Access)| {
         let shape = Shape::new(shape.clone()).unwrap();
-        View { dtype: *dtype, region: Region::whole(&shape), shape }
+        View { dtype: *dtype, region: Region::whole(&shape), halo: vec![0; shape.rank()], shape }
     };
     case.operands.iter().map(view).collect()
 }

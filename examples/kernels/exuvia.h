@@ -3,7 +3,8 @@
  * A kernel computes one tile. It is an exported function
  *     int32_t kernel(const exuvia_view *views, uint32_t count);
  * that returns 0, or a status of its own that ends the run. Views come in the order of the job's notation: inputs from
- * left to right, then outputs. Tiles are packed, row-major, and 64-byte aligned.
+ * left to right, then outputs. Tiles are packed, row-major, and 64-byte aligned; those of inputs with a halo lie in padded
+ * rows, which the strides span.
  */
 #ifndef EXUVIA_H
 #define EXUVIA_H

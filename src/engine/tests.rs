@@ -12,7 +12,7 @@ fn kernel(body: &str) -> Kernel {
 
 fn view(elements: u64) -> View {
     let region = Region { offset: vec![0], extent: vec![elements] };
-    View { dtype: Dtype::F64, region, shape: Shape::new(vec![elements]).unwrap() }
+    View { dtype: Dtype::F64, region, halo: vec![0], shape: Shape::new(vec![elements]).unwrap() }
 }
 
 fn codes(kernel: &Kernel) -> (Engine, Vec<Code>) {

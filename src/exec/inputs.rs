@@ -1,4 +1,4 @@
-//! Where a stage's inputs come from.
+//! Where a stage's inputs come from: datasets, the memory of the ranks, constants of the job.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,80 +6,190 @@ use std::path::PathBuf;
 use super::RunError;
 use super::link::Link;
 use super::outputs::destination;
+use super::resident::{Piece, Resident};
 use crate::fabric::Payload;
 use crate::job::{self, Job};
-use crate::plan::{Distribution, StagePlan};
+use crate::plan::{Plan, Role, StagePlan};
 use crate::report::Counts;
 use crate::store::Reader;
-use crate::tensor::{Dtype, Region, copy_region};
+use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded};
 
 /// Where datasets are that are not where the job says: tensors that a stage of this run wrote lie in a staging file.
 pub(super) type Places = BTreeMap<String, (PathBuf, String)>;
 
 /// What the regions of a split input are read from.
-pub(super) enum Source<'a> {
+enum Source<'a> {
     File(Reader),
-    Inline { bytes: &'a [u8], whole: Region },
+    Inline {
+        bytes: &'a [u8],
+        whole: Region,
+    },
+    /// All that this rank needs of it.
+    Memory(Vec<Piece>),
 }
 
-impl<'a> Source<'a> {
-    pub fn open(job: &'a Job, tensor: &str, places: &Places) -> Result<Source<'a>, RunError> {
-        if let Some(job::Source::Inline { shape, bytes, .. }) = job.tensors.get(tensor).map(|decl| &decl.source) {
-            return Ok(Source::Inline { bytes, whole: Region::whole(shape) });
+/// The inputs of a stage on one rank, by operand; outputs have neither.
+pub(super) struct Inputs<'a> {
+    /// What all tasks share, halo included.
+    pub whole: Vec<Option<Payload>>,
+    sources: Vec<Option<Source<'a>>>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Opens and gathers the inputs of stage `stage_index`. Counts what it reads and moves. Collective.
+    pub fn gather(
+        link: &mut Link,
+        job: &'a Job,
+        plan: &Plan,
+        stage_index: usize,
+        places: &Places,
+        resident: &Resident,
+        counts: &mut Counts,
+    ) -> Result<Inputs<'a>, RunError> {
+        let stage = &plan.stages[stage_index];
+        let mut inputs = Inputs { whole: Vec::new(), sources: Vec::new() };
+        for (index, operand) in stage.operands.iter().enumerate() {
+            let constant = match job.tensors.get(&operand.tensor).map(|decl| &decl.source) {
+                Some(job::Source::Inline { shape, bytes, .. }) => Some((bytes.as_slice(), Region::whole(shape))),
+                _ => None,
+            };
+            let (mut whole, mut source) = (None, None);
+            if operand.role == Role::Input {
+                let found = if let Some((pieces, moved_bytes)) = resident.gather(link, plan, stage_index, index)? {
+                    counts.moved_bytes += moved_bytes;
+                    Source::Memory(pieces)
+                } else if let Some((bytes, whole)) = constant {
+                    Source::Inline { bytes, whole }
+                } else if stage.is_broadcast(index) {
+                    Source::Memory(vec![read_and_send(link, job, stage, index, places, counts)?])
+                } else {
+                    let (file, dataset) = place(job, &operand.tensor, places);
+                    Source::File(Reader::open(&file, &dataset)?)
+                };
+                if stage.is_broadcast(index) {
+                    whole = Some(found.read(stage, index, &Region::whole(&operand.shape), counts)?.into());
+                } else if stage.is_held(index) && matches!(found, Source::File(_)) {
+                    source = Some(Source::Memory(found.hold(stage, index, link.rank(), counts)?));
+                } else {
+                    source = Some(found);
+                }
+            }
+            inputs.whole.push(whole);
+            inputs.sources.push(source);
         }
-        let (file, dataset) = place(job, tensor, places);
-        Ok(Source::File(Reader::open(&file, &dataset)?))
+        Ok(inputs)
     }
 
-    /// Makes `into` the region's bytes. Returns how many came from a file.
-    pub fn read(&self, region: &Region, dtype: Dtype, into: &mut Vec<u8>) -> Result<u64, RunError> {
+    /// The bytes of `region` of input `operand` with its halo, packed; none for outputs and what all tasks share.
+    pub fn read(
+        &self,
+        stage: &StagePlan,
+        operand: usize,
+        region: &Region,
+        counts: &mut Counts,
+    ) -> Result<Vec<u8>, RunError> {
+        match &self.sources[operand] {
+            Some(source) => source.read(stage, operand, region, counts),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+impl Source<'_> {
+    /// What the rank needs, read in one go.
+    fn hold(&self, stage: &StagePlan, operand: usize, rank: u32, counts: &mut Counts) -> Result<Vec<Piece>, RunError> {
+        let element_bytes = stage.operands[operand].dtype.size_bytes();
+        let mut pieces = Vec::new();
+        for region in stage.needs(operand, rank) {
+            let mut bytes = Vec::new();
+            self.read_part(&region, element_bytes, &mut bytes, counts)?;
+            pieces.push(Piece { region, bytes: bytes.into() });
+        }
+        Ok(pieces)
+    }
+
+    fn read(
+        &self,
+        stage: &StagePlan,
+        operand: usize,
+        region: &Region,
+        counts: &mut Counts,
+    ) -> Result<Vec<u8>, RunError> {
+        let input = &stage.operands[operand];
+        let element_bytes = input.dtype.size_bytes();
+        let mut bytes = Vec::new();
+        if input.halo.iter().all(|width| *width == 0) {
+            self.read_part(region, element_bytes, &mut bytes, counts)?;
+            return Ok(bytes);
+        }
+        let outer = padded(region, &input.halo);
+        bytes.resize(outer.elements() as usize * element_bytes, 0);
+        let parts = stage.sources(operand, region);
+        let mut part_bytes = Vec::new();
+        for part in &parts {
+            self.read_part(&part.source, element_bytes, &mut part_bytes, counts)?;
+            let (extent, start) = (&part.source.extent, vec![0; part.at.len()]);
+            copy_box(&part_bytes, extent, &start, &mut bytes, &outer.extent, &part.at, extent, element_bytes);
+        }
+        if let (Some(Boundary::Clamp), [part]) = (stage.boundary, parts.as_slice()) {
+            clamp_edges(&mut bytes, &outer, part, element_bytes);
+        }
+        Ok(bytes)
+    }
+
+    /// Makes `into` the elements of `region`, which lies in the tensor.
+    fn read_part(
+        &self,
+        region: &Region,
+        element_bytes: usize,
+        into: &mut Vec<u8>,
+        counts: &mut Counts,
+    ) -> Result<(), RunError> {
         match self {
             Source::File(reader) => {
                 reader.read(region, into)?;
-                Ok(into.len() as u64)
+                counts.read_bytes += into.len() as u64;
             }
             Source::Inline { bytes, whole } => {
-                into.resize(region.elements() as usize * dtype.size_bytes(), 0);
-                copy_region(bytes, whole, into, region, region, dtype.size_bytes());
-                Ok(0)
+                into.resize(region.elements() as usize * element_bytes, 0);
+                copy_region(bytes, whole, into, region, region, element_bytes);
+            }
+            Source::Memory(pieces) => {
+                into.clear();
+                into.resize(region.elements() as usize * element_bytes, 0);
+                for piece in pieces {
+                    piece.copy_to(region, into, element_bytes);
+                }
             }
         }
+        Ok(())
     }
 }
 
-/// Bytes of every operand that all tasks share. Rank 0 reads, the others receive. Collective.
-pub(super) fn gather_whole(
+/// The whole dataset of a broadcast input: rank 0 reads, the others receive. Collective.
+fn read_and_send(
     link: &mut Link,
     job: &Job,
-    plan: &StagePlan,
+    stage: &StagePlan,
+    operand: usize,
     places: &Places,
     counts: &mut Counts,
-) -> Result<Vec<Option<Payload>>, RunError> {
-    let mut whole = Vec::new();
-    for operand in &plan.operands {
-        if operand.distribution != Distribution::Broadcast {
-            whole.push(None);
-            continue;
-        }
-        if let Some(job::Source::Inline { bytes, .. }) = job.tensors.get(&operand.tensor).map(|decl| &decl.source) {
-            whole.push(Some(Payload::from(bytes.clone())));
-            continue;
-        }
-        let mut bytes = None;
-        if link.rank() == 0 {
-            let (file, dataset) = place(job, &operand.tensor, places);
-            let mut read = Vec::new();
-            Reader::open(&file, &dataset)?.read(&Region::whole(&operand.shape), &mut read)?;
-            counts.read_bytes += read.len() as u64;
-            bytes = Some(Payload::from(read));
-        }
-        let bytes = link.broadcast(bytes)?;
-        if link.rank() != 0 {
-            counts.moved_bytes += bytes.len() as u64;
-        }
-        whole.push(Some(bytes));
+) -> Result<Piece, RunError> {
+    let input = &stage.operands[operand];
+    let region = Region::whole(&input.shape);
+    let mut bytes = None;
+    if link.rank() == 0 {
+        let (file, dataset) = place(job, &input.tensor, places);
+        let mut read = Vec::new();
+        Reader::open(&file, &dataset)?.read(&region, &mut read)?;
+        counts.read_bytes += read.len() as u64;
+        bytes = Some(Payload::from(read));
     }
-    Ok(whole)
+    let bytes = link.broadcast(bytes)?;
+    if link.rank() != 0 {
+        counts.moved_bytes += bytes.len() as u64;
+    }
+    Ok(Piece { region, bytes: bytes.into_vec().into() })
 }
 
 fn place(job: &Job, tensor: &str, places: &Places) -> (PathBuf, String) {

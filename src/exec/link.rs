@@ -22,6 +22,8 @@ pub(super) mod tag {
     pub const PROGRESS: u32 = 4;
     pub const CHUNKS: u32 = 5;
     pub const STAGE_DONE: u32 = 6;
+    pub const SHARD: u32 = 7;
+    pub const PARTIAL: u32 = 8;
 }
 
 /// How long a failed rank waits for rank 0 to take note.
@@ -151,6 +153,20 @@ impl Link {
         Ok(self.senses.inbox.pop_front())
     }
 
+    /// Waits for the next message of this source and tag; others stay, in their order.
+    pub fn receive(&mut self, source: Rank, tag: u32) -> Result<Vec<u8>, RunError> {
+        let mut backoff = Backoff::default();
+        loop {
+            self.senses.look(&mut *self.fabric).map_err(|e| self.senses.error(e))?;
+            let wanted = |message: &Message| message.source == source && message.tag == tag;
+            if let Some(message) = self.senses.inbox.iter().position(wanted).and_then(|at| self.senses.inbox.remove(at))
+            {
+                return Ok(message.bytes);
+            }
+            backoff.wait();
+        }
+    }
+
     /// Puts a message back, behind those that have arrived meanwhile: somebody else is to have it.
     pub fn keep(&mut self, message: Message) {
         self.senses.inbox.push_back(message);
@@ -174,7 +190,12 @@ impl Link {
 
     /// `bytes` of rank 0, on every rank.
     pub fn broadcast(&mut self, bytes: Option<Payload>) -> Result<Payload, RunError> {
-        self.wait(|fabric, idle| collective::broadcast(fabric, 0, bytes, idle))
+        self.broadcast_from(0, bytes)
+    }
+
+    /// `bytes` of `root`, on every rank.
+    pub fn broadcast_from(&mut self, root: Rank, bytes: Option<Payload>) -> Result<Payload, RunError> {
+        self.wait(|fabric, idle| collective::broadcast(fabric, root, bytes, idle))
     }
 
     fn wait<T>(

@@ -5,10 +5,13 @@
 //! optimizes them. Refuses to do: deciding who computes what (that is `plan` and `sched`), parsing arguments, printing
 //! results. Invariant: an error on any rank ends all ranks, is printed once, and leaves no output behind.
 
+mod combine;
 mod error;
 mod inputs;
 mod link;
 mod outputs;
+mod reduction;
+mod resident;
 mod run;
 mod stage;
 mod tiers;

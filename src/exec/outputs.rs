@@ -1,18 +1,20 @@
-//! Where a stage's outputs go: every rank writes its bytes into the staging file itself, but compressed chunks, whose
-//! places depend on one another, go through rank 0.
+//! Where a stage's outputs go: into the memory of the rank, and into datasets. Every rank writes its bytes into the staging
+//! file itself, but compressed chunks, whose places depend on one another, go through rank 0.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 
 use super::RunError;
 use super::inputs::Places;
 use super::link::{Link, tag};
+use super::resident::{Holding, Piece, Resident};
 use crate::fabric::{Message, Payload};
 use crate::job::{Job, Source};
-use crate::plan::{Plan, Role, StagePlan};
+use crate::plan::{OperandPlan, Origin, Plan, Role, StagePlan};
 use crate::report::OutputReport;
 use crate::store::{OutputLayout, OutputSpec, Staging, Storage, Writer, compress_chunks};
-use crate::tensor::Region;
+use crate::tensor::{Region, copy_region};
 
 /// Files under way, by final name; rank 0's.
 pub(super) type Stagings = BTreeMap<PathBuf, Staging>;
@@ -22,9 +24,7 @@ type StoredChunk = (u64, Vec<u8>);
 
 /// The outputs of a stage, as this rank writes them, in the order of the stage's operands.
 pub(super) struct Outputs {
-    layouts: Vec<OutputLayout>,
-    /// None for compressed datasets.
-    writers: Vec<Option<Writer>>,
+    outputs: Vec<Output>,
     /// Messages with compressed chunks, from this rank to rank 0.
     sent: u64,
     /// The same on rank 0, from all others, and how many they said they had sent.
@@ -32,74 +32,143 @@ pub(super) struct Outputs {
     expected: u64,
 }
 
+struct Output {
+    tensor: String,
+    operand: usize,
+    element_bytes: usize,
+    dataset: Option<Dataset>,
+    /// This rank's part, if it stays in memory.
+    resident: Option<Vec<(Region, Vec<u8>)>>,
+}
+
+struct Dataset {
+    layout: OutputLayout,
+    /// None for compressed datasets.
+    writer: Option<Writer>,
+}
+
 impl Outputs {
-    /// Rank 0 creates the stage's datasets, everyone learns where they lie. Collective.
+    /// Makes room for the outputs of a stage. Rank 0 creates their datasets, those of `datasets`, and everyone learns where
+    /// they lie. Collective.
     pub fn create(
         link: &mut Link,
         job: &Job,
         plan: &StagePlan,
+        datasets: bool,
         places: &mut Places,
         stagings: &mut Stagings,
     ) -> Result<Outputs, RunError> {
-        let mut encoded = None;
-        if link.rank() == 0 {
-            let mut layouts = Vec::new();
-            for operand in plan.operands.iter().filter(|operand| operand.role == Role::Output) {
-                let (file, dataset) = destination(job, &operand.tensor);
-                if !stagings.contains_key(&file) {
-                    stagings.insert(file.clone(), Staging::begin(&file)?);
-                }
-                let spec = OutputSpec {
-                    dataset,
-                    dtype: operand.dtype,
-                    shape: operand.shape.clone(),
-                    chunk: operand.chunk.clone(),
-                    deflate: operand.deflate,
-                };
-                if let Some(staging) = stagings.get_mut(&file) {
-                    layouts.extend(staging.create(&[spec])?);
-                }
+        let stored = |operand: &OperandPlan| datasets && !(operand.resident && operand.origin == Origin::Scratch);
+        let mut layouts: Vec<OutputLayout> = Vec::new();
+        if plan.operands.iter().any(|operand| operand.role == Role::Output && stored(operand)) {
+            let mut encoded = None;
+            if link.rank() == 0 {
+                let outputs = plan.operands.iter().filter(|operand| operand.role == Role::Output && stored(operand));
+                let created = outputs.map(|operand| create_dataset(job, operand, stagings));
+                let created = created.collect::<Result<Vec<_>, _>>()?;
+                encoded = Some(Payload::from(serde_json::to_vec(&created).unwrap_or_default()));
             }
-            encoded = Some(Payload::from(serde_json::to_vec(&layouts).unwrap_or_default()));
+            layouts = serde_json::from_slice(&link.broadcast(encoded)?)
+                .map_err(|_| RunError::Protocol { rank: 0, what: "the places of the outputs" })?;
         }
-        let encoded = link.broadcast(encoded)?;
-        let layouts: Vec<OutputLayout> = serde_json::from_slice(&encoded)
-            .map_err(|_| RunError::Protocol { rank: 0, what: "the places of the outputs" })?;
-        let outputs = plan.operands.iter().filter(|operand| operand.role == Role::Output);
-        let mut writers = Vec::new();
-        for (operand, layout) in outputs.zip(&layouts) {
-            places.insert(operand.tensor.clone(), (layout.temporary.clone(), layout.dataset.clone()));
-            let compressed = matches!(layout.storage, Storage::Compressed { .. });
-            writers.push(if compressed { None } else { Some(Writer::open(layout)?) });
+        let mut layouts = layouts.into_iter();
+        let mut outputs = Vec::new();
+        for (index, operand) in plan.operands.iter().enumerate().filter(|(_, operand)| operand.role == Role::Output) {
+            let mut dataset = None;
+            if stored(operand)
+                && let Some(layout) = layouts.next()
+            {
+                places.insert(operand.tensor.clone(), (layout.temporary.clone(), layout.dataset.clone()));
+                let compressed = matches!(layout.storage, Storage::Compressed { .. });
+                let writer = if compressed { None } else { Some(Writer::open(&layout)?) };
+                dataset = Some(Dataset { layout, writer });
+            }
+            let element_bytes = operand.dtype.size_bytes();
+            let room = |region: Region| {
+                let bytes = vec![0; region.elements() as usize * element_bytes];
+                (region, bytes)
+            };
+            let resident = operand.resident.then(|| plan.owned(index, link.rank()).into_iter().map(room).collect());
+            outputs.push(Output { tensor: operand.tensor.clone(), operand: index, element_bytes, dataset, resident });
         }
-        Ok(Outputs { layouts, writers, sent: 0, received: 0, expected: 0 })
+        Ok(Outputs { outputs, sent: 0, received: 0, expected: 0 })
     }
 
-    /// Writes a region of the output of this number. Returns how many bytes that took in the file.
+    /// Takes a region of the output of this number. Returns how many bytes that took in a file.
     pub fn write(
         &mut self,
         link: &mut Link,
-        output: usize,
+        number: usize,
         region: &Region,
         bytes: &[u8],
         stagings: &mut Stagings,
     ) -> Result<u64, RunError> {
-        if let Some(writer) = &mut self.writers[output] {
+        let output = &mut self.outputs[number];
+        for (own, target) in output.resident.iter_mut().flatten() {
+            if let Some(common) = own.intersect(region) {
+                copy_region(bytes, region, target, own, &common, output.element_bytes);
+            }
+        }
+        let Some(dataset) = &mut output.dataset else { return Ok(0) };
+        if let Some(writer) = &mut dataset.writer {
             return Ok(writer.write(region, bytes)?);
         }
-        let chunks = compress_chunks(&self.layouts[output], region, bytes)?;
+        let chunks = compress_chunks(&dataset.layout, region, bytes)?;
         if link.rank() == 0 {
-            self.write_chunks(output, &chunks, stagings)?;
+            self.write_chunks(number, &chunks, stagings)?;
         } else {
-            link.send(0, tag::CHUNKS, encode_chunks(output, &chunks).into())?;
+            link.send(0, tag::CHUNKS, encode_chunks(number, &chunks).into())?;
             self.sent += 1;
         }
         Ok(chunks.iter().map(|(_, stored)| stored.len() as u64).sum())
     }
 
+    /// Writes what an iteration left in memory to datasets made for it now. Returns bytes written. Collective.
+    pub fn flush(
+        link: &mut Link,
+        job: &Job,
+        plan: &StagePlan,
+        resident: &Resident,
+        places: &mut Places,
+        stagings: &mut Stagings,
+    ) -> Result<u64, RunError> {
+        let mut outputs = Outputs::create(link, job, plan, true, places, stagings)?;
+        let mut written_bytes = 0;
+        for number in 0..outputs.outputs.len() {
+            outputs.outputs[number].resident = None;
+            let Some(holding) = resident.get(&outputs.outputs[number].tensor) else { continue };
+            for piece in &holding.pieces {
+                written_bytes += outputs.write(link, number, &piece.region, &piece.bytes, stagings)?;
+            }
+        }
+        let sent = link.gather(outputs.sent.to_le_bytes().to_vec())?;
+        for (rank, sent) in (0..).zip(sent.iter().flatten()).skip(1) {
+            let wrong = |_| RunError::Protocol { rank, what: "the end of its outputs" };
+            for _ in 0..u64::from_le_bytes(sent.as_slice().try_into().map_err(wrong)?) {
+                let bytes = link.receive(rank, tag::CHUNKS)?;
+                outputs.receive(&Message { source: rank, tag: tag::CHUNKS, bytes }, stagings)?;
+            }
+        }
+        link.barrier()?;
+        for staging in stagings.values_mut() {
+            staging.settle()?;
+        }
+        Ok(written_bytes)
+    }
+
+    /// Leaves in memory what stays there.
+    pub fn keep(self, stage: usize, resident: &mut Resident) {
+        for output in self.outputs {
+            if let Some(pieces) = output.resident {
+                let pieces = pieces.into_iter().map(|(region, bytes)| Piece { region, bytes: bytes.into() }).collect();
+                resident.keep(&output.tensor, Holding { stage, operand: output.operand, pieces });
+            }
+        }
+    }
+
     /// Compressed chunks from another rank.
     pub fn receive(&mut self, message: &Message, stagings: &mut Stagings) -> Result<(), RunError> {
-        let decoded = decode_chunks(&message.bytes).filter(|(output, _)| *output < self.layouts.len());
+        let decoded = decode_chunks(&message.bytes).filter(|(output, _)| *output < self.outputs.len());
         let wrong = || RunError::Protocol { rank: message.source, what: "compressed chunks" };
         let (output, chunks) = decoded.ok_or_else(wrong)?;
         self.received += 1;
@@ -107,7 +176,7 @@ impl Outputs {
     }
 
     fn write_chunks(&self, output: usize, chunks: &[StoredChunk], stagings: &mut Stagings) -> Result<(), RunError> {
-        let layout = &self.layouts[output];
+        let Some(Dataset { layout, .. }) = &self.outputs[output].dataset else { return Ok(()) };
         if let Some(staging) = stagings.values_mut().find(|staging| staging.temporary() == layout.temporary) {
             staging.write_chunks(layout, chunks)?;
         }
@@ -127,6 +196,25 @@ impl Outputs {
     pub fn all_received(&self) -> bool {
         self.received == self.expected
     }
+}
+
+fn create_dataset(job: &Job, operand: &OperandPlan, stagings: &mut Stagings) -> Result<OutputLayout, RunError> {
+    let (file, dataset) = destination(job, &operand.tensor);
+    let staging = match stagings.entry(file) {
+        Entry::Occupied(staging) => staging.into_mut(),
+        Entry::Vacant(room) => {
+            let staging = Staging::begin(room.key())?;
+            room.insert(staging)
+        }
+    };
+    let spec = OutputSpec {
+        dataset,
+        dtype: operand.dtype,
+        shape: operand.shape.clone(),
+        chunk: operand.chunk.clone(),
+        deflate: operand.deflate,
+    };
+    Ok(staging.create(&[spec])?.remove(0))
 }
 
 /// The file and dataset that a tensor is written to. Scratch tensors lie in a file of their own beside the first output,

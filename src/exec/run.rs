@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::link::{Link, Signal};
-use super::outputs::{Stagings, publish};
-use super::stage::{Context, run_stage};
+use super::outputs::{Outputs, Stagings, publish};
+use super::stage::{Context, Data, StageOutcome, run_stage};
 use super::tiers::{TierSetup, Tiers};
 use super::{ExitCode, Options, RunError};
 use crate::engine::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline};
 use crate::fabric::{Fabric, Payload, Rank};
-use crate::job::{Job, Source};
+use crate::job::{Iterate, Job, Source};
 use crate::plan::{Layout, Machine, Plan, plan};
 use crate::report::{Environment, RankReport, Report};
 use crate::store;
@@ -98,7 +98,6 @@ fn run_rank(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(machine.threads as usize).start_handler(|_| step_back());
     let pool = pool.build();
     let pool = pool.map_err(|e| RunError::Worker { message: e.to_string() })?;
-    let mut places = BTreeMap::new();
     let rank = link.rank();
     let hostname = topology.host(rank).hostname.clone();
     let mut share = RankReport { rank, hostname, ..RankReport::default() };
@@ -111,12 +110,19 @@ fn run_rank(
         process_start,
         kernels: stage_kernels,
     };
-    for stage_index in 0..plan.stages.len() {
-        let outcome = run_stage(link, &mut tiers, &context, stage_index, &mut places, stagings)?;
-        share.stages.push(outcome.report);
-        share.swaps.extend(outcome.swaps);
-        let since_start = |at: Instant| at.duration_since(process_start).as_nanos() as u64;
-        share.first_task_ns = share.first_task_ns.or(outcome.first_task.map(since_start));
+    let mut data = Data::default();
+    let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
+    let mut stage_index = 0;
+    while stage_index < plan.stages.len() {
+        if let Some(iterate) = job.iterate.as_ref().filter(|iterate| iterate.stages.start == stage_index) {
+            let iterations = run_iterations(link, &mut tiers, &context, iterate, &mut data, stagings, &mut share)?;
+            share.iterations = Some(iterations);
+            stage_index = iterated.end;
+        } else {
+            let outcome = run_stage(link, &mut tiers, &context, stage_index, &mut data, stagings)?;
+            add_stage(&mut share, outcome, process_start);
+            stage_index += 1;
+        }
     }
     tiers.finish();
     share.kernels = tiers.reports();
@@ -140,6 +146,55 @@ fn run_rank(
     let mut report = Report::join(job.name.clone(), hash, environment, wall_ns, ranks);
     report.outputs = outputs;
     Ok(Some(report))
+}
+
+/// Adds what a stage did to the rank's share of the report; a stage that ran before adds to its own.
+fn add_stage(share: &mut RankReport, outcome: StageOutcome, process_start: Instant) {
+    let total = share.stage(&outcome.report.stage);
+    total.wall_ns += outcome.report.wall_ns;
+    total.counts.add(&outcome.report.counts);
+    share.swaps.extend(outcome.swaps);
+    let since_start = |at: Instant| at.duration_since(process_start).as_nanos() as u64;
+    share.first_task_ns = share.first_task_ns.or(outcome.first_task.map(since_start));
+}
+
+/// Runs the iterated stages until their condition holds, or as often as the job says, and writes what they left. Returns the
+/// number of iterations.
+fn run_iterations(
+    link: &mut Link,
+    tiers: &mut Tiers,
+    context: &Context<'_>,
+    iterate: &Iterate,
+    data: &mut Data,
+    stagings: &mut Stagings,
+    share: &mut RankReport,
+) -> Result<u64, RunError> {
+    data.deferred = true;
+    let mut iteration = 0;
+    loop {
+        for stage_index in iterate.stages.clone() {
+            let outcome = run_stage(link, tiers, context, stage_index, data, stagings)?;
+            add_stage(share, outcome, context.process_start);
+        }
+        iteration += 1;
+        let done = match &iterate.until {
+            Some(until) => until.holds(data.resident.scalar(link, &context.plan, &until.tensor)?),
+            None => false,
+        };
+        if done || iteration == iterate.count {
+            break;
+        }
+        for pair in &iterate.exchange {
+            data.resident.exchange(&pair.read, &pair.written);
+        }
+    }
+    data.deferred = false;
+    for stage_index in iterate.stages.clone() {
+        let plan = &context.plan.stages[stage_index];
+        let written = Outputs::flush(link, context.job, plan, &data.resident, &mut data.places, stagings)?;
+        share.stage(&plan.name).counts.written_bytes += written;
+    }
+    Ok(iteration)
 }
 
 /// Rank 0 reads the job and looks at its datasets; everyone learns the outcome. Collective.

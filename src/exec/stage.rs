@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
-use super::inputs::{Places, Source, gather_whole};
+use super::combine::Fold;
+use super::inputs::{Inputs, Places};
 use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
+use super::reduction::{Outcome, Reduction};
+use super::resident::Resident;
 use super::tiers::Tiers;
-use super::worker::{BlockData, FromWorker, Setup, Shared, WorkerReport, lock, work};
+use super::worker::{BlockData, BlockOutput, FromWorker, Setup, Shared, WorkerReport, lock, work};
 use super::{Options, Progress, RunError};
 use crate::engine::Tier;
 use crate::fabric::Message;
@@ -39,6 +42,15 @@ pub(super) struct Context<'a> {
     pub kernels: Vec<usize>,
 }
 
+/// Where tensors are while the run goes on.
+#[derive(Default)]
+pub(super) struct Data {
+    pub places: Places,
+    pub resident: Resident,
+    /// Whether outputs wait in memory for the end of an iteration, and have no datasets yet.
+    pub deferred: bool,
+}
+
 /// A stage's part in the report, and what only the first stage tells.
 pub(super) struct StageOutcome {
     pub report: StageReport,
@@ -52,12 +64,14 @@ struct Running<'a> {
     shared: Arc<Shared>,
     from_workers: Receiver<FromWorker>,
     tiles: Vec<Tile>,
-    /// By operand; none of those that are shared and of outputs.
-    sources: Vec<Option<Source<'a>>>,
+    inputs: Inputs<'a>,
     outputs: Outputs,
+    reduction: Option<Reduction>,
     report: StageReport,
     blocks_done: u64,
     complete: bool,
+    /// Whether rank 0 knows that this rank has done its part.
+    told: bool,
     /// Whether the workers have been given optimized code.
     optimized: bool,
     ranks_done: u32,
@@ -73,7 +87,7 @@ pub(super) fn run_stage(
     tiers: &mut Tiers,
     context: &Context<'_>,
     stage_index: usize,
-    places: &mut Places,
+    data: &mut Data,
     stagings: &mut Stagings,
 ) -> Result<StageOutcome, RunError> {
     let started = Instant::now();
@@ -81,17 +95,13 @@ pub(super) fn run_stage(
     let kernel = context.kernels[stage_index];
     // Before anything slow: whoever compiles can start while inputs are read.
     let code = tiers.code(link, kernel, &stage.name, context.options.swap_before_task.is_some())?;
-    let outputs = Outputs::create(link, context.job, plan, places, stagings)?;
+    let outputs = Outputs::create(link, context.job, plan, !data.deferred, &mut data.places, stagings)?;
     let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
-    let whole = gather_whole(link, context.job, plan, places, &mut report.counts)?;
-    let mut sources = Vec::new();
-    for (operand, shared) in plan.operands.iter().zip(&whole) {
-        sources.push(match (operand.role, shared) {
-            (Role::Input, None) => Some(Source::open(context.job, &operand.tensor, places)?),
-            _ => None,
-        });
-    }
+    let (places, resident) = (&data.places, &data.resident);
+    let mut inputs =
+        Inputs::gather(link, context.job, &context.plan, stage_index, places, resident, &mut report.counts)?;
     let tiles: Vec<Tile> = plan.blocks(link.rank()).collect();
+    let reduction = plan.reduce.map(|reduce| Reduction::new(plan, reduce.combine, link.rank(), &tiles));
     let workers = context.pool.current_num_threads();
     let in_flight = workers as u64 + 2;
     let scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity);
@@ -102,7 +112,7 @@ pub(super) fn run_stage(
         engine: tiers.engine().clone(),
         kernel: tiers.kernel(kernel).clone(),
         memory_limit_bytes: stage.limits.memory_bytes,
-        whole,
+        whole: std::mem::take(&mut inputs.whole),
         swap_before_task: context.options.swap_before_task,
         process_start: context.process_start,
         to_main,
@@ -115,11 +125,13 @@ pub(super) fn run_stage(
         shared: shared.clone(),
         from_workers,
         tiles,
-        sources,
+        inputs,
         outputs,
+        reduction,
         report,
         blocks_done: 0,
         complete: false,
+        told: false,
         optimized,
         ranks_done: 0,
         others: BTreeMap::new(),
@@ -137,6 +149,7 @@ pub(super) fn run_stage(
     for staging in stagings.values_mut() {
         staging.settle()?;
     }
+    running.outputs.keep(stage_index, &mut data.resident);
     let mut outcome = StageOutcome { report: running.report, swaps: Vec::new(), first_task: None };
     for worker in workers {
         outcome.report.counts.add(&worker.counts);
@@ -178,7 +191,14 @@ impl Running<'_> {
             self.check_time_limit(link)?;
             self.tell_progress(link)?;
             let others_done = link.rank() != 0 || (self.ranks_done + 1 == link.size() && self.outputs.all_received());
-            if self.complete && others_done {
+            let reduced = self.reduction.as_ref().is_none_or(Reduction::is_complete);
+            if self.complete && reduced && !self.told {
+                self.told = true;
+                if link.rank() != 0 {
+                    link.send(0, tag::STAGE_DONE, self.outputs.messages_sent().to_le_bytes().to_vec().into())?;
+                }
+            }
+            if self.told && others_done {
                 return Ok(());
             }
         }
@@ -203,9 +223,6 @@ impl Running<'_> {
             FromWorker::Do(Action::Write { block }) => self.write(link, block, stagings),
             FromWorker::Do(Action::Complete) => {
                 self.complete = true;
-                if link.rank() != 0 {
-                    link.send(0, tag::STAGE_DONE, self.outputs.messages_sent().to_le_bytes().to_vec().into())?;
-                }
                 Ok(())
             }
             FromWorker::Do(Action::Start { .. }) => unreachable!("workers start themselves"),
@@ -233,16 +250,16 @@ impl Running<'_> {
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         for (index, operand) in plan.operands.iter().enumerate() {
             let region = plan.region(index, &tile);
-            let bytes = region.elements() as usize * operand.dtype.size_bytes();
-            let mut input = Vec::new();
-            if let Some(source) = &self.sources[index] {
-                self.report.counts.read_bytes += source.read(&region, operand.dtype, &mut input)?;
-            }
-            inputs.push(input);
-            let output = if operand.role == Role::Output { vec![0; bytes] } else { Vec::new() };
-            outputs.push(Mutex::new(output));
+            inputs.push(self.inputs.read(plan, index, &region, &mut self.report.counts)?);
+            outputs.push(Mutex::new(match (operand.role, plan.reduce) {
+                (Role::Input, _) => BlockOutput::None,
+                (Role::Output, Some(reduce)) => BlockOutput::Partial(reduce.combine, Fold::default()),
+                (Role::Output, None) => {
+                    BlockOutput::Tile(vec![0; region.elements() as usize * operand.dtype.size_bytes()])
+                }
+            }));
         }
-        let slices = tile.0.extent.get(plan.task_axis(&tile)).copied().unwrap_or(1);
+        let slices = plan.slices(&tile);
         let block = Arc::new(BlockData { tile, inputs, outputs });
         lock(&self.shared.blocks).insert(number, block);
         self.shared.event(Event::Fetched { block: number, slices });
@@ -252,16 +269,58 @@ impl Running<'_> {
     fn write(&mut self, link: &mut Link, number: u64, stagings: &mut Stagings) -> Result<(), RunError> {
         let block = lock(&self.shared.blocks).remove(&number);
         let Some(block) = block else { panic!("block {number} is not in memory") };
-        let plan = self.shared.stage();
-        let outputs = (0..plan.operands.len()).filter(|index| plan.operands[*index].role == Role::Output);
-        for (output, index) in outputs.enumerate() {
-            let region = plan.region(index, &block.tile);
-            let bytes = std::mem::take(&mut *lock(&block.outputs[index]));
-            self.report.counts.written_bytes += self.outputs.write(link, output, &region, &bytes, stagings)?;
+        let shared = self.shared.clone();
+        let plan = shared.stage();
+        let slices = plan.slices(&block.tile);
+        let results =
+            block.outputs.iter().filter_map(|output| match std::mem::replace(&mut *lock(output), BlockOutput::None) {
+                BlockOutput::None => None,
+                BlockOutput::Tile(bytes) => Some(bytes),
+                BlockOutput::Partial(_, mut fold) => fold.take_up_to(slices),
+            });
+        let results: Vec<Vec<u8>> = results.collect();
+        match &mut self.reduction {
+            None => self.emit(link, &block.tile, &results, stagings)?,
+            Some(reduction) => {
+                let outcome = reduction.add(plan, &block.tile, results);
+                self.follow(link, &block.tile, outcome, stagings)?;
+            }
         }
         self.blocks_done += 1;
         self.shared.event(Event::Written { block: number });
         Ok(())
+    }
+
+    /// Writes the outputs of a tile, in their order.
+    fn emit(
+        &mut self,
+        link: &mut Link,
+        tile: &Tile,
+        results: &[Vec<u8>],
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
+        let plan = self.shared.stage();
+        let outputs = (0..plan.operands.len()).filter(|index| plan.operands[*index].role == Role::Output);
+        for ((number, index), bytes) in outputs.enumerate().zip(results) {
+            let region = plan.region(index, tile);
+            self.report.counts.written_bytes += self.outputs.write(link, number, &region, bytes, stagings)?;
+        }
+        Ok(())
+    }
+
+    /// Does what has become of a cell of the reduction.
+    fn follow(
+        &mut self,
+        link: &mut Link,
+        tile: &Tile,
+        outcome: Outcome,
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
+        match outcome {
+            Outcome::Waiting => Ok(()),
+            Outcome::Pass { to, bytes } => link.send(to, tag::PARTIAL, bytes.into()),
+            Outcome::Done(results) => self.emit(link, tile, &results, stagings),
+        }
     }
 
     fn heed_rank(
@@ -277,6 +336,13 @@ impl Running<'_> {
             tag::CHUNKS => {
                 self.report.counts.moved_bytes += message.bytes.len() as u64;
                 self.outputs.receive(message, stagings)
+            }
+            tag::PARTIAL => {
+                self.report.counts.moved_bytes += (message.bytes.len() as u64).saturating_sub(8);
+                let shared = self.shared.clone();
+                let received = self.reduction.as_mut().and_then(|r| r.receive(shared.stage(), &message.bytes));
+                let (tile, outcome) = received.ok_or_else(|| wrong("a partial result"))?;
+                self.follow(link, &tile, outcome, stagings)
             }
             tag::STAGE_DONE => {
                 let sent = message.bytes.as_slice().try_into().map_err(|_| wrong("the end of its stage"))?;

@@ -10,10 +10,13 @@ use crossbeam_channel::Sender;
 
 use crate::engine::{Access, Code, Engine, EngineError, Instance, Kernel, KernelFault, OperandSpec, Tier, View};
 use crate::fabric::Payload;
+use crate::job::Combine;
 use crate::plan::{Plan, StagePlan, Tile};
 use crate::report::{Counts, Swap};
 use crate::sched::{Action, CostClass, Event, Scheduler, Span};
-use crate::tensor::{Region, copy_region};
+use crate::tensor::{Region, copy_box, copy_region};
+
+use super::combine::Fold;
 
 /// What a worker tells the main thread.
 #[derive(Debug)]
@@ -43,10 +46,20 @@ pub(super) struct WorkerReport {
 #[derive(Debug)]
 pub(super) struct BlockData {
     pub tile: Tile,
-    /// Bytes of each split input's region, by operand; empty for other operands.
+    /// Bytes of each split input's region with its halo, by operand; empty for other operands.
     pub inputs: Vec<Vec<u8>>,
-    /// Bytes of each output's region, by operand; empty for inputs.
-    pub outputs: Vec<Mutex<Vec<u8>>>,
+    /// By operand; nothing for inputs.
+    pub outputs: Vec<Mutex<BlockOutput>>,
+}
+
+/// What the tasks of a block have made of an output so far.
+#[derive(Debug)]
+pub(super) enum BlockOutput {
+    None,
+    /// The bytes of its region.
+    Tile(Vec<u8>),
+    /// Partial results, combined in the order of slices.
+    Partial(Combine, Fold),
 }
 
 /// A task under way, for the watch over time limits and for messages.
@@ -252,24 +265,30 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
         }
         let block = lock(&shared.blocks).get(&span.block).cloned();
         let Some(block) = block else { panic!("block {} is not in memory", span.block) };
-        let tile = shared.stage().task(&block.tile, span.start, span.len);
-        let elapsed_ns = task(shared, worker, &mut instance, &block, &tile, &mut report)?;
+        // Partial results are combined slice by slice, so each is a task of its own.
+        let len = if shared.stage().reduce.is_some() { 1 } else { span.len };
+        let mut elapsed_ns = 0;
+        for start in (span.start..span.start + span.len).step_by(len as usize) {
+            elapsed_ns += task(shared, worker, &mut instance, &block, (start, len), &mut report)?;
+        }
         drop(block);
         shared.event(Event::Finished { span, elapsed_ns, class: class(instance.tier()) });
     }
     Ok(report)
 }
 
-/// One task: copies its inputs in, runs the kernel, copies its outputs out. Returns the time it took.
+/// One task, on slices `start .. start + len` of a block: copies its inputs in, runs the kernel, copies its outputs out.
+/// Returns the time it took.
 fn task(
     shared: &Shared,
     worker: usize,
     instance: &mut Instance,
     block: &BlockData,
-    tile: &Tile,
+    (start, len): (u64, u64),
     report: &mut WorkerReport,
 ) -> Result<u64, Box<FromWorker>> {
     let (stage, started) = (shared.stage(), Instant::now());
+    let tile = &stage.task(&block.tile, start, len);
     let tier = instance.tier();
     let views: Vec<View> = stage
         .operands
@@ -278,6 +297,7 @@ fn task(
         .map(|(index, operand)| View {
             dtype: operand.dtype,
             region: stage.region(index, tile),
+            halo: operand.halo.clone(),
             shape: operand.shape.clone(),
         })
         .collect();
@@ -286,7 +306,11 @@ fn task(
         let Some(target) = instance.operand_mut(index, view.bytes()) else {
             panic!("{} does not fit its slots", stage.task_name(tile))
         };
-        copy_region(input, &from, target, &view.region, &view.region, view.dtype.size_bytes());
+        // Both have their halo around them, so the tile's begins where the tile does in the block.
+        let outer: Vec<u64> = from.extent.iter().zip(&view.halo).map(|(extent, halo)| extent + 2 * halo).collect();
+        let at: Vec<u64> = view.region.offset.iter().zip(&from.offset).map(|(at, start)| at - start).collect();
+        let (padded, zero) = (view.padded(), vec![0; at.len()]);
+        copy_box(input, &outer, &at, target, &padded, &zero, &padded, view.dtype.size_bytes());
     }
     *lock(&shared.current[worker]) = Some(Current { started, tile: tile.clone(), tier });
     let kernel_started = Instant::now();
@@ -300,8 +324,13 @@ fn task(
             let Some(bytes) = instance.operand(index, view.bytes()) else {
                 panic!("{} does not fit its slots", stage.task_name(tile))
             };
-            let mut target = lock(&block.outputs[index]);
-            copy_region(bytes, &view.region, &mut target, &to, &view.region, view.dtype.size_bytes());
+            match &mut *lock(&block.outputs[index]) {
+                BlockOutput::None => {}
+                BlockOutput::Tile(target) => {
+                    copy_region(bytes, &view.region, target, &to, &view.region, view.dtype.size_bytes());
+                }
+                BlockOutput::Partial(combine, fold) => fold.add(start, bytes.to_vec(), *combine, view.dtype),
+            }
         }
     }
     let processed = stage.split_operand_bytes(tile);

@@ -21,6 +21,7 @@ pub(super) fn check(job: &Job) -> Result<(), JobError> {
             }
         }
     }
+    super::iterate::check(job)?;
     unused(job)?;
     same_dataset(job)
 }
@@ -64,6 +65,17 @@ fn output(job: &Job, stage: &Stage, output: &Operand) -> Result<(), JobError> {
             stage: stage.name.clone(),
             tensor: output.tensor.clone(),
             what: source.what(),
+        });
+    }
+    let compared = job.iterate.iter().flat_map(|iterate| &iterate.until).any(|until| until.tensor == output.tensor);
+    if let Source::Create { dtype, .. } | Source::Scratch { dtype } = source
+        && !dtype.is_computed()
+        && (stage.combine.is_some() || compared)
+    {
+        return Err(JobError::StorageType {
+            at: job.excerpt(output.span.clone(), Some(format!("declare '{}' as f32", output.tensor))),
+            tensor: output.tensor.clone(),
+            dtype: *dtype,
         });
     }
     let inputs = &stage.compute.inputs;

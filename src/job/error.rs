@@ -1,4 +1,5 @@
 use super::Excerpt;
+use crate::tensor::Dtype;
 use std::path::PathBuf;
 
 /// Why a job file is not a job. All but [`JobError::Read`] show the line and mark what is wrong in it.
@@ -33,9 +34,12 @@ pub enum JobError {
     /// Text that is not index notation.
     #[error("{}", at.frame(format_args!("index notation: {reason}")))]
     Notation { at: Box<Excerpt>, reason: String },
-    /// Something the notation can say and this version cannot run.
-    #[error("{}", at.frame(format_args!("{feature} is not supported by this version")))]
-    Unsupported { at: Box<Excerpt>, feature: String },
+    /// A combined or compared tensor of a type that is only for storage.
+    #[error("{}", at.frame(format_args!("tensor '{tensor}' is {dtype}, which nothing can be added to or compared with")))]
+    StorageType { at: Box<Excerpt>, tensor: String, dtype: Dtype },
+    /// `[iterate]` and the stages do not fit each other.
+    #[error("{}", at.frame(format_args!("[iterate]: {reason}")))]
+    BadIteration { at: Box<Excerpt>, reason: String },
     /// A stage uses a tensor that is not declared.
     #[error("{}", at.frame(format_args!("stage '{stage}' uses tensor '{tensor}', which is not declared")))]
     UnknownTensor { at: Box<Excerpt>, stage: String, tensor: String },
@@ -78,7 +82,8 @@ impl JobError {
             | WrongType { at, .. }
             | BadValue { at, .. }
             | Notation { at, .. }
-            | Unsupported { at, .. }
+            | StorageType { at, .. }
+            | BadIteration { at, .. }
             | UnknownTensor { at, .. }
             | UnusedTensor { at, .. }
             | NotWritable { at, .. }

@@ -10,6 +10,7 @@ mod check;
 mod constant;
 mod error;
 mod excerpt;
+mod iterate;
 mod nearest;
 mod notation;
 mod read;
@@ -19,9 +20,10 @@ mod tests;
 
 pub use error::JobError;
 pub use excerpt::Excerpt;
+pub use iterate::{Condition, Exchange, Iterate, Relation};
 pub use notation::{Index, Notation, Operand};
 
-use crate::tensor::{Dtype, Shape};
+use crate::tensor::{Boundary, Dtype, Shape};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,7 @@ pub struct Job {
     pub memory_bytes: Option<u64>,
     pub tensors: BTreeMap<String, TensorDecl>,
     pub stages: Vec<Stage>,
+    pub iterate: Option<Iterate>,
     text: String,
 }
 
@@ -77,8 +80,28 @@ pub struct Stage {
     /// Extents of indices, above all of those that no input has.
     pub sizes: BTreeMap<String, u64>,
     pub limits: Limits,
+    /// How partial results over indices that no output has become one; without it those indices are whole.
+    pub combine: Option<Combine>,
+    /// What lies beyond the edge of inputs with a halo.
+    pub boundary: Option<Boundary>,
     /// 1-based line of its `compute`.
     pub line: usize,
+}
+
+/// How two partial results become one, element by element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Combine {
+    Sum,
+    Prod,
+    Min,
+    Max,
+}
+
+impl Combine {
+    /// Every kind, as job files write it.
+    pub const NAMES: [(&'static str, Combine); 4] =
+        [("sum", Combine::Sum), ("prod", Combine::Prod), ("min", Combine::Min), ("max", Combine::Max)];
 }
 
 /// What one kernel instance may use.

@@ -2,11 +2,12 @@
 
 use super::constant;
 use super::excerpt::position;
+use super::iterate;
 use super::nearest::{nearest, suggest};
-use super::notation::{self, Notation};
+use super::notation::{self, Notation, Operand};
 use super::table::{Document, Table, Value};
-use super::{Job, JobError, Limits, Source, Stage, TensorDecl};
-use crate::tensor::{Dtype, MAX_RANK, Shape};
+use super::{Combine, Job, JobError, Limits, Source, Stage, TensorDecl};
+use crate::tensor::{Boundary, Dtype, MAX_RANK, Shape};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use toml::de::DeTable;
@@ -18,7 +19,7 @@ pub(super) fn job(text: &str, path: &Path) -> Result<Job, JobError> {
         message: error.message().to_owned(),
     })?;
     let root = Table::root(document, entries.get_ref());
-    root.only(&["name", "memory", "tensors", "stages"])?;
+    root.only(&["name", "memory", "tensors", "stages", "iterate"])?;
     let name = match root.get("name") {
         Some(value) => plain_name(&value)?,
         None => {
@@ -26,12 +27,14 @@ pub(super) fn job(text: &str, path: &Path) -> Result<Job, JobError> {
             stem.replace(|c| !is_plain(c), "-")
         }
     };
+    let (tensors, stages) = (tensors(&root)?, stages(&root)?);
     Ok(Job {
         name,
         path: path.to_owned(),
         memory_bytes: root.get("memory").map(|value| value.bytes()).transpose()?,
-        tensors: tensors(&root)?,
-        stages: stages(&root)?,
+        tensors,
+        iterate: root.get("iterate").map(|value| iterate::read(&value, &stages)).transpose()?,
+        stages,
         text: text.to_owned(),
     })
 }
@@ -213,7 +216,7 @@ fn stages(root: &Table<'_>) -> Result<Vec<Stage>, JobError> {
 }
 
 fn stage(table: &Table<'_>, default_name: String) -> Result<Stage, JobError> {
-    table.only(&["name", "kernel", "export", "compute", "sizes", "limits"])?;
+    table.only(&["name", "kernel", "export", "compute", "sizes", "combine", "boundary", "limits"])?;
     let name = match table.get("name") {
         Some(value) => plain_name(&value)?,
         None => default_name,
@@ -222,7 +225,15 @@ fn stage(table: &Table<'_>, default_name: String) -> Result<Stage, JobError> {
     let text = table.require("compute", "\"a[i] -> b[i]\"")?;
     let export = table.get("export").map(|value| value.string().map(str::to_owned)).transpose()?;
     let compute = compute(table, &text)?;
+    let combine = table.get("combine").map(|value| one_of(&value, &Combine::NAMES)).transpose()?;
+    if combine.is_some() && compute.reduced().next().is_none() {
+        let conflict = "'combine' needs an index that no output has: there is nothing to combine".to_owned();
+        return Err(conflict_at(table, &table.require("combine", "")?, conflict));
+    }
+    let boundary = boundary(table, &compute)?;
     Ok(Stage {
+        combine,
+        boundary,
         kernel: path(table, &kernel)?,
         export,
         sizes: sizes(table, &name, &compute)?,
@@ -252,17 +263,44 @@ fn compute(table: &Table<'_>, value: &Value<'_>) -> Result<Notation, JobError> {
         for index in &mut operand.indices {
             index.span = place(&index.span);
         }
-        if let Some(index) = operand.indices.iter().find(|index| index.halo > 0) {
-            return Err(JobError::Unsupported {
-                at: document.at_with(
-                    index.span.clone(),
-                    Some(format!("'{}' without '~{}' gives the kernel no neighbours", index.name, index.halo)),
-                ),
-                feature: format!("a halo ('{index}' in {operand})"),
-            });
-        }
     }
     Ok(notation)
+}
+
+/// What lies beyond the edge: given if, and only if, an input has a halo.
+fn boundary(table: &Table<'_>, compute: &Notation) -> Result<Option<Boundary>, JobError> {
+    let haloed = |operand: &'_ Operand| operand.indices.iter().find(|index| index.halo > 0).cloned();
+    if let Some(index) = compute.outputs.iter().find_map(haloed) {
+        return Err(JobError::Notation {
+            at: table.document.at_with(index.span.clone(), Some(format!("write '{}'", index.name))),
+            reason: format!("an output has no halo ('{index}')"),
+        });
+    }
+    match (table.get("boundary"), compute.inputs.iter().find_map(haloed)) {
+        (None, None) => Ok(None),
+        (Some(value), Some(_)) => one_of(&value, &Boundary::NAMES).map(Some),
+        (Some(value), None) => {
+            let conflict = "'boundary' needs an input with a halo, as in 'u[y~1]'".to_owned();
+            Err(conflict_at(table, &value, conflict))
+        }
+        (None, Some(index)) => Err(JobError::MissingKey {
+            at: table.document.at_with(
+                index.span,
+                Some("what lies beyond the edge: boundary = \"clamp\", \"periodic\", \"zero\" or \"none\"".to_owned()),
+            ),
+            key: "boundary".to_owned(),
+            table: table.name.clone(),
+        }),
+    }
+}
+
+/// The one of `names` that a string value is.
+fn one_of<T: Copy>(value: &Value<'_>, names: &[(&'static str, T)]) -> Result<T, JobError> {
+    let text = value.string()?;
+    let found = names.iter().find(|(name, _)| *name == text).map(|(_, one)| *one);
+    found.ok_or_else(|| {
+        value.bad(format!("'{text}' is none of them"), suggest(text, names.iter().map(|n| n.0), "known"))
+    })
 }
 
 fn sizes(table: &Table<'_>, stage: &str, compute: &Notation) -> Result<BTreeMap<String, u64>, JobError> {

@@ -115,7 +115,7 @@ fn unknown_keys_name_the_nearest() {
       |
     2 | kernels = 1
       | ^^^^^^^
-    help: known keys: name, memory, tensors, stages
+    help: known keys: name, memory, tensors, stages, iterate
     ");
     assert_snapshot!(fault("time =", "timeout ="), @r#"
     jobs/knn.toml:23:31: unknown key 'timeout' in limits of stage 'classify'
@@ -129,7 +129,7 @@ fn unknown_keys_name_the_nearest() {
        |
     21 | entry = "knn"
        | ^^^^^
-    help: known keys: name, kernel, export, compute, sizes, limits
+    help: known keys: name, kernel, export, compute, sizes, combine, boundary, limits
     "#);
 }
 
@@ -321,11 +321,11 @@ fn notation_faults_point_into_the_line() {
     help: a scalar is written 'train[]'
     "#);
     assert_snapshot!(fault("test[q,d]", "test[q~1,d]"), @r#"
-    jobs/knn.toml:22:17: a halo ('q~1' in test[q~1,d]) is not supported by this version
+    jobs/knn.toml:22:17: [[stages]] 1 has no 'boundary'
        |
     22 | compute = "test[q~1,d], train[n,d], k[] -> predicted[q]"
        |                 ^^^
-    help: 'q' without '~1' gives the kernel no neighbours
+    help: what lies beyond the edge: boundary = "clamp", "periodic", "zero" or "none"
     "#);
     assert_snapshot!(fault("-> predicted", "=> predicted"), @r#"
     jobs/knn.toml:22:39: index notation: expected ',' or '->', found '='

@@ -11,6 +11,8 @@ pub(super) struct Bound {
     pub indices: Vec<IndexPlan>,
     pub operands: Vec<OperandPlan>,
     pub split: Vec<usize>,
+    /// Whether the last of them is reduced.
+    pub reduces: bool,
     pub notes: Vec<String>,
 }
 
@@ -42,7 +44,12 @@ pub(super) fn bind(job: &Job, stage: &Stage, known: &mut BTreeMap<String, Layout
         operands.push(operand(job, output, Role::Output, dims, layout, deflate));
     }
     let mut indices: Vec<IndexPlan> = extents.indices.into_iter().map(|bound| bound.plan).collect();
-    let split = split(&operands, &mut indices);
+    let mut split = split(&operands, &mut indices);
+    let reduced = stage.combine.and_then(|_| reduced(stage, &indices));
+    if let Some(index) = reduced {
+        indices[index].reduced = true;
+        split.push(index);
+    }
     for operand in &mut operands {
         // Without any split index everything is one block on rank 0: nothing to send to the idle ranks.
         let whole = !operand.dims.iter().any(|dim| split.contains(dim));
@@ -50,7 +57,7 @@ pub(super) fn bind(job: &Job, stage: &Stage, known: &mut BTreeMap<String, Layout
             operand.distribution = Distribution::Broadcast;
         }
     }
-    Ok(Bound { indices, operands, split, notes })
+    Ok(Bound { indices, operands, split, reduces: reduced.is_some(), notes })
 }
 
 fn operand(
@@ -74,6 +81,8 @@ fn operand(
         shape: layout.shape,
         dims,
         distribution: Distribution::Split,
+        halo: operand.indices.iter().map(|index| index.halo).collect(),
+        resident: false,
         chunk: layout.chunk,
         deflate,
     }
@@ -89,6 +98,14 @@ fn split(operands: &[OperandPlan], indices: &mut [IndexPlan]) -> Vec<usize> {
         indices[*index].split = true;
     }
     split
+}
+
+/// The index to reduce by parts: of those that no output has the longest, the first of equals. Others stay whole.
+fn reduced(stage: &Stage, indices: &[IndexPlan]) -> Option<usize> {
+    let names: Vec<&str> = stage.compute.reduced().map(|index| index.name.as_str()).collect();
+    let candidates =
+        (0..indices.len()).filter(|i| names.contains(&indices[*i].name.as_str()) && indices[*i].extent > 0);
+    candidates.rev().max_by_key(|index| indices[*index].extent)
 }
 
 /// The layout of an input: a constant's own, or what the caller or an earlier stage made known.
@@ -160,7 +177,7 @@ impl Extents<'_> {
     }
 
     fn push(&mut self, name: &str, extent: u64, given_by: String) -> usize {
-        let plan = IndexPlan { name: name.to_owned(), extent, split: false };
+        let plan = IndexPlan { name: name.to_owned(), extent, split: false, reduced: false };
         self.indices.push(BoundIndex { plan, given_by });
         self.indices.len() - 1
     }

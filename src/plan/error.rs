@@ -31,6 +31,9 @@ pub enum PlanError {
         #[source]
         source: ShapeError,
     },
+    /// Tensors that change places between iterations are not alike.
+    #[error("{}", at.frame(format_args!("[iterate]: {read}, but {written}: they cannot change places")))]
+    Exchange { at: Box<Excerpt>, read: String, written: String },
     /// Host and guest memory of one rank go beyond its budget, however the stage is cut.
     #[error("{}", at.frame(format_args!("stage '{stage}' needs {} on every rank, but the budget is {}; most of it is {largest}, {}", iec(*need_bytes), iec(*budget_bytes), iec(*largest_bytes))))]
     OverBudget {
@@ -66,6 +69,7 @@ impl PlanError {
             | ExtentMismatch { at, .. }
             | UnboundIndex { at, .. }
             | OutputShape { at, .. }
+            | Exchange { at, .. }
             | OverBudget { at, .. }
             | GuestMemory { at, .. } => Some(at),
         }

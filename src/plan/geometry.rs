@@ -5,10 +5,13 @@
 //! the range and is within the limit. In `n` dimensions and without limit that gives at most `2n - 1` runs.
 
 use super::{Distribution, OperandPlan, StagePlan};
-use crate::tensor::{MAX_RANK, Region};
+use crate::tensor::{Boundary, HaloPart, MAX_RANK, Region, halo_parts};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::ops::Range;
+
+/// Split indices of an output, and one that is reduced.
+const MAX_AXES: usize = MAX_RANK + 1;
 
 /// A box over the split indices of a stage, in elements: one dimension per axis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -51,16 +54,95 @@ fn pieces(rows: u64, stride: u64, limit: u64) -> u64 {
 }
 
 /// Units of rank `rank` when `units` are dealt out as evenly as possible, the first ranks getting one more.
-fn balanced(units: u64, ranks: u32, rank: u32) -> Range<u64> {
-    let (each, extra) = (units / u64::from(ranks), units % u64::from(ranks));
+fn balanced(units: u64, ranks: u64, rank: u64) -> Range<u64> {
+    let (each, extra) = (units / ranks, units % ranks);
     let start = |rank: u64| rank * each + rank.min(extra);
-    start(u64::from(rank))..start(u64::from(rank) + 1)
+    start(rank)..start(rank + 1)
+}
+
+/// A rank's part of the units: consecutive ones of a grid of their own.
+#[derive(Debug)]
+struct Walk {
+    /// First unit of that grid, per axis of the stage's.
+    offset: Vec<u64>,
+    grid: Vec<u64>,
+    units: Range<u64>,
 }
 
 impl StagePlan {
+    /// The part of `rank`: a range of all units, or a box of them where there is a process grid.
+    fn walk(&self, rank: u32) -> Walk {
+        assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
+        let Some(parts) = &self.process_grid else {
+            let units = balanced(self.units(), u64::from(self.ranks), u64::from(rank));
+            return Walk { offset: vec![0; self.grid.len()], grid: self.grid.clone(), units };
+        };
+        let Some(place) = self.place(rank) else {
+            return Walk { offset: vec![0; self.grid.len()], grid: vec![0; self.grid.len()], units: 0..0 };
+        };
+        let ranges = (0..parts.len()).map(|axis| balanced(self.grid[axis], parts[axis], place[axis]));
+        let (offset, grid): (Vec<u64>, Vec<u64>) = ranges.map(|r| (r.start, r.end - r.start)).unzip();
+        let units = 0..grid.iter().product();
+        Walk { offset, grid, units }
+    }
+
+    /// Where `rank` is in the process grid, row-major; `None` for ranks beyond it.
+    pub fn place(&self, rank: u32) -> Option<Vec<u64>> {
+        let parts = self.process_grid.as_ref()?;
+        let mut rest = u64::from(rank);
+        let mut place: Vec<u64> = parts.iter().rev().map(|parts| (rest % parts, rest /= parts).0).collect();
+        place.reverse();
+        (rest == 0).then_some(place)
+    }
+
+    /// The fewest boxes that are `rank`'s part of the stage.
+    pub fn shard(&self, rank: u32) -> Vec<Tile> {
+        let walk = self.walk(rank);
+        let mut at = walk.units.start;
+        let mut tiles = Vec::new();
+        while at < walk.units.end {
+            let run = run_at(&walk.grid, at, walk.units.end, u64::MAX);
+            tiles.push(self.tile(&walk, at, run));
+            at += run.rows * run.stride;
+        }
+        tiles
+    }
+
+    /// The elements of input `operand` that `rank` reads, its halo included; some twice where a halo meets itself.
+    pub fn needs(&self, operand: usize, rank: u32) -> Vec<Region> {
+        let input = &self.operands[operand];
+        if input.distribution == Distribution::Broadcast {
+            return vec![Region::whole(&input.shape)];
+        }
+        let regions = self.shard(rank).into_iter().map(|tile| self.region(operand, &tile));
+        regions.flat_map(|region| self.sources(operand, &region)).map(|part| part.source).collect()
+    }
+
+    /// The elements of output `operand` that end up on `rank`; over all ranks, all of them once.
+    pub fn owned(&self, operand: usize, rank: u32) -> Vec<Region> {
+        if let (Some(_), Some(parts), Some(place)) = (&self.reduce, &self.process_grid, self.place(rank))
+            && place.last().is_some_and(|at| at + 1 < *parts.last().unwrap_or(&1))
+        {
+            // Partial results go up the reduction axis, to the last part.
+            return Vec::new();
+        }
+        self.shard(rank).iter().map(|tile| self.region(operand, tile)).collect()
+    }
+
+    /// Where the elements of `region` of input `operand`, padded by its halo, come from.
+    pub fn sources(&self, operand: usize, region: &Region) -> Vec<HaloPart> {
+        let input = &self.operands[operand];
+        halo_parts(region, &input.halo, &input.shape, self.boundary.unwrap_or(Boundary::None))
+    }
+
     /// Units of the whole stage: 1 without split indices, 0 if a split index has no extent.
     pub fn units(&self) -> u64 {
         self.grid.iter().product()
+    }
+
+    /// Names of the split indices, by axis.
+    pub fn axis_names(&self) -> Vec<&str> {
+        self.split.iter().map(|index| self.indices[*index].name.as_str()).collect()
     }
 
     /// Extent of split index `axis`.
@@ -68,20 +150,21 @@ impl StagePlan {
         self.indices[self.split[axis]].extent
     }
 
-    /// Unit numbers of `rank`'s shard. Ranks differ by one unit at most.
-    pub fn shard_units(&self, rank: u32) -> Range<u64> {
-        assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
-        balanced(self.units(), self.ranks, rank)
+    /// Number of units of `rank`.
+    pub fn shard_units(&self, rank: u32) -> u64 {
+        let walk = self.walk(rank);
+        walk.units.end - walk.units.start
     }
 
     /// The blocks of `rank`'s shard, in order of their unit numbers; together they are the shard.
     pub fn blocks(&self, rank: u32) -> impl Iterator<Item = Tile> + '_ {
-        let Range { start: mut at, end } = self.shard_units(rank);
+        let walk = self.walk(rank);
+        let Range { start: mut at, end } = walk.units;
         std::iter::from_fn(move || {
             (at < end).then(|| {
-                let run = run_at(&self.grid, at, end, self.block_units);
+                let run = run_at(&walk.grid, at, end, self.block_units);
                 let rows = first_piece(run.rows, run.stride, self.block_units);
-                let tile = self.tile(at, Run { rows, ..run });
+                let tile = self.tile(&walk, at, Run { rows, ..run });
                 at += rows * run.stride;
                 tile
             })
@@ -89,16 +172,16 @@ impl StagePlan {
     }
 
     /// The box of elements that `run` from unit `at` covers, clipped to the extents.
-    fn tile(&self, at: u64, run: Run) -> Tile {
+    fn tile(&self, walk: &Walk, at: u64, run: Run) -> Tile {
         let mut region = Region { offset: vec![0; self.grid.len()], extent: vec![0; self.grid.len()] };
         let mut rest = at;
         for axis in (0..self.grid.len()).rev() {
-            let offset = rest % self.grid[axis] * self.unit[axis];
-            rest /= self.grid[axis];
+            let offset = (walk.offset[axis] + rest % walk.grid[axis]) * self.unit[axis];
+            rest /= walk.grid[axis];
             let units = match axis {
                 _ if axis < run.axis => 1,
                 _ if axis == run.axis => run.rows,
-                _ => self.grid[axis],
+                _ => walk.grid[axis],
             };
             region.offset[axis] = offset;
             region.extent[axis] = (units * self.unit[axis]).min(self.extent(axis) - offset);
@@ -106,22 +189,76 @@ impl StagePlan {
         Tile(region)
     }
 
-    /// The axis along which a block is cut into tasks: the first with more than one element, 0 if there is none.
+    /// The axis along which a block is cut into tasks: that of the reduction, or the first with more than one element, 0 if
+    /// there is none.
     pub fn task_axis(&self, block: &Tile) -> usize {
-        block.0.extent.iter().position(|extent| *extent > 1).unwrap_or(0)
+        match self.reduce {
+            Some(_) => self.split.len() - 1,
+            None => block.0.extent.iter().position(|extent| *extent > 1).unwrap_or(0),
+        }
     }
 
-    /// The task that computes elements `start .. start + len` of `block` along its task axis, counted from the
-    /// block's first. Without split indices there is only the whole block.
+    /// Into how many slices a block is cut at most; a task takes one or more of them.
+    pub fn slices(&self, block: &Tile) -> u64 {
+        let extent = block.0.extent.get(self.task_axis(block)).copied().unwrap_or(1);
+        extent.div_ceil(self.slice())
+    }
+
+    /// Elements of a slice along the task axis.
+    fn slice(&self) -> u64 {
+        self.reduce.as_ref().map_or(1, |reduce| reduce.leaf)
+    }
+
+    /// The task that computes slices `start .. start + len` of `block`. Without split indices there is only the whole block.
     pub fn task(&self, block: &Tile, start: u64, len: u64) -> Tile {
         let mut task = block.clone();
         let axis = self.task_axis(block);
         if let (Some(offset), Some(extent)) = (task.0.offset.get_mut(axis), task.0.extent.get_mut(axis)) {
-            assert!(start + len <= *extent, "{start} + {len} of {extent}");
-            *offset += start;
-            *extent = len;
+            assert!(start + len <= extent.div_ceil(self.slice()), "{start} + {len} of {extent}");
+            let from = start * self.slice();
+            *offset += from;
+            *extent = (len * self.slice()).min(*extent - from);
         }
         task
+    }
+
+    /// Number of the unit of a reduction along its axis that `block` is: where its partial result comes in their order.
+    pub fn group(&self, block: &Tile) -> u64 {
+        let axis = self.split.len() - 1;
+        block.0.offset[axis] / self.unit[axis]
+    }
+
+    /// Number of the cell of a reduction that `block` is part of: of its unit on all other axes, row-major.
+    pub fn cell(&self, block: &Tile) -> u64 {
+        let last = self.split.len() - 1;
+        (0..last).fold(0, |cell, axis| cell * self.grid[axis] + block.0.offset[axis] / self.unit[axis])
+    }
+
+    /// The box of a cell, along the whole reduction axis; `None` if there is no such cell.
+    pub fn cell_tile(&self, cell: u64) -> Option<Tile> {
+        let last = self.split.len() - 1;
+        let mut region = Region { offset: vec![0; last + 1], extent: vec![self.extent(last); last + 1] };
+        let mut rest = cell;
+        for axis in (0..last).rev() {
+            region.offset[axis] = rest % self.grid[axis] * self.unit[axis];
+            region.extent[axis] = self.unit[axis].min(self.extent(axis) - region.offset[axis]);
+            rest /= self.grid[axis];
+        }
+        (rest == 0).then_some(Tile(region))
+    }
+
+    /// Whether every rank gets all of `operand`.
+    pub fn is_broadcast(&self, operand: usize) -> bool {
+        self.operands[operand].distribution == Distribution::Broadcast
+    }
+
+    /// Elements per axis that no task exceeds.
+    fn task_extents(&self) -> Vec<u64> {
+        let mut extents = self.block.clone();
+        if let (Some(reduce), Some(last)) = (&self.reduce, extents.last_mut()) {
+            *last = reduce.leaf.min(*last);
+        }
+        extents
     }
 
     /// What `tile` needs of operand `operand`: its split dimensions from the tile, all of the others.
@@ -142,9 +279,10 @@ impl StagePlan {
         footprints(&self.operands, &self.split).iter().map(|f| f.bytes(&tile.0.extent)).sum()
     }
 
-    /// Most bytes of operand `operand` that any task needs: all of a broadcast one, those of a block of a split one.
+    /// Most bytes of operand `operand` that any task needs: all of a broadcast one, those of a block of a split one; halos
+    /// included.
     pub fn operand_max_bytes(&self, operand: usize) -> u64 {
-        Footprint::new(&self.operands[operand], &self.split).bytes(&self.block)
+        Footprint::new(&self.operands[operand], &self.split).bytes(&self.task_extents())
     }
 
     /// `tile` with the names of the split indices: `q=0..16,k=0..4`; `all` without any.
@@ -167,20 +305,22 @@ impl StagePlan {
     /// Number of `rank`'s blocks, and, in `bytes[i]`, the sum over them of what `footprints[i]` needs.
     /// Counts without visiting the blocks: in a run they are a grid themselves.
     pub(super) fn tally(&self, rank: u32, footprints: &[Footprint], bytes: &mut [u128]) -> u64 {
-        let Range { start: mut at, end } = self.shard_units(rank);
+        let walk = self.walk(rank);
+        let mut at = walk.units.start;
         let mut blocks = 0;
-        while at < end {
-            let run = run_at(&self.grid, at, end, u64::MAX);
-            blocks += self.tally_run(at, run, footprints, bytes);
+        while at < walk.units.end {
+            let run = run_at(&walk.grid, at, walk.units.end, u64::MAX);
+            blocks += self.tally_run(&walk, at, run, footprints, bytes);
             at += run.rows * run.stride;
         }
         blocks
     }
 
-    fn tally_run(&self, at: u64, run: Run, footprints: &[Footprint], bytes: &mut [u128]) -> u64 {
+    fn tally_run(&self, walk: &Walk, at: u64, run: Run, footprints: &[Footprint], bytes: &mut [u128]) -> u64 {
         let n = self.grid.len();
-        let (mut length, mut count) = ([1u64; MAX_RANK], [1u64; MAX_RANK]);
-        let (mut rest, mut stride) = (at, 1);
+        let mut count = [1u64; MAX_AXES];
+        let tile = self.tile(walk, at, run);
+        let mut stride = 1;
         // From the last axis outwards: whole rows while they fit in a block, then the axis that is cut into pieces,
         // then, up to the run's own axis, one row at a time.
         let mut cut = false;
@@ -188,34 +328,31 @@ impl StagePlan {
             let units = match axis {
                 _ if axis < run.axis => 1,
                 _ if axis == run.axis => run.rows,
-                _ => self.grid[axis],
+                _ => walk.grid[axis],
             };
-            let offset = rest % self.grid[axis] * self.unit[axis];
-            rest /= self.grid[axis];
-            length[axis] = (units * self.unit[axis]).min(self.extent(axis) - offset);
             if cut {
                 count[axis] = units;
-            } else if axis == run.axis || stride * self.grid[axis] > self.block_units {
+            } else if axis == run.axis || stride * walk.grid[axis] > self.block_units {
                 count[axis] = pieces(units, stride, self.block_units);
                 cut = true;
             }
-            stride *= self.grid[axis];
+            stride *= walk.grid[axis];
         }
         for (sum, footprint) in bytes.iter_mut().zip(footprints) {
-            let visits = (0..n).filter(|axis| !footprint.axes.contains(axis)).map(|axis| u128::from(count[axis]));
-            *sum += u128::from(footprint.bytes(&length[..n])) * visits.product::<u128>();
+            let visits = (0..n).filter(|axis| !footprint.has(*axis)).map(|axis| u128::from(count[axis]));
+            *sum += footprint.bytes_of_pieces(&tile.0.extent, &count[..n]) * visits.product::<u128>();
         }
         count[..n].iter().product()
     }
 }
 
-/// How many bytes of an operand a tile needs, as a function of the tile's extents.
+/// How many bytes of an operand a tile needs, halo included, as a function of the tile's extents.
 #[derive(Clone, Debug)]
 pub(super) struct Footprint {
     /// Bytes at one point of the split indices.
     pub point_bytes: u64,
-    /// Axes that the operand has.
-    pub axes: Vec<usize>,
+    /// Axes that the operand has, with the width of its halo.
+    axes: Vec<(usize, u64)>,
 }
 
 impl Footprint {
@@ -223,16 +360,27 @@ impl Footprint {
         let mut footprint = Footprint { point_bytes: operand.dtype.size_bytes() as u64, axes: Vec::new() };
         for (dim, index) in operand.dims.iter().enumerate() {
             match split.iter().position(|split| split == index) {
-                Some(axis) => footprint.axes.push(axis),
-                None => footprint.point_bytes *= operand.shape[dim],
+                Some(axis) => footprint.axes.push((axis, operand.halo[dim])),
+                None => footprint.point_bytes *= operand.shape[dim] + 2 * operand.halo[dim],
             }
         }
         footprint
     }
 
-    /// Fits 64 bits for every tile within the extents: the whole tensor does.
+    /// Whether the operand is cut along `axis`.
+    pub fn has(&self, axis: usize) -> bool {
+        self.axes.iter().any(|(own, _)| *own == axis)
+    }
+
     pub fn bytes(&self, extents: &[u64]) -> u64 {
-        self.axes.iter().map(|axis| extents[*axis]).product::<u64>() * self.point_bytes
+        let widths = self.axes.iter().map(|(axis, halo)| extents[*axis].saturating_add(2 * halo));
+        widths.fold(self.point_bytes, u64::saturating_mul)
+    }
+
+    /// The sum over a grid of `count` pieces of a tile.
+    fn bytes_of_pieces(&self, extents: &[u64], count: &[u64]) -> u128 {
+        let width = |(axis, halo): &(usize, u64)| u128::from(extents[*axis] + 2 * halo * count[*axis]);
+        self.axes.iter().map(width).product::<u128>() * u128::from(self.point_bytes)
     }
 }
 

@@ -92,25 +92,25 @@ fn plans_of_two_stages() {
       indices  y=2000 (split), x=3000 (split), c=3 (split)
       inputs   image[y,x,c]  u16  [2000, 3000, 3]  34.3 MiB  split  file, chunk [256, 256, 3]
                gain[c]       f32  [3]              12 B      split  file
-      outputs  tmp[y,x,c]    f32  [2000, 3000, 3]  68.7 MiB  split  scratch
+      outputs  tmp[y,x,c]    f32  [2000, 3000, 3]  68.7 MiB  split  scratch, in memory
       units    96 of y=256,x=256,c=3; 96 per rank
       blocks   32 of at most y=256,x=768,c=3 (3.4 MiB)
       tasks    32 or more: blocks are cut while running, by measured time
-      bytes    read 34.3 MiB, moved 0 B, written 68.7 MiB
-      memory   peak 34.8 MiB per rank: 0 B broadcast, 3.6 MiB arena per thread
+      bytes    read 34.3 MiB, moved 0 B, written 0 B
+      memory   peak 120.6 MiB per rank: 0 B broadcast, 3.6 MiB arena per thread
 
     stage stage2: map
       indices  y=2000, x=3000, c=3
-      inputs   tmp[y,x,c]  f32  [2000, 3000, 3]  68.7 MiB  split  scratch
+      inputs   tmp[y,x,c]  f32  [2000, 3000, 3]  68.7 MiB  split  scratch, in memory
       outputs  sum[]       f64  []               8 B       split  created
       units    1 of all; 1 per rank
       blocks   1 of at most all (68.7 MiB)
       tasks    1, the whole stage
-      bytes    read 68.7 MiB, moved 0 B, written 8 B
-      memory   peak 274.9 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
+      bytes    read 0 B, moved 0 B, written 8 B
+      memory   peak 360.7 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
       note     no index is in every output: everything is one task on rank 0
 
-    total: read 103.0 MiB, moved 0 B, written 68.7 MiB; peak 274.9 MiB per rank
+    total: read 34.3 MiB, moved 0 B, written 8 B; peak 360.7 MiB per rank
     ");
     assert_snapshot!(rendered(TWO, &two_layouts(), 2), @"
     plan of blur-and-sum: 2 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -119,25 +119,25 @@ fn plans_of_two_stages() {
       indices  y=2000 (split), x=3000 (split), c=3 (split)
       inputs   image[y,x,c]  u16  [2000, 3000, 3]  34.3 MiB  split  file, chunk [256, 256, 3]
                gain[c]       f32  [3]              12 B      split  file
-      outputs  tmp[y,x,c]    f32  [2000, 3000, 3]  68.7 MiB  split  scratch
+      outputs  tmp[y,x,c]    f32  [2000, 3000, 3]  68.7 MiB  split  scratch, in memory
       units    96 of y=256,x=256,c=3; 48 per rank
       blocks   32 of at most y=256,x=768,c=3 (3.4 MiB)
       tasks    32 or more: blocks are cut while running, by measured time
-      bytes    read 34.3 MiB, moved 0 B, written 68.7 MiB
-      memory   peak 34.8 MiB per rank: 0 B broadcast, 3.6 MiB arena per thread
+      bytes    read 34.3 MiB, moved 0 B, written 0 B
+      memory   peak 77.7 MiB per rank: 0 B broadcast, 3.6 MiB arena per thread
 
     stage stage2: map
       indices  y=2000, x=3000, c=3
-      inputs   tmp[y,x,c]  f32  [2000, 3000, 3]  68.7 MiB  split  scratch
+      inputs   tmp[y,x,c]  f32  [2000, 3000, 3]  68.7 MiB  split  scratch, in memory
       outputs  sum[]       f64  []               8 B       split  created
       units    1 of all; 0 to 1 per rank
       blocks   1 of at most all (68.7 MiB)
       tasks    1, the whole stage
-      bytes    read 68.7 MiB, moved 0 B, written 8 B
-      memory   peak 274.9 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
+      bytes    read 0 B, moved 33.5 MiB, written 8 B
+      memory   peak 317.8 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
       note     no index is in every output: everything is one task on rank 0
 
-    total: read 103.0 MiB, moved 0 B, written 68.7 MiB; peak 274.9 MiB per rank
+    total: read 34.3 MiB, moved 33.5 MiB, written 8 B; peak 317.8 MiB per rank
     ");
     assert_snapshot!(rendered(TWO, &two_layouts(), 3), @"
     plan of blur-and-sum: 3 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -146,25 +146,25 @@ fn plans_of_two_stages() {
       indices  y=2000 (split), x=3000 (split), c=3 (split)
       inputs   image[y,x,c]  u16  [2000, 3000, 3]  34.3 MiB  split  file, chunk [256, 256, 3]
                gain[c]       f32  [3]              12 B      split  file
-      outputs  tmp[y,x,c]    f32  [2000, 3000, 3]  68.7 MiB  split  scratch
+      outputs  tmp[y,x,c]    f32  [2000, 3000, 3]  68.7 MiB  split  scratch, in memory
       units    96 of y=256,x=256,c=3; 32 per rank
       blocks   34 of at most y=256,x=768,c=3 (3.4 MiB)
       tasks    34 or more: blocks are cut while running, by measured time
-      bytes    read 34.3 MiB, moved 0 B, written 68.7 MiB
-      memory   peak 34.8 MiB per rank: 0 B broadcast, 3.6 MiB arena per thread
+      bytes    read 34.3 MiB, moved 0 B, written 0 B
+      memory   peak 63.4 MiB per rank: 0 B broadcast, 3.6 MiB arena per thread
 
     stage stage2: map
       indices  y=2000, x=3000, c=3
-      inputs   tmp[y,x,c]  f32  [2000, 3000, 3]  68.7 MiB  split  scratch
+      inputs   tmp[y,x,c]  f32  [2000, 3000, 3]  68.7 MiB  split  scratch, in memory
       outputs  sum[]       f64  []               8 B       split  created
       units    1 of all; 0 to 1 per rank
       blocks   1 of at most all (68.7 MiB)
       tasks    1, the whole stage
-      bytes    read 68.7 MiB, moved 0 B, written 8 B
-      memory   peak 274.9 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
+      bytes    read 0 B, moved 45.1 MiB, written 8 B
+      memory   peak 303.5 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
       note     no index is in every output: everything is one task on rank 0
 
-    total: read 103.0 MiB, moved 0 B, written 68.7 MiB; peak 274.9 MiB per rank
+    total: read 34.3 MiB, moved 45.1 MiB, written 8 B; peak 303.5 MiB per rank
     ");
     assert_snapshot!(rendered(TWO, &two_layouts(), 7), @"
     plan of blur-and-sum: 7 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -173,25 +173,25 @@ fn plans_of_two_stages() {
       indices  y=2000 (split), x=3000 (split), c=3 (split)
       inputs   image[y,x,c]  u16  [2000, 3000, 3]  34.3 MiB  split  file, chunk [256, 256, 3]
                gain[c]       f32  [3]              12 B      split  file
-      outputs  tmp[y,x,c]    f32  [2000, 3000, 3]  68.7 MiB  split  scratch
+      outputs  tmp[y,x,c]    f32  [2000, 3000, 3]  68.7 MiB  split  scratch, in memory
       units    96 of y=256,x=256,c=3; 13 to 14 per rank
       blocks   96 of at most y=256,x=256,c=3 (1.1 MiB)
       tasks    96 or more: blocks are cut while running, by measured time
-      bytes    read 34.3 MiB, moved 0 B, written 68.7 MiB
-      memory   peak 12.3 MiB per rank: 0 B broadcast, 1.4 MiB arena per thread
+      bytes    read 34.3 MiB, moved 0 B, written 0 B
+      memory   peak 24.5 MiB per rank: 0 B broadcast, 1.4 MiB arena per thread
 
     stage stage2: map
       indices  y=2000, x=3000, c=3
-      inputs   tmp[y,x,c]  f32  [2000, 3000, 3]  68.7 MiB  split  scratch
+      inputs   tmp[y,x,c]  f32  [2000, 3000, 3]  68.7 MiB  split  scratch, in memory
       outputs  sum[]       f64  []               8 B       split  created
       units    1 of all; 0 to 1 per rank
       blocks   1 of at most all (68.7 MiB)
       tasks    1, the whole stage
-      bytes    read 68.7 MiB, moved 0 B, written 8 B
-      memory   peak 274.9 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
+      bytes    read 0 B, moved 58.4 MiB, written 8 B
+      memory   peak 287.1 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
       note     no index is in every output: everything is one task on rank 0
 
-    total: read 103.0 MiB, moved 0 B, written 68.7 MiB; peak 274.9 MiB per rank
+    total: read 34.3 MiB, moved 58.4 MiB, written 8 B; peak 287.1 MiB per rank
     ");
 }
 

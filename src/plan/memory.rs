@@ -1,9 +1,10 @@
 //! Fits a stage into the memory of a rank and of a kernel instance, and counts its bytes.
 
 use super::bind::Bound;
+use super::boxes::Boxes;
 use super::geometry::{Footprint, footprints};
 use super::tiling::{self, Space};
-use super::{Distribution, Machine, OperandPlan, PlanError, Role, StageBytes, StageKind, StagePlan};
+use super::{Distribution, Machine, OperandPlan, Origin, PlanError, Reduce, Role, StageBytes, StageKind, StagePlan};
 use crate::job::{Job, Limits, Stage};
 
 /// Split operands of one block: large enough that reading streams, small enough to stay in cache and to be many.
@@ -19,18 +20,21 @@ struct Memory {
     /// Their copies in one instance.
     guest_broadcast_bytes: u64,
     split_operands: u64,
+    /// What else a rank keeps for the whole stage.
+    held_bytes: u64,
 }
 
 impl Memory {
-    fn new(bound: &Bound, threads: u64) -> Self {
+    fn new(bound: &Bound, threads: u64, held_bytes: u64) -> Self {
         let (broadcast, split): (Vec<&OperandPlan>, Vec<&OperandPlan>) =
             bound.operands.iter().partition(|operand| operand.distribution == Distribution::Broadcast);
         Memory {
             // Without split indices there is one task in all.
             threads: if bound.split.is_empty() { 1 } else { threads },
-            broadcast_bytes: sum(broadcast.iter().map(|operand| operand.bytes())),
-            guest_broadcast_bytes: sum(broadcast.iter().map(|operand| guest_bytes(operand.bytes()))),
+            broadcast_bytes: sum(broadcast.iter().map(|operand| operand.padded_bytes())),
+            guest_broadcast_bytes: sum(broadcast.iter().map(|operand| guest_bytes(operand.padded_bytes()))),
             split_operands: split.len() as u64,
+            held_bytes,
         }
     }
 
@@ -38,7 +42,7 @@ impl Memory {
     fn peak_bytes(&self, block_bytes: u64, arena_bytes: u64) -> u64 {
         let instances = self.threads.saturating_mul(self.guest_broadcast_bytes.saturating_add(arena_bytes));
         let blocks = (self.threads + 2).saturating_mul(block_bytes);
-        sum([self.broadcast_bytes, instances, blocks])
+        sum([self.held_bytes, self.broadcast_bytes, instances, blocks])
     }
 
     /// Block size at which the peak stays within `budget_bytes` and an instance within `guest_bytes`.
@@ -58,30 +62,45 @@ pub(super) fn fit(
     bound: Bound,
     machine: &Machine,
     budget_bytes: u64,
+    resident_bytes: u64,
 ) -> Result<StagePlan, PlanError> {
-    let memory = Memory::new(&bound, u64::from(machine.threads));
+    let mut memory = Memory::new(&bound, u64::from(machine.threads), resident_bytes);
     let limit_bytes = stage.limits.memory_bytes.min(Limits::MEMORY_MAX_BYTES);
     let extents = bound.split.iter().map(|index| bound.indices[*index].extent).collect();
     let space = tiling::space(&bound.operands, &bound.split, extents);
     let target_bytes = memory.target_bytes(budget_bytes, limit_bytes);
-    let tiling = tiling::choose(&space, &bound.operands, &bound.split, machine.ranks, target_bytes);
+    let (operands, split, ranks) = (&bound.operands, &bound.split, machine.ranks);
+    let boxes = Boxes { space: &space, operands, split, ranks, target_bytes };
+    let has_halo = operands.iter().any(|operand| operand.halo.iter().any(|width| *width > 0));
+    let empty = split.is_empty() || space.extents.contains(&0);
+    let (kind, tiling) = match (bound.reduces, has_halo) {
+        _ if empty => (StageKind::Map, tiling::choose(&space, operands, split, ranks, target_bytes)),
+        (true, _) => (StageKind::Reduce, boxes.reduce()),
+        (false, true) => (StageKind::Halo, boxes.halo()),
+        (false, false) => (StageKind::Map, tiling::choose(&space, operands, split, ranks, target_bytes)),
+    };
+    memory.held_bytes = sum([memory.held_bytes, held_bytes(&bound, &tiling)]);
 
     let block_bytes: Vec<u64> =
         footprints(&bound.operands, &bound.split).iter().map(|footprint| footprint.bytes(&tiling.block)).collect();
     let arena_bytes = sum(block_bytes.iter().map(|bytes| guest_bytes(*bytes)));
     let mut plan = StagePlan {
         name: stage.name.clone(),
-        kind: StageKind::Map,
+        kind,
         indices: bound.indices,
         operands: bound.operands,
         split: bound.split,
         unit: tiling.unit,
         grid: tiling.grid,
+        process_grid: tiling.process_grid,
+        reduce: stage.combine.zip(tiling.leaf).map(|(combine, leaf)| Reduce { combine, leaf }),
+        boundary: stage.boundary,
         block_units: tiling.block_units,
         block: tiling.block,
         block_count: 0,
         bytes: StageBytes::default(),
         broadcast_bytes: memory.broadcast_bytes,
+        held_bytes: memory.held_bytes,
         arena_bytes,
         peak_bytes_per_rank: memory.peak_bytes(sum(block_bytes), arena_bytes),
         notes: bound.notes,
@@ -202,22 +221,32 @@ fn count(plan: &mut StagePlan, space: &Space) {
     let mut block_sums = vec![0u128; split.len()];
     let footprints: Vec<Footprint> = split.iter().map(|(_, footprint)| footprint.clone()).collect();
     // Ranks after the last unit have nothing.
-    let busy = plan.units().min(u64::from(plan.ranks)) as u32;
-    plan.block_count = (0..busy).map(|rank| plan.tally(rank, &footprints, &mut block_sums)).sum();
+    let parts = plan.process_grid.as_ref().map_or(u64::from(plan.ranks), |parts| parts.iter().product());
+    let busy = plan.units().min(parts) as u32;
+    plan.block_count =
+        (0..parts.min(u64::from(plan.ranks)) as u32).map(|rank| plan.tally(rank, &footprints, &mut block_sums)).sum();
 
     let mut bytes = StageBytes::default();
     for ((position, _), sum) in split.iter().zip(&block_sums) {
         let operand = &plan.operands[*position];
         let total = u64::try_from(*sum).unwrap_or(u64::MAX);
         match operand.role {
-            Role::Output => bytes.written = bytes.written.saturating_add(total),
-            Role::Input if operand.is_stored() => {
+            // Resident scratch has no dataset.
+            Role::Output if operand.resident && operand.origin == Origin::Scratch => {}
+            Role::Output => bytes.written = bytes.written.saturating_add(operand.bytes()),
+            Role::Input if plan.is_held(*position) => {
+                let needs = (0..plan.ranks).flat_map(|rank| plan.needs(*position, rank));
+                let elements: u64 = needs.map(|need| need.elements()).sum();
+                bytes.read = bytes.read.saturating_add(elements * operand.dtype.size_bytes() as u64);
+            }
+            Role::Input if operand.is_stored() && !operand.resident => {
                 bytes.read = bytes.read.saturating_add(total);
             }
             Role::Input => {}
         }
     }
-    for operand in plan.operands.iter().filter(|o| o.distribution == Distribution::Broadcast && o.is_stored()) {
+    let broadcast = |o: &&OperandPlan| o.distribution == Distribution::Broadcast && o.is_stored() && !o.resident;
+    for operand in plan.operands.iter().filter(broadcast) {
         bytes.read = bytes.read.saturating_add(operand.bytes());
         bytes.moved = bytes.moved.saturating_add(operand.bytes().saturating_mul(u64::from(plan.ranks) - 1));
     }
@@ -233,7 +262,8 @@ fn note_rereads(plan: &mut StagePlan, split: &[(usize, Footprint)], block_sums: 
         let operand = &plan.operands[*position];
         let times = sum / u128::from(operand.bytes().max(1));
         let much = sum * 8 > u128::from(plan.bytes.read);
-        if operand.role == Role::Input && operand.is_stored() && times > 1 && much {
+        let streamed = operand.is_stored() && !operand.resident && !plan.is_held(*position);
+        if operand.role == Role::Input && streamed && times > 1 && much {
             plan.notes.push(format!("{} is read {times} times: it lacks a split index", operand.tensor));
         }
     }
@@ -281,6 +311,13 @@ impl StagePlan {
         operands.map(|(position, operand)| (position, Footprint::new(operand, &self.split))).collect()
     }
 
+    /// Whether a rank reads all that it needs of input `operand` from its dataset once, at the start of the stage, and not
+    /// block by block.
+    pub fn is_held(&self, operand: usize) -> bool {
+        let input = &self.operands[operand];
+        self.process_grid.is_some() && !input.resident && is_held(input, &self.split)
+    }
+
     /// Most bytes of split operands that a block needs.
     pub fn split_operand_bytes_max(&self) -> u64 {
         sum(footprints(&self.operands, &self.split).iter().map(|footprint| footprint.bytes(&self.block)))
@@ -293,6 +330,26 @@ impl StagePlan {
         let text = named.collect::<Vec<_>>().join(",");
         if text.is_empty() { "all".to_owned() } else { text }
     }
+}
+
+/// Whether a rank reads all that it needs of an input once, at the start: several of its blocks need the same elements.
+fn is_held(operand: &OperandPlan, split: &[usize]) -> bool {
+    let input = operand.role == Role::Input && operand.distribution == Distribution::Split && operand.is_stored();
+    let shared = operand.halo.iter().any(|width| *width > 0) || !split.iter().all(|axis| operand.dims.contains(axis));
+    input && shared
+}
+
+/// What a rank with the largest part keeps of the inputs of a stage with a process grid, and, of resident inputs that are
+/// not where they are needed.
+fn held_bytes(bound: &Bound, tiling: &tiling::Tiling) -> u64 {
+    let Some(parts) = &tiling.process_grid else { return 0 };
+    let along = |axis: usize| {
+        let extent = bound.indices[bound.split[axis]].extent;
+        (tiling.grid[axis].div_ceil(parts[axis]) * tiling.unit[axis]).min(extent)
+    };
+    let part: Vec<u64> = (0..parts.len()).map(along).collect();
+    let held = |o: &&OperandPlan| is_held(o, &bound.split) || (o.role == Role::Input && o.resident);
+    sum(bound.operands.iter().filter(held).map(|operand| Footprint::new(operand, &bound.split).bytes(&part)))
 }
 
 /// What an operand of `bytes` takes in guest memory.

@@ -7,6 +7,7 @@
 //! memory in proportion to its stages and operands, whatever the number of ranks and units.
 
 mod bind;
+mod boxes;
 mod error;
 mod geometry;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod memory;
 #[cfg(test)]
 mod properties;
 mod render;
+mod residence;
 #[cfg(test)]
 mod tests;
 mod tiling;
@@ -23,8 +25,8 @@ pub use error::PlanError;
 pub use geometry::Tile;
 pub use render::render;
 
-use crate::job::Job;
-use crate::tensor::{Dtype, Shape};
+use crate::job::{Combine, Job};
+use crate::tensor::{Boundary, Dtype, Shape};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -76,6 +78,12 @@ pub struct StagePlan {
     pub unit: Vec<u64>,
     /// Units per axis. Units are numbered in row-major order of this grid.
     pub grid: Vec<u64>,
+    /// Parts per axis into which ranks divide the grid, each a box; none: ranks have consecutive units.
+    pub process_grid: Option<Vec<u64>>,
+    /// The last axis is reduced.
+    pub reduce: Option<Reduce>,
+    /// What lies beyond the edge of inputs with a halo.
+    pub boundary: Option<Boundary>,
     /// Most units in a block.
     pub block_units: u64,
     /// Elements per axis that no block exceeds.
@@ -86,9 +94,11 @@ pub struct StagePlan {
     pub bytes: StageBytes,
     /// Broadcast inputs: one host copy on every rank, one guest copy in every instance.
     pub broadcast_bytes: u64,
+    /// What a rank keeps for the whole stage: its part of resident tensors, and of inputs that several of its blocks read.
+    pub held_bytes: u64,
     /// Guest memory for the split operands of the largest block, each in pages of its own with a guard.
     pub arena_bytes: u64,
-    /// `broadcast + threads * (guest broadcast + arena) + (threads + 2) * block`.
+    /// `held + broadcast + threads * (guest broadcast + arena) + (threads + 2) * block`.
     pub peak_bytes_per_rank: u64,
     /// What a person should know: idle ranks, clipped chunks, data read more than once.
     pub notes: Vec<String>,
@@ -102,6 +112,20 @@ pub struct StagePlan {
 pub enum StageKind {
     /// Every task reads its part of the split inputs and writes its part of every output; tasks never meet.
     Map,
+    /// A map that also reads its neighbours' part of some inputs.
+    Halo,
+    /// Tasks compute partial results, which are combined in a fixed order.
+    Reduce,
+}
+
+/// How a reduction is cut. Its axis is cut into *leaves*, one kernel call each; a unit of the axis is a *group* of leaves.
+/// Partial results are combined in the order of leaves within a group, then in the order of groups. Leaves and groups
+/// depend on the job and its data alone, so the result has the same bits on any number of ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Reduce {
+    pub combine: Combine,
+    /// Elements of a leaf; the last may have fewer.
+    pub leaf: u64,
 }
 
 /// An index of a stage.
@@ -109,7 +133,10 @@ pub enum StageKind {
 pub struct IndexPlan {
     pub name: String,
     pub extent: u64,
+    /// In every output: tasks get ranges of it.
     pub split: bool,
+    /// In no output: tasks get ranges of it and compute partial results.
+    pub reduced: bool,
 }
 
 /// A tensor of a stage.
@@ -123,6 +150,11 @@ pub struct OperandPlan {
     /// Position in [`StagePlan::indices`] of the index of each dimension.
     pub dims: Vec<usize>,
     pub distribution: Distribution,
+    /// Neighbours needed on each side, per dimension.
+    pub halo: Vec<u64>,
+    /// Whether the tensor is in the memory of the ranks between stages: an input gets what it needs from there, an output
+    /// is left there (and written to its dataset too, if it has one).
+    pub resident: bool,
     /// Of the dataset as it is, or is to be created.
     pub chunk: Option<Vec<u64>>,
     pub deflate: Option<u8>,
@@ -189,10 +221,15 @@ pub fn plan(job: &Job, layouts: &BTreeMap<String, Layout>, machine: &Machine) ->
     let budget_bytes = machine.memory_bytes.min(job.memory_bytes.unwrap_or(u64::MAX));
     let mut known = layouts.clone();
     let mut stages = Vec::with_capacity(job.stages.len());
+    let mut bound = Vec::with_capacity(job.stages.len());
     for stage in &job.stages {
-        let bound = bind::bind(job, stage, &mut known)?;
-        stages.push(memory::fit(job, stage, bound, machine, budget_bytes)?);
+        bound.push(bind::bind(job, stage, &mut known)?);
     }
+    let residence = residence::decide(job, &known, &mut bound, machine, budget_bytes)?;
+    for (stage, bound) in job.stages.iter().zip(bound) {
+        stages.push(memory::fit(job, stage, bound, machine, budget_bytes, residence.bytes_per_rank)?);
+    }
+    residence::count(&mut stages, &residence);
     let job_hash = blake3::Hash::from_bytes(job.hash()).to_hex().to_string();
     Ok(Plan { job_name: job.name.clone(), job_hash, machine: machine.clone(), budget_bytes, stages })
 }
@@ -223,6 +260,12 @@ impl OperandPlan {
     /// Bytes of the whole tensor.
     pub fn bytes(&self) -> u64 {
         self.shape.elements() * self.dtype.size_bytes() as u64
+    }
+
+    /// Bytes of the whole tensor with its halo.
+    pub fn padded_bytes(&self) -> u64 {
+        let widths = self.shape.iter().zip(&self.halo).map(|(extent, halo)| extent.saturating_add(2 * halo));
+        widths.fold(self.dtype.size_bytes() as u64, u64::saturating_mul)
     }
 
     /// Whether its elements come from (or go to) a dataset, and not from the job file.

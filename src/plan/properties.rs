@@ -1,7 +1,7 @@
 //! What holds for every plan, over random shapes, chunks, notations, machines and budgets.
 
 use super::*;
-use crate::tensor::{Region, chunks_of};
+use crate::tensor::{Region, chunks_of, padded};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,6 +15,9 @@ struct Case {
     b_chunk: Option<[u64; 3]>,
     out_dims: Vec<usize>,
     out_chunk: Option<[u64; 3]>,
+    /// Halo of `a` in its dimensions; all 0 for none.
+    halo: [u64; 3],
+    combine: bool,
     machine: Machine,
 }
 
@@ -25,14 +28,20 @@ impl Case {
             (Some(chunk), false) => format!(", chunk = {:?}", pick(&self.out_dims, chunk)),
             _ => String::new(),
         };
+        let halo = self.halo.map(|width| if width > 0 { format!("~{width}") } else { String::new() });
+        let boundary = if self.halo == [0; 3] { "" } else { ", boundary = \"periodic\"" };
+        let combine = if self.combine && self.out_dims.len() < 3 { ", combine = \"sum\"" } else { "" };
         format!(
             r#"
             tensors.a = {{ file = "a", dataset = "a" }}
             tensors.b = {{ file = "a", dataset = "b" }}
             tensors.o = {{ create = "o", dataset = "o", dtype = "i16"{chunk} }}
             tensors.p = {{ dtype = "f64" }}
-            stages = [{{ kernel = "k", compute = "a[i,j,k], b[{}] -> o[{}], p[{}]" }}]
+            stages = [{{ kernel = "k", compute = "a[i{},j{},k{}], b[{}] -> o[{}], p[{}]"{boundary}{combine} }}]
             "#,
+            halo[0],
+            halo[1],
+            halo[2],
             letters(&self.b_dims),
             letters(&self.out_dims),
             letters(&self.out_dims.iter().rev().copied().collect::<Vec<_>>()),
@@ -81,14 +90,18 @@ fn case() -> impl Strategy<Value = Case> {
         .prop_map(|(ranks, (threads, memory_bytes))| Machine { ranks, ranks_per_node: 2, threads, memory_bytes });
     let extent = prop_oneof![1 => 0u64..2, 9 => 1u64..24];
     let extents = [extent.clone(), extent.clone(), extent];
-    (extents, chunk(), some_dims(), chunk(), some_dims(), chunk(), machine).prop_map(
-        |(extents, a_chunk, b_dims, b_chunk, out_dims, out_chunk, machine)| Case {
+    let halo = prop_oneof![3 => Just([0; 3]), 1 => [0u64..3, 0u64..3, 0u64..3]];
+    let kind = (halo, any::<bool>());
+    (extents, chunk(), some_dims(), chunk(), some_dims(), chunk(), machine, kind).prop_map(
+        |(extents, a_chunk, b_dims, b_chunk, out_dims, out_chunk, machine, (halo, combine))| Case {
             extents,
             a_chunk,
             b_dims,
             b_chunk,
             out_dims,
             out_chunk,
+            halo,
+            combine,
             machine,
         },
     )
@@ -127,14 +140,8 @@ proptest! {
         let Some(plan) = case.plan() else { return Ok(()) };
         let stage = &plan.stages[0];
         let ranks = case.machine.ranks;
-        let mut next = 0;
-        let mut blocks = 0;
+        let (mut all, mut blocks) = (Vec::new(), 0);
         for rank in 0..ranks {
-            let shard = stage.shard_units(rank);
-            prop_assert_eq!(shard.start, next);
-            let each = stage.units() / u64::from(ranks);
-            prop_assert!((each..=each + 1).contains(&(shard.end - shard.start)));
-            // Blocks come in order, have whole units, and together exactly the shard's.
             let mut units = Vec::new();
             for tile in stage.blocks(rank) {
                 let block = units_of(stage, &tile);
@@ -143,11 +150,40 @@ proptest! {
                 units.extend(block);
                 blocks += 1;
             }
-            prop_assert_eq!(units, shard.clone().collect::<Vec<_>>());
-            next = shard.end;
+            prop_assert_eq!(units.len() as u64, stage.shard_units(rank));
+            let of_shard: u64 = stage.shard(rank).iter().map(|tile| units_of(stage, tile).len() as u64).sum();
+            prop_assert_eq!(of_shard, stage.shard_units(rank));
+            if stage.process_grid.is_none() {
+                // Consecutive units, dealt out evenly.
+                let each = stage.units() / u64::from(ranks);
+                prop_assert!((each..=each + 1).contains(&(units.len() as u64)));
+                prop_assert!(units.iter().copied().eq(all.len() as u64..(all.len() + units.len()) as u64));
+            }
+            all.extend(units);
         }
-        prop_assert_eq!(next, stage.units());
+        all.sort_unstable();
+        prop_assert!(all.iter().copied().eq(0..stage.units()));
         prop_assert_eq!(blocks, stage.block_count);
+    }
+
+    #[test]
+    fn every_output_element_is_owned_once_and_every_need_lies_in_its_tensor(case in case()) {
+        let Some(plan) = case.plan() else { return Ok(()) };
+        let stage = &plan.stages[0];
+        for (position, operand) in stage.operands.iter().enumerate() {
+            let regions = |rank| match operand.role {
+                Role::Output => stage.owned(position, rank),
+                Role::Input => stage.needs(position, rank),
+            };
+            let regions: Vec<Region> = (0..case.machine.ranks).flat_map(regions).collect();
+            let whole = Region::whole(&operand.shape);
+            prop_assert!(regions.iter().all(|region| whole.contains(region)));
+            let mut covered: Vec<Vec<u64>> = regions.iter().flat_map(points).collect();
+            if operand.role == Role::Output && stage.units() > 0 {
+                covered.sort();
+                prop_assert_eq!(covered, points(&whole));
+            }
+        }
     }
 
     #[test]
@@ -155,8 +191,7 @@ proptest! {
         let Some(plan) = case.plan() else { return Ok(()) };
         let stage = &plan.stages[0];
         for block in (0..case.machine.ranks).flat_map(|rank| stage.blocks(rank)) {
-            let axis = stage.task_axis(&block);
-            let length = block.0.extent.get(axis).copied().unwrap_or(1);
+            let length = stage.slices(&block);
             let mut tasks = Vec::new();
             let mut start = 0;
             for cut in cuts.iter().cycle() {
@@ -193,7 +228,7 @@ proptest! {
             }
             let covered: Vec<Vec<u64>> = regions.iter().flat_map(points).collect();
             let distinct: BTreeSet<&Vec<u64>> = covered.iter().collect();
-            if operand.role == Role::Output {
+            if operand.role == Role::Output && stage.reduce.is_none() {
                 prop_assert_eq!(covered.len() as u64, operand.shape.elements());
             }
             if stage.units() > 0 && operand.distribution == Distribution::Split {
@@ -213,11 +248,16 @@ proptest! {
         let blocks: Vec<Tile> = (0..case.machine.ranks).flat_map(|rank| stage.blocks(rank)).collect();
         let (mut read, mut written) = (0, 0);
         for (position, operand) in stage.operands.iter().enumerate() {
-            let bytes = |tile| stage.region(position, tile).elements() * operand.dtype.size_bytes() as u64;
+            let element_bytes = operand.dtype.size_bytes() as u64;
+            let bytes = |tile: &Tile| padded(&stage.region(position, tile), &operand.halo).elements() * element_bytes;
             let sum: u64 = blocks.iter().map(bytes).sum();
-            prop_assert!(blocks.iter().all(|tile| bytes(tile) <= stage.operand_max_bytes(position)));
+            let tasks = blocks.iter().flat_map(|block| (0..stage.slices(block)).map(|slice| stage.task(block, slice, 1)));
+            prop_assert!(tasks.into_iter().all(|tile| bytes(&tile) <= stage.operand_max_bytes(position)));
+            let needs = |rank| stage.needs(position, rank);
+            let needed: u64 = (0..case.machine.ranks).flat_map(needs).map(|need| need.elements() * element_bytes).sum();
             match (operand.role, operand.distribution) {
-                (Role::Output, _) => written += sum,
+                (Role::Output, _) => written += if stage.units() > 0 { operand.bytes() } else { 0 },
+                (Role::Input, Distribution::Split) if stage.is_held(position) => read += needed,
                 (Role::Input, Distribution::Split) => read += sum,
                 (Role::Input, Distribution::Broadcast) => read += operand.bytes(),
             }

@@ -32,13 +32,19 @@ pub fn render(plan: &Plan) -> String {
 
 fn stage_lines(stage: &StagePlan, lines: &mut Vec<String>) {
     let kind = match stage.kind {
-        StageKind::Map => "map",
+        StageKind::Map => "map".to_owned(),
+        StageKind::Halo => "halo".to_owned(),
+        StageKind::Reduce => "reduce".to_owned(),
     };
     lines.push(format!("stage {}: {kind}", stage.name));
     let mut field = |name: &str, text: String| lines.push(format!("  {name:<8} {text}"));
 
     let indices = stage.indices.iter().map(|index| {
-        let split = if index.split { " (split)" } else { "" };
+        let split = match (index.split, index.reduced) {
+            (true, _) => " (split)",
+            (_, true) => " (reduced)",
+            _ => "",
+        };
         format!("{}={}{split}", index.name, index.extent)
     });
     field("indices", indices.collect::<Vec<_>>().join(", "));
@@ -52,11 +58,12 @@ fn stage_lines(stage: &StagePlan, lines: &mut Vec<String>) {
         };
         field(name, row);
     }
-    let shards = [0, stage.ranks - 1].map(|rank| {
-        let units = stage.shard_units(rank);
-        units.end - units.start
-    });
+    let shards = [0, stage.ranks - 1].map(|rank| stage.shard_units(rank));
     field("units", format!("{} of {}; {} per rank", stage.units(), stage.extents_text(&stage.unit), range(shards)));
+    if let Some(parts) = &stage.process_grid {
+        let grid = parts.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+        field("grid", format!("{grid} ranks along {}", stage.axis_names().join(", ")));
+    }
     let size = iec(stage.split_operand_bytes_max());
     field("blocks", format!("{} of at most {} ({size})", stage.block_count, stage.extents_text(&stage.block)));
     let tasks = match stage.split.is_empty() {
@@ -92,9 +99,10 @@ fn operand_row(stage: &StagePlan, operand: &OperandPlan) -> [String; 6] {
         Distribution::Broadcast => "broadcast".to_owned(),
         Distribution::Split => "split".to_owned(),
     };
+    let origin = if operand.resident { format!("{origin}, in memory") } else { origin.to_owned() };
     let mut storage = match &operand.chunk {
         Some(chunk) => format!("{origin}, chunk {chunk:?}"),
-        None => origin.to_owned(),
+        None => origin,
     };
     if let Some(level) = operand.deflate {
         storage.push_str(&format!(", deflate {level}"));

@@ -114,7 +114,11 @@ fn a_stage_without_split_indices_is_one_task_on_rank_0() {
     assert_eq!(stage.task_name(&stage.task(tile, 0, 1)), "stage2@all");
     assert_eq!(stage.region(0, tile), Region::whole(&stage.operands[0].shape));
     assert_eq!(stage.region(1, tile), Region::default());
-    assert_eq!(stage.bytes.moved, 0);
+    // What stage 1 left in the memory of ranks 1 and 2 goes to rank 0.
+    let tmp = &stage.operands[0];
+    let elsewhere: u64 = (1..3).flat_map(|rank| plan.stages[0].owned(2, rank)).map(|r| r.elements() * 4).sum();
+    assert!(tmp.resident && elsewhere > tmp.bytes() / 2);
+    assert_eq!((stage.bytes.read, stage.bytes.moved), (0, elsewhere));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{Distribution, OperandPlan, Origin, Role};
 /// What one more contiguous run of a file costs, in bytes read: a seek or a system call against streaming.
 const RUN_COST_BYTES: u128 = 4096;
 /// Blocks that every rank should get, so that work can be balanced while it runs.
-const BLOCKS_PER_RANK: u64 = 8;
+pub(super) const BLOCKS_PER_RANK: u64 = 8;
 
 /// Extents of the split indices and, along each, the finest unit.
 #[derive(Clone, Debug)]
@@ -28,6 +28,10 @@ pub(super) struct Tiling {
     pub block_units: u64,
     /// Elements per axis that no block exceeds.
     pub block: Vec<u64>,
+    /// See [`super::StagePlan`].
+    pub process_grid: Option<Vec<u64>>,
+    /// Elements of a leaf of a reduction.
+    pub leaf: Option<u64>,
 }
 
 /// An operand as a cost.
@@ -98,7 +102,7 @@ pub(super) fn choose(
     let fair_share = (grid.iter().product::<u64>() / wanted_tiles).max(1);
     let block_units = fill(space, &unit, &grid, fits).min(fair_share);
     let block = extents_of(space, &unit, &grid, block_units);
-    Tiling { unit, grid, block_units, block }
+    Tiling { unit, grid, block_units, block, process_grid: None, leaf: None }
 }
 
 /// Tiles of these extents in the whole space.
@@ -126,7 +130,7 @@ fn cost(space: &Space, loads: &[Load], tile: &[u64]) -> u128 {
     let along = |axis: usize| u128::from(space.extents[axis].div_ceil(tile[axis]));
     let tiles: u128 = (0..tile.len()).map(along).product();
     loads.iter().fold(0u128, |sum, load| {
-        let visits: u128 = (0..tile.len()).filter(|axis| !load.footprint.axes.contains(axis)).map(along).product();
+        let visits: u128 = (0..tile.len()).filter(|axis| !load.footprint.has(*axis)).map(along).product();
         let bytes = u128::from(load.footprint.bytes(&space.extents)).saturating_mul(visits * load.reads);
         let runs = runs(&load.dims, tile).saturating_mul(tiles).saturating_mul(RUN_COST_BYTES);
         sum.saturating_add(bytes).saturating_add(runs)
@@ -144,7 +148,7 @@ fn runs(dims: &[(u64, Option<usize>)], tile: &[u64]) -> u128 {
 }
 
 /// The most consecutive units whose box still fits; at least 1.
-fn fill(space: &Space, unit: &[u64], grid: &[u64], fits: impl Fn(&[u64]) -> bool) -> u64 {
+pub(super) fn fill(space: &Space, unit: &[u64], grid: &[u64], fits: impl Fn(&[u64]) -> bool) -> u64 {
     let mut stride = 1;
     for axis in (0..grid.len()).rev() {
         // Most rows that fit, by bisection: `low` fits (or is one unit), `high` does not.
@@ -165,7 +169,7 @@ fn fill(space: &Space, unit: &[u64], grid: &[u64], fits: impl Fn(&[u64]) -> bool
 }
 
 /// Elements per axis of the largest box that a block of `units` consecutive units can be.
-fn extents_of(space: &Space, unit: &[u64], grid: &[u64], units: u64) -> Vec<u64> {
+pub(super) fn extents_of(space: &Space, unit: &[u64], grid: &[u64], units: u64) -> Vec<u64> {
     let mut rest = units.max(1);
     let mut extents = vec![0; unit.len()];
     for axis in (0..unit.len()).rev() {

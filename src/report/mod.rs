@@ -116,9 +116,22 @@ pub struct RankReport {
     pub rank: u32,
     pub hostname: String,
     pub first_task_ns: Option<u64>,
+    /// How often the iterated stages ran; none in a job without any.
+    pub iterations: Option<u64>,
     pub swaps: Vec<Swap>,
     pub stages: Vec<StageReport>,
     pub kernels: Vec<KernelReport>,
+}
+
+impl RankReport {
+    /// The entry of a stage, made if it is not there yet.
+    pub fn stage(&mut self, name: &str) -> &mut StageReport {
+        let at = self.stages.iter().position(|stage| stage.stage == name).unwrap_or(self.stages.len());
+        if at == self.stages.len() {
+            self.stages.push(StageReport { stage: name.to_owned(), ..StageReport::default() });
+        }
+        &mut self.stages[at]
+    }
 }
 
 /// A worker that went from one tier to the other while it ran.

@@ -16,37 +16,54 @@ impl PackedBox<'_> {
 }
 
 /// Copies the elements of `part` from `source` (packed, holding `from`) to `target` (packed, holding `to`).
-/// `part` must lie in both boxes. Runs that are contiguous on both sides are copied as one.
+/// `part` must lie in both boxes.
 pub fn copy_region(source: &[u8], from: &Region, target: &mut [u8], to: &Region, part: &Region, element_bytes: usize) {
     assert!(from.contains(part) && to.contains(part), "{part} must lie in {from} and {to}");
     assert_eq!(source.len(), PackedBox { region: from, element_bytes }.bytes(), "source must hold {from}");
     assert_eq!(target.len(), PackedBox { region: to, element_bytes }.bytes(), "target must hold {to}");
-    if part.elements() == 0 {
+    let at = |outer: &Region| part.offset.iter().zip(&outer.offset).map(|(at, start)| at - start).collect::<Vec<_>>();
+    copy_box(source, &from.extent, &at(from), target, &to.extent, &at(to), &part.extent, element_bytes);
+}
+
+/// Copies a box of `extent` elements, from `from_at` in a packed array of `from` elements a dimension to `to_at` in one of
+/// `to`. Runs that are contiguous on both sides are copied as one.
+#[expect(clippy::too_many_arguments, reason = "two arrays, a place in each, and what is copied")]
+pub fn copy_box(
+    source: &[u8],
+    from: &[u64],
+    from_at: &[u64],
+    target: &mut [u8],
+    to: &[u64],
+    to_at: &[u64],
+    extent: &[u64],
+    element_bytes: usize,
+) {
+    if extent.contains(&0) {
         return;
     }
-    // The innermost dimensions that `part` spans wholly in both boxes fold into one run.
-    let rank = part.rank();
+    // The innermost dimensions that the box spans wholly in both arrays fold into one run.
+    let rank = extent.len();
     let mut run_dim = rank;
     let mut run = element_bytes;
     while run_dim > 0 {
         run_dim -= 1;
-        run *= part.extent[run_dim] as usize;
-        if part.extent[run_dim] != from.extent[run_dim] || part.extent[run_dim] != to.extent[run_dim] {
+        run *= extent[run_dim] as usize;
+        if extent[run_dim] != from[run_dim] || extent[run_dim] != to[run_dim] {
             break;
         }
     }
-    let start = |outer: &Region, at: &[u64]| {
-        (0..rank).fold(0usize, |l, d| l * outer.extent[d] as usize + (at[d] - outer.offset[d]) as usize) * element_bytes
+    let place = |outer: &[u64], start: &[u64], at: &[u64]| {
+        (0..rank).fold(0usize, |l, d| l * outer[d] as usize + (start[d] + at[d]) as usize) * element_bytes
     };
-    let mut at = part.offset.clone();
+    let mut at = vec![0; rank];
     loop {
-        let (s, t) = (start(from, &at), start(to, &at));
+        let (s, t) = (place(from, from_at, &at), place(to, to_at, &at));
         target[t..t + run].copy_from_slice(&source[s..s + run]);
-        let Some(d) = (0..run_dim).rev().find(|d| at[*d] + 1 < part.end(*d)) else {
+        let Some(d) = (0..run_dim).rev().find(|d| at[*d] + 1 < extent[*d]) else {
             return;
         };
         at[d] += 1;
-        at[d + 1..].copy_from_slice(&part.offset[d + 1..]);
+        at[d + 1..].fill(0);
     }
 }
 

@@ -6,10 +6,12 @@
 
 mod copy;
 mod dtype;
+mod halo;
 mod region;
 mod shape;
 
-pub use copy::{PackedBox, copy_region};
+pub use copy::{PackedBox, copy_box, copy_region};
 pub use dtype::Dtype;
+pub use halo::{Boundary, HaloPart, clamp_edges, halo_parts, padded};
 pub use region::{Region, chunk_count, chunks_of};
 pub use shape::{MAX_RANK, Shape, ShapeError};

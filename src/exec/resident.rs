@@ -1,0 +1,168 @@
+//! Tensors in the memory of the ranks, and their way to where they are needed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::RunError;
+use super::link::{Link, tag};
+use crate::fabric::{Payload, Rank};
+use crate::plan::{OperandPlan, Plan};
+use crate::tensor::{Region, copy_region};
+
+/// Most bytes of one message of a transfer.
+const MESSAGE_BYTES: usize = 256 << 20;
+
+/// A region of a tensor and its elements, packed.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    pub region: Region,
+    pub bytes: Arc<Vec<u8>>,
+}
+
+impl Piece {
+    /// Copies what it has of `region` into `target`, which holds `region`. Returns the number of elements.
+    pub fn copy_to(&self, region: &Region, target: &mut [u8], element_bytes: usize) -> u64 {
+        let Some(common) = self.region.intersect(region) else { return 0 };
+        copy_region(&self.bytes, &self.region, target, region, &common, element_bytes);
+        common.elements()
+    }
+}
+
+/// What this rank has of a tensor, and which output of which stage it was, which tells what other ranks have.
+#[derive(Debug)]
+pub(super) struct Holding {
+    pub stage: usize,
+    pub operand: usize,
+    pub pieces: Vec<Piece>,
+}
+
+/// The resident tensors, by name.
+#[derive(Debug, Default)]
+pub(super) struct Resident(BTreeMap<String, Holding>);
+
+impl Resident {
+    pub fn keep(&mut self, tensor: &str, holding: Holding) {
+        self.0.insert(tensor.to_owned(), holding);
+    }
+
+    pub fn get(&self, tensor: &str) -> Option<&Holding> {
+        self.0.get(tensor)
+    }
+
+    /// Two tensors change places.
+    pub fn exchange(&mut self, a: &str, b: &str) {
+        let (of_a, of_b) = (self.0.remove(a), self.0.remove(b));
+        self.0.extend(of_a.map(|holding| (b.to_owned(), holding)));
+        self.0.extend(of_b.map(|holding| (a.to_owned(), holding)));
+    }
+
+    /// The value of a resident scalar, on every rank. Collective.
+    pub fn scalar(&self, link: &mut Link, plan: &Plan, tensor: &str) -> Result<f64, RunError> {
+        let missing = || RunError::Protocol { rank: link.rank(), what: "the scalar of 'until'" };
+        let holding = self.0.get(tensor).ok_or_else(missing)?;
+        let owned = |rank: &Rank| !plan.stages[holding.stage].owned(holding.operand, *rank).is_empty();
+        let owner = (0..link.size()).find(owned).ok_or_else(missing)?;
+        let mine =
+            (link.rank() == owner).then(|| holding.pieces.iter().flat_map(|piece| piece.bytes.to_vec()).collect());
+        let bytes: Vec<u8> = link.broadcast_from(owner, mine.map(|bytes: Vec<u8>| bytes.into()))?.into_vec();
+        let dtype = plan.stages[holding.stage].operands[holding.operand].dtype;
+        dtype.to_f64(&bytes).ok_or(RunError::Protocol { rank: owner, what: "the scalar of 'until'" })
+    }
+
+    /// What this rank needs of input `operand` of stage `stage`, from whoever has it; none if the tensor is not resident (an
+    /// iterated one is not at first). Returns with it the bytes that came from other ranks. Collective.
+    pub fn gather(
+        &self,
+        link: &mut Link,
+        plan: &Plan,
+        stage: usize,
+        operand: usize,
+    ) -> Result<Option<(Vec<Piece>, u64)>, RunError> {
+        let input = &plan.stages[stage].operands[operand];
+        let Some(holding) = self.0.get(&input.tensor) else { return Ok(None) };
+        let owned = |rank: Rank| plan.stages[holding.stage].owned(holding.operand, rank);
+        if plan.stages[stage].is_broadcast(operand) {
+            let mut owners = (0..link.size()).filter(|rank| !owned(*rank).is_empty());
+            if let (Some(only), None) = (owners.next(), owners.next()) {
+                return self.broadcast(link, holding, only, input).map(Some);
+            }
+        }
+        let needs = |rank: Rank| plan.stages[stage].needs(operand, rank);
+        let (me, element_bytes) = (link.rank(), input.dtype.size_bytes());
+        for offset in 1..link.size() {
+            // Every rank begins with another one.
+            let to = (me + offset) % link.size();
+            let regions = common(&needs(to), holding.pieces.iter().map(|piece| &piece.region));
+            send(link, to, &holding.pieces, &regions, element_bytes)?;
+        }
+        let (mine, mut moved_bytes) = (needs(me), 0);
+        let mut pieces = holding.pieces.clone();
+        for offset in 1..link.size() {
+            let from = (me + link.size() - offset) % link.size();
+            let regions = common(&mine, owned(from).iter());
+            let mut bytes = receive(link, from, &regions, element_bytes)?;
+            moved_bytes += bytes.len() as u64;
+            for region in regions {
+                let rest = bytes.split_off(region.elements() as usize * element_bytes);
+                pieces.push(Piece { region, bytes: Arc::new(bytes) });
+                bytes = rest;
+            }
+        }
+        Ok(Some((pieces, moved_bytes)))
+    }
+
+    fn broadcast(
+        &self,
+        link: &mut Link,
+        holding: &Holding,
+        owner: Rank,
+        input: &OperandPlan,
+    ) -> Result<(Vec<Piece>, u64), RunError> {
+        let whole = Region::whole(&input.shape);
+        let mine = (link.rank() == owner).then(|| {
+            let mut piece = vec![0; input.bytes() as usize];
+            for part in &holding.pieces {
+                part.copy_to(&whole, &mut piece, input.dtype.size_bytes());
+            }
+            Payload::from(piece)
+        });
+        let bytes = link.broadcast_from(owner, mine)?;
+        let moved_bytes = if link.rank() == owner { 0 } else { bytes.len() as u64 };
+        Ok((vec![Piece { region: whole, bytes: Arc::new(bytes.into_vec()) }], moved_bytes))
+    }
+}
+
+/// What `needs` and `owned` have in common, pair by pair, in the one order that both sides know.
+fn common<'a>(needs: &[Region], owned: impl Iterator<Item = &'a Region> + Clone) -> Vec<Region> {
+    needs.iter().flat_map(|need| owned.clone().filter_map(|own| own.intersect(need))).collect()
+}
+
+fn send(link: &mut Link, to: Rank, pieces: &[Piece], regions: &[Region], element_bytes: usize) -> Result<(), RunError> {
+    let mut bytes = Vec::new();
+    for region in regions {
+        let start = bytes.len();
+        bytes.resize(start + region.elements() as usize * element_bytes, 0);
+        for piece in pieces {
+            piece.copy_to(region, &mut bytes[start..], element_bytes);
+        }
+    }
+    let (length, bytes) = (bytes.len(), Payload::from(bytes));
+    for start in (0..length).step_by(MESSAGE_BYTES) {
+        link.send(to, tag::SHARD, bytes.slice(start..length.min(start + MESSAGE_BYTES)))?;
+    }
+    Ok(())
+}
+
+fn receive(link: &mut Link, from: Rank, regions: &[Region], element_bytes: usize) -> Result<Vec<u8>, RunError> {
+    let length = regions.iter().map(|region| region.elements() as usize * element_bytes).sum::<usize>();
+    let mut bytes = Vec::new();
+    while bytes.len() < length {
+        let message = link.receive(from, tag::SHARD)?;
+        if message.is_empty() || bytes.len() + message.len() > length {
+            return Err(RunError::Protocol { rank: from, what: "its part of a tensor" });
+        }
+        // One message is the rule: taken as it is.
+        if bytes.is_empty() { bytes = message } else { bytes.extend_from_slice(&message) }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,117 @@
+//! Who should own which shard: process grids over the split indices of a stage, and the choice among them. Pure.
+//!
+//! Refuses to know of tensors, jobs and bytes: the caller says what a grid costs. Invariant: the same arguments give
+//! the same grid on every rank.
+
+/// A grid may leave this part of the ranks idle if that moves less.
+const IDLE_SHARE: f64 = 0.03;
+/// The largest part may be this much larger than in the most even grid.
+const IMBALANCE: f64 = 1.03;
+/// Axes that are cut, at most: those with most units.
+const CUT_AXES: usize = 3;
+
+/// The process grid (parts per axis) that costs least among those that use nearly all `ranks` and cut nearly evenly, where
+/// `units[axis]` is the most parts that an axis can have. `weight` is what the largest part of a grid has to compute, `cost`
+/// the bytes that its worst rank must get and give. Of equals the first by parts, outermost axis first.
+///
+/// Brute force over all grids, as COSMA and others do for matrix multiplication (Kwasniewski et al., SC19); about
+/// `ranks * ln(ranks)` candidates for three axes.
+pub fn best_grid(units: &[u64], ranks: u32, weight: impl Fn(&[u64]) -> u64, cost: impl Fn(&[u64]) -> u64) -> Vec<u64> {
+    let most = units.iter().fold(1u64, |product, units| product.saturating_mul((*units).max(1)));
+    let busy = u64::from(ranks).min(most).max(1);
+    let least = (busy as f64 * (1.0 - IDLE_SHARE)).ceil() as u64;
+    let mut cut: Vec<usize> = (0..units.len()).filter(|axis| units[*axis] > 1).collect();
+    cut.sort_by_key(|axis| std::cmp::Reverse(units[*axis]));
+    cut.truncate(CUT_AXES);
+    cut.sort_unstable();
+    let mut best: Option<(Vec<u64>, u64)> = None;
+    let mut lightest = u64::MAX;
+    visit(units, &cut, u64::from(ranks), &mut |grid| {
+        if grid.iter().product::<u64>() >= least {
+            lightest = lightest.min(weight(grid));
+        }
+    });
+    visit(units, &cut, u64::from(ranks), &mut |grid| {
+        if grid.iter().product::<u64>() >= least && weight(grid) as f64 <= lightest as f64 * IMBALANCE {
+            let bytes = cost(grid);
+            if best.as_ref().is_none_or(|(_, least)| bytes < *least) {
+                best = Some((grid.to_vec(), bytes));
+            }
+        }
+    });
+    // Where no grid comes near the number of ranks, the one with most parts.
+    best.map(|(grid, _)| grid).unwrap_or_else(|| {
+        let mut widest = vec![1; units.len()];
+        visit(units, &cut, u64::from(ranks), &mut |grid| {
+            if grid.iter().product::<u64>() > widest.iter().product() {
+                widest = grid.to_vec();
+            }
+        });
+        widest
+    })
+}
+
+/// All grids over the axes `cut` that take at most `ranks`, the last of them as large as it can be.
+fn visit(units: &[u64], cut: &[usize], ranks: u64, see: &mut impl FnMut(&[u64])) {
+    fn go(units: &[u64], cut: &[usize], ranks: u64, grid: &mut Vec<u64>, see: &mut impl FnMut(&[u64])) {
+        match cut {
+            [] => see(grid),
+            [last] => {
+                grid[*last] = units[*last].min(ranks);
+                see(grid);
+                grid[*last] = 1;
+            }
+            [axis, rest @ ..] => {
+                for parts in 1..=units[*axis].min(ranks) {
+                    grid[*axis] = parts;
+                    go(units, rest, ranks / parts, grid, see);
+                }
+                grid[*axis] = 1;
+            }
+        }
+    }
+    go(units, cut, ranks, &mut vec![1; units.len()], see);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(extents: [u64; 3]) -> impl Fn(&[u64]) -> u64 {
+        move |grid| grid.iter().zip(extents).map(|(parts, extent)| extent.div_ceil(*parts)).product()
+    }
+
+    /// Halo bytes of a box with most neighbours: a layer on each side that has one.
+    fn surface(extents: [u64; 3]) -> impl Fn(&[u64]) -> u64 {
+        move |grid| {
+            let sides: Vec<u64> = grid.iter().zip(extents).map(|(parts, extent)| extent.div_ceil(*parts)).collect();
+            let along = |d: usize| sides.iter().product::<u64>() / sides[d] * (grid[d] - 1).min(2);
+            (0..3).map(along).sum()
+        }
+    }
+
+    #[test]
+    fn halos_get_near_cubes_and_flat_spaces_slabs() {
+        let best = |extents: [u64; 3], ranks| best_grid(&extents, ranks, volume(extents), surface(extents));
+        assert_eq!(best([64, 64, 64], 8), [2, 2, 2]);
+        assert_eq!(best([64, 64, 64], 64), [4, 4, 4]);
+        assert_eq!(best([1000, 2, 2], 4), [4, 1, 1]);
+        assert_eq!(best([2, 2, 1], 16).iter().product::<u64>(), 4);
+    }
+
+    #[test]
+    fn primes_may_leave_a_few_ranks_idle() {
+        let extents = [1024, 1024, 1024];
+        let grid = best_grid(&extents, 4099, volume(extents), surface(extents));
+        let busy: u64 = grid.iter().product();
+        assert!((3977..=4099).contains(&busy), "{grid:?}");
+        assert!(surface(extents)(&grid) < surface(extents)(&[4099, 1, 1]) / 4, "{grid:?}");
+    }
+
+    #[test]
+    fn a_hundred_thousand_ranks_take_no_time_to_speak_of() {
+        let extents = [1 << 20, 1 << 20, 1 << 20];
+        let grid = best_grid(&extents, 100_000, volume(extents), surface(extents));
+        assert!(grid.iter().product::<u64>() >= 97_000);
+    }
+}

@@ -1,0 +1,123 @@
+//! Which tensors stay in the memory of the ranks between stages, and what moves to where it is needed.
+
+use super::bind::Bound;
+use super::{Layout, Machine, PlanError, Role, StagePlan};
+use crate::job::{Job, Source};
+use crate::tensor::Region;
+use std::collections::BTreeMap;
+
+/// Part of a rank's budget that resident tensors may take.
+const SHARE: u64 = 2;
+
+/// The output that a resident tensor comes from, as stage and operand.
+type Producer = (usize, usize);
+
+#[derive(Debug)]
+pub(super) struct Residence {
+    /// By the name under which stages read it, once iterations are under way.
+    producers: BTreeMap<String, Producer>,
+    /// Of all resident tensors together, on the rank with most.
+    pub bytes_per_rank: u64,
+}
+
+/// Marks operands as resident: tensors that a stage writes and another reads, as long as there is memory, and those that
+/// iterations feed back in any case.
+pub(super) fn decide(
+    job: &Job,
+    known: &BTreeMap<String, Layout>,
+    stages: &mut [Bound],
+    machine: &Machine,
+    budget_bytes: u64,
+) -> Result<Residence, PlanError> {
+    let exchange = || job.iterate.iter().flat_map(|iterate| &iterate.exchange);
+    check_exchange(job, known)?;
+    let is_read = |tensor: &str| {
+        let reads = |bound: &Bound| bound.operands.iter().any(|o| o.role == Role::Input && o.tensor == tensor);
+        stages.iter().any(reads) || exchange().any(|pair| pair.written == tensor)
+    };
+    // They are written to their datasets once, after the last iteration.
+    let is_iterated = |stage| job.iterate.as_ref().is_some_and(|iterate| iterate.stages.contains(&stage));
+    let mut candidates: Vec<(String, Producer, u64)> = Vec::new();
+    for (position, bound) in stages.iter().enumerate() {
+        for (operand, output) in bound.operands.iter().enumerate() {
+            if output.role == Role::Output && (is_read(&output.tensor) || is_iterated(position)) {
+                // Parts are not quite even, and a tensor that few ranks own is sent to others whole.
+                let bytes = (output.bytes() / u64::from(machine.ranks)).saturating_mul(5) / 4;
+                candidates.push((output.tensor.clone(), (position, operand), bytes));
+            }
+        }
+    }
+    // The largest go to files first, until the rest fits; iterated ones never.
+    let key = |(tensor, (stage, _), bytes): &(String, Producer, u64)| (!is_iterated(*stage), *bytes, tensor.clone());
+    candidates.sort_by_key(key);
+    let total = |list: &[(String, Producer, u64)]| list.iter().map(|(.., bytes)| bytes).sum::<u64>();
+    while total(&candidates) > budget_bytes / SHARE && candidates.last().is_some_and(|last| !is_iterated(last.1.0)) {
+        candidates.pop();
+    }
+    let bytes_per_rank = total(&candidates);
+    let mut producers: BTreeMap<String, Producer> =
+        candidates.into_iter().map(|(tensor, producer, _)| (tensor, producer)).collect();
+    for pair in exchange() {
+        if let Some(producer) = producers.get(&pair.written) {
+            producers.insert(pair.read.clone(), *producer);
+        }
+    }
+    for operand in stages.iter_mut().flat_map(|bound| &mut bound.operands) {
+        operand.resident = producers.contains_key(&operand.tensor);
+    }
+    Ok(Residence { producers, bytes_per_rank })
+}
+
+/// Tensors that change places have one shape and dtype.
+fn check_exchange(job: &Job, known: &BTreeMap<String, Layout>) -> Result<(), PlanError> {
+    let layout = |tensor: &str| match job.tensors.get(tensor).map(|decl| &decl.source) {
+        Some(Source::Inline { dtype, shape, .. }) => Some((*dtype, shape.clone())),
+        _ => known.get(tensor).map(|layout| (layout.dtype, layout.shape.clone())),
+    };
+    for pair in job.iterate.iter().flat_map(|iterate| &iterate.exchange) {
+        if let (Some(read), Some(written)) = (layout(&pair.read), layout(&pair.written))
+            && read != written
+        {
+            return Err(PlanError::Exchange {
+                at: job.excerpt(pair.span.clone(), None),
+                read: format!("'{}' is {} {}", pair.read, read.0, read.1),
+                written: format!("'{}' is {} {}", pair.written, written.0, written.1),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Adds what moves between ranks: resident inputs, from those who own them to those who need them, and partial results.
+/// For an iterated stage that is one iteration but the first.
+pub(super) fn count(stages: &mut [StagePlan], residence: &Residence) {
+    for position in 0..stages.len() {
+        let stage = &stages[position];
+        let mut moved = partial_results(stage);
+        for (operand, input) in stage.operands.iter().enumerate() {
+            let producer = residence.producers.get(&input.tensor);
+            let (Role::Input, true, Some((from, output))) = (input.role, input.resident, producer) else { continue };
+            let element_bytes = input.dtype.size_bytes() as u64;
+            for rank in 0..stage.ranks {
+                let owned = stages[*from].owned(*output, rank);
+                let elements = stage.needs(operand, rank).iter().map(|need| missing(need, &owned)).sum::<u64>();
+                moved = moved.saturating_add(elements * element_bytes);
+            }
+        }
+        stages[position].bytes.moved = stages[position].bytes.moved.saturating_add(moved);
+    }
+}
+
+/// Elements of `need` that are in none of `owned`, which do not overlap.
+fn missing(need: &Region, owned: &[Region]) -> u64 {
+    let own: u64 = owned.iter().filter_map(|own| own.intersect(need)).map(|common| common.elements()).sum();
+    need.elements() - own
+}
+
+/// A partial result goes from each part of the reduction axis to the next.
+fn partial_results(stage: &StagePlan) -> u64 {
+    let (Some(_), Some(parts)) = (&stage.reduce, &stage.process_grid) else { return 0 };
+    let busy = parts.last().copied().unwrap_or(1).min(stage.grid.last().copied().unwrap_or(1));
+    let outputs = stage.operands.iter().filter(|operand| operand.role == Role::Output);
+    outputs.map(|operand| operand.bytes() * busy.saturating_sub(1)).sum()
+}
