@@ -166,11 +166,9 @@ pub(super) fn check(job: &Job) -> Result<(), JobError> {
         if !job.tensors.contains_key(read) {
             return Err(wrong(span, format!("tensor '{read}' is not declared"), None));
         }
-        let constant = matches!(job.tensors.get(read).map(|decl| &decl.source), Some(Source::Create { .. }));
-        if constant {
+        if matches!(job.tensors.get(read).map(|decl| &decl.source), Some(Source::Create { .. })) {
             let reason = format!("'{read}' is to be created, and would be what the last iteration but one wrote");
-            let help = "make it scratch, or an existing dataset".to_owned();
-            return Err(wrong(span, reason, Some(help)));
+            return Err(wrong(span, reason, Some("make it scratch, or an existing dataset".to_owned())));
         }
     }
     Ok(())

@@ -11,6 +11,8 @@ mod constant;
 mod error;
 mod excerpt;
 mod iterate;
+#[cfg(test)]
+mod kinds;
 mod nearest;
 mod notation;
 mod read;

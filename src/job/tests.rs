@@ -433,7 +433,8 @@ fn the_documented_job_is_a_job() {
     assert_eq!((job.tensors.len(), job.stages.len()), (5, 1));
     for key in ["name", "memory", "file", "create", "value", "values", "dataset", "dtype", "chunk", "deflate"]
         .into_iter()
-        .chain(["kernel", "export", "compute", "sizes", "limits", "time"])
+        .chain(["kernel", "export", "compute", "sizes", "limits", "time", "combine", "boundary"])
+        .chain(["iterate", "count", "until", "exchange"])
     {
         assert!(page.contains(&format!("| `{key}` |")), "{key}");
     }
