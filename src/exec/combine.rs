@@ -37,8 +37,13 @@ pub(super) fn combine(how: Combine, dtype: Dtype, sum: &mut [u8], other: &[u8]) 
             match how {
                 Combine::Sum => each!($type, |a: $type, b: $type| known(a + b)),
                 Combine::Prod => each!($type, |a: $type, b: $type| known(a * b)),
-                Combine::Min => each!($type, |a: $type, b: $type| either(a, b, if b < a { b } else { a })),
-                Combine::Max => each!($type, |a: $type, b: $type| either(a, b, if b > a { b } else { a })),
+                // In the total order: -0 is below 0, so that neither depends on the order of its arguments.
+                Combine::Min => {
+                    each!($type, |a: $type, b: $type| either(a, b, if b.total_cmp(&a).is_lt() { b } else { a }))
+                }
+                Combine::Max => {
+                    each!($type, |a: $type, b: $type| either(a, b, if b.total_cmp(&a).is_gt() { b } else { a }))
+                }
             }
         }};
     }
@@ -111,6 +116,9 @@ mod tests {
             for (a, b) in [(odd, 1.0), (1.0, odd)] {
                 assert_eq!(combined(how, a, b).to_bits(), f64::NAN.to_bits(), "{how:?}");
             }
+        }
+        for (a, b) in [(0.0, -0.0), (-0.0, 0.0)] {
+            assert!(combined(Combine::Min, a, b).is_sign_negative() && combined(Combine::Max, a, b).is_sign_positive());
         }
         let mut sum = [250u8, 3].to_vec();
         combine(Combine::Sum, Dtype::U8, &mut sum, &[10, 4]);

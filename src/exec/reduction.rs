@@ -1,4 +1,4 @@
-//! The way of partial results: from each part of the reduction axis to the next, where they are combined in order.
+//! The way of partial results: along each reduced axis from one part to the next, where they are combined in order.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,56 +8,95 @@ use crate::fabric::Rank;
 use crate::job::Combine;
 use crate::plan::{Role, StagePlan, Tile};
 
-/// One cell of the outputs on this rank: the sum of its groups so far, by output.
-type Cell = Vec<Fold>;
+/// A sum under way: that of a cell, along the reduced axis of this number, within the groups of the axes before it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    cell: u64,
+    within: Vec<u64>,
+}
 
-/// What has become of a cell.
+/// What follows from a partial result.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Nothing yet.
-    Waiting,
-    /// This rank's groups are in: the next rank goes on with them.
+    /// This rank's part of a sum is complete: the next rank goes on with it.
     Pass { to: Rank, bytes: Vec<u8> },
-    /// All groups are in: the outputs' bytes.
-    Done(Vec<Vec<u8>>),
+    /// All of a cell is in: the outputs' bytes.
+    Done { tile: Tile, results: Vec<Vec<u8>> },
 }
 
 /// The reduction of a stage on one rank.
 #[derive(Debug)]
 pub(super) struct Reduction {
     combine: Combine,
-    /// Groups of this rank, and of all ranks.
-    groups: Range<u64>,
-    group_count: u64,
+    axes: Vec<Axis>,
     rank: Rank,
-    cells: BTreeMap<u64, Cell>,
-    cells_left: u64,
+    /// By key, the fold of each output.
+    sums: BTreeMap<Key, Vec<Fold>>,
+    /// Sums that this rank has yet to complete.
+    left: u64,
+}
+
+/// A reduced axis as this rank sees it.
+#[derive(Debug)]
+struct Axis {
+    /// Groups of this rank, and of all ranks.
+    own: Range<u64>,
+    all: u64,
+    /// From this rank to the next along the axis.
+    stride: u32,
 }
 
 impl Reduction {
-    /// `blocks` are this rank's, of a stage that reduces.
-    pub fn new(plan: &StagePlan, combine: Combine, rank: Rank, blocks: &[Tile]) -> Reduction {
-        let first = blocks.iter().map(|block| plan.group(block)).min().unwrap_or(0);
-        let end = blocks.iter().map(|block| plan.group(block) + 1).max().unwrap_or(0);
-        let cells_left = if blocks.is_empty() { 0 } else { blocks.len() as u64 / (end - first) };
-        let group_count = plan.grid.last().copied().unwrap_or(0);
-        Reduction { combine, groups: first..end, group_count, rank, cells: BTreeMap::new(), cells_left }
+    /// Of a stage that reduces; none on ranks without a part in it.
+    pub fn new(plan: &StagePlan, rank: Rank) -> Option<Reduction> {
+        let (reduce, grid) = (plan.reduce.as_ref()?, plan.process_grid.as_ref()?);
+        let place = plan.place(rank)?;
+        let axis = |axis: usize| Axis {
+            own: grid.steps_of(axis, place[axis]),
+            all: grid.steps[axis],
+            stride: grid.stride(axis),
+        };
+        let first = plan.split.len() - reduce.axes;
+        let axes: Vec<Axis> = (first..plan.split.len()).map(axis).collect();
+        let mut chains: u64 =
+            (0..first).map(|axis| grid.steps_of(axis, place[axis])).map(|steps| steps.end - steps.start).product();
+        let mut left = 0;
+        for (level, axis) in axes.iter().enumerate() {
+            // Sums of an axis come together on the last rank along the axes after it.
+            if plan.is_last_along(rank, level + 1) {
+                left += chains;
+            }
+            chains *= axis.own.end - axis.own.start;
+        }
+        Some(Reduction { combine: reduce.combine, axes, rank, sums: BTreeMap::new(), left })
     }
 
-    /// Whether every cell of this rank is done or passed on.
+    /// Whether every sum of this rank is done or passed on.
     pub fn is_complete(&self) -> bool {
-        self.cells_left == 0
+        self.left == 0
     }
 
-    /// Takes the partial results of a block, one per output.
-    pub fn add(&mut self, plan: &StagePlan, block: &Tile, results: Vec<Vec<u8>>) -> Outcome {
-        self.take(plan, plan.cell(block), plan.group(block), results)
+    /// Takes the partial results of a block: for each group along the last axis one per output.
+    pub fn add(&mut self, plan: &StagePlan, block: &Tile, groups: Vec<Vec<Vec<u8>>>) -> Vec<Outcome> {
+        let ranges = plan.groups(block);
+        let Some((along, before)) = ranges.split_last() else { return Vec::new() };
+        let within: Vec<u64> = before.iter().map(|range| range.start).collect();
+        let key = Key { cell: plan.cell(block), within };
+        let take = |(group, results)| self.take(plan, key.clone(), group, results);
+        along.clone().zip(groups).filter_map(take).collect()
     }
 
     /// Takes what the rank before passed on. `None` if it makes no sense.
-    pub fn receive(&mut self, plan: &StagePlan, bytes: &[u8]) -> Option<(Tile, Outcome)> {
-        let (cell, mut rest) = bytes.split_first_chunk::<8>()?;
-        let cell = u64::from_le_bytes(*cell);
+    pub fn receive(&mut self, plan: &StagePlan, bytes: &[u8]) -> Option<Vec<Outcome>> {
+        let word = |bytes: &mut &[u8]| {
+            let (word, rest) = bytes.split_first_chunk::<8>()?;
+            *bytes = rest;
+            Some(u64::from_le_bytes(*word))
+        };
+        let mut rest = bytes;
+        let (cell, level) = (word(&mut rest)?, word(&mut rest)?);
+        let within = (0..level.min(self.axes.len() as u64)).map(|_| word(&mut rest)).collect::<Option<Vec<_>>>()?;
+        let before = self.axes.get(within.len())?.own.start.checked_sub(1)?;
         let tile = plan.cell_tile(cell)?;
         let mut results = Vec::new();
         for (operand, output) in plan.operands.iter().enumerate().filter(|(_, operand)| operand.role == Role::Output) {
@@ -66,30 +105,41 @@ impl Reduction {
             results.push(bytes.to_vec());
             rest = after;
         }
-        let before = self.groups.start.checked_sub(1).filter(|_| rest.is_empty())?;
-        Some((tile, self.take(plan, cell, before, results)))
+        rest.is_empty().then(|| self.take(plan, Key { cell, within }, before, results).into_iter().collect())
     }
 
-    fn take(&mut self, plan: &StagePlan, cell: u64, group: u64, results: Vec<Vec<u8>>) -> Outcome {
+    /// Bytes of a message that are no tensor's.
+    pub fn header_bytes(message: &[u8]) -> usize {
+        let level = message.get(8..16).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes);
+        16 + 8 * level as usize
+    }
+
+    fn take(&mut self, plan: &StagePlan, key: Key, number: u64, results: Vec<Vec<u8>>) -> Option<Outcome> {
+        let level = key.within.len();
+        let Axis { own, all, stride } = &self.axes[level];
         // What comes from the rank before has the number before this rank's first.
-        let first = self.groups.start.saturating_sub(1);
-        let folds =
-            self.cells.entry(cell).or_insert_with(|| results.iter().map(|_| Fold::starting_at(first)).collect());
+        let first = own.start.saturating_sub(1);
+        let sums = self.sums.entry(key.clone());
+        let folds = sums.or_insert_with(|| results.iter().map(|_| Fold::starting_at(first)).collect());
         let outputs = plan.operands.iter().filter(|operand| operand.role == Role::Output);
         for ((fold, output), bytes) in folds.iter_mut().zip(outputs).zip(results) {
-            fold.add(group, bytes, self.combine, output.dtype);
+            fold.add(number, bytes, self.combine, output.dtype);
         }
-        let end = self.groups.end;
-        let Some(sums) = folds.iter_mut().map(|fold| fold.take_up_to(end)).collect::<Option<Vec<_>>>() else {
-            return Outcome::Waiting;
-        };
-        self.cells.remove(&cell);
-        self.cells_left -= 1;
-        if end == self.group_count {
-            return Outcome::Done(sums);
+        let sums = folds.iter_mut().map(|fold| fold.take_up_to(own.end)).collect::<Option<Vec<_>>>()?;
+        let (own_end, all, to) = (own.end, *all, self.rank + stride);
+        self.sums.remove(&key);
+        self.left -= 1;
+        let Key { cell, mut within } = key;
+        if own_end < all {
+            let mut bytes = cell.to_le_bytes().to_vec();
+            bytes.extend_from_slice(&(level as u64).to_le_bytes());
+            within.iter().for_each(|group| bytes.extend_from_slice(&group.to_le_bytes()));
+            sums.iter().for_each(|sum| bytes.extend_from_slice(sum));
+            return Some(Outcome::Pass { to, bytes });
         }
-        let mut bytes = cell.to_le_bytes().to_vec();
-        sums.iter().for_each(|sum| bytes.extend_from_slice(sum));
-        Outcome::Pass { to: self.rank + 1, bytes }
+        match within.pop() {
+            Some(group) => self.take(plan, Key { cell, within }, group, sums),
+            None => Some(Outcome::Done { tile: plan.cell_tile(cell)?, results: sums }),
+        }
     }
 }

@@ -101,7 +101,7 @@ pub(super) fn run_stage(
     let mut inputs =
         Inputs::gather(link, context.job, &context.plan, stage_index, places, resident, &mut report.counts)?;
     let tiles: Vec<Tile> = plan.blocks(link.rank()).collect();
-    let reduction = plan.reduce.map(|reduce| Reduction::new(plan, reduce.combine, link.rank(), &tiles));
+    let reduction = Reduction::new(plan, link.rank());
     let workers = context.pool.current_num_threads();
     let in_flight = workers as u64 + 2;
     let scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity);
@@ -253,7 +253,10 @@ impl Running<'_> {
             inputs.push(self.inputs.read(plan, index, &region, &mut self.report.counts)?);
             outputs.push(Mutex::new(match (operand.role, plan.reduce) {
                 (Role::Input, _) => BlockOutput::None,
-                (Role::Output, Some(reduce)) => BlockOutput::Partial(reduce.combine, Fold::default()),
+                (Role::Output, Some(reduce)) => {
+                    let groups = plan.slices(&tile) / reduce.leaves;
+                    BlockOutput::Partial(reduce, (0..groups).map(|_| Fold::default()).collect())
+                }
                 (Role::Output, None) => {
                     BlockOutput::Tile(vec![0; region.elements() as usize * operand.dtype.size_bytes()])
                 }
@@ -271,19 +274,25 @@ impl Running<'_> {
         let Some(block) = block else { panic!("block {number} is not in memory") };
         let shared = self.shared.clone();
         let plan = shared.stage();
-        let slices = plan.slices(&block.tile);
-        let results =
-            block.outputs.iter().filter_map(|output| match std::mem::replace(&mut *lock(output), BlockOutput::None) {
-                BlockOutput::None => None,
-                BlockOutput::Tile(bytes) => Some(bytes),
-                BlockOutput::Partial(_, mut fold) => fold.take_up_to(slices),
-            });
-        let results: Vec<Vec<u8>> = results.collect();
+        let take = |output| std::mem::replace(&mut *lock(output), BlockOutput::None);
+        let (mut tiles, mut partial) = (Vec::new(), Vec::new());
+        for output in &block.outputs {
+            match take(output) {
+                BlockOutput::None => {}
+                BlockOutput::Tile(bytes) => tiles.push(bytes),
+                BlockOutput::Partial(reduce, groups) => {
+                    partial.resize(groups.len(), Vec::new());
+                    for (results, mut group) in partial.iter_mut().zip(groups) {
+                        results.extend(group.take_up_to(reduce.leaves));
+                    }
+                }
+            }
+        }
         match &mut self.reduction {
-            None => self.emit(link, &block.tile, &results, stagings)?,
+            None => self.emit(link, &block.tile, &tiles, stagings)?,
             Some(reduction) => {
-                let outcome = reduction.add(plan, &block.tile, results);
-                self.follow(link, &block.tile, outcome, stagings)?;
+                let outcomes = reduction.add(plan, &block.tile, partial);
+                self.follow(link, outcomes, stagings)?;
             }
         }
         self.blocks_done += 1;
@@ -308,19 +317,15 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Does what has become of a cell of the reduction.
-    fn follow(
-        &mut self,
-        link: &mut Link,
-        tile: &Tile,
-        outcome: Outcome,
-        stagings: &mut Stagings,
-    ) -> Result<(), RunError> {
-        match outcome {
-            Outcome::Waiting => Ok(()),
-            Outcome::Pass { to, bytes } => link.send(to, tag::PARTIAL, bytes.into()),
-            Outcome::Done(results) => self.emit(link, tile, &results, stagings),
+    /// Does what follows from partial results.
+    fn follow(&mut self, link: &mut Link, outcomes: Vec<Outcome>, stagings: &mut Stagings) -> Result<(), RunError> {
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Pass { to, bytes } => link.send(to, tag::PARTIAL, bytes.into())?,
+                Outcome::Done { tile, results } => self.emit(link, &tile, &results, stagings)?,
+            }
         }
+        Ok(())
     }
 
     fn heed_rank(
@@ -338,11 +343,12 @@ impl Running<'_> {
                 self.outputs.receive(message, stagings)
             }
             tag::PARTIAL => {
-                self.report.counts.moved_bytes += (message.bytes.len() as u64).saturating_sub(8);
+                let header_bytes = Reduction::header_bytes(&message.bytes);
+                self.report.counts.moved_bytes += message.bytes.len().saturating_sub(header_bytes) as u64;
                 let shared = self.shared.clone();
                 let received = self.reduction.as_mut().and_then(|r| r.receive(shared.stage(), &message.bytes));
-                let (tile, outcome) = received.ok_or_else(|| wrong("a partial result"))?;
-                self.follow(link, &tile, outcome, stagings)
+                let outcomes = received.ok_or_else(|| wrong("a partial result"))?;
+                self.follow(link, outcomes, stagings)
             }
             tag::STAGE_DONE => {
                 let sent = message.bytes.as_slice().try_into().map_err(|_| wrong("the end of its stage"))?;

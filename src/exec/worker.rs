@@ -10,8 +10,7 @@ use crossbeam_channel::Sender;
 
 use crate::engine::{Access, Code, Engine, EngineError, Instance, Kernel, KernelFault, OperandSpec, Tier, View};
 use crate::fabric::Payload;
-use crate::job::Combine;
-use crate::plan::{Plan, StagePlan, Tile};
+use crate::plan::{Plan, Reduce, StagePlan, Tile};
 use crate::report::{Counts, Swap};
 use crate::sched::{Action, CostClass, Event, Scheduler, Span};
 use crate::tensor::{Region, copy_box, copy_region};
@@ -58,8 +57,8 @@ pub(super) enum BlockOutput {
     None,
     /// The bytes of its region.
     Tile(Vec<u8>),
-    /// Partial results, combined in the order of slices.
-    Partial(Combine, Fold),
+    /// Partial results of each group, combined in the order of its leaves.
+    Partial(Reduce, Vec<Fold>),
 }
 
 /// A task under way, for the watch over time limits and for messages.
@@ -329,7 +328,10 @@ fn task(
                 BlockOutput::Tile(target) => {
                     copy_region(bytes, &view.region, target, &to, &view.region, view.dtype.size_bytes());
                 }
-                BlockOutput::Partial(combine, fold) => fold.add(start, bytes.to_vec(), *combine, view.dtype),
+                BlockOutput::Partial(reduce, groups) => {
+                    let (group, leaf) = (start / reduce.leaves, start % reduce.leaves);
+                    groups[group as usize].add(leaf, bytes.to_vec(), reduce.combine, view.dtype);
+                }
             }
         }
     }

@@ -5,14 +5,19 @@ use crate::job::{Job, Operand, Source, Stage};
 use crate::tensor::Shape;
 use std::collections::BTreeMap;
 
+/// A result of at most this size is reduced along several indices,
+const SMALL_RESULT_BYTES: u64 = 4 << 10;
+/// and at most so many.
+const REDUCED_AXES: usize = 3;
+
 /// A stage whose indices have extents and whose operands have shapes.
 #[derive(Debug)]
 pub(super) struct Bound {
     pub indices: Vec<IndexPlan>,
     pub operands: Vec<OperandPlan>,
     pub split: Vec<usize>,
-    /// Whether the last of them is reduced.
-    pub reduces: bool,
+    /// How many of the last of them are reduced.
+    pub reduced: usize,
     pub notes: Vec<String>,
 }
 
@@ -45,10 +50,10 @@ pub(super) fn bind(job: &Job, stage: &Stage, known: &mut BTreeMap<String, Layout
     }
     let mut indices: Vec<IndexPlan> = extents.indices.into_iter().map(|bound| bound.plan).collect();
     let mut split = split(&operands, &mut indices);
-    let reduced = stage.combine.and_then(|_| reduced(stage, &indices));
-    if let Some(index) = reduced {
-        indices[index].reduced = true;
-        split.push(index);
+    let reduced = if stage.combine.is_some() { reduced(stage, &indices, &operands) } else { Vec::new() };
+    for index in &reduced {
+        indices[*index].reduced = true;
+        split.push(*index);
     }
     for operand in &mut operands {
         // Without any split index everything is one block on rank 0: nothing to send to the idle ranks.
@@ -57,7 +62,7 @@ pub(super) fn bind(job: &Job, stage: &Stage, known: &mut BTreeMap<String, Layout
             operand.distribution = Distribution::Broadcast;
         }
     }
-    Ok(Bound { indices, operands, split, reduces: reduced.is_some(), notes })
+    Ok(Bound { indices, operands, split, reduced: reduced.len(), notes })
 }
 
 fn operand(
@@ -100,12 +105,20 @@ fn split(operands: &[OperandPlan], indices: &mut [IndexPlan]) -> Vec<usize> {
     split
 }
 
-/// The index to reduce by parts: of those that no output has the longest, the first of equals. Others stay whole.
-fn reduced(stage: &Stage, indices: &[IndexPlan]) -> Option<usize> {
+/// The indices to reduce by parts, of those that no output has: several for a small result, so that each rank can reduce the
+/// box it has; otherwise the longest, since every group along all but the last costs a partial result. Innermost first, so
+/// that the last, which is cut finest, has the longest contiguous runs. Others stay whole.
+fn reduced(stage: &Stage, indices: &[IndexPlan], operands: &[OperandPlan]) -> Vec<usize> {
     let names: Vec<&str> = stage.compute.reduced().map(|index| index.name.as_str()).collect();
-    let candidates =
-        (0..indices.len()).filter(|i| names.contains(&indices[*i].name.as_str()) && indices[*i].extent > 0);
-    candidates.rev().max_by_key(|index| indices[*index].extent)
+    let long = |index: &usize| names.contains(&indices[*index].name.as_str()) && indices[*index].extent > 1;
+    let mut found: Vec<usize> = (0..indices.len()).rev().filter(long).collect();
+    let out_bytes: u64 = operands.iter().filter(|o| o.role == Role::Output).map(OperandPlan::bytes).sum();
+    let most = if out_bytes <= SMALL_RESULT_BYTES { REDUCED_AXES } else { 1 };
+    while found.len() > most {
+        let shortest = (0..found.len()).min_by_key(|at| indices[found[*at]].extent);
+        shortest.map(|at| found.remove(at));
+    }
+    found
 }
 
 /// The layout of an input: a constant's own, or what the caller or an earlier stage made known.

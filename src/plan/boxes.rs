@@ -1,19 +1,23 @@
 //! Process grids: how ranks divide stages where it matters which box a rank has, because it reads its neighbours' part
-//! (halos) or reads inputs that lack a split index and combines partial results (reductions).
+//! (halos), reads inputs that lack a split index, combines partial results (reductions), or finds its inputs where another
+//! stage with a process grid left them.
 
 use super::geometry::Footprint;
+use super::residence::Residence;
 use super::tiling::{BLOCKS_PER_RANK, Space, Tiling, extents_of, fill};
-use super::{OperandPlan, Origin, Role};
+use super::{OperandPlan, ProcessGrid, Role, StagePlan};
 use crate::placement::best_grid;
 
 /// A leaf of a reduction reads at least this much, so that calling the kernel costs little.
-const LEAF_LEAST_BYTES: u64 = 2 << 10;
+const LEAF_LEAST_BYTES: u64 = 16 << 10;
 /// And at least this many times what it writes, so that combining costs little.
 const LEAF_GAIN: u64 = 2;
 /// And, leaves permitting, at most this much, so that a task stays short.
 const LEAF_MOST_BYTES: u64 = 1 << 20;
 /// Groups into which the leaves of a reduction are bound, at most. Many divisors, so that they divide evenly among ranks.
 const GROUPS: u64 = 720;
+/// Groups along every reduced axis but the last, where there are several.
+const INNER_GROUPS: [u64; 6] = [12, 6, 4, 3, 2, 1];
 /// A cell is not cut for more parallelism once it has fewer bytes than this.
 const CELL_LEAST_BYTES: u64 = 64 << 10;
 
@@ -22,15 +26,74 @@ pub(super) struct Boxes<'a> {
     pub space: &'a Space,
     pub operands: &'a [OperandPlan],
     pub split: &'a [usize],
+    /// How many of the last axes are reduced.
+    pub reduced: usize,
+    /// Partial results may be combined in any order and give the same bits, so groups may depend on the ranks.
+    pub any_order: bool,
     pub ranks: u32,
     /// What the split operands of a block should take.
     pub target_bytes: u64,
+    /// The stages before this one, and where resident inputs come from.
+    pub earlier: &'a [StagePlan],
+    pub residence: &'a Residence,
+}
+
+/// An operand and what it costs to bring it to a part.
+struct Cost<'a> {
+    operand: &'a OperandPlan,
+    footprint: Footprint,
+    /// How the parts that it lies in are cut, per axis of this stage; none: unknown, or as here.
+    parts: Option<Vec<u64>>,
 }
 
 impl Boxes<'_> {
-    fn footprints(&self) -> Vec<(&OperandPlan, Footprint)> {
+    fn costs(&self) -> Vec<Cost<'_>> {
         let cut = |operand: &&OperandPlan| operand.dims.iter().any(|dim| self.split.contains(dim));
-        self.operands.iter().filter(cut).map(|operand| (operand, Footprint::new(operand, self.split))).collect()
+        let cost = |operand| {
+            let footprint = Footprint::new(operand, self.split);
+            Cost { operand, footprint, parts: self.parts_of(operand) }
+        };
+        self.operands.iter().filter(cut).map(cost).collect()
+    }
+
+    /// How many parts an earlier stage left a resident input in, per axis of this stage.
+    fn parts_of(&self, operand: &OperandPlan) -> Option<Vec<u64>> {
+        if operand.role == Role::Output || !operand.resident {
+            return None;
+        }
+        let (stage, output) = self.residence.producer(&operand.tensor)?;
+        let by_dim = self.earlier.get(stage)?.parts_by_dim(output);
+        let part = |axis| {
+            let dim = operand.dims.iter().position(|dim| self.split[axis] == *dim);
+            dim.map_or(1, |dim| by_dim[dim])
+        };
+        Some((0..self.split.len()).map(part).collect())
+    }
+
+    /// Whether an earlier stage left an input in boxes.
+    pub fn finds_boxes(&self) -> bool {
+        let boxed = |parts: Vec<u64>| parts.iter().filter(|parts| **parts > 1 && **parts < u64::MAX).count() > 1;
+        self.operands.iter().filter_map(|operand| self.parts_of(operand)).any(boxed)
+    }
+
+    /// The axes in the order in which ranks are numbered: as the stage that left the largest input in boxes has them, so that
+    /// equal grids have equal ranks in equal places; otherwise as the notation has the indices.
+    fn order(&self) -> Vec<usize> {
+        let found = |operand: &OperandPlan| {
+            let (stage, output) = self.residence.producer(&operand.tensor).filter(|_| operand.role == Role::Input)?;
+            let stage = self.earlier.get(stage)?;
+            let axis = |of: &usize| {
+                let dim = stage.operands[output].dims.iter().position(|index| *index == stage.split[*of])?;
+                self.split.iter().position(|index| *index == operand.dims[dim])
+            };
+            Some((operand.bytes(), stage.process_grid.as_ref()?.order.iter().filter_map(axis).collect::<Vec<_>>()))
+        };
+        let largest = self.operands.iter().filter_map(found).max_by_key(|(bytes, _)| *bytes);
+        let mut order = largest.map(|(_, order)| order).unwrap_or_default();
+        let mut others: Vec<usize> = (0..self.split.len()).filter(|axis| !order.contains(axis)).collect();
+        others.sort_by_key(|axis| self.split[*axis]);
+        order.extend(others);
+        order
     }
 
     /// Whole aligned units per axis.
@@ -38,23 +101,30 @@ impl Boxes<'_> {
         self.space.extents.iter().zip(&self.space.aligned).map(|(extent, unit)| extent.div_ceil(*unit)).collect()
     }
 
-    /// Blocks of a map with halos, within boxes of ranks.
-    pub fn halo(&self) -> Tiling {
-        let (space, units) = (self.space, self.units());
-        let footprints = self.footprints();
-        let largest = |parts: &[u64]| -> Vec<u64> {
-            let along =
-                |axis: usize| (units[axis].div_ceil(parts[axis]) * space.aligned[axis]).min(space.extents[axis]);
-            (0..parts.len()).map(along).collect()
+    /// Elements per axis of the largest of `parts` parts.
+    fn largest(&self, units: &[u64], parts: &[u64]) -> Vec<u64> {
+        let along =
+            |axis: usize| (units[axis].div_ceil(parts[axis]) * self.space.aligned[axis]).min(self.space.extents[axis]);
+        (0..parts.len()).map(along).collect()
+    }
+
+    /// The process grid that costs least, with at most `most` parts per axis.
+    fn best(&self, units: &[u64], most: &[u64], costs: &[Cost<'_>]) -> Vec<u64> {
+        let reduced_from = self.split.len() - self.reduced;
+        let bytes = |parts: &[u64]| {
+            let part = self.largest(units, parts);
+            costs.iter().fold(0u64, |sum, cost| sum.saturating_add(cost.bytes(&part, parts, reduced_from)))
         };
-        let inputs = || footprints.iter().filter(|(operand, _)| operand.role == Role::Input && operand.is_stored());
-        let cost = |parts: &[u64]| {
-            let part = largest(parts);
-            inputs().fold(0, |sum: u64, (_, footprint)| sum.saturating_add(footprint.bytes(&part)))
-        };
-        let parts = best_grid(&units, self.ranks, |parts| largest(parts).iter().product(), cost);
+        let weight = |parts: &[u64]| self.largest(units, parts).iter().product();
+        best_grid(most, self.ranks, weight, bytes)
+    }
+
+    /// Blocks of a map within boxes of ranks.
+    pub fn map(&self) -> Tiling {
+        let (space, units, costs) = (self.space, self.units(), self.costs());
+        let parts = self.best(&units, &units, &costs);
         let local: Vec<u64> = units.iter().zip(&parts).map(|(units, parts)| units.div_ceil(*parts)).collect();
-        let fits = |tile: &[u64]| footprints.iter().map(|(_, f)| f.bytes(tile)).sum::<u64>() <= self.target_bytes;
+        let fits = |tile: &[u64]| costs.iter().map(|c| c.footprint.bytes(tile)).sum::<u64>() <= self.target_bytes;
         let fair_share = (local.iter().product::<u64>() / BLOCKS_PER_RANK).max(1);
         let block_units = fill(space, &space.aligned, &local, fits).min(fair_share);
         // Where the units do not divide evenly, other parts are one unit narrower along some axes, and their blocks reach
@@ -69,74 +139,96 @@ impl Boxes<'_> {
         Tiling {
             block: blocks.reduce(widest).unwrap_or_default(),
             unit: space.aligned.clone(),
-            grid: units,
+            grid: units.clone(),
             block_units,
-            process_grid: Some(parts),
-            leaf: None,
+            process_grid: Some(ProcessGrid { parts, order: self.order(), steps: units }),
+            leaves: None,
         }
     }
 
-    /// Cells and groups of a reduction along the last axis; a block is one cell and one group.
+    /// Cells and groups of a reduction along the last axes; a block is one cell and some groups along the last axis.
     pub fn reduce(&self) -> Tiling {
-        let (space, footprints) = (self.space, self.footprints());
-        let last = space.extents.len() - 1;
-        let leaf = self.leaf();
-        let leaves = space.extents[last].div_ceil(leaf);
-        let group = leaf * leaves.div_ceil(GROUPS.min(leaves));
-        let mut units = self.units();
-        units[last] = space.extents[last].div_ceil(group);
-        let cut = |cells: &[u64]| -> Vec<u64> {
-            // `cells` in aligned units, groups along the last axis.
-            let along = |axis: usize| {
-                let unit = if axis == last { group } else { space.aligned[axis] };
-                cells[axis].saturating_mul(unit).min(space.extents[axis])
-            };
-            (0..cells.len()).map(along).collect()
-        };
-        let per_part = |parts: &[u64]| -> Vec<u64> { units.iter().zip(parts).map(|(u, p)| u.div_ceil(*p)).collect() };
-        let cost = |parts: &[u64]| {
-            let part = cut(&per_part(parts));
-            footprints.iter().fold(0u64, |sum, (operand, footprint)| {
-                sum.saturating_add(match operand.role {
-                    Role::Input if operand.origin != Origin::Inline => footprint.bytes(&part),
-                    // A partial result comes in from the part before and goes on to the next.
-                    Role::Output if parts[last] > 1 => 2 * footprint.bytes(&part),
-                    _ => 0,
-                })
-            })
-        };
-        let parts = best_grid(&units, self.ranks, |parts| cut(&per_part(parts)).iter().product(), cost);
-        let mut cell = per_part(&parts);
-        let groups = std::mem::replace(&mut cell[last], 1);
+        let (units, costs) = (self.units(), self.costs());
+        let (last, cells) = (units.len() - 1, units.len() - self.reduced);
+        let (groups, leaves) = self.groups(&units);
+        let mut steps = units.clone();
+        if !self.any_order {
+            steps[cells..].copy_from_slice(&groups);
+        }
+        let parts = self.best(&units, &steps, &costs);
+        steps[..cells].copy_from_slice(&parts[..cells]);
+        for (axis, wanted) in (cells..).zip(&groups).filter(|_| self.any_order) {
+            // Free to cut where the ranks do.
+            steps[axis] = (parts[axis] * wanted.div_ceil(parts[axis])).min(units[axis]);
+        }
+        let extents = |steps: &[u64]| self.largest(&units, steps);
+        let blocks = |steps: &[u64]| steps.iter().zip(&parts).map(|(steps, parts)| steps / parts).product::<u64>();
         loop {
-            let bytes: u64 = footprints.iter().fold(0, |sum, (_, f)| sum.saturating_add(f.bytes(&cut(&cell))));
-            let blocks: u64 =
-                groups * (0..last).map(|a| units[a].div_ceil(parts[a]).div_ceil(cell[a])).product::<u64>();
-            let few = blocks < BLOCKS_PER_RANK && bytes > CELL_LEAST_BYTES;
-            let Some(widest) = (0..last).filter(|axis| cell[*axis] > 1).max_by_key(|axis| cut(&cell)[*axis]) else {
-                break;
-            };
+            let block = extents(&steps);
+            let bytes = costs.iter().fold(0u64, |sum, c| sum.saturating_add(c.footprint.bytes(&block)));
+            let few = blocks(&steps) < BLOCKS_PER_RANK && bytes > CELL_LEAST_BYTES;
             if bytes <= self.target_bytes && !few {
                 break;
             }
-            cell[widest] = cell[widest].div_ceil(2);
+            let divisible = (0..cells).filter(|axis| 2 * steps[*axis] <= units[*axis]);
+            let Some(widest) = divisible.max_by_key(|axis| block[*axis]) else { break };
+            steps[widest] *= 2;
         }
-        let unit: Vec<u64> = (0..=last).map(|a| if a == last { group } else { cell[a] * space.aligned[a] }).collect();
-        let grid = space.extents.iter().zip(&unit).map(|(extent, unit)| extent.div_ceil(*unit)).collect();
-        Tiling { block: cut(&cell), unit, grid, block_units: 1, process_grid: Some(parts), leaf: Some(leaf) }
+        // As many groups to a block as still give every rank its share of blocks; the least that any rank has bounds it.
+        let few = (blocks(&steps) / (2 * BLOCKS_PER_RANK)).clamp(1, steps[last] / parts[last]);
+        let mut block_steps = steps.clone();
+        let mut block_units = few;
+        let bytes = |block: &[u64]| costs.iter().fold(0u64, |sum, c| sum.saturating_add(c.footprint.bytes(block)));
+        let block = loop {
+            block_steps[last] = steps[last] / block_units;
+            let block = extents(&block_steps);
+            if block_units == 1 || bytes(&block) <= self.target_bytes {
+                break block;
+            }
+            block_units /= 2;
+        };
+        let grid = ProcessGrid { parts, order: self.order(), steps };
+        let unit = self.space.aligned.clone();
+        Tiling { block, unit, grid: units, block_units, process_grid: Some(grid), leaves: Some(leaves) }
     }
 
-    /// Elements of a leaf: from the job and its data alone.
-    fn leaf(&self) -> u64 {
-        let last = self.space.extents.len() - 1;
-        let (extent, aligned) = (self.space.extents[last], self.space.aligned[last]);
-        let reduced = self.split[last];
-        let inputs = self.operands.iter().filter(|o| o.role == Role::Input && o.dims.contains(&reduced));
-        let outputs = self.operands.iter().filter(|o| o.role == Role::Output);
-        let (in_bytes, out_bytes): (u64, u64) =
-            (inputs.map(OperandPlan::bytes).sum(), outputs.map(OperandPlan::bytes).sum());
+    /// Groups per reduced axis, and leaves of a group: from the job and its data alone.
+    fn groups(&self, units: &[u64]) -> (Vec<u64>, u64) {
+        let cells = self.split.len() - self.reduced;
+        let (reduced, units) = (&self.split[cells..], &units[cells..]);
+        let read = |o: &&OperandPlan| o.role == Role::Input && reduced.iter().all(|index| o.dims.contains(index));
+        let in_bytes: u64 = self.operands.iter().filter(read).map(OperandPlan::bytes).sum();
+        let out_bytes = self.operands.iter().filter(|o| o.role == Role::Output).map(OperandPlan::bytes).sum::<u64>();
         let least = LEAF_LEAST_BYTES.max(out_bytes.saturating_mul(LEAF_GAIN));
-        let leaves = (in_bytes / least).clamp(1, GROUPS).max(in_bytes / LEAF_MOST_BYTES.max(least));
-        extent.div_ceil(leaves).next_multiple_of(aligned)
+        let all = (in_bytes / least).clamp(1, GROUPS).max(in_bytes / LEAF_MOST_BYTES.max(least));
+        let inner = units.len() - 1;
+        let fits = |groups: &u64| groups.pow(inner as u32 + 1) * 2 <= all.min(GROUPS);
+        let inner_groups = if inner > 0 { INNER_GROUPS.into_iter().find(fits).unwrap_or(1) } else { 1 };
+        let mut groups: Vec<u64> = units.iter().map(|units| inner_groups.min(*units)).collect();
+        let product: u64 = groups[..inner].iter().product();
+        let outer = (all / product).clamp(1, units[inner]);
+        groups[inner] = outer.min((GROUPS / product).max(1));
+        let leaves = (outer / groups[inner]).clamp(1, (units[inner] / groups[inner]).max(1));
+        (groups, leaves)
+    }
+}
+
+impl Cost<'_> {
+    /// Bytes that come to, and go from, a part of these extents.
+    fn bytes(&self, part: &[u64], parts: &[u64], reduced_from: usize) -> u64 {
+        match self.operand.role {
+            // A partial result comes in from the part before and goes on to the next.
+            Role::Output if parts[reduced_from..].iter().any(|parts| *parts > 1) => 2 * self.footprint.bytes(part),
+            Role::Output => 0,
+            Role::Input if !self.operand.is_stored() => 0,
+            Role::Input => {
+                let own = |axis: usize| {
+                    !self.footprint.has(axis) || self.parts.as_ref().is_none_or(|p| p[axis] == parts[axis])
+                };
+                let here = self.operand.resident && (0..parts.len()).all(own);
+                let core = if here { self.footprint.core_bytes(part) } else { 0 };
+                self.footprint.bytes(part) - core
+            }
+        }
     }
 }

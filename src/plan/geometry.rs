@@ -4,7 +4,7 @@
 //! boxes by walking it: from the current unit, take the largest run of whole trailing axes that starts here, ends in
 //! the range and is within the limit. In `n` dimensions and without limit that gives at most `2n - 1` runs.
 
-use super::{Distribution, OperandPlan, StagePlan};
+use super::{Distribution, OperandPlan, ProcessGrid, Reduce, StagePlan};
 use crate::tensor::{Boundary, HaloPart, MAX_RANK, Region, halo_parts};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -60,48 +60,86 @@ fn balanced(units: u64, ranks: u64, rank: u64) -> Range<u64> {
     start(rank)..start(rank + 1)
 }
 
-/// A rank's part of the units: consecutive ones of a grid of their own.
+/// `number * units / steps`, without overflow.
+fn portion(number: u64, units: u64, steps: u64) -> u64 {
+    (u128::from(number) * u128::from(units) / u128::from(steps)) as u64
+}
+
+impl ProcessGrid {
+    /// From the number of a rank to that of the next along `axis`.
+    pub fn stride(&self, axis: usize) -> u32 {
+        let inner = self.order.iter().rev().take_while(|other| **other != axis);
+        inner.map(|other| self.parts[*other]).product::<u64>() as u32
+    }
+
+    /// The steps of `axis` that part `part` has.
+    pub fn steps_of(&self, axis: usize, part: u64) -> Range<u64> {
+        let start = |part| portion(part, self.steps[axis], self.parts[axis]);
+        start(part)..start(part + 1)
+    }
+}
+
+/// A rank's part of the stage: consecutive numbers of a grid of units, or all of a box of steps.
 #[derive(Debug)]
 struct Walk {
-    /// First unit of that grid, per axis of the stage's.
+    /// First unit or step, per axis.
     offset: Vec<u64>,
     grid: Vec<u64>,
-    units: Range<u64>,
+    numbers: Range<u64>,
 }
 
 impl StagePlan {
-    /// The part of `rank`: a range of all units, or a box of them where there is a process grid.
+    /// The part of `rank`: a range of all units, or a box of steps where there is a process grid.
     fn walk(&self, rank: u32) -> Walk {
         assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
-        let Some(parts) = &self.process_grid else {
-            let units = balanced(self.units(), u64::from(self.ranks), u64::from(rank));
-            return Walk { offset: vec![0; self.grid.len()], grid: self.grid.clone(), units };
+        let Some(grid) = &self.process_grid else {
+            let numbers = balanced(self.units(), u64::from(self.ranks), u64::from(rank));
+            return Walk { offset: vec![0; self.grid.len()], grid: self.grid.clone(), numbers };
         };
         let Some(place) = self.place(rank) else {
-            return Walk { offset: vec![0; self.grid.len()], grid: vec![0; self.grid.len()], units: 0..0 };
+            return Walk { offset: vec![0; self.grid.len()], grid: vec![0; self.grid.len()], numbers: 0..0 };
         };
-        let ranges = (0..parts.len()).map(|axis| balanced(self.grid[axis], parts[axis], place[axis]));
+        let ranges = (0..place.len()).map(|axis| grid.steps_of(axis, place[axis]));
         let (offset, grid): (Vec<u64>, Vec<u64>) = ranges.map(|r| (r.start, r.end - r.start)).unzip();
-        let units = 0..grid.iter().product();
-        Walk { offset, grid, units }
+        let numbers = 0..grid.iter().product();
+        Walk { offset, grid, numbers }
     }
 
-    /// Where `rank` is in the process grid, row-major; `None` for ranks beyond it.
+    /// First element of unit or step `number` of `axis`; the extent for the one after the last.
+    fn start(&self, axis: usize, number: u64) -> u64 {
+        let unit = match &self.process_grid {
+            Some(grid) => portion(number, self.grid[axis], grid.steps[axis]),
+            None => number,
+        };
+        (unit * self.unit[axis]).min(self.extent(axis))
+    }
+
+    /// The step of `axis` that begins at element `start`.
+    fn step_at(&self, axis: usize, start: u64) -> u64 {
+        let steps = self.process_grid.as_ref().map_or(self.grid[axis], |grid| grid.steps[axis]);
+        let unit = start.div_ceil(self.unit[axis]);
+        (u128::from(unit) * u128::from(steps)).div_ceil(u128::from(self.grid[axis])) as u64
+    }
+
+    /// Where `rank` is in the process grid, by axis; `None` for ranks beyond it.
     pub fn place(&self, rank: u32) -> Option<Vec<u64>> {
-        let parts = self.process_grid.as_ref()?;
+        let grid = self.process_grid.as_ref()?;
         let mut rest = u64::from(rank);
-        let mut place: Vec<u64> = parts.iter().rev().map(|parts| (rest % parts, rest /= parts).0).collect();
-        place.reverse();
+        let mut place = vec![0; grid.parts.len()];
+        for axis in grid.order.iter().rev() {
+            place[*axis] = rest % grid.parts[*axis];
+            rest /= grid.parts[*axis];
+        }
         (rest == 0).then_some(place)
     }
 
     /// The fewest boxes that are `rank`'s part of the stage.
     pub fn shard(&self, rank: u32) -> Vec<Tile> {
         let walk = self.walk(rank);
-        let mut at = walk.units.start;
+        let mut at = walk.numbers.start;
         let mut tiles = Vec::new();
-        while at < walk.units.end {
-            let run = run_at(&walk.grid, at, walk.units.end, u64::MAX);
+        while at < walk.numbers.end {
+            let run = run_at(&walk.grid, at, walk.numbers.end, u64::MAX);
             tiles.push(self.tile(&walk, at, run));
             at += run.rows * run.stride;
         }
@@ -120,13 +158,20 @@ impl StagePlan {
 
     /// The elements of output `operand` that end up on `rank`; over all ranks, all of them once.
     pub fn owned(&self, operand: usize, rank: u32) -> Vec<Region> {
-        if let (Some(_), Some(parts), Some(place)) = (&self.reduce, &self.process_grid, self.place(rank))
-            && place.last().is_some_and(|at| at + 1 < *parts.last().unwrap_or(&1))
-        {
-            // Partial results go up the reduction axis, to the last part.
+        if !self.is_last_along(rank, 0) {
+            // Partial results go up the reduced axes, to the last part.
             return Vec::new();
         }
         self.shard(rank).iter().map(|tile| self.region(operand, tile)).collect()
+    }
+
+    /// Whether no rank comes after `rank` along the reduced axes from the one of number `level` on.
+    pub fn is_last_along(&self, rank: u32, level: usize) -> bool {
+        let (Some(reduce), Some(grid), Some(place)) = (&self.reduce, &self.process_grid, self.place(rank)) else {
+            return true;
+        };
+        let first = self.split.len() - reduce.axes + level;
+        (first..place.len()).all(|axis| place[axis] + 1 == grid.parts[axis])
     }
 
     /// Where the elements of `region` of input `operand`, padded by its halo, come from.
@@ -152,14 +197,16 @@ impl StagePlan {
 
     /// Number of units of `rank`.
     pub fn shard_units(&self, rank: u32) -> u64 {
-        let walk = self.walk(rank);
-        walk.units.end - walk.units.start
+        let units = |tile: &Tile| -> u64 {
+            (0..self.grid.len()).map(|axis| tile.0.extent[axis].div_ceil(self.unit[axis])).product()
+        };
+        self.shard(rank).iter().map(units).sum()
     }
 
     /// The blocks of `rank`'s shard, in order of their unit numbers; together they are the shard.
     pub fn blocks(&self, rank: u32) -> impl Iterator<Item = Tile> + '_ {
         let walk = self.walk(rank);
-        let Range { start: mut at, end } = walk.units;
+        let Range { start: mut at, end } = walk.numbers.clone();
         std::iter::from_fn(move || {
             (at < end).then(|| {
                 let run = run_at(&walk.grid, at, end, self.block_units);
@@ -176,20 +223,20 @@ impl StagePlan {
         let mut region = Region { offset: vec![0; self.grid.len()], extent: vec![0; self.grid.len()] };
         let mut rest = at;
         for axis in (0..self.grid.len()).rev() {
-            let offset = (walk.offset[axis] + rest % walk.grid[axis]) * self.unit[axis];
+            let first = walk.offset[axis] + rest % walk.grid[axis];
             rest /= walk.grid[axis];
-            let units = match axis {
+            let count = match axis {
                 _ if axis < run.axis => 1,
                 _ if axis == run.axis => run.rows,
                 _ => walk.grid[axis],
             };
-            region.offset[axis] = offset;
-            region.extent[axis] = (units * self.unit[axis]).min(self.extent(axis) - offset);
+            region.offset[axis] = self.start(axis, first);
+            region.extent[axis] = self.start(axis, first + count) - region.offset[axis];
         }
         Tile(region)
     }
 
-    /// The axis along which a block is cut into tasks: that of the reduction, or the first with more than one element, 0 if
+    /// The axis along which a block is cut into tasks: the last of a reduction, or the first with more than one element, 0 if
     /// there is none.
     pub fn task_axis(&self, block: &Tile) -> usize {
         match self.reduce {
@@ -200,51 +247,79 @@ impl StagePlan {
 
     /// Into how many slices a block is cut at most; a task takes one or more of them.
     pub fn slices(&self, block: &Tile) -> u64 {
-        let extent = block.0.extent.get(self.task_axis(block)).copied().unwrap_or(1);
-        extent.div_ceil(self.slice())
-    }
-
-    /// Elements of a slice along the task axis.
-    fn slice(&self) -> u64 {
-        self.reduce.as_ref().map_or(1, |reduce| reduce.leaf)
+        match &self.reduce {
+            Some(reduce) => self.groups(block).last().map_or(0, |along| along.end - along.start) * reduce.leaves,
+            None => block.0.extent.get(self.task_axis(block)).copied().unwrap_or(1),
+        }
     }
 
     /// The task that computes slices `start .. start + len` of `block`. Without split indices there is only the whole block.
     pub fn task(&self, block: &Tile, start: u64, len: u64) -> Tile {
+        assert!(start + len <= self.slices(block), "{start} + {len} of {}", self.slices(block));
         let mut task = block.clone();
         let axis = self.task_axis(block);
         if let (Some(offset), Some(extent)) = (task.0.offset.get_mut(axis), task.0.extent.get_mut(axis)) {
-            assert!(start + len <= extent.div_ceil(self.slice()), "{start} + {len} of {extent}");
-            let from = start * self.slice();
-            *offset += from;
-            *extent = (len * self.slice()).min(*extent - from);
+            let (from, to) = match &self.reduce {
+                Some(reduce) => {
+                    let first = self.step_at(axis, block.0.offset[axis]) * reduce.leaves + start;
+                    (self.leaf_start(axis, first, reduce), self.leaf_start(axis, first + len, reduce))
+                }
+                None => (*offset + start, *offset + start + len),
+            };
+            *offset = from;
+            *extent = to - from;
         }
         task
     }
 
-    /// Number of the unit of a reduction along its axis that `block` is: where its partial result comes in their order.
-    pub fn group(&self, block: &Tile) -> u64 {
-        let axis = self.split.len() - 1;
-        block.0.offset[axis] / self.unit[axis]
+    /// First element of leaf `number` of the last reduced axis.
+    fn leaf_start(&self, axis: usize, number: u64, reduce: &Reduce) -> u64 {
+        let steps = self.process_grid.as_ref().map_or(1, |grid| grid.steps[axis]);
+        (portion(number, self.grid[axis], steps * reduce.leaves) * self.unit[axis]).min(self.extent(axis))
     }
 
-    /// Number of the cell of a reduction that `block` is part of: of its unit on all other axes, row-major.
+    /// The groups of a reduction that `block` is, per reduced axis; several along the last only.
+    pub fn groups(&self, block: &Tile) -> Vec<Range<u64>> {
+        let axes = self.reduce.as_ref().map_or(0, |reduce| reduce.axes);
+        let range = |axis| self.step_at(axis, block.0.offset[axis])..self.step_at(axis, block.0.end(axis));
+        (self.split.len() - axes..self.split.len()).map(range).collect()
+    }
+
+    /// Number of the cell of a reduction that `block` is part of: of its step on the axes that are not reduced, row-major.
     pub fn cell(&self, block: &Tile) -> u64 {
-        let last = self.split.len() - 1;
-        (0..last).fold(0, |cell, axis| cell * self.grid[axis] + block.0.offset[axis] / self.unit[axis])
+        let axes = self.reduce.as_ref().map_or(0, |reduce| reduce.axes);
+        let steps = |axis: usize| self.process_grid.as_ref().map_or(1, |grid| grid.steps[axis]);
+        let at = |axis| self.step_at(axis, block.0.offset[axis]);
+        (0..self.split.len() - axes).fold(0, |cell, axis| cell * steps(axis) + at(axis))
     }
 
-    /// The box of a cell, along the whole reduction axis; `None` if there is no such cell.
+    /// The box of a cell, along the whole of the reduced axes; `None` if there is no such cell.
     pub fn cell_tile(&self, cell: u64) -> Option<Tile> {
-        let last = self.split.len() - 1;
-        let mut region = Region { offset: vec![0; last + 1], extent: vec![self.extent(last); last + 1] };
+        let (grid, reduce) = (self.process_grid.as_ref()?, self.reduce.as_ref()?);
+        let extent = (0..self.split.len()).map(|axis| self.extent(axis)).collect();
+        let mut region = Region { offset: vec![0; self.split.len()], extent };
         let mut rest = cell;
-        for axis in (0..last).rev() {
-            region.offset[axis] = rest % self.grid[axis] * self.unit[axis];
-            region.extent[axis] = self.unit[axis].min(self.extent(axis) - region.offset[axis]);
-            rest /= self.grid[axis];
+        for axis in (0..self.split.len() - reduce.axes).rev() {
+            let step = rest % grid.steps[axis];
+            region.offset[axis] = self.start(axis, step);
+            region.extent[axis] = self.start(axis, step + 1) - region.offset[axis];
+            rest /= grid.steps[axis];
         }
         (rest == 0).then_some(Tile(region))
+    }
+
+    /// Parts in which output `operand` lies, per dimension.
+    pub(super) fn parts_by_dim(&self, operand: usize) -> Vec<u64> {
+        let parts = |axis: usize| match &self.process_grid {
+            Some(grid) => grid.parts[axis],
+            // Consecutive units of the only axis that is cut are its parts; of several they are nobody's.
+            None if self.grid.iter().filter(|units| **units > 1).count() <= 1 && self.grid[axis] > 1 => {
+                u64::from(self.ranks)
+            }
+            None => u64::from(self.grid[axis] > 1) * u64::MAX,
+        };
+        let axis_of = |index: &usize| self.split.iter().position(|split| split == index);
+        self.operands[operand].dims.iter().map(|index| axis_of(index).map_or(1, parts)).collect()
     }
 
     /// Whether every rank gets all of `operand`.
@@ -255,8 +330,10 @@ impl StagePlan {
     /// Elements per axis that no task exceeds.
     fn task_extents(&self) -> Vec<u64> {
         let mut extents = self.block.clone();
-        if let (Some(reduce), Some(last)) = (&self.reduce, extents.last_mut()) {
-            *last = reduce.leaf.min(*last);
+        if let (Some(reduce), Some(grid), Some(last)) = (&self.reduce, &self.process_grid, extents.last_mut()) {
+            let axis = self.split.len() - 1;
+            let leaf_units = self.grid[axis].div_ceil(grid.steps[axis] * reduce.leaves);
+            *last = (leaf_units * self.unit[axis]).min(*last);
         }
         extents
     }
@@ -306,10 +383,10 @@ impl StagePlan {
     /// Counts without visiting the blocks: in a run they are a grid themselves.
     pub(super) fn tally(&self, rank: u32, footprints: &[Footprint], bytes: &mut [u128]) -> u64 {
         let walk = self.walk(rank);
-        let mut at = walk.units.start;
+        let mut at = walk.numbers.start;
         let mut blocks = 0;
-        while at < walk.units.end {
-            let run = run_at(&walk.grid, at, walk.units.end, u64::MAX);
+        while at < walk.numbers.end {
+            let run = run_at(&walk.grid, at, walk.numbers.end, u64::MAX);
             blocks += self.tally_run(&walk, at, run, footprints, bytes);
             at += run.rows * run.stride;
         }
@@ -375,6 +452,11 @@ impl Footprint {
     pub fn bytes(&self, extents: &[u64]) -> u64 {
         let widths = self.axes.iter().map(|(axis, halo)| extents[*axis].saturating_add(2 * halo));
         widths.fold(self.point_bytes, u64::saturating_mul)
+    }
+
+    /// Without the halo.
+    pub fn core_bytes(&self, extents: &[u64]) -> u64 {
+        self.axes.iter().map(|(axis, _)| extents[*axis]).fold(self.point_bytes, u64::saturating_mul)
     }
 
     /// The sum over a grid of `count` pieces of a tile.

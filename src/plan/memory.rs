@@ -3,9 +3,11 @@
 use super::bind::Bound;
 use super::boxes::Boxes;
 use super::geometry::{Footprint, footprints};
+use super::residence::Residence;
 use super::tiling::{self, Space};
 use super::{Distribution, Machine, OperandPlan, Origin, PlanError, Reduce, Role, StageBytes, StageKind, StagePlan};
-use crate::job::{Job, Limits, Stage};
+use crate::job::{Combine, Job, Limits, Stage};
+use crate::tensor::Dtype;
 
 /// Split operands of one block: large enough that reading streams, small enough to stay in cache and to be many.
 const BLOCK_TARGET_BYTES: u64 = 4 << 20;
@@ -62,22 +64,40 @@ pub(super) fn fit(
     bound: Bound,
     machine: &Machine,
     budget_bytes: u64,
-    resident_bytes: u64,
+    residence: &Residence,
+    earlier: &[StagePlan],
 ) -> Result<StagePlan, PlanError> {
-    let mut memory = Memory::new(&bound, u64::from(machine.threads), resident_bytes);
+    let mut memory = Memory::new(&bound, u64::from(machine.threads), residence.bytes_per_rank);
     let limit_bytes = stage.limits.memory_bytes.min(Limits::MEMORY_MAX_BYTES);
     let extents = bound.split.iter().map(|index| bound.indices[*index].extent).collect();
     let space = tiling::space(&bound.operands, &bound.split, extents);
     let target_bytes = memory.target_bytes(budget_bytes, limit_bytes);
     let (operands, split, ranks) = (&bound.operands, &bound.split, machine.ranks);
-    let boxes = Boxes { space: &space, operands, split, ranks, target_bytes };
+    let exact = |o: &OperandPlan| o.role == Role::Input || !matches!(o.dtype, Dtype::F32 | Dtype::F64);
+    let any_order = match stage.combine {
+        Some(Combine::Min | Combine::Max) => true,
+        Some(Combine::Sum | Combine::Prod) => operands.iter().all(exact),
+        None => false,
+    };
+    let boxes = Boxes {
+        space: &space,
+        operands,
+        split,
+        reduced: bound.reduced,
+        any_order,
+        ranks,
+        target_bytes,
+        earlier,
+        residence,
+    };
     let has_halo = operands.iter().any(|operand| operand.halo.iter().any(|width| *width > 0));
     let empty = split.is_empty() || space.extents.contains(&0);
-    let (kind, tiling) = match (bound.reduces, has_halo) {
+    let (kind, tiling) = match (bound.reduced, has_halo) {
         _ if empty => (StageKind::Map, tiling::choose(&space, operands, split, ranks, target_bytes)),
-        (true, _) => (StageKind::Reduce, boxes.reduce()),
-        (false, true) => (StageKind::Halo, boxes.halo()),
-        (false, false) => (StageKind::Map, tiling::choose(&space, operands, split, ranks, target_bytes)),
+        (1.., _) => (StageKind::Reduce, boxes.reduce()),
+        (0, true) => (StageKind::Halo, boxes.map()),
+        (0, false) if boxes.finds_boxes() => (StageKind::Map, boxes.map()),
+        (0, false) => (StageKind::Map, tiling::choose(&space, operands, split, ranks, target_bytes)),
     };
     memory.held_bytes = sum([memory.held_bytes, held_bytes(&bound, &tiling)]);
 
@@ -93,7 +113,11 @@ pub(super) fn fit(
         unit: tiling.unit,
         grid: tiling.grid,
         process_grid: tiling.process_grid,
-        reduce: stage.combine.zip(tiling.leaf).map(|(combine, leaf)| Reduce { combine, leaf }),
+        reduce: stage.combine.zip(tiling.leaves).map(|(combine, leaves)| Reduce {
+            combine,
+            axes: bound.reduced,
+            leaves,
+        }),
         boundary: stage.boundary,
         block_units: tiling.block_units,
         block: tiling.block,
@@ -221,7 +245,7 @@ fn count(plan: &mut StagePlan, space: &Space) {
     let mut block_sums = vec![0u128; split.len()];
     let footprints: Vec<Footprint> = split.iter().map(|(_, footprint)| footprint.clone()).collect();
     // Ranks after the last unit have nothing.
-    let parts = plan.process_grid.as_ref().map_or(u64::from(plan.ranks), |parts| parts.iter().product());
+    let parts = plan.process_grid.as_ref().map_or(u64::from(plan.ranks), |grid| grid.parts.iter().product());
     let busy = plan.units().min(parts) as u32;
     plan.block_count =
         (0..parts.min(u64::from(plan.ranks)) as u32).map(|rank| plan.tally(rank, &footprints, &mut block_sums)).sum();
@@ -342,12 +366,12 @@ fn is_held(operand: &OperandPlan, split: &[usize]) -> bool {
 /// What a rank with the largest part keeps of the inputs of a stage with a process grid, and, of resident inputs that are
 /// not where they are needed.
 fn held_bytes(bound: &Bound, tiling: &tiling::Tiling) -> u64 {
-    let Some(parts) = &tiling.process_grid else { return 0 };
+    let Some(grid) = &tiling.process_grid else { return 0 };
     let along = |axis: usize| {
         let extent = bound.indices[bound.split[axis]].extent;
-        (tiling.grid[axis].div_ceil(parts[axis]) * tiling.unit[axis]).min(extent)
+        (tiling.grid[axis].div_ceil(grid.parts[axis]) * tiling.unit[axis]).min(extent)
     };
-    let part: Vec<u64> = (0..parts.len()).map(along).collect();
+    let part: Vec<u64> = (0..grid.parts.len()).map(along).collect();
     let held = |o: &&OperandPlan| is_held(o, &bound.split) || (o.role == Role::Input && o.resident);
     sum(bound.operands.iter().filter(held).map(|operand| Footprint::new(operand, &bound.split).bytes(&part)))
 }

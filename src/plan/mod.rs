@@ -78,13 +78,13 @@ pub struct StagePlan {
     pub unit: Vec<u64>,
     /// Units per axis. Units are numbered in row-major order of this grid.
     pub grid: Vec<u64>,
-    /// Parts per axis into which ranks divide the grid, each a box; none: ranks have consecutive units.
-    pub process_grid: Option<Vec<u64>>,
-    /// The last axis is reduced.
+    /// How ranks divide the grid into boxes; none: ranks have consecutive units.
+    pub process_grid: Option<ProcessGrid>,
+    /// The last axes are reduced.
     pub reduce: Option<Reduce>,
     /// What lies beyond the edge of inputs with a halo.
     pub boundary: Option<Boundary>,
-    /// Most units in a block.
+    /// Most units in a block; with a process grid, most steps.
     pub block_units: u64,
     /// Elements per axis that no block exceeds.
     pub block: Vec<u64>,
@@ -118,14 +118,29 @@ pub enum StageKind {
     Reduce,
 }
 
-/// How a reduction is cut. Its axis is cut into *leaves*, one kernel call each; a unit of the axis is a *group* of leaves.
-/// Partial results are combined in the order of leaves within a group, then in the order of groups. Leaves and groups
-/// depend on the job and its data alone, so the result has the same bits on any number of ranks.
+/// Boxes of units. Each axis is cut into *steps*, step `i` beginning at unit `i * units / steps`, and neither ranks nor blocks
+/// cut a step. Proportions make the cuts of one stage those of another: half of 12 steps is half of 2, whatever the extent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProcessGrid {
+    /// Ranks along each axis. Part `i` begins at step `i * steps / parts`.
+    pub parts: Vec<u64>,
+    /// The axes in the order in which ranks are numbered, outermost first.
+    pub order: Vec<usize>,
+    /// Steps along each axis, at least as many as parts, at most as many as units.
+    pub steps: Vec<u64>,
+}
+
+/// How a reduction is cut. A step of its axes is a *group*. Along the last axis a group is cut into *leaves*, one kernel call
+/// each. Partial results are combined in order: leaves within a group, then groups along the last axis, then those sums along
+/// the axis before it. Groups and leaves depend on the job and its data alone, so the result has the same bits on any number
+/// of ranks; but where any order gives the same bits (integers, minima, maxima) groups are cut where ranks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Reduce {
     pub combine: Combine,
-    /// Elements of a leaf; the last may have fewer.
-    pub leaf: u64,
+    /// How many of the last axes are reduced.
+    pub axes: usize,
+    /// Leaves of a group.
+    pub leaves: u64,
 }
 
 /// An index of a stage.
@@ -227,7 +242,7 @@ pub fn plan(job: &Job, layouts: &BTreeMap<String, Layout>, machine: &Machine) ->
     }
     let residence = residence::decide(job, &known, &mut bound, machine, budget_bytes)?;
     for (stage, bound) in job.stages.iter().zip(bound) {
-        stages.push(memory::fit(job, stage, bound, machine, budget_bytes, residence.bytes_per_rank)?);
+        stages.push(memory::fit(job, stage, bound, machine, budget_bytes, &residence, &stages)?);
     }
     residence::count(&mut stages, &residence);
     let job_hash = blake3::Hash::from_bytes(job.hash()).to_hex().to_string();

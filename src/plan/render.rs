@@ -60,9 +60,10 @@ fn stage_lines(stage: &StagePlan, lines: &mut Vec<String>) {
     }
     let shards = [0, stage.ranks - 1].map(|rank| stage.shard_units(rank));
     field("units", format!("{} of {}; {} per rank", stage.units(), stage.extents_text(&stage.unit), range(shards)));
-    if let Some(parts) = &stage.process_grid {
-        let grid = parts.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
-        field("grid", format!("{grid} ranks along {}", stage.axis_names().join(", ")));
+    if let Some(grid) = &stage.process_grid {
+        let names = stage.axis_names();
+        let axes = grid.order.iter().map(|axis| format!("{} along {}", grid.parts[*axis], names[*axis]));
+        field("ranks", axes.collect::<Vec<_>>().join(", "));
     }
     let size = iec(stage.split_operand_bytes_max());
     field("blocks", format!("{} of at most {} ({size})", stage.block_count, stage.extents_text(&stage.block)));

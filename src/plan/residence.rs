@@ -20,6 +20,13 @@ pub(super) struct Residence {
     pub bytes_per_rank: u64,
 }
 
+impl Residence {
+    /// The stage and operand that a resident tensor comes from.
+    pub fn producer(&self, tensor: &str) -> Option<(usize, usize)> {
+        self.producers.get(tensor).copied()
+    }
+}
+
 /// Marks operands as resident: tensors that a stage writes and another reads, as long as there is memory, and those that
 /// iterations feed back in any case.
 pub(super) fn decide(
@@ -114,10 +121,17 @@ fn missing(need: &Region, owned: &[Region]) -> u64 {
     need.elements() - own
 }
 
-/// A partial result goes from each part of the reduction axis to the next.
+/// Bytes of partial results: along each reduced axis they go from each part to the next, once for every group of the axes
+/// before it.
 fn partial_results(stage: &StagePlan) -> u64 {
-    let (Some(_), Some(parts)) = (&stage.reduce, &stage.process_grid) else { return 0 };
-    let busy = parts.last().copied().unwrap_or(1).min(stage.grid.last().copied().unwrap_or(1));
+    let (Some(reduce), Some(grid)) = (&stage.reduce, &stage.process_grid) else { return 0 };
     let outputs = stage.operands.iter().filter(|operand| operand.role == Role::Output);
-    outputs.map(|operand| operand.bytes() * busy.saturating_sub(1)).sum()
+    let bytes: u64 = outputs.map(|operand| operand.bytes()).sum();
+    let mut passes = 0;
+    let mut chains = 1;
+    for axis in stage.split.len() - reduce.axes..stage.split.len() {
+        passes += chains * (grid.parts[axis] - 1);
+        chains *= grid.steps[axis];
+    }
+    bytes * passes
 }

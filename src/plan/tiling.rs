@@ -6,7 +6,7 @@
 //! again: blocks have the tile's shape, and shards are balanced to less than a block.
 
 use super::geometry::Footprint;
-use super::{Distribution, OperandPlan, Origin, Role};
+use super::{Distribution, OperandPlan, Origin, ProcessGrid, Role};
 
 /// What one more contiguous run of a file costs, in bytes read: a seek or a system call against streaming.
 const RUN_COST_BYTES: u128 = 4096;
@@ -29,9 +29,9 @@ pub(super) struct Tiling {
     /// Elements per axis that no block exceeds.
     pub block: Vec<u64>,
     /// See [`super::StagePlan`].
-    pub process_grid: Option<Vec<u64>>,
-    /// Elements of a leaf of a reduction.
-    pub leaf: Option<u64>,
+    pub process_grid: Option<ProcessGrid>,
+    /// Leaves of a group of a reduction.
+    pub leaves: Option<u64>,
 }
 
 /// An operand as a cost.
@@ -102,7 +102,7 @@ pub(super) fn choose(
     let fair_share = (grid.iter().product::<u64>() / wanted_tiles).max(1);
     let block_units = fill(space, &unit, &grid, fits).min(fair_share);
     let block = extents_of(space, &unit, &grid, block_units);
-    Tiling { unit, grid, block_units, block, process_grid: None, leaf: None }
+    Tiling { unit, grid, block_units, block, process_grid: None, leaves: None }
 }
 
 /// Tiles of these extents in the whole space.
