@@ -109,9 +109,20 @@ impl Instance {
 
     /// Makes the shared operands read-only, after they were written.
     pub fn seal(&mut self) -> Result<(), EngineError> {
-        self.sealed = true;
+        self.protect_shared(true)
+    }
+
+    /// Makes the shared operands writable by the host again, for the next run of a stage.
+    pub fn unseal(&mut self) -> Result<(), EngineError> {
+        self.protect_shared(false)
+    }
+
+    fn protect_shared(&mut self, sealed: bool) -> Result<(), EngineError> {
+        self.sealed = sealed;
         for slot in self.arena.slots.iter().filter(|slot| slot.access == Access::Shared) {
-            self.memory.seal(&self.store, slot).map_err(|e| EngineError::Instantiate {
+            let (memory, store) = (&self.memory, &self.store);
+            let result = if sealed { memory.seal(store, slot) } else { memory.unseal(store, slot) };
+            result.map_err(|e| EngineError::Instantiate {
                 name: self.kernel.name().to_owned(),
                 message: format!("cannot protect its inputs: {e}"),
             })?;

@@ -177,13 +177,19 @@ impl GuestMemory {
         self.protect(store, slot.address, slot.max_bytes.next_multiple_of(HOST_PAGE), MprotectFlags::READ)
     }
 
+    /// Makes the pages of a sealed operand writable again.
+    pub fn unseal(&self, store: &impl AsStoreRef, slot: &Slot) -> std::io::Result<()> {
+        let bytes = slot.max_bytes.next_multiple_of(HOST_PAGE);
+        self.protect(store, slot.address, bytes, MprotectFlags::READ | MprotectFlags::WRITE)
+    }
+
     fn protect(&self, store: &impl AsStoreRef, address: u64, bytes: u64, flags: MprotectFlags) -> std::io::Result<()> {
         if bytes == 0 {
             return Ok(());
         }
         let start = self.base(store, address, bytes).ok_or(std::io::ErrorKind::InvalidInput)?;
         // SAFETY: whole pages inside this memory, which wasmer unmaps as one and never protects again page by page; the
-        // host itself never writes to them afterwards.
+        // host itself writes to them only while they are writable.
         unsafe { mprotect(start.cast(), bytes as usize, flags) }.map_err(Into::into)
     }
 

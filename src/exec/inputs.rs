@@ -17,6 +17,17 @@ use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded
 /// Where datasets are that are not where the job says: tensors that a stage of this run wrote lie in a staging file.
 pub(super) type Places = BTreeMap<String, (PathBuf, String)>;
 
+/// What an iterated stage reads once and keeps, by stage and operand.
+#[derive(Default)]
+pub(super) struct Kept(BTreeMap<(usize, usize), Vec<Piece>>);
+
+/// Where a stage may find its inputs.
+pub(super) struct Origins<'a> {
+    pub places: &'a Places,
+    pub resident: &'a Resident,
+    pub kept: &'a mut Kept,
+}
+
 /// What the regions of a split input are read from.
 enum Source<'a> {
     File(Reader),
@@ -42,8 +53,7 @@ impl<'a> Inputs<'a> {
         job: &'a Job,
         plan: &Plan,
         stage_index: usize,
-        places: &Places,
-        resident: &Resident,
+        from: Origins<'_>,
         counts: &mut Counts,
     ) -> Result<Inputs<'a>, RunError> {
         let stage = &plan.stages[stage_index];
@@ -55,21 +65,26 @@ impl<'a> Inputs<'a> {
             };
             let (mut whole, mut source) = (None, None);
             if operand.role == Role::Input {
-                let found = if let Some((pieces, moved_bytes)) = resident.gather(link, plan, stage_index, index)? {
+                let found = if let Some((pieces, moved_bytes)) = from.resident.gather(link, plan, stage_index, index)? {
                     counts.moved_bytes += moved_bytes;
                     Source::Memory(pieces)
                 } else if let Some((bytes, whole)) = constant {
                     Source::Inline { bytes, whole }
+                } else if let Some(pieces) = from.kept.0.get(&(stage_index, index)) {
+                    Source::Memory(pieces.clone())
                 } else if stage.is_broadcast(index) {
-                    Source::Memory(vec![read_and_send(link, job, stage, index, places, counts)?])
+                    Source::Memory(vec![read_and_send(link, job, stage, index, from.places, counts)?])
                 } else {
-                    let (file, dataset) = place(job, &operand.tensor, places);
-                    Source::File(Reader::open(&file, &dataset)?)
+                    let (file, dataset) = place(job, &operand.tensor, from.places);
+                    let file = Source::File(Reader::open(&file, &dataset)?);
+                    let hold = stage.is_held(index) || (stage.keeps && !operand.resident);
+                    if hold { Source::Memory(file.hold(stage, index, link.rank(), counts)?) } else { file }
                 };
+                if let (Source::Memory(pieces), true, false) = (&found, stage.keeps, operand.resident) {
+                    from.kept.0.insert((stage_index, index), pieces.clone());
+                }
                 if stage.is_broadcast(index) {
                     whole = Some(found.read(stage, index, &Region::whole(&operand.shape), counts)?.into());
-                } else if stage.is_held(index) && matches!(found, Source::File(_)) {
-                    source = Some(Source::Memory(found.hold(stage, index, link.rank(), counts)?));
                 } else {
                     source = Some(found);
                 }

@@ -14,7 +14,8 @@ use crate::topology::{Topology, Watch};
 
 use super::{ExitCode, RunError};
 
-/// Tags of the messages between ranks.
+/// Tags of the messages between ranks. Those that belong to a run of a stage have its number in the tag as well: a rank that is
+/// ahead may send them before others have begun with it.
 pub(super) mod tag {
     pub const FAIL: u32 = 1;
     pub const STOP: u32 = 2;
@@ -24,6 +25,14 @@ pub(super) mod tag {
     pub const STAGE_DONE: u32 = 6;
     pub const SHARD: u32 = 7;
     pub const PARTIAL: u32 = 8;
+    const KINDS: u32 = 16;
+    /// Runs of stages that one rank may be ahead of another; a barrier sees to it.
+    pub const RUNS: u64 = 1024;
+
+    /// The tag of a message of this kind in this run of a stage.
+    pub fn of_run(kind: u32, run: u64) -> u32 {
+        kind + KINDS * (run % RUNS) as u32
+    }
 }
 
 /// How long a failed rank waits for rank 0 to take note.
@@ -147,10 +156,11 @@ impl Link {
         self.fabric.send(to, tag, bytes).map_err(|e| self.senses.error(e))
     }
 
-    /// The next message that is not about the end of the run; never waits.
-    pub fn poll(&mut self) -> Result<Option<Message>, RunError> {
+    /// The next message with a tag that is `wanted`; others stay, in their order. Never waits.
+    pub fn poll(&mut self, wanted: impl Fn(u32) -> bool) -> Result<Option<Message>, RunError> {
         self.senses.look(&mut *self.fabric).map_err(|e| self.senses.error(e))?;
-        Ok(self.senses.inbox.pop_front())
+        let at = self.senses.inbox.iter().position(|message| wanted(message.tag));
+        Ok(at.and_then(|at| self.senses.inbox.remove(at)))
     }
 
     /// Waits for the next message of this source and tag; others stay, in their order.
@@ -165,11 +175,6 @@ impl Link {
             }
             backoff.wait();
         }
-    }
-
-    /// Puts a message back, behind those that have arrived meanwhile: somebody else is to have it.
-    pub fn keep(&mut self, message: Message) {
-        self.senses.inbox.push_back(message);
     }
 
     pub fn topology(&mut self) -> Result<Topology, RunError> {

@@ -30,6 +30,8 @@ pub(super) struct Outputs {
     /// The same on rank 0, from all others, and how many they said they had sent.
     received: u64,
     expected: u64,
+    /// Tag of those messages.
+    tag: u32,
 }
 
 struct Output {
@@ -55,6 +57,7 @@ impl Outputs {
         job: &Job,
         plan: &StagePlan,
         datasets: bool,
+        run: u64,
         places: &mut Places,
         stagings: &mut Stagings,
     ) -> Result<Outputs, RunError> {
@@ -91,7 +94,7 @@ impl Outputs {
             let resident = operand.resident.then(|| plan.owned(index, link.rank()).into_iter().map(room).collect());
             outputs.push(Output { tensor: operand.tensor.clone(), operand: index, element_bytes, dataset, resident });
         }
-        Ok(Outputs { outputs, sent: 0, received: 0, expected: 0 })
+        Ok(Outputs { outputs, sent: 0, received: 0, expected: 0, tag: tag::of_run(tag::CHUNKS, run) })
     }
 
     /// Takes a region of the output of this number. Returns how many bytes that took in a file.
@@ -117,7 +120,7 @@ impl Outputs {
         if link.rank() == 0 {
             self.write_chunks(number, &chunks, stagings)?;
         } else {
-            link.send(0, tag::CHUNKS, encode_chunks(number, &chunks).into())?;
+            link.send(0, self.tag, encode_chunks(number, &chunks).into())?;
             self.sent += 1;
         }
         Ok(chunks.iter().map(|(_, stored)| stored.len() as u64).sum())
@@ -128,11 +131,12 @@ impl Outputs {
         link: &mut Link,
         job: &Job,
         plan: &StagePlan,
+        run: u64,
         resident: &Resident,
         places: &mut Places,
         stagings: &mut Stagings,
     ) -> Result<u64, RunError> {
-        let mut outputs = Outputs::create(link, job, plan, true, places, stagings)?;
+        let mut outputs = Outputs::create(link, job, plan, true, run, places, stagings)?;
         let mut written_bytes = 0;
         for number in 0..outputs.outputs.len() {
             outputs.outputs[number].resident = None;
@@ -145,8 +149,8 @@ impl Outputs {
         for (rank, sent) in (0..).zip(sent.iter().flatten()).skip(1) {
             let wrong = |_| RunError::Protocol { rank, what: "the end of its outputs" };
             for _ in 0..u64::from_le_bytes(sent.as_slice().try_into().map_err(wrong)?) {
-                let bytes = link.receive(rank, tag::CHUNKS)?;
-                outputs.receive(&Message { source: rank, tag: tag::CHUNKS, bytes }, stagings)?;
+                let bytes = link.receive(rank, outputs.tag)?;
+                outputs.receive(&Message { source: rank, tag: outputs.tag, bytes }, stagings)?;
             }
         }
         link.barrier()?;
@@ -181,6 +185,11 @@ impl Outputs {
             staging.write_chunks(layout, chunks)?;
         }
         Ok(())
+    }
+
+    /// Whether anything goes into a file.
+    pub fn has_datasets(&self) -> bool {
+        self.outputs.iter().any(|output| output.dataset.is_some())
     }
 
     /// Messages that rank 0 has to [`Outputs::expect`] from this rank.

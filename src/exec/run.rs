@@ -191,7 +191,8 @@ fn run_iterations(
     data.deferred = false;
     for stage_index in iterate.stages.clone() {
         let plan = &context.plan.stages[stage_index];
-        let written = Outputs::flush(link, context.job, plan, &data.resident, &mut data.places, stagings)?;
+        let (run, resident) = (data.begin_run(), &data.resident);
+        let written = Outputs::flush(link, context.job, plan, run, resident, &mut data.places, stagings)?;
         share.stage(&plan.name).counts.written_bytes += written;
     }
     Ok(iteration)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
 use super::combine::Fold;
-use super::inputs::{Inputs, Places};
+use super::inputs::{Inputs, Kept, Origins, Places};
 use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
 use super::reduction::{Outcome, Reduction};
@@ -16,8 +16,8 @@ use super::resident::Resident;
 use super::tiers::Tiers;
 use super::worker::{BlockData, BlockOutput, FromWorker, Setup, Shared, WorkerReport, lock, work};
 use super::{Options, Progress, RunError};
-use crate::engine::Tier;
-use crate::fabric::Message;
+use crate::engine::{Instance, Tier};
+use crate::fabric::{Backoff, Message};
 use crate::job::{Job, Stage};
 use crate::plan::{Plan, Role, StagePlan, Tile};
 use crate::report::{StageReport, Swap};
@@ -47,8 +47,21 @@ pub(super) struct Context<'a> {
 pub(super) struct Data {
     pub places: Places,
     pub resident: Resident,
+    /// What iterated stages keep from one iteration to the next, by stage: inputs that never change, instances of kernels.
+    pub kept: Kept,
+    pub instances: BTreeMap<usize, Vec<Instance>>,
     /// Whether outputs wait in memory for the end of an iteration, and have no datasets yet.
     pub deferred: bool,
+    /// Runs of stages so far.
+    runs: u64,
+}
+
+impl Data {
+    /// The number of a new run of a stage, the same on every rank.
+    pub fn begin_run(&mut self) -> u64 {
+        self.runs += 1;
+        self.runs
+    }
 }
 
 /// A stage's part in the report, and what only the first stage tells.
@@ -69,6 +82,10 @@ struct Running<'a> {
     reduction: Option<Reduction>,
     report: StageReport,
     blocks_done: u64,
+    run: u64,
+    /// Whether no rank goes on before all have done their part.
+    together: bool,
+    /// Whether this rank's blocks are computed.
     complete: bool,
     /// Whether rank 0 knows that this rank has done its part.
     told: bool,
@@ -95,11 +112,13 @@ pub(super) fn run_stage(
     let kernel = context.kernels[stage_index];
     // Before anything slow: whoever compiles can start while inputs are read.
     let code = tiers.code(link, kernel, &stage.name, context.options.swap_before_task.is_some())?;
-    let outputs = Outputs::create(link, context.job, plan, !data.deferred, &mut data.places, stagings)?;
+    let run = data.begin_run();
+    let outputs = Outputs::create(link, context.job, plan, !data.deferred, run, &mut data.places, stagings)?;
+    // What goes into files is complete for all ranks at once; what stays in memory is fetched when it is needed.
+    let together = outputs.has_datasets() || run.is_multiple_of(tag::RUNS / 2);
     let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
-    let (places, resident) = (&data.places, &data.resident);
-    let mut inputs =
-        Inputs::gather(link, context.job, &context.plan, stage_index, places, resident, &mut report.counts)?;
+    let from = Origins { places: &data.places, resident: &data.resident, kept: &mut data.kept };
+    let mut inputs = Inputs::gather(link, context.job, &context.plan, stage_index, from, &mut report.counts)?;
     let tiles: Vec<Tile> = plan.blocks(link.rank()).collect();
     let reduction = Reduction::new(plan, link.rank());
     let workers = context.pool.current_num_threads();
@@ -113,6 +132,7 @@ pub(super) fn run_stage(
         kernel: tiers.kernel(kernel).clone(),
         memory_limit_bytes: stage.limits.memory_bytes,
         whole: std::mem::take(&mut inputs.whole),
+        instances: data.instances.remove(&stage_index).unwrap_or_default(),
         swap_before_task: context.options.swap_before_task,
         process_start: context.process_start,
         to_main,
@@ -130,6 +150,8 @@ pub(super) fn run_stage(
         reduction,
         report,
         blocks_done: 0,
+        run,
+        together,
         complete: false,
         told: false,
         optimized,
@@ -145,13 +167,20 @@ pub(super) fn run_stage(
     shared.begin();
     running.until_complete(link, tiers, stagings)?;
     let workers = running.collect_workers()?;
-    link.barrier()?;
-    for staging in stagings.values_mut() {
-        staging.settle()?;
+    if together {
+        link.barrier()?;
+        for staging in stagings.values_mut() {
+            staging.settle()?;
+        }
     }
     running.outputs.keep(stage_index, &mut data.resident);
     let mut outcome = StageOutcome { report: running.report, swaps: Vec::new(), first_task: None };
+    // A forced swap starts each run of a stage on baseline code.
+    let keeps = plan.keeps && context.options.swap_before_task.is_none();
     for worker in workers {
+        if let Some(instance) = worker.instance.filter(|_| keeps) {
+            data.instances.entry(stage_index).or_default().push(instance);
+        }
         outcome.report.counts.add(&worker.counts);
         outcome.swaps.extend(worker.swaps);
         outcome.first_task = [outcome.first_task, worker.first_task].into_iter().flatten().min();
@@ -172,13 +201,19 @@ impl Running<'_> {
     /// The main loop: until this rank's blocks are written and, on rank 0, until all others' are.
     fn until_complete(&mut self, link: &mut Link, tiers: &mut Tiers, stagings: &mut Stagings) -> Result<(), RunError> {
         let kernel = self.context.kernels[self.stage_index];
+        let of_run = [tag::CHUNKS, tag::PARTIAL, tag::STAGE_DONE].map(|kind| tag::of_run(kind, self.run));
+        let wanted = |tag| tag == tag::ARTIFACT || tag == tag::PROGRESS || of_run.contains(&tag);
+        let mut backoff = Backoff::default();
         loop {
-            match self.from_workers.recv_timeout(Tiers::PATIENCE) {
+            // While workers are at work they wake this thread; after that it waits for other ranks alone.
+            let patience = if self.complete { Duration::ZERO } else { Tiers::PATIENCE };
+            match self.from_workers.recv_timeout(patience) {
                 Ok(message) => self.heed_worker(link, message, stagings)?,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
-            while let Some(message) = link.poll()? {
+            while let Some(message) = link.poll(wanted)? {
                 self.heed_rank(link, tiers, &message, stagings)?;
+                backoff.reset();
             }
             tiers.poll(link)?;
             if !self.optimized
@@ -190,16 +225,21 @@ impl Running<'_> {
             self.judge_length(tiers);
             self.check_time_limit(link)?;
             self.tell_progress(link)?;
-            let others_done = link.rank() != 0 || (self.ranks_done + 1 == link.size() && self.outputs.all_received());
+            let all_told = self.ranks_done + 1 == link.size() && self.outputs.all_received();
+            let others_done = link.rank() != 0 || !self.together || all_told;
             let reduced = self.reduction.as_ref().is_none_or(Reduction::is_complete);
             if self.complete && reduced && !self.told {
                 self.told = true;
-                if link.rank() != 0 {
-                    link.send(0, tag::STAGE_DONE, self.outputs.messages_sent().to_le_bytes().to_vec().into())?;
+                if link.rank() != 0 && self.together {
+                    let sent = self.outputs.messages_sent().to_le_bytes().to_vec();
+                    link.send(0, tag::of_run(tag::STAGE_DONE, self.run), sent.into())?;
                 }
             }
             if self.told && others_done {
                 return Ok(());
+            }
+            if self.complete {
+                backoff.wait();
             }
         }
     }
@@ -321,7 +361,7 @@ impl Running<'_> {
     fn follow(&mut self, link: &mut Link, outcomes: Vec<Outcome>, stagings: &mut Stagings) -> Result<(), RunError> {
         for outcome in outcomes {
             match outcome {
-                Outcome::Pass { to, bytes } => link.send(to, tag::PARTIAL, bytes.into())?,
+                Outcome::Pass { to, bytes } => link.send(to, tag::of_run(tag::PARTIAL, self.run), bytes.into())?,
                 Outcome::Done { tile, results } => self.emit(link, &tile, &results, stagings)?,
             }
         }
@@ -336,13 +376,14 @@ impl Running<'_> {
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
         let wrong = |what| RunError::Protocol { rank: message.source, what };
-        match message.tag {
+        let kind = message.tag;
+        match kind {
             tag::ARTIFACT => tiers.receive(link, message),
-            tag::CHUNKS => {
+            _ if kind == tag::of_run(tag::CHUNKS, self.run) => {
                 self.report.counts.moved_bytes += message.bytes.len() as u64;
                 self.outputs.receive(message, stagings)
             }
-            tag::PARTIAL => {
+            _ if kind == tag::of_run(tag::PARTIAL, self.run) => {
                 let header_bytes = Reduction::header_bytes(&message.bytes);
                 self.report.counts.moved_bytes += message.bytes.len().saturating_sub(header_bytes) as u64;
                 let shared = self.shared.clone();
@@ -350,7 +391,7 @@ impl Running<'_> {
                 let outcomes = received.ok_or_else(|| wrong("a partial result"))?;
                 self.follow(link, outcomes, stagings)
             }
-            tag::STAGE_DONE => {
+            _ if kind == tag::of_run(tag::STAGE_DONE, self.run) => {
                 let sent = message.bytes.as_slice().try_into().map_err(|_| wrong("the end of its stage"))?;
                 self.ranks_done += 1;
                 self.outputs.expect(u64::from_le_bytes(sent));

@@ -207,13 +207,8 @@ impl Tiers {
                 let source = EngineError::Compile { name, compiler: "llvm", message: message.clone() };
                 return Err(RunError::NoOptimizedCode { source: Box::new(source) });
             }
-            while let Some(message) = link.poll()? {
-                if message.tag == tag::ARTIFACT {
-                    self.receive(link, &message)?;
-                } else {
-                    link.keep(message);
-                    break;
-                }
+            while let Some(message) = link.poll(|tag| tag == tag::ARTIFACT)? {
+                self.receive(link, &message)?;
             }
             self.poll(link)?;
             backoff.wait();

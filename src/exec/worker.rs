@@ -39,6 +39,8 @@ pub(super) struct WorkerReport {
     pub swaps: Vec<Swap>,
     /// End of its first task.
     pub first_task: Option<Instant>,
+    /// For the next run of the stage.
+    pub instance: Option<Instance>,
 }
 
 /// A block in memory.
@@ -80,6 +82,8 @@ pub(super) struct Shared {
     pub operands: Vec<OperandSpec>,
     /// Bytes of shared operands, by operand.
     pub whole: Vec<Option<Payload>>,
+    /// By worker, what the last run of the stage left.
+    pub instances: Vec<Mutex<Option<Instance>>>,
     pub swap_before_task: Option<u64>,
     pub process_start: Instant,
     pub blocks: Mutex<BTreeMap<u64, Arc<BlockData>>>,
@@ -116,6 +120,7 @@ pub(super) struct Setup {
     pub kernel: Kernel,
     pub memory_limit_bytes: u64,
     pub whole: Vec<Option<Payload>>,
+    pub instances: Vec<Instance>,
     pub swap_before_task: Option<u64>,
     pub process_start: Instant,
     pub to_main: Sender<FromWorker>,
@@ -133,7 +138,9 @@ impl Shared {
             },
         });
         let operands = operands.collect();
+        let kept = setup.instances.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         Shared {
+            instances: kept.take(workers).map(Mutex::new).collect(),
             stage_index: setup.stage_index,
             engine: setup.engine,
             kernel: setup.kernel,
@@ -239,9 +246,17 @@ pub(super) fn work(shared: &Shared, worker: usize) {
 fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> {
     let engine_error = |e| Box::new(FromWorker::Engine(e));
     let mut report = WorkerReport::default();
-    let mut instance =
-        Instance::new(&shared.engine, &shared.kernel, &shared.start, shared.memory_limit_bytes, &shared.operands)
-            .map_err(engine_error)?;
+    let kept = lock(&shared.instances[worker]).take();
+    let mut instance = match kept {
+        Some(mut instance) => {
+            instance.unseal().map_err(engine_error)?;
+            instance
+        }
+        None => {
+            Instance::new(&shared.engine, &shared.kernel, &shared.start, shared.memory_limit_bytes, &shared.operands)
+                .map_err(engine_error)?
+        }
+    };
     for (operand, bytes) in shared.whole.iter().enumerate() {
         if let Some(bytes) = bytes
             && let Some(target) = instance.operand_mut(operand, bytes.len() as u64)
@@ -273,6 +288,7 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
         drop(block);
         shared.event(Event::Finished { span, elapsed_ns, class: class(instance.tier()) });
     }
+    report.instance = Some(instance);
     Ok(report)
 }
 

@@ -127,6 +127,7 @@ pub(super) fn fit(
         held_bytes: memory.held_bytes,
         arena_bytes,
         peak_bytes_per_rank: memory.peak_bytes(sum(block_bytes), arena_bytes),
+        keeps: false,
         notes: bound.notes,
         ranks: machine.ranks,
     };
@@ -134,6 +135,31 @@ pub(super) fn fit(
     check_budget(job, stage, &plan, &memory, budget_bytes)?;
     count(&mut plan, &space);
     Ok(plan)
+}
+
+/// Lets iterated stages keep what they would make or read again, if all of it fits beside the largest of them.
+pub(super) fn keep(job: &Job, stages: &mut [StagePlan], budget_bytes: u64) {
+    let Some(iterate) = &job.iterate else { return };
+    let stages = &mut stages[iterate.stages.clone()];
+    let kept_bytes = |stage: &StagePlan| {
+        let fixed = |o: &&OperandPlan| o.role == Role::Input && o.is_stored() && !o.resident;
+        let (whole, parts): (Vec<&OperandPlan>, Vec<&OperandPlan>) =
+            stage.operands.iter().filter(fixed).partition(|o| o.distribution == Distribution::Broadcast);
+        let share = |operand: &&OperandPlan| operand.bytes() / u64::from(stage.ranks) * 2;
+        let inputs = sum([sum(whole.iter().map(|o| o.padded_bytes())), sum(parts.iter().map(share))]);
+        // As in `Memory::peak_bytes`, less the blocks.
+        let instances = stage.peak_bytes_per_rank - stage.held_bytes - stage.broadcast_bytes;
+        sum([inputs, instances])
+    };
+    let all = sum(stages.iter().map(kept_bytes));
+    let largest = stages.iter().map(|stage| stage.peak_bytes_per_rank).max().unwrap_or(0);
+    if all.saturating_add(largest) <= budget_bytes {
+        for stage in stages {
+            stage.keeps = true;
+            stage.held_bytes = stage.held_bytes.saturating_add(all);
+            stage.peak_bytes_per_rank = stage.peak_bytes_per_rank.saturating_add(all);
+        }
+    }
 }
 
 fn check_guest(job: &Job, stage: &Stage, plan: &StagePlan, memory: &Memory, limit_bytes: u64) -> Result<(), PlanError> {

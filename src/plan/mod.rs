@@ -100,6 +100,8 @@ pub struct StagePlan {
     pub arena_bytes: u64,
     /// `held + broadcast + threads * (guest broadcast + arena) + (threads + 2) * block`.
     pub peak_bytes_per_rank: u64,
+    /// Iterated, with memory enough to keep kernel instances and inputs that never change from one iteration to the next.
+    pub keeps: bool,
     /// What a person should know: idle ranks, clipped chunks, data read more than once.
     pub notes: Vec<String>,
     ranks: u32,
@@ -245,6 +247,7 @@ pub fn plan(job: &Job, layouts: &BTreeMap<String, Layout>, machine: &Machine) ->
         stages.push(memory::fit(job, stage, bound, machine, budget_bytes, &residence, &stages)?);
     }
     residence::count(&mut stages, &residence);
+    memory::keep(job, &mut stages, budget_bytes);
     let job_hash = blake3::Hash::from_bytes(job.hash()).to_hex().to_string();
     Ok(Plan { job_name: job.name.clone(), job_hash, machine: machine.clone(), budget_bytes, stages })
 }
