@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use super::RunError;
 use super::link::Link;
 use super::outputs::destination;
-use super::resident::{Piece, Resident};
+use super::resident::{self, Piece, Resident};
 use crate::fabric::Payload;
 use crate::job::{self, Job};
 use crate::plan::{Plan, Role, StagePlan};
 use crate::report::Counts;
 use crate::store::Reader;
-use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded};
+use crate::tensor::{Boundary, Dtype, Region, clamp_edges, copy_box, copy_region, padded};
 
 /// Where datasets are that are not where the job says: tensors that a stage of this run wrote lie in a staging file.
 pub(super) type Places = BTreeMap<String, (PathBuf, String)>;
@@ -77,8 +77,18 @@ impl<'a> Inputs<'a> {
                 } else {
                     let (file, dataset) = place(job, &operand.tensor, from.places);
                     let file = Source::File(Reader::open(&file, &dataset)?);
-                    let hold = stage.is_held(index) || (stage.keeps && !operand.resident);
-                    if hold { Source::Memory(file.hold(stage, index, link.rank(), counts)?) } else { file }
+                    if stage.is_shared(index) {
+                        let mine = file.piece(stage.share(index, link.rank()), operand.dtype, counts)?;
+                        let (pieces, moved_bytes) = resident::share(link, stage, index, mine)?;
+                        counts.moved_bytes += moved_bytes;
+                        Source::Memory(pieces)
+                    } else if stage.is_held(index) || (stage.keeps && !operand.resident) {
+                        let needs = stage.needs(index, link.rank()).into_iter();
+                        let pieces = needs.map(|need| file.piece(need, operand.dtype, counts));
+                        Source::Memory(pieces.collect::<Result<_, _>>()?)
+                    } else {
+                        file
+                    }
                 };
                 if let (Source::Memory(pieces), true, false) = (&found, stage.keeps, operand.resident) {
                     from.kept.0.insert((stage_index, index), pieces.clone());
@@ -111,16 +121,12 @@ impl<'a> Inputs<'a> {
 }
 
 impl Source<'_> {
-    /// What the rank needs, read in one go.
-    fn hold(&self, stage: &StagePlan, operand: usize, rank: u32, counts: &mut Counts) -> Result<Vec<Piece>, RunError> {
-        let element_bytes = stage.operands[operand].dtype.size_bytes();
-        let mut pieces = Vec::new();
-        for region in stage.needs(operand, rank) {
-            let mut bytes = Vec::new();
-            self.read_part(&region, element_bytes, &mut bytes, counts)?;
-            pieces.push(Piece { region, bytes: bytes.into() });
+    fn piece(&self, region: Region, dtype: Dtype, counts: &mut Counts) -> Result<Piece, RunError> {
+        let mut bytes = Vec::new();
+        if region.elements() > 0 {
+            self.read_part(&region, dtype.size_bytes(), &mut bytes, counts)?;
         }
-        Ok(pieces)
+        Ok(Piece { region, bytes: bytes.into() })
     }
 
     fn read(

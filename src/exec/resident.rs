@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::RunError;
 use super::link::{Link, tag};
 use crate::fabric::{Payload, Rank};
-use crate::plan::{OperandPlan, Plan};
+use crate::plan::{OperandPlan, Plan, StagePlan};
 use crate::tensor::{Region, copy_region};
 
 /// Most bytes of one message of a transfer.
@@ -130,6 +130,31 @@ impl Resident {
         let moved_bytes = if link.rank() == owner { 0 } else { bytes.len() as u64 };
         Ok((vec![Piece { region: whole, bytes: Arc::new(bytes.into_vec()) }], moved_bytes))
     }
+}
+
+/// Gives this rank's share of an input that several ranks need alike to the others, and returns all shares with the bytes that
+/// came. Every sharer calls it.
+pub(super) fn share(
+    link: &mut Link,
+    plan: &StagePlan,
+    operand: usize,
+    mine: Piece,
+) -> Result<(Vec<Piece>, u64), RunError> {
+    let (me, element_bytes) = (link.rank(), plan.operands[operand].dtype.size_bytes());
+    let others: Vec<Rank> = plan.sharers(operand, me).into_iter().filter(|rank| *rank != me).collect();
+    let mut pieces = vec![mine];
+    for to in &others {
+        let regions = common(&[pieces[0].region.clone()], std::iter::once(&pieces[0].region));
+        send(link, *to, &pieces, &regions, element_bytes)?;
+    }
+    let mut moved_bytes = 0;
+    for from in others {
+        let region = plan.share(operand, from);
+        let bytes = receive(link, from, std::slice::from_ref(&region), element_bytes)?;
+        moved_bytes += bytes.len() as u64;
+        pieces.push(Piece { region, bytes: Arc::new(bytes) });
+    }
+    Ok((pieces, moved_bytes))
 }
 
 /// What `needs` and `owned` have in common, pair by pair, in the one order that both sides know.

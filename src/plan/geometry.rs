@@ -156,6 +156,47 @@ impl StagePlan {
         regions.flat_map(|region| self.sources(operand, &region)).map(|part| part.source).collect()
     }
 
+    /// The ranks that need the same part of input `operand` as `rank`, which is one of them: those that differ only in their
+    /// place along axes that the operand does not have. Ascending.
+    pub fn sharers(&self, operand: usize, rank: u32) -> Vec<u32> {
+        let (Some(grid), Some(place)) = (&self.process_grid, self.place(rank)) else { return vec![rank] };
+        let dims = &self.operands[operand].dims;
+        let mut ranks = vec![0];
+        for axis in &grid.order {
+            let stride = grid.stride(*axis);
+            let places = match dims.contains(&self.split[*axis]) {
+                true => place[*axis]..place[*axis] + 1,
+                false => 0..grid.parts[*axis],
+            };
+            ranks = ranks.iter().flat_map(|rank| places.clone().map(move |at| rank + stride * at as u32)).collect();
+        }
+        ranks
+    }
+
+    /// The part of what `rank` needs of input `operand` that it reads from the dataset; the other sharers read and send it the
+    /// rest, so that nothing is read twice. Cut along the outermost dimension, at whole chunks.
+    pub fn share(&self, operand: usize, rank: u32) -> Region {
+        let input = &self.operands[operand];
+        let sharers = self.sharers(operand, rank);
+        let at = sharers.iter().position(|sharer| *sharer == rank).unwrap_or(0) as u64;
+        let shard = self.shard(rank);
+        let Some(tile) = shard.first() else { return Region::empty(input.shape.rank()) };
+        let mut region = self.region(operand, tile);
+        let Some(longest) = (0..region.rank()).max_by_key(|dim| region.extent[*dim]) else { return region };
+        let dim = if region.extent[0] >= sharers.len() as u64 { 0 } else { longest };
+        let chunk = input.chunk.as_ref().map_or(1, |chunk| chunk[dim]);
+        let (first, end) = (region.offset[dim] / chunk, region.end(dim).div_ceil(chunk));
+        let cut = |number| {
+            let chunks = first + portion(number, end - first, sharers.len() as u64);
+            (chunks * chunk).clamp(region.offset[dim], region.end(dim))
+        };
+        let (from, to) =
+            if at + 1 == sharers.len() as u64 { (cut(at), region.end(dim)) } else { (cut(at), cut(at + 1)) };
+        region.offset[dim] = from;
+        region.extent[dim] = to - from;
+        region
+    }
+
     /// The elements of output `operand` that end up on `rank`; over all ranks, all of them once.
     pub fn owned(&self, operand: usize, rank: u32) -> Vec<Region> {
         if !self.is_last_along(rank, 0) {

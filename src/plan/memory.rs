@@ -284,6 +284,14 @@ fn count(plan: &mut StagePlan, space: &Space) {
             // Resident scratch has no dataset.
             Role::Output if operand.resident && operand.origin == Origin::Scratch => {}
             Role::Output => bytes.written = bytes.written.saturating_add(operand.bytes()),
+            Role::Input if plan.is_shared(*position) => {
+                for rank in 0..plan.ranks {
+                    let need: u64 = plan.needs(*position, rank).iter().map(|need| need.elements()).sum();
+                    let share = plan.share(*position, rank).elements();
+                    bytes.read = bytes.read.saturating_add(share * operand.dtype.size_bytes() as u64);
+                    bytes.moved = bytes.moved.saturating_add((need - share) * operand.dtype.size_bytes() as u64);
+                }
+            }
             Role::Input if plan.is_held(*position) => {
                 let needs = (0..plan.ranks).flat_map(|rank| plan.needs(*position, rank));
                 let elements: u64 = needs.map(|need| need.elements()).sum();
@@ -366,6 +374,12 @@ impl StagePlan {
     pub fn is_held(&self, operand: usize) -> bool {
         let input = &self.operands[operand];
         self.process_grid.is_some() && !input.resident && is_held(input, &self.split)
+    }
+
+    /// Whether ranks that need the same part of input `operand` read it together, each its [`StagePlan::share`].
+    pub fn is_shared(&self, operand: usize) -> bool {
+        let input = &self.operands[operand];
+        self.is_held(operand) && input.halo.iter().all(|width| *width == 0)
     }
 
     /// Most bytes of split operands that a block needs.

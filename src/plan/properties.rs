@@ -183,6 +183,22 @@ proptest! {
                 covered.sort();
                 prop_assert_eq!(covered, points(&whole));
             }
+            if stage.is_shared(position) {
+                // Together the sharers read what each needs, once; together all ranks read the tensor once.
+                let mut read = Vec::new();
+                for rank in 0..case.machine.ranks {
+                    let mine: Vec<Vec<u64>> = points(&stage.share(position, rank));
+                    let sharers = stage.sharers(position, rank);
+                    let mut of_all: Vec<_> = sharers.iter().flat_map(|r| points(&stage.share(position, *r))).collect();
+                    of_all.sort();
+                    let mut needed: Vec<_> = stage.needs(position, rank).iter().flat_map(points).collect();
+                    needed.sort();
+                    prop_assert_eq!(&of_all, &needed);
+                    read.extend(mine);
+                }
+                read.sort();
+                prop_assert_eq!(read, points(&whole));
+            }
         }
     }
 
@@ -257,6 +273,10 @@ proptest! {
             let needed: u64 = (0..case.machine.ranks).flat_map(needs).map(|need| need.elements() * element_bytes).sum();
             match (operand.role, operand.distribution) {
                 (Role::Output, _) => written += if stage.units() > 0 { operand.bytes() } else { 0 },
+                (Role::Input, Distribution::Split) if stage.is_shared(position) => {
+                    let share = |rank| stage.share(position, rank).elements() * element_bytes;
+                    read += (0..case.machine.ranks).map(share).sum::<u64>();
+                }
                 (Role::Input, Distribution::Split) if stage.is_held(position) => read += needed,
                 (Role::Input, Distribution::Split) => read += sum,
                 (Role::Input, Distribution::Broadcast) => read += operand.bytes(),

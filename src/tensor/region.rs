@@ -14,6 +14,11 @@ impl Region {
         Region { offset: vec![0; shape.rank()], extent: shape.to_vec() }
     }
 
+    /// Nothing, in `rank` dimensions.
+    pub fn empty(rank: usize) -> Self {
+        Region { offset: vec![0; rank], extent: vec![0; rank] }
+    }
+
     /// Number of dimensions.
     pub fn rank(&self) -> usize {
         self.offset.len()
