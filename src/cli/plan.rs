@@ -6,7 +6,7 @@ use clap::Args;
 use super::{Output, fail, print_json};
 use crate::exec::ExitCode;
 use crate::job::{Job, Source};
-use crate::plan::{Layout, Machine, plan as make_plan, render};
+use crate::plan::{Layout, Machine, explain, plan as make_plan, render};
 use crate::{store, topology};
 
 /// Arguments of `exuvia plan`.
@@ -26,6 +26,9 @@ pub(super) struct PlanArguments {
     /// Memory that one rank may use, such as 2GiB [default: a share of this machine's]
     #[arg(long, value_parser = super::run::size)]
     memory: Option<u64>,
+    /// Say in sentences why each stage is cut as it is, and how far what moves is from the least
+    #[arg(long)]
+    explain: bool,
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -54,6 +57,7 @@ pub(super) fn plan(arguments: &PlanArguments) -> ExitCode {
     match make_plan(&job, &layouts, &machine) {
         Ok(plan) => {
             match arguments.output {
+                Output::Human if arguments.explain => print!("{}", explain(&plan)),
                 Output::Human => print!("{}", render(&plan)),
                 Output::Json => print_json(&serde_json::json!({ "schema": 1, "plan": plan })),
             }

@@ -10,13 +10,22 @@ const IMBALANCE: f64 = 1.03;
 /// Axes that are cut, at most: those with most units.
 const CUT_AXES: usize = 3;
 
-/// The process grid (parts per axis) that costs least among those that use nearly all `ranks` and cut nearly evenly, where
-/// `units[axis]` is the most parts that an axis can have. `weight` is what the largest part of a grid has to compute, `cost`
-/// the bytes that its worst rank must get and give. Of equals the first by parts, outermost axis first.
+/// A process grid (parts per axis) and its runner-up, each with its cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    pub grid: Vec<u64>,
+    pub bytes: u64,
+    /// The best of the grids that were possible and cost more.
+    pub next: Option<(Vec<u64>, u64)>,
+}
+
+/// The process grid that costs least among those that use nearly all `ranks` and cut nearly evenly, where `units[axis]` is the
+/// most parts that an axis can have. `weight` is what the largest part of a grid has to compute, `cost` the bytes that it
+/// moves. Of equals the first by parts, outermost axis first.
 ///
 /// Brute force over all grids, as COSMA and others do for matrix multiplication (Kwasniewski et al., SC19); about
 /// `ranks * ln(ranks)` candidates for three axes.
-pub fn best_grid(units: &[u64], ranks: u32, weight: impl Fn(&[u64]) -> u64, cost: impl Fn(&[u64]) -> u64) -> Vec<u64> {
+pub fn best_grid(units: &[u64], ranks: u32, weight: impl Fn(&[u64]) -> u64, cost: impl Fn(&[u64]) -> u64) -> Choice {
     let most = units.iter().fold(1u64, |product, units| product.saturating_mul((*units).max(1)));
     let busy = u64::from(ranks).min(most).max(1);
     let least = (busy as f64 * (1.0 - IDLE_SHARE)).ceil() as u64;
@@ -24,31 +33,35 @@ pub fn best_grid(units: &[u64], ranks: u32, weight: impl Fn(&[u64]) -> u64, cost
     cut.sort_by_key(|axis| std::cmp::Reverse(units[*axis]));
     cut.truncate(CUT_AXES);
     cut.sort_unstable();
-    let mut best: Option<(Vec<u64>, u64)> = None;
     let mut lightest = u64::MAX;
+    // Where no grid comes near the number of ranks, the one with most parts.
+    let mut widest = vec![1; units.len()];
     visit(units, &cut, u64::from(ranks), &mut |grid| {
         if grid.iter().product::<u64>() >= least {
             lightest = lightest.min(weight(grid));
         }
-    });
-    visit(units, &cut, u64::from(ranks), &mut |grid| {
-        if grid.iter().product::<u64>() >= least && weight(grid) as f64 <= lightest as f64 * IMBALANCE {
-            let bytes = cost(grid);
-            if best.as_ref().is_none_or(|(_, least)| bytes < *least) {
-                best = Some((grid.to_vec(), bytes));
-            }
+        if grid.iter().product::<u64>() > widest.iter().product() {
+            widest = grid.to_vec();
         }
     });
-    // Where no grid comes near the number of ranks, the one with most parts.
-    best.map(|(grid, _)| grid).unwrap_or_else(|| {
-        let mut widest = vec![1; units.len()];
-        visit(units, &cut, u64::from(ranks), &mut |grid| {
-            if grid.iter().product::<u64>() > widest.iter().product() {
-                widest = grid.to_vec();
-            }
-        });
-        widest
-    })
+    type Candidate = Option<(Vec<u64>, u64)>;
+    let (mut best, mut next): (Candidate, Candidate) = (None, None);
+    visit(units, &cut, u64::from(ranks), &mut |grid| {
+        if grid.iter().product::<u64>() < least || weight(grid) as f64 > lightest as f64 * IMBALANCE {
+            return;
+        }
+        let bytes = cost(grid);
+        let below = |other: &Candidate| other.as_ref().is_none_or(|(_, other)| bytes < *other);
+        if below(&best) {
+            next = best.replace((grid.to_vec(), bytes)).or(next.take());
+        } else if best.as_ref().is_some_and(|(_, best)| bytes > *best) && below(&next) {
+            next = Some((grid.to_vec(), bytes));
+        }
+    });
+    match best {
+        Some((grid, bytes)) => Choice { grid, bytes, next },
+        None => Choice { bytes: cost(&widest), grid: widest, next: None },
+    }
 }
 
 /// All grids over the axes `cut` that take at most `ranks`, the last of them as large as it can be.
@@ -92,7 +105,7 @@ mod tests {
 
     #[test]
     fn halos_get_near_cubes_and_flat_spaces_slabs() {
-        let best = |extents: [u64; 3], ranks| best_grid(&extents, ranks, volume(extents), surface(extents));
+        let best = |extents: [u64; 3], ranks| best_grid(&extents, ranks, volume(extents), surface(extents)).grid;
         assert_eq!(best([64, 64, 64], 8), [2, 2, 2]);
         assert_eq!(best([64, 64, 64], 64), [4, 4, 4]);
         assert_eq!(best([1000, 2, 2], 4), [4, 1, 1]);
@@ -100,9 +113,18 @@ mod tests {
     }
 
     #[test]
+    fn the_runner_up_costs_more() {
+        let extents = [64, 64, 64];
+        let choice = best_grid(&extents, 8, volume(extents), surface(extents));
+        assert_eq!((choice.grid.as_slice(), choice.bytes), ([2, 2, 2].as_slice(), 3 * 32 * 32));
+        assert_eq!(choice.next.map(|(_, bytes)| bytes), Some(64 * 16 + 2 * 64 * 32));
+        assert_eq!(best_grid(&[1], 4, |_| 1, |_| 0).next, None);
+    }
+
+    #[test]
     fn primes_may_leave_a_few_ranks_idle() {
         let extents = [1024, 1024, 1024];
-        let grid = best_grid(&extents, 4099, volume(extents), surface(extents));
+        let grid = best_grid(&extents, 4099, volume(extents), surface(extents)).grid;
         let busy: u64 = grid.iter().product();
         assert!((3977..=4099).contains(&busy), "{grid:?}");
         assert!(surface(extents)(&grid) < surface(extents)(&[4099, 1, 1]) / 4, "{grid:?}");
@@ -111,7 +133,7 @@ mod tests {
     #[test]
     fn a_hundred_thousand_ranks_take_no_time_to_speak_of() {
         let extents = [1 << 20, 1 << 20, 1 << 20];
-        let grid = best_grid(&extents, 100_000, volume(extents), surface(extents));
+        let grid = best_grid(&extents, 100_000, volume(extents), surface(extents)).grid;
         assert!(grid.iter().product::<u64>() >= 97_000);
     }
 }

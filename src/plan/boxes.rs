@@ -6,7 +6,7 @@ use super::geometry::Footprint;
 use super::residence::Residence;
 use super::tiling::{BLOCKS_PER_RANK, Space, Tiling, extents_of, fill};
 use super::{OperandPlan, ProcessGrid, Role, StagePlan};
-use crate::placement::best_grid;
+use crate::placement::{Choice, best_grid};
 
 /// A leaf of a reduction reads at least this much, so that calling the kernel costs little.
 const LEAF_LEAST_BYTES: u64 = 16 << 10;
@@ -14,6 +14,10 @@ const LEAF_LEAST_BYTES: u64 = 16 << 10;
 const LEAF_GAIN: u64 = 2;
 /// And, leaves permitting, at most this much, so that a task stays short.
 const LEAF_MOST_BYTES: u64 = 1 << 20;
+/// Where a kernel visits all combinations of its indices, as a product does, a leaf is at least so long and combining costs
+/// little, whatever it reads and writes; so many leaves are enough for ranks to divide the reduced index among them.
+const LEAF_LEAST_EXTENT: u64 = 64;
+const PRODUCT_LEAVES: u64 = 8;
 /// Groups into which the leaves of a reduction are bound, at most. Many divisors, so that they divide evenly among ranks.
 const GROUPS: u64 = 720;
 /// Groups along every reduced axis but the last, where there are several.
@@ -96,6 +100,10 @@ impl Boxes<'_> {
         order
     }
 
+    fn grid(&self, choice: Choice, steps: Vec<u64>) -> ProcessGrid {
+        ProcessGrid { parts: choice.grid, order: self.order(), steps, bytes: choice.bytes, next: choice.next }
+    }
+
     /// Whole aligned units per axis.
     fn units(&self) -> Vec<u64> {
         self.space.extents.iter().zip(&self.space.aligned).map(|(extent, unit)| extent.div_ceil(*unit)).collect()
@@ -109,7 +117,7 @@ impl Boxes<'_> {
     }
 
     /// The process grid that costs least, with at most `most` parts per axis.
-    fn best(&self, units: &[u64], most: &[u64], costs: &[Cost<'_>]) -> Vec<u64> {
+    fn best(&self, units: &[u64], most: &[u64], costs: &[Cost<'_>]) -> Choice {
         let reduced_from = self.split.len() - self.reduced;
         let bytes = |parts: &[u64]| {
             let part = self.largest(units, parts);
@@ -122,7 +130,8 @@ impl Boxes<'_> {
     /// Blocks of a map within boxes of ranks.
     pub fn map(&self) -> Tiling {
         let (space, units, costs) = (self.space, self.units(), self.costs());
-        let parts = self.best(&units, &units, &costs);
+        let choice = self.best(&units, &units, &costs);
+        let parts = choice.grid.clone();
         let local: Vec<u64> = units.iter().zip(&parts).map(|(units, parts)| units.div_ceil(*parts)).collect();
         let fits = |tile: &[u64]| costs.iter().map(|c| c.footprint.bytes(tile)).sum::<u64>() <= self.target_bytes;
         let fair_share = (local.iter().product::<u64>() / BLOCKS_PER_RANK).max(1);
@@ -141,7 +150,7 @@ impl Boxes<'_> {
             unit: space.aligned.clone(),
             grid: units.clone(),
             block_units,
-            process_grid: Some(ProcessGrid { parts, order: self.order(), steps: units }),
+            process_grid: Some(self.grid(choice, units)),
             leaves: None,
         }
     }
@@ -155,7 +164,8 @@ impl Boxes<'_> {
         if !self.any_order {
             steps[cells..].copy_from_slice(&groups);
         }
-        let parts = self.best(&units, &steps, &costs);
+        let choice = self.best(&units, &steps, &costs);
+        let parts = choice.grid.clone();
         steps[..cells].copy_from_slice(&parts[..cells]);
         for (axis, wanted) in (cells..).zip(&groups).filter(|_| self.any_order) {
             // Free to cut where the ranks do.
@@ -187,9 +197,18 @@ impl Boxes<'_> {
             }
             block_units /= 2;
         };
-        let grid = ProcessGrid { parts, order: self.order(), steps };
+        let grid = self.grid(choice, steps);
         let unit = self.space.aligned.clone();
         Tiling { block, unit, grid: units, block_units, process_grid: Some(grid), leaves: Some(leaves) }
+    }
+
+    /// Whether every index of the outputs is one of an input that has the reduced indices too: then the kernel's work grows with
+    /// the product of all.
+    fn is_product(&self) -> bool {
+        let (kept, reduced) = self.split.split_at(self.split.len() - self.reduced);
+        let reads = |o: &&OperandPlan| o.role == Role::Input && reduced.iter().all(|index| o.dims.contains(index));
+        let covered = |index: &usize| self.operands.iter().filter(reads).any(|o| o.dims.contains(index));
+        kept.iter().all(covered)
     }
 
     /// Groups per reduced axis, and leaves of a group: from the job and its data alone.
@@ -200,7 +219,11 @@ impl Boxes<'_> {
         let in_bytes: u64 = self.operands.iter().filter(read).map(OperandPlan::bytes).sum();
         let out_bytes = self.operands.iter().filter(|o| o.role == Role::Output).map(OperandPlan::bytes).sum::<u64>();
         let least = LEAF_LEAST_BYTES.max(out_bytes.saturating_mul(LEAF_GAIN));
-        let all = (in_bytes / least).clamp(1, GROUPS).max(in_bytes / LEAF_MOST_BYTES.max(least));
+        let by_bytes = (in_bytes / least).clamp(1, GROUPS).max(in_bytes / LEAF_MOST_BYTES.max(least));
+        let all = match self.is_product() {
+            true => by_bytes.max((units[units.len() - 1] / LEAF_LEAST_EXTENT).min(PRODUCT_LEAVES)),
+            false => by_bytes,
+        };
         let inner = units.len() - 1;
         let fits = |groups: &u64| groups.pow(inner as u32 + 1) * 2 <= all.min(GROUPS);
         let inner_groups = if inner > 0 { INNER_GROUPS.into_iter().find(fits).unwrap_or(1) } else { 1 };
@@ -214,20 +237,24 @@ impl Boxes<'_> {
 }
 
 impl Cost<'_> {
-    /// Bytes that come to, and go from, a part of these extents.
+    /// Bytes that come from other ranks to a part of these extents, the mean over ranks.
     fn bytes(&self, part: &[u64], parts: &[u64], reduced_from: usize) -> u64 {
+        let (bytes, core_bytes) = (self.footprint.bytes(part), self.footprint.core_bytes(part));
+        let others_of = |ranks: u64| core_bytes - core_bytes / ranks.max(1);
         match self.operand.role {
-            // A partial result comes in from the part before and goes on to the next.
-            Role::Output if parts[reduced_from..].iter().any(|parts| *parts > 1) => 2 * self.footprint.bytes(part),
-            Role::Output => 0,
+            // A partial result comes from the part before, but to the first.
+            Role::Output => others_of(parts[reduced_from..].iter().product()),
             Role::Input if !self.operand.is_stored() => 0,
+            // Who needs the same part reads it together.
+            Role::Input if !self.operand.resident => {
+                let sharers = (0..parts.len()).filter(|axis| !self.footprint.has(*axis)).map(|axis| parts[axis]);
+                bytes - core_bytes + others_of(sharers.product())
+            }
             Role::Input => {
-                let own = |axis: usize| {
-                    !self.footprint.has(axis) || self.parts.as_ref().is_none_or(|p| p[axis] == parts[axis])
+                let here = |axis: usize| {
+                    !self.footprint.has(axis) || self.parts.as_ref().is_none_or(|found| found[axis] == parts[axis])
                 };
-                let here = self.operand.resident && (0..parts.len()).all(own);
-                let core = if here { self.footprint.core_bytes(part) } else { 0 };
-                self.footprint.bytes(part) - core
+                if (0..parts.len()).all(here) { bytes - core_bytes } else { bytes }
             }
         }
     }

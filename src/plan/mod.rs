@@ -9,6 +9,7 @@
 mod bind;
 mod boxes;
 mod error;
+mod explain;
 mod geometry;
 #[cfg(test)]
 mod goldens;
@@ -22,6 +23,7 @@ mod tests;
 mod tiling;
 
 pub use error::PlanError;
+pub use explain::explain;
 pub use geometry::Tile;
 pub use render::render;
 
@@ -130,6 +132,10 @@ pub struct ProcessGrid {
     pub order: Vec<usize>,
     /// Steps along each axis, at least as many as parts, at most as many as units.
     pub steps: Vec<u64>,
+    /// Bytes that come to a rank from others, in the mean, by the estimate that chose the grid.
+    pub bytes: u64,
+    /// The parts that would have cost least after these, and their bytes.
+    pub next: Option<(Vec<u64>, u64)>,
 }
 
 /// How a reduction is cut. A step of its axes is a *group*. Along the last axis a group is cut into *leaves*, one kernel call
