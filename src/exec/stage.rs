@@ -265,7 +265,10 @@ impl Running<'_> {
                 self.complete = true;
                 Ok(())
             }
+            // Other ranks' ends are told apart from the scheduler so far.
+            FromWorker::Do(Action::Over) => Ok(()),
             FromWorker::Do(Action::Start { .. }) => unreachable!("workers start themselves"),
+            FromWorker::Do(action) => unreachable!("a scheduler alone steals nothing: {action:?}"),
             FromWorker::Fault { task, tier, fault } => Err(RunError::Task {
                 task,
                 rank: link.rank(),

@@ -167,14 +167,18 @@ impl Shared {
     /// Hands an event to the scheduler and its actions to whom they concern.
     pub fn event(&self, event: Event) {
         let mut board = lock(&self.board);
-        let actions = board.scheduler.on(event);
+        let actions = board.scheduler.on(self.now_ns(), event);
         self.dispatch(&mut board, actions);
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.process_start.elapsed().as_nanos() as u64
     }
 
     /// Lets the scheduler begin.
     pub fn begin(&self) {
         let mut board = lock(&self.board);
-        let actions = board.scheduler.begin();
+        let actions = board.scheduler.begin(self.now_ns());
         self.dispatch(&mut board, actions);
     }
 

@@ -36,6 +36,11 @@ impl CostTable {
         }
     }
 
+    /// Measured cost of a slice; `None` while nothing is known of the class.
+    pub fn ns_per_slice(&self, class: CostClass) -> Option<f64> {
+        self.entries.iter().find(|(c, _)| *c == class).map(|(_, entry)| entry.ns_per_slice)
+    }
+
     /// How many slices take about `target_ns`; 1 while nothing is known of the class, so that the first task is short.
     pub fn slices_in(&self, class: CostClass, target_ns: u64) -> u64 {
         match self.entries.iter().find(|(c, _)| *c == class) {

@@ -1,27 +1,57 @@
 //! The run-time scheduler of one rank as a state machine: [`Scheduler::on`] takes an event and returns actions.
 //!
-//! It decides which blocks to fetch, which slices of them each worker computes next, and when a block is ready to
-//! be written. A *slice* is the smallest piece of a block that a task can take (extent 1 along the block's task
-//! axis); a task is a run of slices, sized so that it takes about [`TARGET_TASK_NS`] on the code that runs it.
+//! It decides which blocks to fetch, which slices of them each worker computes next, when a block is ready to be
+//! written, and which work moves between ranks. A *slice* is the smallest piece of a block that a task can take (extent 1
+//! along the block's task axis); a task is a run of slices, sized so that it takes about [`TARGET_TASK_NS`] on the code
+//! that runs it.
 //!
-//! Refuses to do: clocks, threads, I/O, randomness. Times are measured by the driver and handed in.
-//! Invariant: every slice of every block is started exactly once, and a block is written once, after all its slices.
+//! A rank owns its blocks for good: it alone counts their slices and writes them. A rank without work *steals* spans of
+//! other ranks' blocks: it computes them and returns their results, and what it does not return is computed by somebody
+//! else. So nothing is written twice, results do not depend on who computes, and a rank that has written all its blocks
+//! knows it. That all ranks have is found out along a tree ([`Message::Done`] up, [`Message::Over`] down).
+//!
+//! Refuses to do: clocks, threads, I/O, randomness. Times are measured by the driver and handed in, as are messages,
+//! which may be repeated and reordered on their way, and deaths.
+//! Invariants: every slice of every block is counted exactly once, by its owner; a block is written once, after all its
+//! slices; memory is in proportion to the blocks in flight, and an event costs no more than the logarithm of that.
 
 mod cost;
+mod finish;
+mod hunt;
+mod lend;
+mod message;
+mod ready;
+mod steal;
+mod team;
+#[cfg(test)]
+mod tests;
+mod tree;
 
 pub use cost::{CostClass, CostTable};
+pub use lend::{Costs, Path};
+pub use message::Message;
+pub use steal::StealCounts;
+pub use team::Team;
 
 use std::collections::{BTreeMap, VecDeque};
+
+use finish::Finish;
+use ready::{Ready, Run};
+use steal::Stealing;
 
 /// What a task should take. Long enough that handing it out costs nothing (microseconds), short enough that a
 /// worker adopts new code, answers and balances without delay.
 pub const TARGET_TASK_NS: u64 = 5_000_000;
 
-/// A run of slices of one block: what one task computes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A run of slices of one block: what one task computes, or what a thief gets.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Span {
+    /// The rank whose block it is.
+    pub owner: u32,
+    /// Among the owner's.
     pub block: u64,
     pub start: u64,
+    /// 0, in what a thief gets, for all slices of a block that its owner has not fetched and so does not know.
     pub len: u64,
 }
 
@@ -35,111 +65,147 @@ pub enum Granularity {
 }
 
 /// What happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// The inputs of a block are in memory; it has this many slices.
+    /// The inputs of an own block are in memory; it has this many slices.
     Fetched { block: u64, slices: u64 },
+    /// The inputs of a stolen piece are in memory; it has this many slices.
+    Taken { piece: Span, slices: u64 },
     /// A worker has nothing to do, and will run code of this class next.
     Idle { worker: usize, class: CostClass },
     /// A worker finished a task, in this time on code of this class. It is not idle before it says so.
     Finished { span: Span, elapsed_ns: u64, class: CostClass },
     /// A block has reached its output and its memory is free again.
     Written { block: u64 },
+    /// Another rank's scheduler of the same stage sent this.
+    Message { from: u32, message: Message },
+    /// The time asked for by [`Action::WakeAt`] has come. Harmless at any other time.
+    Tick,
+    /// A rank is dead. Harmless to say twice.
+    Died { rank: u32 },
 }
 
 /// What the driver has to do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Action {
-    /// Bring the inputs of this block into memory, then report [`Event::Fetched`].
+    /// Bring the inputs of this own block into memory, then report [`Event::Fetched`].
     Fetch { block: u64 },
-    /// Let this worker compute this span.
+    /// Bring the inputs of this stolen piece into memory, then report [`Event::Taken`]. Those that only its owner has came
+    /// with the message that this action answers.
+    Take { piece: Span },
+    /// Let this worker compute this span, of an own block or of a piece that was taken.
     Start { worker: usize, span: Span },
-    /// All slices of this block are computed: write its outputs, then report [`Event::Written`].
+    /// All slices of this own block are computed: write its outputs, then report [`Event::Written`].
     Write { block: u64 },
+    /// Send this. With [`Message::Grant`] go the inputs that the receiver cannot read itself, with
+    /// [`Message::Returned`] the outputs of the piece, whose memory is then free.
+    Send { to: u32, message: Message },
+    /// Add to an own block the outputs of this piece, which came with the message that this action answers.
+    Merge { piece: Span },
+    /// Forget a stolen piece, its inputs and outputs: its owner is dead. A worker may still be at it.
+    Drop { piece: Span },
+    /// Report [`Event::Tick`] at this time. Replaces what was asked for before.
+    WakeAt { ns: u64 },
     /// Every block of this rank is written. Said once.
     Complete,
+    /// Every block of every live rank is written: the stage is over. Said once, after [`Action::Complete`].
+    Over,
 }
 
-/// Progress of a block in memory.
+/// An own block in memory.
 #[derive(Debug)]
 struct Block {
     slices: u64,
-    started: u64,
     finished: u64,
 }
 
 /// The scheduler of one stage on one rank.
 #[derive(Debug)]
 pub struct Scheduler {
+    team: Team,
     block_count: u64,
     in_flight_limit: u64,
     granularity: Granularity,
-    next_fetch: u64,
+    worker_count: u64,
+    /// Blocks that nobody has begun with.
+    unfetched: std::ops::Range<u64>,
+    /// Blocks that were lent unfetched and have come back as they were.
+    untouched: Vec<u64>,
+    /// Blocks that are being fetched.
+    fetching: u64,
     written: u64,
     complete_said: bool,
-    /// Blocks in memory, by number.
+    /// Own blocks in memory, by number.
     blocks: BTreeMap<u64, Block>,
-    /// Blocks with slices not yet started, oldest first.
-    ready: VecDeque<u64>,
+    ready: Ready,
     /// Idle workers with the class of their code, longest idle first.
     idle: VecDeque<(usize, CostClass)>,
-    worker_count: u64,
     costs: CostTable,
+    /// Class of the last task.
+    class: Option<CostClass>,
+    /// None: this rank neither steals nor lends.
+    stealing: Option<Box<Stealing>>,
+    finish: Finish,
 }
 
 impl Scheduler {
-    /// A scheduler for `block_count` blocks of which at most `in_flight_limit` are in memory at a time.
+    /// A scheduler for `block_count` blocks of which at most `in_flight_limit` are in memory at a time; blocks that come
+    /// back from thieves are on top of that until they are written. It is alone: see [`Scheduler::in_team`].
     pub fn new(block_count: u64, in_flight_limit: u64, worker_count: usize, granularity: Granularity) -> Self {
         Scheduler {
+            team: Team::alone(),
             block_count,
             in_flight_limit: in_flight_limit.max(1),
             granularity,
-            next_fetch: 0,
+            worker_count: worker_count.max(1) as u64,
+            unfetched: 0..block_count,
+            untouched: Vec::new(),
+            fetching: 0,
             written: 0,
             complete_said: false,
             blocks: BTreeMap::new(),
-            ready: VecDeque::new(),
+            ready: Ready::default(),
             idle: VecDeque::new(),
-            worker_count: worker_count.max(1) as u64,
             costs: CostTable::default(),
+            class: None,
+            stealing: None,
+            finish: Finish::default(),
         }
     }
 
+    /// Makes it one of several, which find out together when the stage is over.
+    pub fn in_team(self, team: Team) -> Self {
+        Scheduler { team, ..self }
+    }
+
+    /// Lets it steal from the others and lend to them.
+    pub fn stealing(self, costs: Costs) -> Self {
+        Scheduler { stealing: Some(Box::new(Stealing::new(costs))), ..self }
+    }
+
     /// The first actions: fetches up to the limit, or completion when there is nothing to do.
-    pub fn begin(&mut self) -> Vec<Action> {
+    pub fn begin(&mut self, now_ns: u64) -> Vec<Action> {
         let mut actions = Vec::new();
         self.fetch_more(&mut actions);
         self.check_complete(&mut actions);
+        self.hunt(now_ns, &mut actions);
         actions
     }
 
-    /// Takes note of an event and says what follows from it.
-    pub fn on(&mut self, event: Event) -> Vec<Action> {
+    /// Takes note of an event and says what follows from it. `now_ns` never decreases.
+    pub fn on(&mut self, now_ns: u64, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Fetched { block, slices } => {
-                let known = self.blocks.insert(block, Block { slices, started: 0, finished: 0 });
-                assert!(known.is_none(), "block {block} fetched twice");
-                if slices == 0 {
-                    actions.push(Action::Write { block });
-                } else {
-                    self.ready.push_back(block);
-                    self.start_idle(&mut actions);
-                }
-            }
-            Event::Idle { worker, class } => {
-                self.idle.push_back((worker, class));
-                self.start_idle(&mut actions);
-            }
+            Event::Fetched { block, slices } => self.fetched(block, slices, &mut actions),
+            Event::Taken { piece, slices } => self.taken(piece, slices, &mut actions),
+            Event::Idle { worker, class } => self.idle.push_back((worker, class)),
             Event::Finished { span, elapsed_ns, class } => {
                 self.costs.record(class, span.len, elapsed_ns);
-                let Some(block) = self.blocks.get_mut(&span.block) else {
-                    panic!("finished a span of block {} which is not in memory", span.block)
-                };
-                block.finished += span.len;
-                assert!(block.finished <= block.started, "a span of block {} finished twice", span.block);
-                if block.finished == block.slices {
-                    actions.push(Action::Write { block: span.block });
+                self.class = Some(class);
+                if span.owner == self.team.rank() {
+                    self.computed(span, &mut actions);
+                } else {
+                    self.computed_stolen(span, &mut actions);
                 }
             }
             Event::Written { block } => {
@@ -148,14 +214,50 @@ impl Scheduler {
                 self.fetch_more(&mut actions);
                 self.check_complete(&mut actions);
             }
+            Event::Message { from, message } => self.heed(now_ns, from, message, &mut actions),
+            Event::Tick => {}
+            Event::Died { rank } => self.bury(rank, &mut actions),
         }
+        self.start_idle(now_ns, &mut actions);
+        self.hunt(now_ns, &mut actions);
         actions
     }
 
+    fn fetched(&mut self, block: u64, slices: u64, actions: &mut Vec<Action>) {
+        self.fetching -= 1;
+        let known = self.blocks.insert(block, Block { slices, finished: 0 });
+        assert!(known.is_none(), "block {block} fetched twice");
+        if let Some(stealing) = &mut self.stealing {
+            stealing.slices_per_block = slices;
+        }
+        if slices == 0 {
+            actions.push(Action::Write { block });
+        } else {
+            self.ready.push_own(Span { owner: self.team.rank(), block, start: 0, len: slices });
+        }
+    }
+
+    /// Counts slices of an own block in memory.
+    fn computed(&mut self, span: Span, actions: &mut Vec<Action>) {
+        let Some(block) = self.blocks.get_mut(&span.block) else {
+            panic!("finished a span of block {} which is not in memory", span.block)
+        };
+        block.finished += span.len;
+        assert!(block.finished <= block.slices, "a span of block {} finished twice", span.block);
+        if block.finished == block.slices {
+            actions.push(Action::Write { block: span.block });
+        }
+    }
+
+    fn unfetched_count(&self) -> u64 {
+        self.unfetched.end - self.unfetched.start + self.untouched.len() as u64
+    }
+
     fn fetch_more(&mut self, actions: &mut Vec<Action>) {
-        while self.next_fetch < self.block_count && self.next_fetch - self.written < self.in_flight_limit {
-            actions.push(Action::Fetch { block: self.next_fetch });
-            self.next_fetch += 1;
+        while self.blocks.len() as u64 + self.fetching < self.in_flight_limit {
+            let Some(block) = self.untouched.pop().or_else(|| self.unfetched.next()) else { return };
+            self.fetching += 1;
+            actions.push(Action::Fetch { block });
         }
     }
 
@@ -163,39 +265,37 @@ impl Scheduler {
         if self.written == self.block_count && !self.complete_said {
             self.complete_said = true;
             actions.push(Action::Complete);
+            self.check_over(actions);
         }
     }
 
-    fn start_idle(&mut self, actions: &mut Vec<Action>) {
-        while let (Some(&number), Some(&(worker, class))) = (self.ready.front(), self.idle.front()) {
-            let wanted = self.slices_for(class);
-            let Some(block) = self.blocks.get_mut(&number) else { panic!("ready block {number} is not in memory") };
-            let len = wanted.min(block.slices - block.started);
-            let span = Span { block: number, start: block.started, len };
-            block.started += len;
-            if block.started == block.slices {
-                self.ready.pop_front();
+    fn start_idle(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
+        while let (Some(run), Some(&(worker, class))) = (self.ready.first(), self.idle.front()) {
+            let slices = self.slices_for(class, run);
+            let Some(span) = self.ready.start(slices) else { return };
+            if let Some(stealing) = &mut self.stealing {
+                stealing.note_start(now_ns, span);
             }
             self.idle.pop_front();
             actions.push(Action::Start { worker, span });
         }
     }
 
-    /// Slices of the next task on code of `class`; at least 1.
-    fn slices_for(&self, class: CostClass) -> u64 {
+    /// Slices of the next task on code of `class`, which takes them from `run`; at least 1.
+    fn slices_for(&self, class: CostClass, run: &Run) -> u64 {
         let Granularity::Adaptive = self.granularity else {
             let Granularity::Fixed(slices) = self.granularity else { unreachable!() };
             return slices.max(1);
         };
-        let wanted = self.costs.slices_in(class, TARGET_TASK_NS);
-        if self.next_fetch < self.block_count {
+        let mut wanted = self.costs.slices_in(class, TARGET_TASK_NS);
+        if let Some(slices) = TARGET_TASK_NS.checked_div(run.ns_per_slice) {
+            // Slices of another rank's blocks may be slower than those that were measured here.
+            wanted = wanted.min(slices.max(1));
+        }
+        if self.unfetched_count() > 0 {
             return wanted;
         }
         // The end is in sight: shrink tasks so that the workers finish together.
-        let left: u64 = self.ready.iter().filter_map(|b| self.blocks.get(b)).map(|b| b.slices - b.started).sum();
-        wanted.min(left.div_ceil(2 * self.worker_count)).max(1)
+        wanted.min(self.ready.slices().div_ceil(2 * self.worker_count)).max(1)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -5,11 +5,11 @@ const CLASS: CostClass = CostClass(0);
 
 fn drive(blocks: &[u64], limit: u64, workers: usize, granularity: Granularity, choices: &[usize]) -> Vec<Span> {
     let mut sched = Scheduler::new(blocks.len() as u64, limit, workers, granularity);
-    let mut pending: Vec<Action> = sched.begin();
+    let mut pending: Vec<Action> = sched.begin(0);
     for worker in 0..workers {
-        pending.extend(sched.on(Event::Idle { worker, class: CLASS }));
+        pending.extend(sched.on(0, Event::Idle { worker, class: CLASS }));
     }
-    let (mut spans, mut in_memory, mut complete) = (Vec::new(), 0u64, 0);
+    let (mut spans, mut in_memory, mut complete, mut over) = (Vec::new(), 0u64, 0, 0);
     let mut choice = choices.iter().cycle();
     while !pending.is_empty() {
         // The world answers in any order.
@@ -18,22 +18,24 @@ fn drive(blocks: &[u64], limit: u64, workers: usize, granularity: Granularity, c
             Action::Fetch { block } => {
                 in_memory += 1;
                 assert!(in_memory <= limit);
-                pending.extend(sched.on(Event::Fetched { block, slices: blocks[block as usize] }));
+                pending.extend(sched.on(0, Event::Fetched { block, slices: blocks[block as usize] }));
             }
             Action::Start { worker, span } => {
                 spans.push(span);
                 let elapsed_ns = 1000 * span.len;
-                pending.extend(sched.on(Event::Finished { span, elapsed_ns, class: CLASS }));
-                pending.extend(sched.on(Event::Idle { worker, class: CLASS }));
+                pending.extend(sched.on(0, Event::Finished { span, elapsed_ns, class: CLASS }));
+                pending.extend(sched.on(0, Event::Idle { worker, class: CLASS }));
             }
             Action::Write { block } => {
                 in_memory -= 1;
-                pending.extend(sched.on(Event::Written { block }));
+                pending.extend(sched.on(0, Event::Written { block }));
             }
             Action::Complete => complete += 1,
+            Action::Over => over += 1,
+            _ => panic!("a rank alone talks to nobody: {action:?}"),
         }
     }
-    assert_eq!(complete, 1, "completion is said once");
+    assert_eq!((complete, over), (1, 1), "the end is said once");
     spans
 }
 

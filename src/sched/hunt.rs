@@ -1,0 +1,151 @@
+//! A rank's search for work: one question at a time, in rounds, with pauses in between that grow.
+
+use super::Team;
+use super::team::ROUND;
+
+/// The first pause after a round in which nobody had work to give ...
+const PAUSE_NS: u64 = 5_000_000;
+/// ... and the longest.
+const PAUSE_MAX_NS: u64 = 100_000_000;
+
+/// What a hungry rank does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    Ask {
+        victim: u32,
+        attempt: u64,
+    },
+    WaitUntil(u64),
+    /// An answer or the end of a pause is still to come.
+    Nothing,
+}
+
+#[derive(Debug)]
+pub(super) struct Hunt {
+    /// Of the last question; never used again.
+    attempt: u64,
+    /// Who has not answered yet.
+    asked: Option<u32>,
+    /// Questions of this round.
+    turn: u32,
+    pause_ns: u64,
+    paused_until: Option<u64>,
+    /// Who gave last time, and may have more.
+    giver: Option<u32>,
+    /// Whether anyone in this round had work at all.
+    met_busy: bool,
+}
+
+impl Default for Hunt {
+    fn default() -> Self {
+        Hunt { attempt: 0, asked: None, turn: 0, pause_ns: PAUSE_NS, paused_until: None, giver: None, met_busy: false }
+    }
+}
+
+impl Hunt {
+    pub fn next(&mut self, now_ns: u64, team: &Team) -> Step {
+        if self.asked.is_some() || self.paused_until.is_some_and(|until| now_ns < until) {
+            return Step::Nothing;
+        }
+        self.paused_until = None;
+        while self.turn < ROUND {
+            self.attempt += 1;
+            let giver = self.giver.take().filter(|giver| !team.is_dead(*giver));
+            let Some(victim) = giver.or_else(|| team.victim(self.attempt, self.turn)) else {
+                self.turn += 1;
+                continue;
+            };
+            self.asked = Some(victim);
+            return Step::Ask { victim, attempt: self.attempt };
+        }
+        let until = now_ns + self.pause_ns;
+        self.paused_until = Some(until);
+        // Where all are out of work the end is near, and questions only disturb.
+        let growth = if self.met_busy { 2 } else { 4 };
+        self.pause_ns = (self.pause_ns * growth).min(PAUSE_MAX_NS);
+        (self.turn, self.met_busy) = (0, false);
+        Step::WaitUntil(until)
+    }
+
+    /// Whether this answers the open question; if so it is closed.
+    fn close(&mut self, from: u32, attempt: u64) -> bool {
+        let open = self.asked == Some(from) && self.attempt == attempt;
+        if open {
+            self.asked = None;
+        }
+        open
+    }
+
+    /// A refusal from a rank that has work for `busy_ns`.
+    pub fn refused(&mut self, from: u32, attempt: u64, busy_ns: u64) {
+        if self.close(from, attempt) {
+            self.turn += 1;
+            self.met_busy |= busy_ns > 0;
+        }
+    }
+
+    /// A grant; false if it answers no open question.
+    pub fn granted(&mut self, from: u32, attempt: u64) -> bool {
+        let wanted = self.close(from, attempt);
+        if wanted {
+            *self = Hunt { attempt: self.attempt, giver: Some(from), ..Hunt::default() };
+        }
+        wanted
+    }
+
+    /// The dead answer no questions.
+    pub fn bury(&mut self, rank: u32) {
+        if self.asked == Some(rank) {
+            self.asked = None;
+            self.turn += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(hunt: &mut Hunt, team: &Team, now_ns: u64, busy_ns: u64) -> u64 {
+        for _ in 0..=ROUND {
+            match hunt.next(now_ns, team) {
+                Step::Ask { victim, attempt } => {
+                    assert_eq!(hunt.next(now_ns, team), Step::Nothing);
+                    hunt.refused(victim, attempt, busy_ns);
+                }
+                Step::WaitUntil(until) => return until - now_ns,
+                Step::Nothing => panic!("nothing to wait for"),
+            }
+        }
+        panic!("a round does not end")
+    }
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_faster_where_all_are_idle() {
+        let team = Team::packed(8, 4).next().unwrap();
+        let pauses = |busy_ns| {
+            let (mut hunt, mut now_ns) = (Hunt::default(), 0);
+            let mut pauses = Vec::new();
+            for _ in 0..6 {
+                let pause = round(&mut hunt, &team, now_ns, busy_ns);
+                assert_eq!(hunt.next(now_ns + pause - 1, &team), Step::Nothing);
+                now_ns += pause;
+                pauses.push(pause / 1_000_000);
+            }
+            pauses
+        };
+        assert_eq!(pauses(1), [5, 10, 20, 40, 80, 100]);
+        assert_eq!(pauses(0), [5, 20, 80, 100, 100, 100]);
+    }
+
+    #[test]
+    fn who_gave_is_asked_again_and_answers_count_once() {
+        let team = Team::packed(8, 4).next().unwrap();
+        let mut hunt = Hunt::default();
+        let Step::Ask { victim, attempt } = hunt.next(0, &team) else { panic!() };
+        assert!(!hunt.granted(victim + 1, attempt) && !hunt.granted(victim, attempt + 1));
+        assert!(hunt.granted(victim, attempt) && !hunt.granted(victim, attempt));
+        let Step::Ask { victim: again, attempt: next } = hunt.next(0, &team) else { panic!() };
+        assert!(again == victim && next > attempt);
+    }
+}

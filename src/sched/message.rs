@@ -1,0 +1,193 @@
+//! What the schedulers of one stage say to each other, and its bytes: little-endian, a tag first, nothing aligned.
+
+use super::Span;
+
+/// A message between the schedulers of two ranks. Delivery may repeat and reorder messages, so whatever asks for
+/// something carries an attempt: a number that its sender never uses twice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// Give me work. Answered by a grant or a refusal.
+    Steal {
+        attempt: u64,
+        /// How long the thief takes for a slice, all its workers together; 0: not yet known.
+        ns_per_slice: u64,
+        /// How long the work that the thief still has will last.
+        busy_ns: u64,
+        /// Blocks that the thief has memory for.
+        free_blocks: u32,
+    },
+    /// Compute these spans of the sender's blocks. The driver attaches inputs that the receiver cannot read itself.
+    Grant {
+        attempt: u64,
+        /// How long the owner takes for one of these slices on one worker.
+        ns_per_slice: u64,
+        pieces: Vec<Span>,
+    },
+    /// There is nothing that would be done earlier by the thief.
+    Refuse {
+        attempt: u64,
+        /// How long the sender's own work will last.
+        busy_ns: u64,
+    },
+    /// The granted piece is computed. The driver attaches its outputs.
+    Returned { attempt: u64, piece: Span },
+    /// The grant of this attempt was not asked for (any more): the owner keeps its pieces.
+    Decline { attempt: u64 },
+    /// The sender and all ranks below it in the tree have written their blocks.
+    Done,
+    /// All ranks have written their blocks.
+    Over,
+}
+
+const STEAL: u8 = 1;
+const GRANT: u8 = 2;
+const REFUSE: u8 = 3;
+const RETURNED: u8 = 4;
+const DECLINE: u8 = 5;
+const DONE: u8 = 6;
+const OVER: u8 = 7;
+
+impl Message {
+    /// At most 32 bytes, and 24 for each piece. The owner of a piece is not among them: it is who sends a grant, and
+    /// who receives what is returned.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self {
+            Message::Steal { attempt, ns_per_slice, busy_ns, free_blocks } => {
+                bytes.push(STEAL);
+                put(&mut bytes, &[*attempt, *ns_per_slice, *busy_ns]);
+                bytes.extend(free_blocks.to_le_bytes());
+            }
+            Message::Grant { attempt, ns_per_slice, pieces } => {
+                bytes.push(GRANT);
+                put(&mut bytes, &[*attempt, *ns_per_slice, pieces.len() as u64]);
+                pieces.iter().for_each(|piece| put_piece(&mut bytes, piece));
+            }
+            Message::Refuse { attempt, busy_ns } => {
+                bytes.push(REFUSE);
+                put(&mut bytes, &[*attempt, *busy_ns]);
+            }
+            Message::Returned { attempt, piece } => {
+                bytes.push(RETURNED);
+                put(&mut bytes, &[*attempt]);
+                put_piece(&mut bytes, piece);
+            }
+            Message::Decline { attempt } => {
+                bytes.push(DECLINE);
+                put(&mut bytes, &[*attempt]);
+            }
+            Message::Done => bytes.push(DONE),
+            Message::Over => bytes.push(OVER),
+        }
+        bytes
+    }
+
+    /// Decodes what `from` sent to `to`; also returns the bytes after it, which the drivers attached. `None` for bytes
+    /// that no scheduler has encoded.
+    pub fn decode(bytes: &[u8], from: u32, to: u32) -> Option<(Message, &[u8])> {
+        let (tag, mut rest) = bytes.split_first()?;
+        let message = match *tag {
+            STEAL => Message::Steal {
+                attempt: take(&mut rest)?,
+                ns_per_slice: take(&mut rest)?,
+                busy_ns: take(&mut rest)?,
+                free_blocks: {
+                    let (free_blocks, after) = rest.split_first_chunk()?;
+                    rest = after;
+                    u32::from_le_bytes(*free_blocks)
+                },
+            },
+            GRANT => {
+                let (attempt, ns_per_slice, count) = (take(&mut rest)?, take(&mut rest)?, take(&mut rest)?);
+                // Checked before anything is allocated for them.
+                if count > rest.len() as u64 / 24 {
+                    return None;
+                }
+                let pieces = (0..count).map(|_| take_piece(&mut rest, from)).collect::<Option<_>>()?;
+                Message::Grant { attempt, ns_per_slice, pieces }
+            }
+            REFUSE => Message::Refuse { attempt: take(&mut rest)?, busy_ns: take(&mut rest)? },
+            RETURNED => Message::Returned { attempt: take(&mut rest)?, piece: take_piece(&mut rest, to)? },
+            DECLINE => Message::Decline { attempt: take(&mut rest)? },
+            DONE => Message::Done,
+            OVER => Message::Over,
+            _ => return None,
+        };
+        Some((message, rest))
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, numbers: &[u64]) {
+    numbers.iter().for_each(|number| bytes.extend(number.to_le_bytes()));
+}
+
+fn put_piece(bytes: &mut Vec<u8>, piece: &Span) {
+    put(bytes, &[piece.block, piece.start, piece.len]);
+}
+
+fn take(rest: &mut &[u8]) -> Option<u64> {
+    let (number, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(u64::from_le_bytes(*number))
+}
+
+/// A piece must end somewhere: one that overflows is hostile.
+fn take_piece(rest: &mut &[u8], owner: u32) -> Option<Span> {
+    let (block, start, len) = (take(rest)?, take(rest)?, take(rest)?);
+    start.checked_add(len)?;
+    Some(Span { owner, block, start, len })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message() -> impl Strategy<Value = Message> {
+        let span = |owner| {
+            (any::<u64>(), 0u64..1 << 60, 0u64..1 << 60).prop_map(move |(block, start, len)| Span {
+                owner,
+                block,
+                start,
+                len,
+            })
+        };
+        let grant = (any::<u64>(), any::<u64>(), proptest::collection::vec(span(3), 0..9));
+        prop_oneof![
+            (any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>()).prop_map(
+                |(attempt, ns_per_slice, busy_ns, free_blocks)| Message::Steal {
+                    attempt,
+                    ns_per_slice,
+                    busy_ns,
+                    free_blocks
+                }
+            ),
+            grant.prop_map(|(attempt, ns_per_slice, pieces)| Message::Grant { attempt, ns_per_slice, pieces }),
+            any::<(u64, u64)>().prop_map(|(attempt, busy_ns)| Message::Refuse { attempt, busy_ns }),
+            (any::<u64>(), span(8)).prop_map(|(attempt, piece)| Message::Returned { attempt, piece }),
+            any::<u64>().prop_map(|attempt| Message::Decline { attempt }),
+            Just(Message::Done),
+            Just(Message::Over),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn messages_survive_their_bytes(message in message(), attached in proptest::collection::vec(any::<u8>(), 0..50)) {
+            let mut bytes = message.encode();
+            let pieces = if let Message::Grant { pieces, .. } = &message { pieces.len() } else { 1 };
+            prop_assert!(bytes.len() <= 32 + 24 * pieces);
+            for cut in 0..bytes.len() {
+                prop_assert_eq!(Message::decode(&bytes[..cut], 3, 8), None);
+            }
+            bytes.extend(&attached);
+            prop_assert_eq!(Message::decode(&bytes, 3, 8), Some((message, &attached[..])));
+        }
+
+        #[test]
+        fn hostile_bytes_are_no_message_or_some_message(bytes in proptest::collection::vec(any::<u8>(), 0..100), tag in 0u8..9) {
+            let _ = Message::decode(&bytes, 0, 1);
+            let _ = Message::decode(&[&[tag], &bytes[..]].concat(), 0, 1);
+        }
+    }
+}

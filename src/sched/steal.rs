@@ -1,0 +1,315 @@
+//! Work that moves between ranks: what a thief does with it, and what its owner does meanwhile.
+
+use std::collections::BTreeMap;
+
+use super::hunt::{Hunt, Step};
+use super::lend::{Bargain, Costs, Leases};
+use super::{Action, Block, Message, Scheduler, Span, TARGET_TASK_NS};
+
+/// How much of a rank's work was stolen, and from whom it stole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StealCounts {
+    /// Questions that this rank asked.
+    pub requests: u64,
+    /// Those that gave it work.
+    pub grants: u64,
+    /// Slices of other ranks' blocks that this rank computed.
+    pub slices_stolen: u64,
+    /// Slices in memory, and blocks not yet fetched, that this rank lent.
+    pub slices_lent: u64,
+    pub blocks_lent: u64,
+}
+
+/// A piece of another rank's block.
+#[derive(Debug)]
+struct Stolen {
+    piece: Span,
+    attempt: u64,
+    /// The owner's measurement.
+    ns_per_slice: u64,
+    /// None until the inputs are in memory.
+    slices: Option<u64>,
+    finished: u64,
+}
+
+/// What a rank that steals and lends keeps.
+#[derive(Debug)]
+pub(super) struct Stealing {
+    costs: Costs,
+    hunt: Hunt,
+    leases: Leases,
+    /// What this rank has stolen and not yet returned, by owner, block and first slice.
+    stolen: BTreeMap<(u32, u64, u64), Stolen>,
+    /// Stolen pieces whose inputs are not in memory.
+    untaken: u64,
+    /// Slices of the last block fetched, and so probably of the next.
+    pub slices_per_block: u64,
+    /// When the first task began, and its slices.
+    first: Option<(u64, u64)>,
+    counts: StealCounts,
+}
+
+impl Stealing {
+    pub fn new(costs: Costs) -> Self {
+        Stealing {
+            costs,
+            hunt: Hunt::default(),
+            leases: Leases::default(),
+            stolen: BTreeMap::new(),
+            untaken: 0,
+            slices_per_block: 0,
+            first: None,
+            counts: StealCounts::default(),
+        }
+    }
+
+    pub fn note_start(&mut self, now_ns: u64, span: Span) {
+        self.first.get_or_insert((now_ns, span.len));
+    }
+
+    /// The piece that `span` is of. Pieces of a block do not overlap.
+    fn find(&mut self, span: Span) -> Option<&mut Stolen> {
+        let (owner, block) = (span.owner, span.block);
+        self.stolen.range_mut((owner, block, 0)..=(owner, block, span.start)).next_back().map(|(_, stolen)| stolen)
+    }
+
+    fn holds(&self, owner: u32, attempt: u64) -> bool {
+        self.stolen.range((owner, 0, 0)..=(owner, u64::MAX, u64::MAX)).any(|(_, stolen)| stolen.attempt == attempt)
+    }
+}
+
+fn key(piece: Span) -> (u32, u64, u64) {
+    (piece.owner, piece.block, piece.start)
+}
+
+impl Scheduler {
+    pub fn steal_counts(&self) -> StealCounts {
+        self.stealing.as_ref().map(|stealing| stealing.counts).unwrap_or_default()
+    }
+
+    pub(super) fn heed(&mut self, now_ns: u64, from: u32, message: Message, actions: &mut Vec<Action>) {
+        if self.team.is_dead(from) {
+            return;
+        }
+        match message {
+            Message::Done => self.heed_done(from, actions),
+            Message::Over => self.heed_over(actions),
+            _ if self.finish.over => {}
+            Message::Steal { attempt, ns_per_slice, busy_ns, free_blocks } => {
+                if let Some(answer) = self.answer(now_ns, from, (attempt, ns_per_slice, busy_ns, free_blocks)) {
+                    actions.push(Action::Send { to: from, message: answer });
+                }
+            }
+            Message::Grant { attempt, ns_per_slice, pieces } => {
+                self.granted(from, attempt, ns_per_slice, pieces, actions);
+            }
+            Message::Refuse { attempt, busy_ns } => {
+                if let Some(stealing) = &mut self.stealing {
+                    stealing.hunt.refused(from, attempt, busy_ns);
+                }
+            }
+            Message::Returned { attempt, piece } => self.returned(from, attempt, piece, actions),
+            Message::Decline { attempt } => {
+                let pieces = self.stealing.as_mut().map(|stealing| stealing.leases.cancel(from, attempt));
+                self.restore(pieces.unwrap_or_default(), actions);
+            }
+        }
+    }
+
+    /// How long a slice takes on one worker; `None` while no task has shown it.
+    fn ns_per_slice(&self, now_ns: u64) -> Option<f64> {
+        let measured = self.class.and_then(|class| self.costs.ns_per_slice(class));
+        measured.or_else(|| {
+            // The first task takes at least as long as it has by now.
+            let (started_ns, slices) = self.stealing.as_ref()?.first?;
+            Some(now_ns.saturating_sub(started_ns) as f64 / slices.max(1) as f64)
+        })
+    }
+
+    /// The answer to a thief; none if it has been answered.
+    fn answer(&mut self, now_ns: u64, thief: u32, question: (u64, u64, u64, u32)) -> Option<Message> {
+        let (attempt, thief_ns_per_slice, thief_busy_ns, free_blocks) = question;
+        let pace_ns = self.ns_per_slice(now_ns).unwrap_or(0.0);
+        let own_ns_per_slice = pace_ns / self.worker_count as f64;
+        let Some(stealing) = &self.stealing else { return Some(Message::Refuse { attempt, busy_ns: 0 }) };
+        if stealing.leases.contains(thief, attempt) {
+            return None;
+        }
+        let (costs, slices_per_block) = (stealing.costs, stealing.slices_per_block.max(1));
+        let (unfetched, fetched) = (self.unfetched_count(), self.ready.own_slices());
+        let bytes_per_slice = |block_bytes: u64| block_bytes as f64 / slices_per_block as f64;
+        let blocks = Bargain {
+            slices: unfetched * slices_per_block + fetched,
+            own_ns_per_slice,
+            thief_ns_per_slice: if thief_ns_per_slice > 0 { thief_ns_per_slice as f64 } else { own_ns_per_slice },
+            thief_busy_ns,
+            path: if self.team.is_near(thief) { costs.node } else { costs.network },
+            bytes_per_slice: bytes_per_slice(costs.unfetched_block_bytes),
+            unit: slices_per_block,
+        };
+        let parts = Bargain { bytes_per_slice: bytes_per_slice(costs.fetched_block_bytes), unit: 1, ..blocks };
+        let limit = free_blocks.max(1) as usize;
+        let mut pieces = Vec::new();
+        if pace_ns > 0.0 && unfetched > 0 {
+            pieces = self.lend_blocks((blocks.slices() / slices_per_block).min(limit as u64));
+        }
+        if pace_ns > 0.0 && fetched > 0 && pieces.is_empty() {
+            pieces = self.lend_slices(parts.slices(), limit);
+        }
+        if pieces.is_empty() {
+            return Some(Message::Refuse { attempt, busy_ns: (blocks.slices as f64 * own_ns_per_slice) as u64 });
+        }
+        self.stealing.as_mut()?.leases.add(thief, attempt, pieces.clone());
+        Some(Message::Grant { attempt, ns_per_slice: pace_ns as u64, pieces })
+    }
+
+    /// Gives away up to `count` blocks that are not fetched, those that would come last.
+    fn lend_blocks(&mut self, count: u64) -> Vec<Span> {
+        let owner = self.team.rank();
+        let last = || self.untouched.pop().or_else(|| self.unfetched.next_back());
+        let blocks = std::iter::from_fn(last).take(count as usize);
+        let pieces: Vec<Span> = blocks.map(|block| Span { owner, block, start: 0, len: 0 }).collect();
+        if let Some(stealing) = &mut self.stealing {
+            stealing.counts.blocks_lent += pieces.len() as u64;
+        }
+        pieces
+    }
+
+    /// Gives away up to `slices` of blocks in memory, those that would come last, in at most `limit` pieces.
+    fn lend_slices(&mut self, mut slices: u64, limit: usize) -> Vec<Span> {
+        let mut pieces = Vec::new();
+        while slices > 0 && pieces.len() < limit {
+            let Some(piece) = self.ready.lend(slices) else { break };
+            slices -= piece.len;
+            if let Some(stealing) = &mut self.stealing {
+                stealing.counts.slices_lent += piece.len;
+            }
+            pieces.push(piece);
+        }
+        pieces
+    }
+
+    /// Takes pieces back that nobody will compute.
+    fn restore(&mut self, pieces: Vec<Span>, actions: &mut Vec<Action>) {
+        for piece in pieces {
+            match piece.len {
+                0 => self.untouched.push(piece.block),
+                _ => self.ready.push_own(piece),
+            }
+        }
+        self.fetch_more(actions);
+    }
+
+    /// A thief has computed a piece of an own block.
+    fn returned(&mut self, thief: u32, attempt: u64, piece: Span, actions: &mut Vec<Action>) {
+        let settled = self.stealing.as_mut().is_some_and(|stealing| stealing.leases.settle(thief, attempt, piece));
+        if !settled {
+            return;
+        }
+        actions.push(Action::Merge { piece });
+        if piece.len == 0 {
+            let known = self.blocks.insert(piece.block, Block { slices: 0, finished: 0 });
+            assert!(known.is_none(), "block {} was lent while in memory", piece.block);
+            actions.push(Action::Write { block: piece.block });
+        } else {
+            self.computed(piece, actions);
+        }
+    }
+
+    fn granted(&mut self, from: u32, attempt: u64, ns_per_slice: u64, pieces: Vec<Span>, actions: &mut Vec<Action>) {
+        let Some(stealing) = &mut self.stealing else { return };
+        if stealing.hunt.granted(from, attempt) {
+            stealing.counts.grants += 1;
+            for piece in pieces {
+                let stolen = Stolen { piece, attempt, ns_per_slice, slices: None, finished: 0 };
+                stealing.stolen.insert(key(piece), stolen);
+                stealing.untaken += 1;
+                actions.push(Action::Take { piece });
+            }
+        } else if !stealing.holds(from, attempt) {
+            // The answer to a repeated question. Without this its owner would wait for it for ever.
+            actions.push(Action::Send { to: from, message: Message::Decline { attempt } });
+        }
+    }
+
+    /// The inputs of a stolen piece are here.
+    pub(super) fn taken(&mut self, piece: Span, slices: u64, actions: &mut Vec<Action>) {
+        let Some(stealing) = &mut self.stealing else { return };
+        // Otherwise its owner has died meanwhile.
+        let Some(stolen) = stealing.stolen.get_mut(&key(piece)) else { return };
+        stolen.slices = Some(slices);
+        stealing.untaken -= 1;
+        if slices > 0 {
+            self.ready.push_stolen(Span { len: slices, ..piece }, stolen.ns_per_slice);
+        } else {
+            self.give_back(piece, actions);
+        }
+    }
+
+    /// Counts slices of a stolen piece.
+    pub(super) fn computed_stolen(&mut self, span: Span, actions: &mut Vec<Action>) {
+        let Some(stealing) = &mut self.stealing else { return };
+        let Some(stolen) = stealing.find(span) else { return };
+        stolen.finished += span.len;
+        let (piece, complete) = (stolen.piece, stolen.slices == Some(stolen.finished));
+        stealing.counts.slices_stolen += span.len;
+        if complete {
+            self.give_back(piece, actions);
+        }
+    }
+
+    fn give_back(&mut self, piece: Span, actions: &mut Vec<Action>) {
+        let stolen = self.stealing.as_mut().and_then(|stealing| stealing.stolen.remove(&key(piece)));
+        if let Some(Stolen { attempt, .. }) = stolen {
+            actions.push(Action::Send { to: piece.owner, message: Message::Returned { attempt, piece } });
+        }
+    }
+
+    /// Asks for work if there is little left.
+    pub(super) fn hunt(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
+        let in_memory = self.blocks.len() as u64;
+        if self.finish.over || self.team.size() == 1 || self.unfetched_count() + self.fetching > 0 {
+            return;
+        }
+        let pace_ns = self.ns_per_slice(now_ns).unwrap_or(0.0) / self.worker_count as f64;
+        let busy_ns = (self.ready.slices() as f64 * pace_ns) as u64;
+        let measured = self.class.is_some();
+        let Some(stealing) = &mut self.stealing else { return };
+        let sated = busy_ns >= TARGET_TASK_NS || (self.ready.slices() > 0 && !measured);
+        let free_blocks = self.in_flight_limit.saturating_sub(in_memory + stealing.stolen.len() as u64);
+        if sated || stealing.untaken > 0 || (free_blocks == 0 && self.ready.slices() > 0) {
+            return;
+        }
+        match stealing.hunt.next(now_ns, &self.team) {
+            Step::Ask { victim, attempt } => {
+                stealing.counts.requests += 1;
+                let ns_per_slice = if measured { pace_ns.max(1.0) as u64 } else { 0 };
+                let free_blocks = free_blocks.clamp(1, u64::from(u32::MAX)) as u32;
+                let message = Message::Steal { attempt, ns_per_slice, busy_ns, free_blocks };
+                actions.push(Action::Send { to: victim, message });
+            }
+            Step::WaitUntil(ns) => actions.push(Action::WakeAt { ns }),
+            Step::Nothing => {}
+        }
+    }
+
+    /// A rank is dead: what it had of this rank's work is to be done again, what this rank has of its work is for nothing.
+    pub(super) fn bury(&mut self, rank: u32, actions: &mut Vec<Action>) {
+        if rank == self.team.rank() || rank >= self.team.size() || !self.team.bury(rank) {
+            return;
+        }
+        if let Some(stealing) = &mut self.stealing {
+            stealing.hunt.bury(rank);
+            while let Some((&key, _)) = stealing.stolen.range((rank, 0, 0)..=(rank, u64::MAX, u64::MAX)).next() {
+                if let Some(stolen) = stealing.stolen.remove(&key) {
+                    stealing.untaken -= u64::from(stolen.slices.is_none());
+                    actions.push(Action::Drop { piece: stolen.piece });
+                }
+            }
+            self.ready.forget(rank);
+            let pieces = stealing.leases.cancel_all(rank);
+            self.restore(pieces, actions);
+        }
+        self.heal(actions);
+    }
+}
