@@ -16,6 +16,8 @@
 //! slices; memory is in proportion to the blocks in flight, and an event costs no more than the logarithm of that.
 
 mod cost;
+#[cfg(test)]
+mod faults;
 mod finish;
 mod hunt;
 mod lend;
