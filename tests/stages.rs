@@ -160,6 +160,23 @@ fn a_swap_before_any_partial_result_changes_no_bit() {
     }
 }
 
+#[test]
+fn a_rank_without_work_takes_some_and_changes_no_bit() {
+    let lab = Lab::new(&["unbalanced"]);
+    // All work is in the upper rows, and enough of it for a thief to come.
+    lab.job("unbalanced", |job| job.replace("value = 1000", "value = 20000"));
+    let alone = lab.run(2, &["--threads", "1", "--no-steal"]);
+    let expected = lab.results(&alone);
+    assert_eq!((alone.totals().steals, alone.totals().moved_bytes), (0, 0));
+    for ranks in [2, 3] {
+        let report = lab.run(ranks, &["--threads", "1"]);
+        assert!(report.totals().stolen_slices > 0, "{ranks} ranks");
+        // Results come back, and nothing else moves: thieves read inputs from the file.
+        assert!(report.totals().moved_bytes > 0 && report.totals().moved_bytes < expected[0].1.len() as u64);
+        assert!(lab.results(&report) == expected, "{ranks} ranks");
+    }
+}
+
 /// What a run moves and reads is what the plan said: the plan is made of closed forms, the run counts bytes.
 #[test]
 fn plans_foretell_the_bytes() {
@@ -168,7 +185,7 @@ fn plans_foretell_the_bytes() {
         // One iteration: the plan tells of one.
         lab.job(name, |job| job.replace("count = ", "count = 2 # "));
         for ranks in [1, 2, 3, 4] {
-            let report = lab.run(ranks, &["--threads", "1"]);
+            let report = lab.run(ranks, &["--threads", "1", "--no-steal"]);
             let plan = Command::new(EXUVIA)
                 .args(["plan", "--output", "json", "--ranks", &ranks.to_string()])
                 .arg(lab.path("job.toml"))

@@ -24,6 +24,9 @@ pub(super) struct RunArguments {
     /// Memory that one rank may use, such as 2GiB [default: the job's, or a share of the node's]
     #[arg(long, value_parser = size)]
     memory: Option<u64>,
+    /// Leave work with the ranks that the plan gives it to, even if others have none
+    #[arg(long)]
+    no_steal: bool,
     /// Where optimized code is kept [default: $EXUVIA_CACHE_DIR, or exuvia in the user's cache]
     #[arg(long)]
     cache_dir: Option<PathBuf>,
@@ -75,6 +78,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         },
         cache_dir: arguments.cache_dir.clone(),
         memory_bytes: arguments.memory,
+        steal: !arguments.no_steal,
         helper: std::env::current_exe().ok(),
         progress: Some(progress::show),
         ..Options::default()

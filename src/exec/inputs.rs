@@ -105,6 +105,11 @@ impl<'a> Inputs<'a> {
         Ok(inputs)
     }
 
+    /// Whether other ranks cannot read input `operand` themselves.
+    pub fn travels(&self, operand: usize) -> bool {
+        matches!(self.sources[operand], Some(Source::Memory(_)))
+    }
+
     /// The bytes of `region` of input `operand` with its halo, packed; none for outputs and what all tasks share.
     pub fn read(
         &self,

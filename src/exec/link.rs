@@ -25,6 +25,7 @@ pub(super) mod tag {
     pub const STAGE_DONE: u32 = 6;
     pub const SHARD: u32 = 7;
     pub const PARTIAL: u32 = 8;
+    pub const SCHEDULER: u32 = 9;
     const KINDS: u32 = 16;
     /// Runs of stages that one rank may be ahead of another; a barrier sees to it.
     pub const RUNS: u64 = 1024;

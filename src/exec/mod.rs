@@ -14,6 +14,7 @@ mod reduction;
 mod resident;
 mod run;
 mod stage;
+mod stealing;
 mod tiers;
 mod worker;
 
@@ -58,6 +59,8 @@ pub struct Options {
     /// Budget per rank; by default a share of the node's memory.
     pub memory_bytes: Option<u64>,
     pub granularity: Granularity,
+    /// Whether ranks without work take some from others.
+    pub steal: bool,
     /// Every worker goes to optimized code right before its task of this number, waiting for it if need be, and not
     /// earlier: tests move the swap to any place.
     pub swap_before_task: Option<u64>,
@@ -75,6 +78,7 @@ impl Default for Options {
             cache_dir: None,
             memory_bytes: None,
             granularity: Granularity::Adaptive,
+            steal: true,
             swap_before_task: None,
             helper: None,
             progress: None,

@@ -13,15 +13,17 @@ use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
 use super::reduction::{Outcome, Reduction};
 use super::resident::Resident;
+use super::stealing::{Stealing, key};
 use super::tiers::Tiers;
 use super::worker::{BlockData, BlockOutput, FromWorker, Setup, Shared, WorkerReport, lock, work};
 use super::{Options, Progress, RunError};
 use crate::engine::{Instance, Tier};
-use crate::fabric::{Backoff, Message};
+use crate::fabric::{Backoff, Message, Rank};
 use crate::job::{Job, Stage};
-use crate::plan::{Plan, Role, StagePlan, Tile};
+use crate::plan::{OperandPlan, Plan, Role, StagePlan, Tile};
 use crate::report::{StageReport, Swap};
-use crate::sched::{Action, Event, Scheduler};
+use crate::sched::{self, Action, Costs, Event, Path, Scheduler, Span, Team};
+use crate::tensor::Region;
 use crate::topology::Topology;
 
 /// How often rank 0 hears from the others how far they are.
@@ -72,6 +74,8 @@ pub(super) struct StageOutcome {
 }
 
 struct Running<'a> {
+    /// This rank, as its scheduler knows it: 0 where it is alone.
+    owner: Rank,
     context: &'a Context<'a>,
     stage_index: usize,
     shared: Arc<Shared>,
@@ -80,6 +84,11 @@ struct Running<'a> {
     inputs: Inputs<'a>,
     outputs: Outputs,
     reduction: Option<Reduction>,
+    stealing: Stealing,
+    /// When the scheduler wants to be woken.
+    wake_at_ns: Option<u64>,
+    /// Whether every rank's blocks are computed; always, where ranks do not steal and need not know.
+    over: bool,
     report: StageReport,
     blocks_done: u64,
     run: u64,
@@ -123,7 +132,12 @@ pub(super) fn run_stage(
     let reduction = Reduction::new(plan, link.rank());
     let workers = context.pool.current_num_threads();
     let in_flight = workers as u64 + 2;
-    let scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity);
+    let mut scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity);
+    // Iterations are short, and whoever is done with its part waits for the others' anyway.
+    let steals = context.options.steal && link.size() > 1 && !data.deferred;
+    if steals {
+        scheduler = scheduler.in_team(team(context.topology, link.rank())).stealing(costs(plan, &inputs));
+    }
     let (to_main, from_workers) = unbounded();
     let setup = Setup {
         plan: context.plan.clone(),
@@ -140,6 +154,7 @@ pub(super) fn run_stage(
     let optimized = code.tier() == Tier::Optimized;
     let shared = Arc::new(Shared::new(setup, scheduler, code, workers));
     let mut running = Running {
+        owner: if steals { link.rank() } else { 0 },
         context,
         stage_index,
         shared: shared.clone(),
@@ -148,6 +163,9 @@ pub(super) fn run_stage(
         inputs,
         outputs,
         reduction,
+        stealing: Stealing::default(),
+        wake_at_ns: None,
+        over: !steals,
         report,
         blocks_done: 0,
         run,
@@ -166,7 +184,7 @@ pub(super) fn run_stage(
     }
     shared.begin();
     running.until_complete(link, tiers, stagings)?;
-    let workers = running.collect_workers()?;
+    let workers = running.collect_workers(link, stagings)?;
     if together {
         link.barrier()?;
         for staging in stagings.values_mut() {
@@ -174,6 +192,9 @@ pub(super) fn run_stage(
         }
     }
     running.outputs.keep(stage_index, &mut data.resident);
+    let steals = shared.steal_counts();
+    running.report.counts.steals = steals.grants;
+    running.report.counts.stolen_slices = steals.slices_stolen;
     let mut outcome = StageOutcome { report: running.report, swaps: Vec::new(), first_task: None };
     // A forced swap starts each run of a stage on baseline code.
     let keeps = plan.keeps && context.options.swap_before_task.is_none();
@@ -201,12 +222,14 @@ impl Running<'_> {
     /// The main loop: until this rank's blocks are written and, on rank 0, until all others' are.
     fn until_complete(&mut self, link: &mut Link, tiers: &mut Tiers, stagings: &mut Stagings) -> Result<(), RunError> {
         let kernel = self.context.kernels[self.stage_index];
-        let of_run = [tag::CHUNKS, tag::PARTIAL, tag::STAGE_DONE].map(|kind| tag::of_run(kind, self.run));
+        let of_run =
+            [tag::CHUNKS, tag::PARTIAL, tag::STAGE_DONE, tag::SCHEDULER].map(|kind| tag::of_run(kind, self.run));
         let wanted = |tag| tag == tag::ARTIFACT || tag == tag::PROGRESS || of_run.contains(&tag);
         let mut backoff = Backoff::default();
         loop {
             // While workers are at work they wake this thread; after that it waits for other ranks alone.
-            let patience = if self.complete { Duration::ZERO } else { Tiers::PATIENCE };
+            let waits = self.complete && lock(&self.shared.blocks).is_empty();
+            let patience = if waits { Duration::ZERO } else { Tiers::PATIENCE };
             match self.from_workers.recv_timeout(patience) {
                 Ok(message) => self.heed_worker(link, message, stagings)?,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -214,6 +237,10 @@ impl Running<'_> {
             while let Some(message) = link.poll(wanted)? {
                 self.heed_rank(link, tiers, &message, stagings)?;
                 backoff.reset();
+            }
+            if self.wake_at_ns.is_some_and(|ns| self.shared.now_ns() >= ns) {
+                self.wake_at_ns = None;
+                self.shared.event(Event::Tick);
             }
             tiers.poll(link)?;
             if !self.optimized
@@ -235,10 +262,10 @@ impl Running<'_> {
                     link.send(0, tag::of_run(tag::STAGE_DONE, self.run), sent.into())?;
                 }
             }
-            if self.told && others_done {
+            if self.told && self.over && others_done {
                 return Ok(());
             }
-            if self.complete {
+            if waits {
                 backoff.wait();
             }
         }
@@ -265,10 +292,21 @@ impl Running<'_> {
                 self.complete = true;
                 Ok(())
             }
-            // Other ranks' ends are told apart from the scheduler so far.
-            FromWorker::Do(Action::Over) => Ok(()),
+            FromWorker::Do(Action::Over) => {
+                self.over = true;
+                Ok(())
+            }
+            FromWorker::Do(Action::WakeAt { ns }) => {
+                self.wake_at_ns = Some(ns);
+                Ok(())
+            }
+            FromWorker::Do(Action::Send { to, message }) => self.send(link, to, &message),
+            FromWorker::Do(Action::Take { piece }) => self.take(piece),
+            FromWorker::Do(Action::Merge { piece }) => self.merge(piece),
+            FromWorker::Do(Action::Drop { .. }) => {
+                unreachable!("a death ends the run before the scheduler hears of it")
+            }
             FromWorker::Do(Action::Start { .. }) => unreachable!("workers start themselves"),
-            FromWorker::Do(action) => unreachable!("a scheduler alone steals nothing: {action:?}"),
             FromWorker::Fault { task, tier, fault } => Err(RunError::Task {
                 task,
                 rank: link.rank(),
@@ -294,26 +332,17 @@ impl Running<'_> {
         for (index, operand) in plan.operands.iter().enumerate() {
             let region = plan.region(index, &tile);
             inputs.push(self.inputs.read(plan, index, &region, &mut self.report.counts)?);
-            outputs.push(Mutex::new(match (operand.role, plan.reduce) {
-                (Role::Input, _) => BlockOutput::None,
-                (Role::Output, Some(reduce)) => {
-                    let groups = plan.slices(&tile) / reduce.leaves;
-                    BlockOutput::Partial(reduce, (0..groups).map(|_| Fold::default()).collect())
-                }
-                (Role::Output, None) => {
-                    BlockOutput::Tile(vec![0; region.elements() as usize * operand.dtype.size_bytes()])
-                }
-            }));
+            outputs.push(Mutex::new(own_output(plan, operand, &region, &tile)));
         }
         let slices = plan.slices(&tile);
-        let block = Arc::new(BlockData { tile, inputs, outputs });
-        lock(&self.shared.blocks).insert(number, block);
+        let block = Arc::new(BlockData { cover: tile.clone(), tile, inputs, outputs });
+        lock(&self.shared.blocks).insert((self.owner, number, 0), block);
         self.shared.event(Event::Fetched { block: number, slices });
         Ok(())
     }
 
     fn write(&mut self, link: &mut Link, number: u64, stagings: &mut Stagings) -> Result<(), RunError> {
-        let block = lock(&self.shared.blocks).remove(&number);
+        let block = lock(&self.shared.blocks).remove(&(self.owner, number, 0));
         let Some(block) = block else { panic!("block {number} is not in memory") };
         let shared = self.shared.clone();
         let plan = shared.stage();
@@ -321,7 +350,7 @@ impl Running<'_> {
         let (mut tiles, mut partial) = (Vec::new(), Vec::new());
         for output in &block.outputs {
             match take(output) {
-                BlockOutput::None => {}
+                BlockOutput::None | BlockOutput::Slices(..) => {}
                 BlockOutput::Tile(bytes) => tiles.push(bytes),
                 BlockOutput::Partial(reduce, groups) => {
                     partial.resize(groups.len(), Vec::new());
@@ -341,6 +370,67 @@ impl Running<'_> {
         self.blocks_done += 1;
         self.shared.event(Event::Written { block: number });
         Ok(())
+    }
+
+    /// Sends a message of the scheduler, and what goes with it.
+    fn send(&mut self, link: &mut Link, to: Rank, message: &sched::Message) -> Result<(), RunError> {
+        let mut bytes = message.encode();
+        let shared = self.shared.clone();
+        match message {
+            sched::Message::Grant { pieces, .. } => {
+                let counts = &mut self.report.counts;
+                bytes.extend(self.stealing.inputs_to_send(shared.stage(), &self.inputs, pieces, counts)?);
+            }
+            sched::Message::Returned { piece, .. } => {
+                let block = lock(&shared.blocks).remove(&key(*piece));
+                let Some(block) = block else { panic!("{piece:?} is not in memory") };
+                bytes.extend(Stealing::outputs_to_send(&block));
+            }
+            _ => {}
+        }
+        link.send(to, tag::of_run(tag::SCHEDULER, self.run), bytes.into())
+    }
+
+    fn heed_scheduler(&mut self, message: &Message) -> Result<(), RunError> {
+        let wrong = || RunError::Protocol { rank: message.source, what: "a message of its scheduler" };
+        let decoded = sched::Message::decode(&message.bytes, message.source, self.owner);
+        let (decoded, attached) = decoded.ok_or_else(wrong)?;
+        let whole = match &decoded {
+            sched::Message::Grant { pieces, .. } => self.stealing.attach(pieces, attached),
+            sched::Message::Returned { piece, .. } => self.stealing.attach(&[*piece], attached),
+            _ => attached.is_empty(),
+        };
+        if !whole {
+            return Err(wrong());
+        }
+        self.shared.event(Event::Message { from: message.source, message: decoded });
+        Ok(())
+    }
+
+    /// Gets a stolen piece ready for the workers.
+    fn take(&mut self, piece: Span) -> Result<(), RunError> {
+        let shared = self.shared.clone();
+        let plan = shared.stage();
+        let block = self.stealing.block(plan, &self.inputs, piece, &mut self.report.counts)?;
+        let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
+        lock(&shared.blocks).insert(key(piece), Arc::new(block));
+        shared.event(Event::Taken { piece, slices });
+        Ok(())
+    }
+
+    /// Adds what a thief has computed to the block that it is of, which is not in memory if all of it was stolen.
+    fn merge(&mut self, piece: Span) -> Result<(), RunError> {
+        let shared = self.shared.clone();
+        let plan = shared.stage();
+        if piece.len == 0 {
+            let tile = self.tiles[piece.block as usize].clone();
+            let output = |(index, operand)| Mutex::new(own_output(plan, operand, &plan.region(index, &tile), &tile));
+            let outputs = plan.operands.iter().enumerate().map(output).collect();
+            let block = BlockData { cover: tile.clone(), tile, inputs: Vec::new(), outputs };
+            lock(&shared.blocks).insert(key(piece), Arc::new(block));
+        }
+        let Some(block) = shared.block(piece) else { panic!("{piece:?} is not in memory") };
+        self.stealing.merge(plan, &block, piece, &mut self.report.counts)
     }
 
     /// Writes the outputs of a tile, in their order.
@@ -416,6 +506,7 @@ impl Running<'_> {
                 }
                 Ok(())
             }
+            _ if kind == tag::of_run(tag::SCHEDULER, self.run) => self.heed_scheduler(message),
             _ => Err(wrong("a message of unknown kind")),
         }
     }
@@ -468,18 +559,50 @@ impl Running<'_> {
     }
 
     /// Lets the workers go and takes their reports.
-    fn collect_workers(&mut self) -> Result<Vec<WorkerReport>, RunError> {
+    fn collect_workers(&mut self, link: &mut Link, stagings: &mut Stagings) -> Result<Vec<WorkerReport>, RunError> {
         self.shared.end();
         let mut reports = Vec::new();
         while reports.len() < self.shared.current.len() {
             match self.from_workers.recv_timeout(Duration::from_secs(10)) {
                 Ok(FromWorker::Ended(report)) => reports.push(*report),
                 Ok(FromWorker::Panicked(message)) => return Err(RunError::Worker { message }),
-                Ok(other) => return Err(RunError::Worker { message: format!("it said {other:?} at the end") }),
+                // The last words of the scheduler: that the stage is over.
+                Ok(message) => self.heed_worker(link, message, stagings)?,
                 Err(_) => return Err(RunError::Worker { message: "it did not end".to_owned() }),
             }
         }
         Ok(reports)
+    }
+}
+
+/// The buffer for an output of an own block; none for an input.
+fn own_output(plan: &StagePlan, operand: &OperandPlan, region: &Region, tile: &Tile) -> BlockOutput {
+    match (operand.role, plan.reduce) {
+        (Role::Input, _) => BlockOutput::None,
+        (Role::Output, None) => BlockOutput::tile(operand, region),
+        (Role::Output, Some(reduce)) => {
+            let groups = plan.slices(tile) / reduce.leaves;
+            BlockOutput::Partial(reduce, (0..groups).map(|_| Fold::default()).collect())
+        }
+    }
+}
+
+/// All ranks, as thieves and owners see them.
+fn team(topology: &Topology, rank: Rank) -> Team {
+    Team::new(rank, topology.size(), topology.ranks_on_node(rank).iter().copied(), 0..topology.size())
+}
+
+/// What stealing a block costs: main threads look for messages that often, and bytes go through their hands.
+fn costs(plan: &StagePlan, inputs: &Inputs<'_>) -> Costs {
+    let latency_ns = Tiers::PATIENCE.as_nanos() as u64;
+    let travels = |(index, operand): &(usize, &OperandPlan)| operand.role == Role::Output || inputs.travels(*index);
+    let travelling = plan.operands.iter().enumerate().filter(travels);
+    let block_bytes = travelling.map(|(index, _)| plan.operand_max_bytes(index)).sum();
+    Costs {
+        node: Path { latency_ns, ns_per_byte: 0.5 },
+        network: Path { latency_ns, ns_per_byte: 1.0 },
+        unfetched_block_bytes: block_bytes,
+        fetched_block_bytes: block_bytes,
     }
 }
 

@@ -9,10 +9,10 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 
 use crate::engine::{Access, Code, Engine, EngineError, Instance, Kernel, KernelFault, OperandSpec, Tier, View};
-use crate::fabric::Payload;
-use crate::plan::{Plan, Reduce, StagePlan, Tile};
+use crate::fabric::{Payload, Rank};
+use crate::plan::{OperandPlan, Plan, Reduce, StagePlan, Tile};
 use crate::report::{Counts, Swap};
-use crate::sched::{Action, CostClass, Event, Scheduler, Span};
+use crate::sched::{Action, CostClass, Event, Scheduler, Span, StealCounts};
 use crate::tensor::{Region, copy_box, copy_region};
 
 use super::combine::Fold;
@@ -43,10 +43,16 @@ pub(super) struct WorkerReport {
     pub instance: Option<Instance>,
 }
 
-/// A block in memory.
+/// Owner, number and first slice of a block in memory, or of a stolen piece of one.
+pub(super) type BlockKey = (Rank, u64, u64);
+
+/// A block in memory, or a stolen piece of another rank's.
 #[derive(Debug)]
 pub(super) struct BlockData {
+    /// The whole block: slices are counted in it.
     pub tile: Tile,
+    /// What of it the buffers below are for.
+    pub cover: Tile,
     /// Bytes of each split input's region with its halo, by operand; empty for other operands.
     pub inputs: Vec<Vec<u8>>,
     /// By operand; nothing for inputs.
@@ -61,6 +67,14 @@ pub(super) enum BlockOutput {
     Tile(Vec<u8>),
     /// Partial results of each group, combined in the order of its leaves.
     Partial(Reduce, Vec<Fold>),
+    /// Partial results of each slice from this one on, for their owner to combine.
+    Slices(u64, Vec<Vec<u8>>),
+}
+
+impl BlockOutput {
+    pub fn tile(operand: &OperandPlan, region: &Region) -> BlockOutput {
+        BlockOutput::Tile(vec![0; region.elements() as usize * operand.dtype.size_bytes()])
+    }
 }
 
 /// A task under way, for the watch over time limits and for messages.
@@ -86,7 +100,7 @@ pub(super) struct Shared {
     pub instances: Vec<Mutex<Option<Instance>>>,
     pub swap_before_task: Option<u64>,
     pub process_start: Instant,
-    pub blocks: Mutex<BTreeMap<u64, Arc<BlockData>>>,
+    pub blocks: Mutex<BTreeMap<BlockKey, Arc<BlockData>>>,
     pub current: Vec<Mutex<Option<Current>>>,
     pub counts: [AtomicU64; 3],
     pub to_main: Sender<FromWorker>,
@@ -164,6 +178,13 @@ impl Shared {
         &self.plan.stages[self.stage_index]
     }
 
+    /// The block in memory that `span` is of. Pieces of a block do not overlap.
+    pub fn block(&self, span: Span) -> Option<Arc<BlockData>> {
+        let (owner, number) = (span.owner, span.block);
+        let blocks = lock(&self.blocks);
+        blocks.range((owner, number, 0)..=(owner, number, span.start)).next_back().map(|(_, block)| block.clone())
+    }
+
     /// Hands an event to the scheduler and its actions to whom they concern.
     pub fn event(&self, event: Event) {
         let mut board = lock(&self.board);
@@ -171,7 +192,7 @@ impl Shared {
         self.dispatch(&mut board, actions);
     }
 
-    fn now_ns(&self) -> u64 {
+    pub fn now_ns(&self) -> u64 {
         self.process_start.elapsed().as_nanos() as u64
     }
 
@@ -199,6 +220,10 @@ impl Shared {
     pub fn adopt(&self, code: Code) {
         lock(&self.board).code = code;
         self.changed.notify_all();
+    }
+
+    pub fn steal_counts(&self) -> StealCounts {
+        lock(&self.board).scheduler.steal_counts()
     }
 
     /// Lets the workers go.
@@ -281,8 +306,7 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
                 after_tasks: report.counts.tasks(),
             });
         }
-        let block = lock(&shared.blocks).get(&span.block).cloned();
-        let Some(block) = block else { panic!("block {} is not in memory", span.block) };
+        let Some(block) = shared.block(span) else { panic!("{span:?} is not in memory") };
         // Partial results are combined slice by slice, so each is a task of its own.
         let len = if shared.stage().reduce.is_some() { 1 } else { span.len };
         let mut elapsed_ns = 0;
@@ -321,7 +345,7 @@ fn task(
         })
         .collect();
     for (index, input) in block.inputs.iter().enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
-        let (view, from) = (&views[index], stage.region(index, &block.tile));
+        let (view, from) = (&views[index], stage.region(index, &block.cover));
         let Some(target) = instance.operand_mut(index, view.bytes()) else {
             panic!("{} does not fit its slots", stage.task_name(tile))
         };
@@ -339,7 +363,7 @@ fn task(
     result.map_err(|fault| Box::new(FromWorker::Fault { task: stage.task_name(tile), tier, fault }))?;
     for (index, operand) in stage.operands.iter().enumerate() {
         if operand.role == crate::plan::Role::Output {
-            let (view, to): (&View, Region) = (&views[index], stage.region(index, &block.tile));
+            let (view, to): (&View, Region) = (&views[index], stage.region(index, &block.cover));
             let Some(bytes) = instance.operand(index, view.bytes()) else {
                 panic!("{} does not fit its slots", stage.task_name(tile))
             };
@@ -352,6 +376,7 @@ fn task(
                     let (group, leaf) = (start / reduce.leaves, start % reduce.leaves);
                     groups[group as usize].add(leaf, bytes.to_vec(), reduce.combine, view.dtype);
                 }
+                BlockOutput::Slices(first, results) => results[(start - *first) as usize] = bytes.to_vec(),
             }
         }
     }

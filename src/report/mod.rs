@@ -89,6 +89,9 @@ pub struct Counts {
     pub written_bytes: u64,
     /// Split operands that kernels consumed and produced.
     pub processed_bytes: u64,
+    /// How often a rank without work got some from another, and how many slices of blocks it computed for them.
+    pub steals: u64,
+    pub stolen_slices: u64,
 }
 
 impl Counts {
@@ -102,6 +105,8 @@ impl Counts {
         self.moved_bytes += other.moved_bytes;
         self.written_bytes += other.written_bytes;
         self.processed_bytes += other.processed_bytes;
+        self.steals += other.steals;
+        self.stolen_slices += other.stolen_slices;
     }
 
     /// Tasks on either tier.

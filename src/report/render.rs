@@ -60,6 +60,10 @@ pub fn summary(report: &Report) -> String {
             ByteSize((totals.processed_bytes as f64 / seconds.max(1e-9)) as u64),
         ),
     );
+    if totals.steals > 0 {
+        let what = format!("{} time(s) by ranks without work, {} slices", totals.steals, totals.stolen_slices);
+        line(&mut text, "stolen", what);
+    }
     for output in &report.outputs {
         let what = format!("{}:{} {} {:?}", output.file, output.dataset, output.dtype, output.shape);
         line(&mut text, "wrote", what);

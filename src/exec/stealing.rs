@@ -1,0 +1,206 @@
+//! Work that moves between ranks, as far as it is bytes: the inputs that go with a grant, the outputs that come back.
+//!
+//! `sched` decides what is stolen. A thief reads inputs from files itself; what only the owner has in memory travels with
+//! the grant. Results go back to the owner, who writes them as if they were its own.
+
+use std::collections::BTreeMap;
+
+use super::RunError;
+use super::inputs::Inputs;
+use super::worker::{BlockData, BlockKey, BlockOutput, lock};
+use crate::fabric::Rank;
+use crate::plan::{Role, StagePlan, Tile};
+use crate::report::Counts;
+use crate::sched::Span;
+use crate::tensor::copy_region;
+
+/// What has come with messages and waits for the scheduler's word, and the blocks of other ranks.
+#[derive(Debug, Default)]
+pub(super) struct Stealing {
+    attached: BTreeMap<BlockKey, Vec<Vec<u8>>>,
+    tiles: BTreeMap<Rank, Vec<Tile>>,
+}
+
+pub(super) fn key(piece: Span) -> BlockKey {
+    (piece.owner, piece.block, piece.start)
+}
+
+impl Stealing {
+    /// The tile of the block that `piece` is of, and the tile of the piece; `None` if there is no such block or slice.
+    pub fn tiles(&mut self, plan: &StagePlan, piece: Span) -> Option<(Tile, Tile)> {
+        let tiles = self.tiles.entry(piece.owner).or_insert_with(|| plan.blocks(piece.owner).collect());
+        let tile = tiles.get(usize::try_from(piece.block).ok()?)?.clone();
+        let slices = plan.slices(&tile);
+        let len = if piece.len == 0 { slices } else { piece.len };
+        let cover = (piece.start.checked_add(len)? <= slices).then(|| plan.task(&tile, piece.start, len))?;
+        Some((tile, cover))
+    }
+
+    /// Keeps what came with a message about these pieces, one list of buffers each. False if it is cut short.
+    pub fn attach(&mut self, pieces: &[Span], mut bytes: &[u8]) -> bool {
+        for piece in pieces {
+            let Some((buffers, rest)) = split(bytes) else { return false };
+            self.attached.insert(key(*piece), buffers);
+            bytes = rest;
+        }
+        bytes.is_empty()
+    }
+
+    pub fn take_attached(&mut self, piece: Span) -> Vec<Vec<u8>> {
+        self.attached.remove(&key(piece)).unwrap_or_default()
+    }
+
+    /// The inputs that go with a grant of these own pieces.
+    pub fn inputs_to_send(
+        &mut self,
+        plan: &StagePlan,
+        inputs: &Inputs<'_>,
+        pieces: &[Span],
+        counts: &mut Counts,
+    ) -> Result<Vec<u8>, RunError> {
+        let mut bytes = Vec::new();
+        for piece in pieces {
+            let (_, cover) = self.tiles(plan, *piece).unwrap_or_else(|| panic!("{piece:?} is lent, but not owned"));
+            let travelling = (0..plan.operands.len()).filter(|index| inputs.travels(*index));
+            let buffers = travelling.map(|index| inputs.read(plan, index, &plan.region(index, &cover), counts));
+            join(&buffers.collect::<Result<Vec<_>, _>>()?, &mut bytes);
+        }
+        Ok(bytes)
+    }
+
+    /// A stolen piece as a block to compute, with what came with its grant.
+    pub fn block(
+        &mut self,
+        plan: &StagePlan,
+        inputs: &Inputs<'_>,
+        piece: Span,
+        counts: &mut Counts,
+    ) -> Result<BlockData, RunError> {
+        let wrong = || RunError::Protocol { rank: piece.owner, what: "work" };
+        let (tile, cover) = self.tiles(plan, piece).ok_or_else(wrong)?;
+        let mut attached = self.take_attached(piece).into_iter();
+        let mut block = BlockData { tile, cover, inputs: Vec::new(), outputs: Vec::new() };
+        for (index, operand) in plan.operands.iter().enumerate() {
+            let region = plan.region(index, &block.cover);
+            block.inputs.push(if inputs.travels(index) {
+                let bytes = attached.next().ok_or_else(wrong)?;
+                let padded: u64 =
+                    region.extent.iter().zip(&operand.halo).map(|(extent, halo)| extent + 2 * halo).product();
+                if bytes.len() as u64 != padded * operand.dtype.size_bytes() as u64 {
+                    return Err(wrong());
+                }
+                counts.moved_bytes += bytes.len() as u64;
+                bytes
+            } else {
+                inputs.read(plan, index, &region, counts)?
+            });
+        }
+        let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
+        let outputs = plan.operands.iter().enumerate().map(|(index, operand)| match (operand.role, plan.reduce) {
+            (Role::Input, _) => BlockOutput::None,
+            // The owner combines: it alone has all slices.
+            (Role::Output, Some(_)) => BlockOutput::Slices(piece.start, vec![Vec::new(); slices as usize]),
+            (Role::Output, None) => BlockOutput::tile(operand, &plan.region(index, &block.cover)),
+        });
+        block.outputs = outputs.map(Into::into).collect();
+        Ok(block)
+    }
+
+    /// The outputs of a stolen piece.
+    pub fn outputs_to_send(block: &BlockData) -> Vec<u8> {
+        let mut buffers = Vec::new();
+        for output in &block.outputs {
+            match std::mem::replace(&mut *lock(output), BlockOutput::None) {
+                BlockOutput::Tile(bytes) => buffers.push(bytes),
+                BlockOutput::Slices(_, results) => buffers.extend(results),
+                BlockOutput::None | BlockOutput::Partial(..) => {}
+            }
+        }
+        let mut bytes = Vec::new();
+        join(&buffers, &mut bytes);
+        bytes
+    }
+
+    /// Adds what a thief returned to an own block.
+    pub fn merge(
+        &mut self,
+        plan: &StagePlan,
+        block: &BlockData,
+        piece: Span,
+        counts: &mut Counts,
+    ) -> Result<(), RunError> {
+        let wrong = || RunError::Protocol { rank: piece.owner, what: "the results of its work" };
+        let (_, cover) = self.tiles(plan, piece).ok_or_else(wrong)?;
+        let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
+        let mut attached = self.take_attached(piece).into_iter();
+        for (index, operand) in plan.operands.iter().enumerate() {
+            let region = plan.region(index, &cover);
+            let bytes_per_buffer = region.elements() * operand.dtype.size_bytes() as u64;
+            let mut next = || {
+                let buffer = attached.next().filter(|buffer| buffer.len() as u64 == bytes_per_buffer);
+                counts.moved_bytes += bytes_per_buffer;
+                buffer.ok_or_else(wrong)
+            };
+            match &mut *lock(&block.outputs[index]) {
+                BlockOutput::None | BlockOutput::Slices(..) => {}
+                BlockOutput::Tile(target) => {
+                    let to = plan.region(index, &block.cover);
+                    copy_region(&next()?, &region, target, &to, &region, operand.dtype.size_bytes());
+                }
+                BlockOutput::Partial(reduce, groups) => {
+                    for slice in piece.start..piece.start + slices {
+                        let (group, leaf) = (slice / reduce.leaves, slice % reduce.leaves);
+                        groups[group as usize].add(leaf, next()?, reduce.combine, operand.dtype);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Appends a list of buffers: their number, then the length and the bytes of each.
+fn join(buffers: &[Vec<u8>], bytes: &mut Vec<u8>) {
+    bytes.extend((buffers.len() as u64).to_le_bytes());
+    for buffer in buffers {
+        bytes.extend((buffer.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(buffer);
+    }
+}
+
+/// The list that [`join`] appended, and what comes after it.
+fn split(mut bytes: &[u8]) -> Option<(Vec<Vec<u8>>, &[u8])> {
+    let word = |bytes: &mut &[u8]| {
+        let (word, rest) = bytes.split_first_chunk::<8>()?;
+        *bytes = rest;
+        usize::try_from(u64::from_le_bytes(*word)).ok()
+    };
+    let count = word(&mut bytes)?;
+    let mut buffers = Vec::new();
+    for _ in 0..count {
+        let length = word(&mut bytes)?;
+        let (buffer, rest) = bytes.split_at_checked(length)?;
+        buffers.push(buffer.to_vec());
+        bytes = rest;
+    }
+    Some((buffers, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_survive_and_cut_ones_are_refused() {
+        let (first, second) = (vec![vec![1, 2, 3], vec![]], vec![vec![7; 20]]);
+        let mut bytes = Vec::new();
+        join(&first, &mut bytes);
+        join(&second, &mut bytes);
+        let (found, rest) = split(&bytes).unwrap();
+        assert_eq!(found, first);
+        assert_eq!(split(rest).unwrap(), (second, &[][..]));
+        assert!((0..11).all(|cut| split(&bytes[..cut]).is_none()));
+        let piece = Span { owner: 1, block: 2, start: 0, len: 4 };
+        assert!(!Stealing::default().attach(&[piece], &u64::MAX.to_le_bytes()));
+    }
+}
