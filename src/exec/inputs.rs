@@ -153,6 +153,12 @@ impl Source<'_> {
         let parts = stage.sources(operand, region);
         let mut part_bytes = Vec::new();
         for part in &parts {
+            if let Source::Memory(pieces) = self {
+                for piece in pieces {
+                    piece.copy_into(&part.source, &mut bytes, &outer.extent, &part.at, element_bytes);
+                }
+                continue;
+            }
             self.read_part(&part.source, element_bytes, &mut part_bytes, counts)?;
             let (extent, start) = (&part.source.extent, vec![0; part.at.len()]);
             copy_box(&part_bytes, extent, &start, &mut bytes, &outer.extent, &part.at, extent, element_bytes);

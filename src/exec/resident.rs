@@ -7,7 +7,7 @@ use super::RunError;
 use super::link::{Link, tag};
 use crate::fabric::{Payload, Rank};
 use crate::plan::{OperandPlan, Plan, StagePlan};
-use crate::tensor::{Region, copy_region};
+use crate::tensor::{Region, copy_box, copy_region};
 
 /// Most bytes of one message of a transfer.
 const MESSAGE_BYTES: usize = 256 << 20;
@@ -20,11 +20,22 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Copies what it has of `region` into `target`, which holds `region`. Returns the number of elements.
-    pub fn copy_to(&self, region: &Region, target: &mut [u8], element_bytes: usize) -> u64 {
-        let Some(common) = self.region.intersect(region) else { return 0 };
-        copy_region(&self.bytes, &self.region, target, region, &common, element_bytes);
-        common.elements()
+    /// Copies what it has of `region` into `target`, which holds `region`.
+    pub fn copy_to(&self, region: &Region, target: &mut [u8], element_bytes: usize) {
+        if let Some(common) = self.region.intersect(region) {
+            copy_region(&self.bytes, &self.region, target, region, &common, element_bytes);
+        }
+    }
+
+    /// Copies what it has of `region` into a packed array of `extent`, where `region` begins at `at`.
+    pub fn copy_into(&self, region: &Region, target: &mut [u8], extent: &[u64], at: &[u64], element_bytes: usize) {
+        let Some(common) = self.region.intersect(region) else { return };
+        let place =
+            |dim: usize| (common.offset[dim] - self.region.offset[dim], common.offset[dim] - region.offset[dim]);
+        let (from_at, inside): (Vec<u64>, Vec<u64>) = (0..common.rank()).map(place).unzip();
+        let to_at: Vec<u64> = inside.iter().zip(at).map(|(inside, at)| inside + at).collect();
+        let from = &self.region.extent;
+        copy_box(&self.bytes, from, &from_at, target, extent, &to_at, &common.extent, element_bytes);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::geometry::Footprint;
 use super::residence::Residence;
-use super::tiling::{BLOCKS_PER_RANK, Space, Tiling, extents_of, fill};
+use super::tiling::{Space, Tiling, extents_of, fill};
 use super::{OperandPlan, ProcessGrid, Role, StagePlan};
 use crate::placement::{Choice, best_grid};
 
@@ -35,6 +35,7 @@ pub(super) struct Boxes<'a> {
     /// Partial results may be combined in any order and give the same bits, so groups may depend on the ranks.
     pub any_order: bool,
     pub ranks: u32,
+    pub threads: u64,
     /// What the split operands of a block should take.
     pub target_bytes: u64,
     /// The stages before this one, and where resident inputs come from.
@@ -104,6 +105,12 @@ impl Boxes<'_> {
         ProcessGrid { parts: choice.grid, order: self.order(), steps, bytes: choice.bytes, next: choice.next }
     }
 
+    /// Blocks that every rank should get: enough for its workers, while one is brought in and another written. Not more, as a
+    /// box is in memory as a whole, and workers share blocks; every block costs some microseconds.
+    fn blocks_per_rank(&self) -> u64 {
+        2 * self.threads
+    }
+
     /// Whole aligned units per axis.
     fn units(&self) -> Vec<u64> {
         self.space.extents.iter().zip(&self.space.aligned).map(|(extent, unit)| extent.div_ceil(*unit)).collect()
@@ -134,7 +141,7 @@ impl Boxes<'_> {
         let parts = choice.grid.clone();
         let local: Vec<u64> = units.iter().zip(&parts).map(|(units, parts)| units.div_ceil(*parts)).collect();
         let fits = |tile: &[u64]| costs.iter().map(|c| c.footprint.bytes(tile)).sum::<u64>() <= self.target_bytes;
-        let fair_share = (local.iter().product::<u64>() / BLOCKS_PER_RANK).max(1);
+        let fair_share = (local.iter().product::<u64>() / self.blocks_per_rank()).max(1);
         let block_units = fill(space, &space.aligned, &local, fits).min(fair_share);
         // Where the units do not divide evenly, other parts are one unit narrower along some axes, and their blocks reach
         // further along others.
@@ -176,7 +183,7 @@ impl Boxes<'_> {
         loop {
             let block = extents(&steps);
             let bytes = costs.iter().fold(0u64, |sum, c| sum.saturating_add(c.footprint.bytes(&block)));
-            let few = blocks(&steps) < BLOCKS_PER_RANK && bytes > CELL_LEAST_BYTES;
+            let few = blocks(&steps) < self.blocks_per_rank() && bytes > CELL_LEAST_BYTES;
             if bytes <= self.target_bytes && !few {
                 break;
             }
@@ -185,7 +192,7 @@ impl Boxes<'_> {
             steps[widest] *= 2;
         }
         // As many groups to a block as still give every rank its share of blocks; the least that any rank has bounds it.
-        let few = (blocks(&steps) / (2 * BLOCKS_PER_RANK)).clamp(1, steps[last] / parts[last]);
+        let few = (blocks(&steps) / (2 * self.blocks_per_rank())).clamp(1, steps[last] / parts[last]);
         let mut block_steps = steps.clone();
         let mut block_units = few;
         let bytes = |block: &[u64]| costs.iter().fold(0u64, |sum, c| sum.saturating_add(c.footprint.bytes(block)));

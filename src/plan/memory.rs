@@ -2,6 +2,7 @@
 
 use super::bind::Bound;
 use super::boxes::Boxes;
+use super::error::iec;
 use super::geometry::{Footprint, footprints};
 use super::residence::Residence;
 use super::tiling::{self, Space};
@@ -86,6 +87,7 @@ pub(super) fn fit(
         reduced: bound.reduced,
         any_order,
         ranks,
+        threads: u64::from(machine.threads),
         target_bytes,
         earlier,
         residence,
@@ -203,16 +205,22 @@ fn check_budget(
             Distribution::Broadcast => memory.threads + 1,
             Distribution::Split => 2 * memory.threads + 2,
         };
-        bytes.saturating_mul(copies)
+        sum([bytes.saturating_mul(copies), plan.part_bytes(operand)])
     };
     let Some((position, largest_bytes)) = largest(plan, share_bytes) else {
         return Ok(());
     };
+    let part_bytes = plan.part_bytes(position);
     let block_bytes = plan.split_operand_bytes_max();
     let one_thread = Memory { threads: 1, ..*memory }.peak_bytes(block_bytes, plan.arena_bytes);
     let per_thread = sum([memory.guest_broadcast_bytes, plan.arena_bytes, block_bytes]).max(1);
     let help = match budget_bytes.checked_sub(one_thread) {
         Some(spare) => format!("--threads {} fits, or a budget of {}", 1 + spare / per_thread, whole_mib(need_bytes)),
+        None if part_bytes > largest_bytes / 2 => {
+            // A part shrinks with every rank; what blocks take does not.
+            let ranks = (u128::from(plan.ranks) * u128::from(need_bytes)).div_ceil(u128::from(budget_bytes.max(1)));
+            format!("a rank's part of it, {}, stays in memory: {ranks} ranks would need less each", iec(part_bytes))
+        }
         None => format!("one thread needs {}, as {}", whole_mib(one_thread), why_so_large(plan, position)),
     };
     Err(PlanError::OverBudget {
@@ -374,6 +382,18 @@ impl StagePlan {
     pub fn is_held(&self, operand: usize) -> bool {
         let input = &self.operands[operand];
         self.process_grid.is_some() && !input.resident && is_held(input, &self.split)
+    }
+
+    /// What rank 0, which has as much as any, keeps of `operand` for the whole stage; 0 if it reads or writes block by block.
+    fn part_bytes(&self, operand: usize) -> u64 {
+        let tensor = &self.operands[operand];
+        let regions = match tensor.role {
+            Role::Input if tensor.distribution == Distribution::Broadcast => return 0,
+            Role::Input if tensor.resident || self.is_held(operand) => self.needs(operand, 0),
+            Role::Output if tensor.resident => self.owned(operand, 0),
+            _ => return 0,
+        };
+        sum(regions.iter().map(|region| region.elements() * tensor.dtype.size_bytes() as u64))
     }
 
     /// Whether ranks that need the same part of input `operand` read it together, each its [`StagePlan::share`].

@@ -11,7 +11,7 @@ use super::{Distribution, OperandPlan, Origin, ProcessGrid, Role};
 /// What one more contiguous run of a file costs, in bytes read: a seek or a system call against streaming.
 const RUN_COST_BYTES: u128 = 4096;
 /// Blocks that every rank should get, so that work can be balanced while it runs.
-pub(super) const BLOCKS_PER_RANK: u64 = 8;
+const BLOCKS_PER_RANK: u64 = 8;
 
 /// Extents of the split indices and, along each, the finest unit.
 #[derive(Clone, Debug)]

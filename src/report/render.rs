@@ -21,6 +21,9 @@ pub fn summary(report: &Report) -> String {
     );
     let tiers = format!("{} baseline + {} optimized", totals.baseline_tasks, totals.optimized_tasks);
     line(&mut text, "tasks", format!("{} ({tiers}) in {}", totals.tasks(), time(report.wall_ns)));
+    if let Some(iterations) = report.ranks.first().and_then(|rank| rank.iterations) {
+        line(&mut text, "iterated", format!("{iterations} time(s)"));
+    }
     if let Some(first) = report.first_task_ns {
         line(&mut text, "first task", format!("done {} after the process started", time(first)));
     }
