@@ -1,12 +1,17 @@
 //! A rank's search for work: one question at a time, in rounds, with pauses in between that grow.
 
-use super::Team;
 use super::team::ROUND;
+use super::{TARGET_TASK_NS, Team};
 
 /// The first pause after a round in which nobody had work to give ...
-const PAUSE_NS: u64 = 5_000_000;
+const PAUSE_NS: u64 = 2_000_000;
 /// ... and the longest.
 const PAUSE_MAX_NS: u64 = 100_000_000;
+
+/// How many busy ranks a thief remembers: the more it has seen, the busier the one it goes to.
+const KNOWN: usize = 8;
+/// One in so many questions goes to a rank that chance chooses, though a busy one is known.
+const EXPLORE_EVERY: u64 = 2;
 
 /// What a hungry rank does next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,15 +35,23 @@ pub(super) struct Hunt {
     turn: u32,
     pause_ns: u64,
     paused_until: Option<u64>,
-    /// Who gave last time, and may have more.
-    giver: Option<u32>,
+    /// Ranks with most work among those that have answered, and when they would end alone; the last to end first.
+    busy: Vec<(u64, u32)>,
     /// Whether anyone in this round had work at all.
     met_busy: bool,
 }
 
 impl Default for Hunt {
     fn default() -> Self {
-        Hunt { attempt: 0, asked: None, turn: 0, pause_ns: PAUSE_NS, paused_until: None, giver: None, met_busy: false }
+        Hunt {
+            attempt: 0,
+            asked: None,
+            turn: 0,
+            pause_ns: PAUSE_NS,
+            paused_until: None,
+            busy: Vec::new(),
+            met_busy: false,
+        }
     }
 }
 
@@ -50,8 +63,8 @@ impl Hunt {
         self.paused_until = None;
         while self.turn < ROUND {
             self.attempt += 1;
-            let giver = self.giver.take().filter(|giver| !team.is_dead(*giver));
-            let Some(victim) = giver.or_else(|| team.victim(self.attempt, self.turn)) else {
+            let known = if self.attempt.is_multiple_of(EXPLORE_EVERY) { None } else { self.busiest(now_ns) };
+            let Some(victim) = known.or_else(|| team.victim(self.attempt, self.turn)) else {
                 self.turn += 1;
                 continue;
             };
@@ -76,6 +89,37 @@ impl Hunt {
         open
     }
 
+    /// Takes the busiest of the known ranks, if it has so much work that asking pays.
+    fn busiest(&mut self, now_ns: u64) -> Option<u32> {
+        let (end_ns, rank) = self.busy.first().copied()?;
+        self.busy.remove(0);
+        (end_ns > now_ns + 2 * TARGET_TASK_NS).then_some(rank)
+    }
+
+    fn remember(&mut self, rank: u32, end_ns: u64) {
+        self.busy.retain(|(_, known)| *known != rank);
+        let place = self.busy.partition_point(|(end, _)| *end > end_ns);
+        self.busy.insert(place, (end_ns, rank));
+        self.busy.truncate(KNOWN);
+    }
+
+    /// The busiest rank that this one knows of, and for how long it will be, for thieves that ask here.
+    pub fn hint(&self, now_ns: u64) -> Option<(u32, u64)> {
+        self.busy.first().filter(|(end_ns, _)| *end_ns > now_ns).map(|(end_ns, rank)| (*rank, end_ns - now_ns))
+    }
+
+    /// Takes note of a rank that is said to be busy.
+    pub fn heed_hint(&mut self, now_ns: u64, team: &Team, hint: Option<(u32, u64)>) {
+        if let Some((rank, busy_ns)) = hint
+            && rank < team.size()
+            && rank != team.rank()
+            && !team.is_dead(rank)
+            && !self.busy.iter().any(|(_, known)| *known == rank)
+        {
+            self.remember(rank, now_ns.saturating_add(busy_ns));
+        }
+    }
+
     /// A refusal from a rank that has work for `busy_ns`.
     pub fn refused(&mut self, from: u32, attempt: u64, busy_ns: u64) {
         if self.close(from, attempt) {
@@ -84,11 +128,13 @@ impl Hunt {
         }
     }
 
-    /// A grant; false if it answers no open question.
-    pub fn granted(&mut self, from: u32, attempt: u64) -> bool {
+    /// A grant from a rank that still has work for `busy_ns`; false if it answers no open question.
+    pub fn granted(&mut self, now_ns: u64, from: u32, attempt: u64, busy_ns: u64) -> bool {
         let wanted = self.close(from, attempt);
         if wanted {
-            *self = Hunt { attempt: self.attempt, giver: Some(from), ..Hunt::default() };
+            self.remember(from, now_ns.saturating_add(busy_ns));
+            let busy = std::mem::take(&mut self.busy);
+            *self = Hunt { attempt: self.attempt, busy, ..Hunt::default() };
         }
         wanted
     }
@@ -99,6 +145,7 @@ impl Hunt {
             self.asked = None;
             self.turn += 1;
         }
+        self.busy.retain(|(_, known)| *known != rank);
     }
 }
 
@@ -134,8 +181,8 @@ mod tests {
             }
             pauses
         };
-        assert_eq!(pauses(1), [5, 10, 20, 40, 80, 100]);
-        assert_eq!(pauses(0), [5, 20, 80, 100, 100, 100]);
+        assert_eq!(pauses(1), [2, 4, 8, 16, 32, 64]);
+        assert_eq!(pauses(0), [2, 8, 32, 100, 100, 100]);
     }
 
     #[test]
@@ -143,8 +190,9 @@ mod tests {
         let team = Team::packed(8, 4).next().unwrap();
         let mut hunt = Hunt::default();
         let Step::Ask { victim, attempt } = hunt.next(0, &team) else { panic!() };
-        assert!(!hunt.granted(victim + 1, attempt) && !hunt.granted(victim, attempt + 1));
-        assert!(hunt.granted(victim, attempt) && !hunt.granted(victim, attempt));
+        let far_ns = 1_000_000_000;
+        assert!(!hunt.granted(0, victim + 1, attempt, far_ns) && !hunt.granted(0, victim, attempt + 1, far_ns));
+        assert!(hunt.granted(0, victim, attempt, far_ns) && !hunt.granted(0, victim, attempt, far_ns));
         let Step::Ask { victim: again, attempt: next } = hunt.next(0, &team) else { panic!() };
         assert!(again == victim && next > attempt);
     }

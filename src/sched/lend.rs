@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 
 use super::{Span, TARGET_TASK_NS};
 
-/// How long a thief may take for one grant, beside the time that pays for the transfer. A grant is short because its
-/// estimate may be wrong: nobody can take work back from a thief.
-const GRANT_NS: f64 = 8.0 * TARGET_TASK_NS as f64;
-/// A grant should take at least this many times as long as the messages around it.
+/// A grant takes this part of what its owner has to do: many thieves may come before that is done, and nobody can take work
+/// back from a thief, even if its estimate was wrong and others run out of work while it is busy.
+const GRANT_PART: f64 = 0.125;
+/// How long a thief may take for one grant, at least ...
+const GRANT_MIN_NS: f64 = 0.5 * TARGET_TASK_NS as f64;
+/// ... and at most.
+const GRANT_MAX_NS: f64 = 4.0 * TARGET_TASK_NS as f64;
+/// Whatever the time, a grant should take so many times as long as the messages around it.
 const GRANT_PER_LATENCY: f64 = 20.0;
 
 /// Latency and bandwidth between two ranks.
@@ -46,15 +50,19 @@ pub(super) struct Bargain {
 }
 
 impl Bargain {
-    /// How many slices to lend; 0 when the owner is done earlier without the thief. Otherwise as many as let both end at
-    /// the same time, but not more than half.
+    /// How many slices to lend; 0 when the owner is done earlier without the thief, or the least there is takes too long.
+    /// Otherwise as many as let both end at the same time, but not more than half.
     pub fn slices(&self) -> u64 {
         let alone_ns = self.slices as f64 * self.own_ns_per_slice;
         let latency_ns = 2 * self.path.latency_ns;
         let fixed_ns = (latency_ns + self.thief_busy_ns) as f64;
         let lent_ns = self.thief_ns_per_slice + self.bytes_per_slice * self.path.ns_per_byte;
         let even = (alone_ns - fixed_ns) / (self.own_ns_per_slice + lent_ns);
-        let limit = (GRANT_NS + GRANT_PER_LATENCY * latency_ns as f64) / lent_ns;
+        let latest_ns = (alone_ns * GRANT_PART).clamp(GRANT_MIN_NS, GRANT_MAX_NS);
+        let limit = latest_ns.max(GRANT_PER_LATENCY * latency_ns as f64) / lent_ns;
+        if self.unit > 1 && self.unit as f64 > limit {
+            return 0;
+        }
         let wanted = even.min(limit).min((self.slices / 2) as f64) as u64;
         let slices = (wanted / self.unit.max(1) * self.unit).max(self.unit).min(self.slices);
         if fixed_ns + slices as f64 * lent_ns < alone_ns { slices } else { 0 }
@@ -107,8 +115,8 @@ mod tests {
 
     const BARGAIN: Bargain = Bargain {
         slices: 100,
-        own_ns_per_slice: 100_000.0,
-        thief_ns_per_slice: 100_000.0,
+        own_ns_per_slice: 10_000.0,
+        thief_ns_per_slice: 10_000.0,
         thief_busy_ns: 0,
         path: Path { latency_ns: 1000, ns_per_byte: 0.1 },
         bytes_per_slice: 10_000.0,
@@ -117,10 +125,10 @@ mod tests {
 
     #[test]
     fn both_end_together_and_nobody_gives_more_than_half() {
-        // (10 ms - 2 us) / (0.1 ms + 0.1 ms + 1 us)
-        assert_eq!(BARGAIN.slices(), 49);
+        // (1 ms - 2 us) / (10 us + 10 us + 1 us)
+        assert_eq!(BARGAIN.slices(), 47);
         assert_eq!(Bargain { thief_ns_per_slice: 1000.0, ..BARGAIN }.slices(), 50);
-        assert_eq!(Bargain { thief_ns_per_slice: 400_000.0, ..BARGAIN }.slices(), 19);
+        assert_eq!(Bargain { thief_ns_per_slice: 40_000.0, ..BARGAIN }.slices(), 19);
         assert_eq!(Bargain { unit: 30, ..BARGAIN }.slices(), 30);
     }
 
@@ -132,12 +140,15 @@ mod tests {
         assert_eq!(Bargain { slices: 1, thief_ns_per_slice: 1000.0, ..BARGAIN }.slices(), 1);
         assert_eq!(Bargain { slices: 0, ..BARGAIN }.slices(), 0);
         assert_eq!(Bargain { unit: 100, ..BARGAIN }.slices(), 0);
+        assert_eq!(Bargain { slices: 10_000, unit: 2000, ..BARGAIN }.slices(), 0);
     }
 
     #[test]
     fn a_grant_is_short() {
         let slices = Bargain { slices: 1_000_000, ..BARGAIN }.slices();
-        assert!((390..=400).contains(&slices), "{slices}");
+        assert_eq!(slices, 1818);
+        // And shorter when there is less to do: an eighth of 50 ms.
+        assert_eq!(Bargain { slices: 5000, ..BARGAIN }.slices(), 568);
     }
 
     #[test]

@@ -21,6 +21,10 @@ pub enum Message {
         attempt: u64,
         /// How long the owner takes for one of these slices on one worker.
         ns_per_slice: u64,
+        /// How long the work that the owner keeps will last.
+        busy_ns: u64,
+        /// As in a refusal.
+        hint: Option<(u32, u64)>,
         pieces: Vec<Span>,
     },
     /// There is nothing that would be done earlier by the thief.
@@ -28,6 +32,8 @@ pub enum Message {
         attempt: u64,
         /// How long the sender's own work will last.
         busy_ns: u64,
+        /// The busiest other rank that the sender knows of, and how long its work will last.
+        hint: Option<(u32, u64)>,
     },
     /// The granted piece is computed. The driver attaches its outputs.
     Returned { attempt: u64, piece: Span },
@@ -48,7 +54,7 @@ const DONE: u8 = 6;
 const OVER: u8 = 7;
 
 impl Message {
-    /// At most 32 bytes, and 24 for each piece. The owner of a piece is not among them: it is who sends a grant, and
+    /// At most 45 bytes, and 24 for each piece. The owner of a piece is not among them: it is who sends a grant, and
     /// who receives what is returned.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -58,14 +64,17 @@ impl Message {
                 put(&mut bytes, &[*attempt, *ns_per_slice, *busy_ns]);
                 bytes.extend(free_blocks.to_le_bytes());
             }
-            Message::Grant { attempt, ns_per_slice, pieces } => {
+            Message::Grant { attempt, ns_per_slice, busy_ns, hint, pieces } => {
                 bytes.push(GRANT);
-                put(&mut bytes, &[*attempt, *ns_per_slice, pieces.len() as u64]);
+                put(&mut bytes, &[*attempt, *ns_per_slice, *busy_ns]);
+                put_hint(&mut bytes, *hint);
+                put(&mut bytes, &[pieces.len() as u64]);
                 pieces.iter().for_each(|piece| put_piece(&mut bytes, piece));
             }
-            Message::Refuse { attempt, busy_ns } => {
+            Message::Refuse { attempt, busy_ns, hint } => {
                 bytes.push(REFUSE);
                 put(&mut bytes, &[*attempt, *busy_ns]);
+                put_hint(&mut bytes, *hint);
             }
             Message::Returned { attempt, piece } => {
                 bytes.push(RETURNED);
@@ -91,22 +100,21 @@ impl Message {
                 attempt: take(&mut rest)?,
                 ns_per_slice: take(&mut rest)?,
                 busy_ns: take(&mut rest)?,
-                free_blocks: {
-                    let (free_blocks, after) = rest.split_first_chunk()?;
-                    rest = after;
-                    u32::from_le_bytes(*free_blocks)
-                },
+                free_blocks: take_u32(&mut rest)?,
             },
             GRANT => {
-                let (attempt, ns_per_slice, count) = (take(&mut rest)?, take(&mut rest)?, take(&mut rest)?);
+                let (attempt, ns_per_slice) = (take(&mut rest)?, take(&mut rest)?);
+                let (busy_ns, hint, count) = (take(&mut rest)?, take_hint(&mut rest)?, take(&mut rest)?);
                 // Checked before anything is allocated for them.
                 if count > rest.len() as u64 / 24 {
                     return None;
                 }
                 let pieces = (0..count).map(|_| take_piece(&mut rest, from)).collect::<Option<_>>()?;
-                Message::Grant { attempt, ns_per_slice, pieces }
+                Message::Grant { attempt, ns_per_slice, busy_ns, hint, pieces }
             }
-            REFUSE => Message::Refuse { attempt: take(&mut rest)?, busy_ns: take(&mut rest)? },
+            REFUSE => {
+                Message::Refuse { attempt: take(&mut rest)?, busy_ns: take(&mut rest)?, hint: take_hint(&mut rest)? }
+            }
             RETURNED => Message::Returned { attempt: take(&mut rest)?, piece: take_piece(&mut rest, to)? },
             DECLINE => Message::Decline { attempt: take(&mut rest)? },
             DONE => Message::Done,
@@ -123,6 +131,24 @@ fn put(bytes: &mut Vec<u8>, numbers: &[u64]) {
 
 fn put_piece(bytes: &mut Vec<u8>, piece: &Span) {
     put(bytes, &[piece.block, piece.start, piece.len]);
+}
+
+/// No rank has the number that stands for none.
+fn put_hint(bytes: &mut Vec<u8>, hint: Option<(u32, u64)>) {
+    let (rank, busy_ns) = hint.unwrap_or((u32::MAX, 0));
+    bytes.extend(rank.to_le_bytes());
+    put(bytes, &[busy_ns]);
+}
+
+fn take_hint(rest: &mut &[u8]) -> Option<Option<(u32, u64)>> {
+    let (rank, busy_ns) = (take_u32(rest)?, take(rest)?);
+    Some((rank != u32::MAX).then_some((rank, busy_ns)))
+}
+
+fn take_u32(rest: &mut &[u8]) -> Option<u32> {
+    let (number, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(u32::from_le_bytes(*number))
 }
 
 fn take(rest: &mut &[u8]) -> Option<u64> {
@@ -152,18 +178,20 @@ mod tests {
                 len,
             })
         };
-        let grant = (any::<u64>(), any::<u64>(), proptest::collection::vec(span(3), 0..9));
+        let hint = || proptest::option::of((0..u32::MAX, any::<u64>()));
+        let pieces = proptest::collection::vec(span(3), 0..9);
         prop_oneof![
-            (any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>()).prop_map(
-                |(attempt, ns_per_slice, busy_ns, free_blocks)| Message::Steal {
-                    attempt,
-                    ns_per_slice,
-                    busy_ns,
-                    free_blocks
-                }
-            ),
-            grant.prop_map(|(attempt, ns_per_slice, pieces)| Message::Grant { attempt, ns_per_slice, pieces }),
-            any::<(u64, u64)>().prop_map(|(attempt, busy_ns)| Message::Refuse { attempt, busy_ns }),
+            any::<(u64, u64, u64, u32)>().prop_map(|(attempt, ns_per_slice, busy_ns, free_blocks)| {
+                Message::Steal { attempt, ns_per_slice, busy_ns, free_blocks }
+            }),
+            (any::<(u64, u64, u64)>(), hint(), pieces).prop_map(|((attempt, ns_per_slice, busy_ns), hint, pieces)| {
+                Message::Grant { attempt, ns_per_slice, busy_ns, hint, pieces }
+            }),
+            (any::<(u64, u64)>(), hint()).prop_map(|((attempt, busy_ns), hint)| Message::Refuse {
+                attempt,
+                busy_ns,
+                hint
+            }),
             (any::<u64>(), span(8)).prop_map(|(attempt, piece)| Message::Returned { attempt, piece }),
             any::<u64>().prop_map(|attempt| Message::Decline { attempt }),
             Just(Message::Done),
@@ -176,7 +204,7 @@ mod tests {
         fn messages_survive_their_bytes(message in message(), attached in proptest::collection::vec(any::<u8>(), 0..50)) {
             let mut bytes = message.encode();
             let pieces = if let Message::Grant { pieces, .. } = &message { pieces.len() } else { 1 };
-            prop_assert!(bytes.len() <= 32 + 24 * pieces);
+            prop_assert!(bytes.len() <= 45 + 24 * pieces);
             for cut in 0..bytes.len() {
                 prop_assert_eq!(Message::decode(&bytes[..cut], 3, 8), None);
             }

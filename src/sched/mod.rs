@@ -119,6 +119,15 @@ pub enum Action {
 struct Block {
     slices: u64,
     finished: u64,
+    /// Slices that are with thieves.
+    lent: u64,
+}
+
+impl Block {
+    /// Whether this rank has nothing more to do with it but wait for thieves and write it.
+    fn is_waiting(&self) -> bool {
+        self.lent > 0 && self.finished + self.lent == self.slices
+    }
 }
 
 /// The scheduler of one stage on one rank.
@@ -139,6 +148,8 @@ pub struct Scheduler {
     complete_said: bool,
     /// Own blocks in memory, by number.
     blocks: BTreeMap<u64, Block>,
+    /// Of these, those that wait for nothing but thieves.
+    waiting: u64,
     ready: Ready,
     /// Idle workers with the class of their code, longest idle first.
     idle: VecDeque<(usize, CostClass)>,
@@ -151,8 +162,9 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler for `block_count` blocks of which at most `in_flight_limit` are in memory at a time; blocks that come
-    /// back from thieves are on top of that until they are written. It is alone: see [`Scheduler::in_team`].
+    /// A scheduler for `block_count` blocks of which at most `in_flight_limit` are in memory at a time. A rank that lends may
+    /// have as many again that wait for thieves, and has the outputs of whole blocks that thieves returned, until they are
+    /// written. It is alone: see [`Scheduler::in_team`].
     pub fn new(block_count: u64, in_flight_limit: u64, worker_count: usize, granularity: Granularity) -> Self {
         Scheduler {
             team: Team::alone(),
@@ -166,6 +178,7 @@ impl Scheduler {
             written: 0,
             complete_said: false,
             blocks: BTreeMap::new(),
+            waiting: 0,
             ready: Ready::default(),
             idle: VecDeque::new(),
             costs: CostTable::default(),
@@ -227,7 +240,7 @@ impl Scheduler {
 
     fn fetched(&mut self, block: u64, slices: u64, actions: &mut Vec<Action>) {
         self.fetching -= 1;
-        let known = self.blocks.insert(block, Block { slices, finished: 0 });
+        let known = self.blocks.insert(block, Block { slices, finished: 0, lent: 0 });
         assert!(known.is_none(), "block {block} fetched twice");
         if let Some(stealing) = &mut self.stealing {
             stealing.slices_per_block = slices;
@@ -244,10 +257,30 @@ impl Scheduler {
         let Some(block) = self.blocks.get_mut(&span.block) else {
             panic!("finished a span of block {} which is not in memory", span.block)
         };
+        let was_waiting = block.is_waiting();
         block.finished += span.len;
         assert!(block.finished <= block.slices, "a span of block {} finished twice", span.block);
         if block.finished == block.slices {
             actions.push(Action::Write { block: span.block });
+        } else if block.is_waiting() && !was_waiting {
+            self.waiting += 1;
+            self.fetch_more(actions);
+        }
+    }
+
+    /// Notes that a thief got slices of an own block in memory.
+    fn lent(&mut self, piece: Span) {
+        if let Some(block) = self.blocks.get_mut(&piece.block) {
+            block.lent += piece.len;
+            self.waiting += u64::from(block.is_waiting());
+        }
+    }
+
+    /// Notes that slices are no longer with a thief.
+    fn lent_no_more(&mut self, piece: Span) {
+        if let Some(block) = self.blocks.get_mut(&piece.block) {
+            self.waiting -= u64::from(block.is_waiting());
+            block.lent -= piece.len;
         }
     }
 
@@ -256,7 +289,9 @@ impl Scheduler {
     }
 
     fn fetch_more(&mut self, actions: &mut Vec<Action>) {
-        while self.blocks.len() as u64 + self.fetching < self.in_flight_limit {
+        // Blocks that wait for thieves would otherwise keep this rank from going on, and other thieves from coming.
+        let waiting = self.waiting.min(self.in_flight_limit);
+        while self.blocks.len() as u64 - waiting + self.fetching < self.in_flight_limit {
             let Some(block) = self.untouched.pop().or_else(|| self.unfetched.next()) else { return };
             self.fetching += 1;
             actions.push(Action::Fetch { block });

@@ -73,6 +73,30 @@ impl Stealing {
         self.stolen.range_mut((owner, block, 0)..=(owner, block, span.start)).next_back().map(|(_, stolen)| stolen)
     }
 
+    /// Pieces from `owner`: takes them if they are `wanted`.
+    fn granted(
+        &mut self,
+        wanted: bool,
+        owner: u32,
+        attempt: u64,
+        ns_per_slice: u64,
+        pieces: Vec<Span>,
+        actions: &mut Vec<Action>,
+    ) {
+        if wanted {
+            self.counts.grants += 1;
+            for piece in pieces {
+                let stolen = Stolen { piece, attempt, ns_per_slice, slices: None, finished: 0 };
+                self.stolen.insert(key(piece), stolen);
+                self.untaken += 1;
+                actions.push(Action::Take { piece });
+            }
+        } else if !self.holds(owner, attempt) {
+            // The answer to a repeated question. Without this its owner would wait for it for ever.
+            actions.push(Action::Send { to: owner, message: Message::Decline { attempt } });
+        }
+    }
+
     fn holds(&self, owner: u32, attempt: u64) -> bool {
         self.stolen.range((owner, 0, 0)..=(owner, u64::MAX, u64::MAX)).any(|(_, stolen)| stolen.attempt == attempt)
     }
@@ -98,13 +122,18 @@ impl Scheduler {
             Message::Steal { attempt, ns_per_slice, busy_ns, free_blocks } => {
                 if let Some(answer) = self.answer(now_ns, from, (attempt, ns_per_slice, busy_ns, free_blocks)) {
                     actions.push(Action::Send { to: from, message: answer });
+                    self.fetch_more(actions);
                 }
             }
-            Message::Grant { attempt, ns_per_slice, pieces } => {
-                self.granted(from, attempt, ns_per_slice, pieces, actions);
+            Message::Grant { attempt, ns_per_slice, busy_ns, hint, pieces } => {
+                let Some(stealing) = &mut self.stealing else { return };
+                stealing.hunt.heed_hint(now_ns, &self.team, hint);
+                let wanted = stealing.hunt.granted(now_ns, from, attempt, busy_ns);
+                stealing.granted(wanted, from, attempt, ns_per_slice, pieces, actions);
             }
-            Message::Refuse { attempt, busy_ns } => {
+            Message::Refuse { attempt, busy_ns, hint } => {
                 if let Some(stealing) = &mut self.stealing {
+                    stealing.hunt.heed_hint(now_ns, &self.team, hint);
                     stealing.hunt.refused(from, attempt, busy_ns);
                 }
             }
@@ -131,7 +160,9 @@ impl Scheduler {
         let (attempt, thief_ns_per_slice, thief_busy_ns, free_blocks) = question;
         let pace_ns = self.ns_per_slice(now_ns).unwrap_or(0.0);
         let own_ns_per_slice = pace_ns / self.worker_count as f64;
-        let Some(stealing) = &self.stealing else { return Some(Message::Refuse { attempt, busy_ns: 0 }) };
+        let Some(stealing) = &self.stealing else {
+            return Some(Message::Refuse { attempt, busy_ns: 0, hint: None });
+        };
         if stealing.leases.contains(thief, attempt) {
             return None;
         }
@@ -141,7 +172,8 @@ impl Scheduler {
         let blocks = Bargain {
             slices: unfetched * slices_per_block + fetched,
             own_ns_per_slice,
-            thief_ns_per_slice: if thief_ns_per_slice > 0 { thief_ns_per_slice as f64 } else { own_ns_per_slice },
+            // Where the thief was faster, its slices may have been cheaper than those that it would get.
+            thief_ns_per_slice: own_ns_per_slice.max(thief_ns_per_slice as f64),
             thief_busy_ns,
             path: if self.team.is_near(thief) { costs.node } else { costs.network },
             bytes_per_slice: bytes_per_slice(costs.unfetched_block_bytes),
@@ -156,11 +188,15 @@ impl Scheduler {
         if pace_ns > 0.0 && fetched > 0 && pieces.is_empty() {
             pieces = self.lend_slices(parts.slices(), limit);
         }
+        let left = self.unfetched_count() * slices_per_block + self.ready.own_slices();
+        let busy_ns = (left as f64 * own_ns_per_slice) as u64;
+        let stealing = self.stealing.as_mut()?;
+        let hint = stealing.hunt.hint(now_ns).filter(|(rank, _)| *rank != thief);
         if pieces.is_empty() {
-            return Some(Message::Refuse { attempt, busy_ns: (blocks.slices as f64 * own_ns_per_slice) as u64 });
+            return Some(Message::Refuse { attempt, busy_ns, hint });
         }
-        self.stealing.as_mut()?.leases.add(thief, attempt, pieces.clone());
-        Some(Message::Grant { attempt, ns_per_slice: pace_ns as u64, pieces })
+        stealing.leases.add(thief, attempt, pieces.clone());
+        Some(Message::Grant { attempt, ns_per_slice: pace_ns as u64, busy_ns, hint, pieces })
     }
 
     /// Gives away up to `count` blocks that are not fetched, those that would come last.
@@ -181,6 +217,7 @@ impl Scheduler {
         while slices > 0 && pieces.len() < limit {
             let Some(piece) = self.ready.lend(slices) else { break };
             slices -= piece.len;
+            self.lent(piece);
             if let Some(stealing) = &mut self.stealing {
                 stealing.counts.slices_lent += piece.len;
             }
@@ -194,7 +231,10 @@ impl Scheduler {
         for piece in pieces {
             match piece.len {
                 0 => self.untouched.push(piece.block),
-                _ => self.ready.push_own(piece),
+                _ => {
+                    self.lent_no_more(piece);
+                    self.ready.push_own(piece);
+                }
             }
         }
         self.fetch_more(actions);
@@ -208,27 +248,12 @@ impl Scheduler {
         }
         actions.push(Action::Merge { piece });
         if piece.len == 0 {
-            let known = self.blocks.insert(piece.block, Block { slices: 0, finished: 0 });
+            let known = self.blocks.insert(piece.block, Block { slices: 0, finished: 0, lent: 0 });
             assert!(known.is_none(), "block {} was lent while in memory", piece.block);
             actions.push(Action::Write { block: piece.block });
         } else {
+            self.lent_no_more(piece);
             self.computed(piece, actions);
-        }
-    }
-
-    fn granted(&mut self, from: u32, attempt: u64, ns_per_slice: u64, pieces: Vec<Span>, actions: &mut Vec<Action>) {
-        let Some(stealing) = &mut self.stealing else { return };
-        if stealing.hunt.granted(from, attempt) {
-            stealing.counts.grants += 1;
-            for piece in pieces {
-                let stolen = Stolen { piece, attempt, ns_per_slice, slices: None, finished: 0 };
-                stealing.stolen.insert(key(piece), stolen);
-                stealing.untaken += 1;
-                actions.push(Action::Take { piece });
-            }
-        } else if !stealing.holds(from, attempt) {
-            // The answer to a repeated question. Without this its owner would wait for it for ever.
-            actions.push(Action::Send { to: from, message: Message::Decline { attempt } });
         }
     }
 
@@ -267,7 +292,7 @@ impl Scheduler {
 
     /// Asks for work if there is little left.
     pub(super) fn hunt(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        let in_memory = self.blocks.len() as u64;
+        let in_memory = self.blocks.len() as u64 - self.waiting.min(self.in_flight_limit);
         if self.finish.over || self.team.size() == 1 || self.unfetched_count() + self.fetching > 0 {
             return;
         }
