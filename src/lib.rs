@@ -12,6 +12,7 @@ pub mod placement;
 pub mod plan;
 pub mod report;
 pub mod sched;
+pub mod simulate;
 pub mod store;
 pub mod tensor;
 pub mod topology;

@@ -8,6 +8,7 @@ pub mod kernel_build;
 mod plan;
 mod progress;
 mod run;
+mod simulate;
 
 use std::path::PathBuf;
 
@@ -29,6 +30,8 @@ enum Verb {
     Run(run::RunArguments),
     /// Show what a run would do, without running
     Plan(plan::PlanArguments),
+    /// Show what a run would take on a machine that is not at hand
+    Simulate(simulate::SimulateArguments),
     /// Describe a kernel module, or an HDF5 file or dataset
     Inspect(inspect::InspectArguments),
     /// Build kernels
@@ -80,6 +83,7 @@ pub fn main() -> i32 {
     let code = match arguments.verb {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Plan(arguments) => plan::plan(&arguments),
+        Verb::Simulate(arguments) => simulate::simulate(&arguments),
         Verb::Inspect(arguments) => inspect::inspect(&arguments),
         Verb::Kernel(KernelVerb::Build { source, out, extra }) => build(&source, &out, &extra),
         Verb::Doctor(arguments) => doctor::doctor(&arguments),

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -33,23 +33,24 @@ pub(super) struct PlanArguments {
     output: Output,
 }
 
-pub(super) fn plan(arguments: &PlanArguments) -> ExitCode {
-    let job = match Job::load(&arguments.job) {
-        Ok(job) => job,
-        Err(error) => return fail(&error, ExitCode::Usage, None),
-    };
+/// The job and the layouts of its datasets; what is wrong with them has been said.
+pub(super) fn open(path: &Path) -> Result<(Job, BTreeMap<String, Layout>), ExitCode> {
+    let job = Job::load(path).map_err(|error| fail(&error, ExitCode::Usage, None))?;
     let mut layouts = BTreeMap::new();
     for decl in job.tensors.values() {
         if let Source::File { file, dataset } = &decl.source {
-            match store::describe(file, dataset) {
-                Ok(info) => {
-                    let layout = Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk };
-                    layouts.insert(decl.name.clone(), layout);
-                }
-                Err(error) => return fail(&error, ExitCode::Failed, None),
-            }
+            let info = store::describe(file, dataset).map_err(|error| fail(&error, ExitCode::Failed, None))?;
+            layouts.insert(decl.name.clone(), Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk });
         }
     }
+    Ok((job, layouts))
+}
+
+pub(super) fn plan(arguments: &PlanArguments) -> ExitCode {
+    let (job, layouts) = match open(&arguments.job) {
+        Ok(opened) => opened,
+        Err(code) => return code,
+    };
     let ranks_per_node = arguments.ranks_per_node.unwrap_or(arguments.ranks);
     let share = topology::host().memory_bytes / 5 * 4 / u64::from(ranks_per_node);
     let memory_bytes = arguments.memory.or(job.memory_bytes).unwrap_or(share);
