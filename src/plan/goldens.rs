@@ -42,9 +42,9 @@ fn plans_of_knn() {
       blocks   4 of at most q=256 (196.2 KiB)
       tasks    4 or more: blocks are cut while running, by measured time
       bytes    read 45.6 MiB, moved 44.9 MiB, written 1000 B
-      memory   peak 228.0 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
+      memory   peak 229.2 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
 
-    total: read 45.6 MiB, moved 44.9 MiB, written 1000 B; peak 228.0 MiB per rank
+    total: read 45.6 MiB, moved 44.9 MiB, written 1000 B; peak 229.2 MiB per rank
     ");
     assert_snapshot!(rendered(KNN, &knn_layouts(), 3), @"
     plan of digits-knn: 3 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -59,9 +59,9 @@ fn plans_of_knn() {
       blocks   4 of at most q=256 (196.2 KiB)
       tasks    4 or more: blocks are cut while running, by measured time
       bytes    read 45.6 MiB, moved 89.7 MiB, written 1000 B
-      memory   peak 228.0 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
+      memory   peak 229.2 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
 
-    total: read 45.6 MiB, moved 89.7 MiB, written 1000 B; peak 228.0 MiB per rank
+    total: read 45.6 MiB, moved 89.7 MiB, written 1000 B; peak 229.2 MiB per rank
     ");
     assert_snapshot!(rendered(KNN, &knn_layouts(), 7), @"
     plan of digits-knn: 7 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -76,10 +76,10 @@ fn plans_of_knn() {
       blocks   4 of at most q=256 (196.2 KiB)
       tasks    4 or more: blocks are cut while running, by measured time
       bytes    read 45.6 MiB, moved 269.2 MiB, written 1000 B
-      memory   peak 228.0 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
+      memory   peak 229.2 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
       note     3 of 7 ranks are idle: there are 4 units of q=256
 
-    total: read 45.6 MiB, moved 269.2 MiB, written 1000 B; peak 228.0 MiB per rank
+    total: read 45.6 MiB, moved 269.2 MiB, written 1000 B; peak 229.2 MiB per rank
     ");
 }
 
@@ -107,10 +107,10 @@ fn plans_of_two_stages() {
       blocks   1 of at most all (68.7 MiB)
       tasks    1, the whole stage
       bytes    read 0 B, moved 0 B, written 8 B
-      memory   peak 360.7 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
+      memory   peak 566.7 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
       note     no index is in every output: everything is one task on rank 0
 
-    total: read 34.3 MiB, moved 0 B, written 8 B; peak 360.7 MiB per rank
+    total: read 34.3 MiB, moved 0 B, written 8 B; peak 566.7 MiB per rank
     ");
     assert_snapshot!(rendered(TWO, &two_layouts(), 2), @"
     plan of blur-and-sum: 2 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -124,7 +124,7 @@ fn plans_of_two_stages() {
       blocks   32 of at most y=256,x=768,c=3 (3.4 MiB)
       tasks    32 or more: blocks are cut while running, by measured time
       bytes    read 34.3 MiB, moved 0 B, written 0 B
-      memory   peak 77.7 MiB per rank: 0 B broadcast, 3.6 MiB arena per thread
+      memory   peak 97.9 MiB per rank: 0 B broadcast, 3.6 MiB arena per thread
 
     stage stage2: map
       indices  y=2000, x=3000, c=3
@@ -134,10 +134,10 @@ fn plans_of_two_stages() {
       blocks   1 of at most all (68.7 MiB)
       tasks    1, the whole stage
       bytes    read 0 B, moved 33.5 MiB, written 8 B
-      memory   peak 317.8 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
+      memory   peak 935.8 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
       note     no index is in every output: everything is one task on rank 0
 
-    total: read 34.3 MiB, moved 33.5 MiB, written 8 B; peak 317.8 MiB per rank
+    total: read 34.3 MiB, moved 33.5 MiB, written 8 B; peak 935.8 MiB per rank
     ");
     assert_snapshot!(rendered(TWO, &two_layouts(), 3), @"
     plan of blur-and-sum: 3 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -151,7 +151,7 @@ fn plans_of_two_stages() {
       blocks   34 of at most y=256,x=768,c=3 (3.4 MiB)
       tasks    34 or more: blocks are cut while running, by measured time
       bytes    read 34.3 MiB, moved 0 B, written 0 B
-      memory   peak 63.4 MiB per rank: 0 B broadcast, 3.6 MiB arena per thread
+      memory   peak 83.6 MiB per rank: 0 B broadcast, 3.6 MiB arena per thread
 
     stage stage2: map
       indices  y=2000, x=3000, c=3
@@ -161,10 +161,10 @@ fn plans_of_two_stages() {
       blocks   1 of at most all (68.7 MiB)
       tasks    1, the whole stage
       bytes    read 0 B, moved 45.1 MiB, written 8 B
-      memory   peak 303.5 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
+      memory   peak 921.5 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
       note     no index is in every output: everything is one task on rank 0
 
-    total: read 34.3 MiB, moved 45.1 MiB, written 8 B; peak 303.5 MiB per rank
+    total: read 34.3 MiB, moved 45.1 MiB, written 8 B; peak 921.5 MiB per rank
     ");
     assert_snapshot!(rendered(TWO, &two_layouts(), 7), @"
     plan of blur-and-sum: 7 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -178,7 +178,7 @@ fn plans_of_two_stages() {
       blocks   96 of at most y=256,x=256,c=3 (1.1 MiB)
       tasks    96 or more: blocks are cut while running, by measured time
       bytes    read 34.3 MiB, moved 0 B, written 0 B
-      memory   peak 24.5 MiB per rank: 0 B broadcast, 1.4 MiB arena per thread
+      memory   peak 31.3 MiB per rank: 0 B broadcast, 1.4 MiB arena per thread
 
     stage stage2: map
       indices  y=2000, x=3000, c=3
@@ -188,10 +188,10 @@ fn plans_of_two_stages() {
       blocks   1 of at most all (68.7 MiB)
       tasks    1, the whole stage
       bytes    read 0 B, moved 58.4 MiB, written 8 B
-      memory   peak 287.1 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
+      memory   peak 905.1 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
       note     no index is in every output: everything is one task on rank 0
 
-    total: read 34.3 MiB, moved 58.4 MiB, written 8 B; peak 287.1 MiB per rank
+    total: read 34.3 MiB, moved 58.4 MiB, written 8 B; peak 905.1 MiB per rank
     ");
 }
 
@@ -228,11 +228,11 @@ fn plans_of_matmul() {
       blocks   1408 of at most i=64,j=189 (4.0 MiB)
       tasks    1408 or more: blocks are cut while running, by measured time
       bytes    read 5.4 GiB, moved 0 B, written 64.0 MiB
-      memory   peak 41.0 MiB per rank: 0 B broadcast, 4.2 MiB arena per thread
+      memory   peak 65.0 MiB per rank: 0 B broadcast, 4.2 MiB arena per thread
       note     a is read 22 times: it lacks a split index
       note     b is read 64 times: it lacks a split index
 
-    total: read 5.4 GiB, moved 0 B, written 64.0 MiB; peak 41.0 MiB per rank
+    total: read 5.4 GiB, moved 0 B, written 64.0 MiB; peak 65.0 MiB per rank
     ");
     assert_snapshot!(rendered(MATMUL, &layouts, 3), @"
     plan of matmul: 3 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -246,11 +246,11 @@ fn plans_of_matmul() {
       blocks   1410 of at most i=64,j=189 (4.0 MiB)
       tasks    1410 or more: blocks are cut while running, by measured time
       bytes    read 5.4 GiB, moved 0 B, written 64.0 MiB
-      memory   peak 41.0 MiB per rank: 0 B broadcast, 4.2 MiB arena per thread
+      memory   peak 65.0 MiB per rank: 0 B broadcast, 4.2 MiB arena per thread
       note     a is read 22 times: it lacks a split index
       note     b is read 64 times: it lacks a split index
 
-    total: read 5.4 GiB, moved 0 B, written 64.0 MiB; peak 41.0 MiB per rank
+    total: read 5.4 GiB, moved 0 B, written 64.0 MiB; peak 65.0 MiB per rank
     ");
     assert_snapshot!(rendered(MATMUL, &layouts, 7), @"
     plan of matmul: 7 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -264,11 +264,11 @@ fn plans_of_matmul() {
       blocks   1414 of at most i=64,j=189 (4.0 MiB)
       tasks    1414 or more: blocks are cut while running, by measured time
       bytes    read 5.4 GiB, moved 0 B, written 64.0 MiB
-      memory   peak 41.0 MiB per rank: 0 B broadcast, 4.2 MiB arena per thread
+      memory   peak 65.0 MiB per rank: 0 B broadcast, 4.2 MiB arena per thread
       note     a is read 22 times: it lacks a split index
       note     b is read 64 times: it lacks a split index
 
-    total: read 5.4 GiB, moved 0 B, written 64.0 MiB; peak 41.0 MiB per rank
+    total: read 5.4 GiB, moved 0 B, written 64.0 MiB; peak 65.0 MiB per rank
     ");
 }
 
@@ -342,25 +342,25 @@ fn data_that_do_not_fit_the_notation() {
 fn what_does_not_fit_in_memory() {
     let small = |memory_bytes| Machine { memory_bytes, ..machine(2) };
     assert_snapshot!(fault("", "", [], &small(150 << 20)), @r#"
-    jobs/test.toml:11:23: stage 'classify' needs 228.0 MiB on every rank, but the budget is 150.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 224.3 MiB
+    jobs/test.toml:11:23: stage 'classify' needs 229.2 MiB on every rank, but the budget is 150.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 224.3 MiB
        |
     11 | compute = "test[q,d], train[n,d], k[] -> predicted[q]"
        |                       ^^^^^
-    help: --threads 2 fits, or a budget of 229MiB
+    help: --threads 2 fits, or a budget of 230MiB
     "#);
     assert_snapshot!(fault("", "", [], &small(50 << 20)), @r#"
-    jobs/test.toml:11:23: stage 'classify' needs 228.0 MiB on every rank, but the budget is 50.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 224.3 MiB
+    jobs/test.toml:11:23: stage 'classify' needs 229.2 MiB on every rank, but the budget is 50.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 224.3 MiB
        |
     11 | compute = "test[q,d], train[n,d], k[] -> predicted[q]"
        |                       ^^^^^
-    help: one thread needs 91MiB, as 'train' is given whole: no index of it is in every output
+    help: one thread needs 93MiB, as 'train' is given whole: no index of it is in every output
     "#);
     assert_snapshot!(fault("name =", "memory = \"100MiB\"\nname =", [], &machine(2)), @r#"
-    jobs/test.toml:12:23: stage 'classify' needs 228.0 MiB on every rank, but the budget is 100.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 224.3 MiB
+    jobs/test.toml:12:23: stage 'classify' needs 229.2 MiB on every rank, but the budget is 100.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 224.3 MiB
        |
     12 | compute = "test[q,d], train[n,d], k[] -> predicted[q]"
        |                       ^^^^^
-    help: --threads 1 fits, or a budget of 229MiB
+    help: --threads 1 fits, or a budget of 230MiB
     "#);
     assert_snapshot!(fault("256MiB", "32MiB", [], &machine(2)), @r#"
     jobs/test.toml:11:23: a kernel of stage 'classify' needs 45.5 MiB for its tensors, but may have 32.0 MiB of memory; most of it is tensor 'train' (u8 [60000, 784], whole), 44.9 MiB

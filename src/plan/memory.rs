@@ -23,12 +23,15 @@ struct Memory {
     /// Their copies in one instance.
     guest_broadcast_bytes: u64,
     split_operands: u64,
+    /// Blocks in memory at a time: one for each worker, one on its way in and one on its way out; as many again that wait for
+    /// other ranks, where those take work.
+    blocks: u64,
     /// What else a rank keeps for the whole stage.
     held_bytes: u64,
 }
 
 impl Memory {
-    fn new(bound: &Bound, threads: u64, held_bytes: u64) -> Self {
+    fn new(bound: &Bound, threads: u64, lends: bool, held_bytes: u64) -> Self {
         let (broadcast, split): (Vec<&OperandPlan>, Vec<&OperandPlan>) =
             bound.operands.iter().partition(|operand| operand.distribution == Distribution::Broadcast);
         Memory {
@@ -37,6 +40,7 @@ impl Memory {
             broadcast_bytes: sum(broadcast.iter().map(|operand| operand.padded_bytes())),
             guest_broadcast_bytes: sum(broadcast.iter().map(|operand| guest_bytes(operand.padded_bytes()))),
             split_operands: split.len() as u64,
+            blocks: (threads + 2) * if lends { 2 } else { 1 },
             held_bytes,
         }
     }
@@ -44,7 +48,7 @@ impl Memory {
     /// The formula of [`StagePlan::peak_bytes_per_rank`].
     fn peak_bytes(&self, block_bytes: u64, arena_bytes: u64) -> u64 {
         let instances = self.threads.saturating_mul(self.guest_broadcast_bytes.saturating_add(arena_bytes));
-        let blocks = (self.threads + 2).saturating_mul(block_bytes);
+        let blocks = self.blocks.saturating_mul(block_bytes);
         sum([self.held_bytes, self.broadcast_bytes, instances, blocks])
     }
 
@@ -52,7 +56,7 @@ impl Memory {
     fn target_bytes(&self, budget_bytes: u64, limit_bytes: u64) -> u64 {
         let slack_bytes = self.split_operands * 2 * GUEST_PAGE_BYTES;
         let fixed_bytes = self.peak_bytes(0, slack_bytes);
-        let in_rank = budget_bytes.saturating_sub(fixed_bytes) / (2 * self.threads + 2);
+        let in_rank = budget_bytes.saturating_sub(fixed_bytes) / (self.threads + self.blocks);
         let in_guest = limit_bytes.saturating_sub(self.guest_broadcast_bytes).saturating_sub(slack_bytes);
         in_rank.min(in_guest).min(BLOCK_TARGET_BYTES)
     }
@@ -68,7 +72,10 @@ pub(super) fn fit(
     residence: &Residence,
     earlier: &[StagePlan],
 ) -> Result<StagePlan, PlanError> {
-    let mut memory = Memory::new(&bound, u64::from(machine.threads), residence.bytes_per_rank);
+    let is_iterated = job.iterate.as_ref().is_some_and(|iterate| iterate.stages.contains(&earlier.len()));
+    // As `exec` does: iterated stages do not lend, and nobody does to himself.
+    let lends = machine.ranks > 1 && !is_iterated;
+    let mut memory = Memory::new(&bound, u64::from(machine.threads), lends, residence.bytes_per_rank);
     let limit_bytes = stage.limits.memory_bytes.min(Limits::MEMORY_MAX_BYTES);
     let extents = bound.split.iter().map(|index| bound.indices[*index].extent).collect();
     let space = tiling::space(&bound.operands, &bound.split, extents);
@@ -203,7 +210,7 @@ fn check_budget(
         let bytes = plan.operand_max_bytes(operand);
         let copies = match plan.operands[operand].distribution {
             Distribution::Broadcast => memory.threads + 1,
-            Distribution::Split => 2 * memory.threads + 2,
+            Distribution::Split => memory.threads + memory.blocks,
         };
         sum([bytes.saturating_mul(copies), plan.part_bytes(operand)])
     };

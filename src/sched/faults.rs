@@ -1,4 +1,5 @@
-//! The scheduler under a driver that means it ill: messages late, repeated and out of order, ranks that die at any moment.
+//! The scheduler under a driver that means it ill: messages late, repeated and out of order, ranks that die at any
+//! moment.
 
 use super::*;
 use std::cmp::Reverse;

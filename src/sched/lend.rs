@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Span, TARGET_TASK_NS};
 
-/// A grant takes this part of what its owner has to do: many thieves may come before that is done, and nobody can take work
-/// back from a thief, even if its estimate was wrong and others run out of work while it is busy.
+/// A grant takes this part of what its owner has to do: many thieves may come before that is done, and nobody can take
+/// work back from a thief, even if its estimate was wrong and others run out of work while it is busy.
 const GRANT_PART: f64 = 0.125;
 /// How long a thief may take for one grant, at least ...
 const GRANT_MIN_NS: f64 = 0.5 * TARGET_TASK_NS as f64;
@@ -28,14 +28,15 @@ pub struct Costs {
     pub node: Path,
     /// Between nodes.
     pub network: Path,
-    /// Bytes between owner and thief for a block that the owner has not fetched: outputs, and inputs that only the owner
-    /// has.
+    /// Bytes between owner and thief for a block that the owner has not fetched: outputs, and inputs that only the
+    /// owner has.
     pub unfetched_block_bytes: u64,
     /// Bytes between owner and thief for a block in the owner's memory: its inputs and outputs.
     pub fetched_block_bytes: u64,
 }
 
-/// An owner's situation and a thief's, as far as they decide about a grant. Times are of a rank, all its workers together.
+/// An owner's situation and a thief's, as far as they decide about a grant. Times are of a rank, all its workers
+/// together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bargain {
     /// Slices that nobody has started.
@@ -50,8 +51,8 @@ pub(super) struct Bargain {
 }
 
 impl Bargain {
-    /// How many slices to lend; 0 when the owner is done earlier without the thief, or the least there is takes too long.
-    /// Otherwise as many as let both end at the same time, but not more than half.
+    /// How many slices to lend; 0 when the owner is done earlier without the thief, or the least there is takes too
+    /// long. Otherwise as many as let both end at the same time, but not more than half.
     pub fn slices(&self) -> u64 {
         let alone_ns = self.slices as f64 * self.own_ns_per_slice;
         let latency_ns = 2 * self.path.latency_ns;

@@ -201,7 +201,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_survive_their_bytes(message in message(), attached in proptest::collection::vec(any::<u8>(), 0..50)) {
+        fn messages_survive_their_bytes(
+            message in message(),
+            attached in proptest::collection::vec(any::<u8>(), 0..50),
+        ) {
             let mut bytes = message.encode();
             let pieces = if let Message::Grant { pieces, .. } = &message { pieces.len() } else { 1 };
             prop_assert!(bytes.len() <= 45 + 24 * pieces);
@@ -213,7 +216,10 @@ mod tests {
         }
 
         #[test]
-        fn hostile_bytes_are_no_message_or_some_message(bytes in proptest::collection::vec(any::<u8>(), 0..100), tag in 0u8..9) {
+        fn hostile_bytes_are_no_message_or_some_message(
+            bytes in proptest::collection::vec(any::<u8>(), 0..100),
+            tag in 0u8..9,
+        ) {
             let _ = Message::decode(&bytes, 0, 1);
             let _ = Message::decode(&[&[tag], &bytes[..]].concat(), 0, 1);
         }

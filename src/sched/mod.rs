@@ -1,9 +1,9 @@
 //! The run-time scheduler of one rank as a state machine: [`Scheduler::on`] takes an event and returns actions.
 //!
 //! It decides which blocks to fetch, which slices of them each worker computes next, when a block is ready to be
-//! written, and which work moves between ranks. A *slice* is the smallest piece of a block that a task can take (extent 1
-//! along the block's task axis); a task is a run of slices, sized so that it takes about [`TARGET_TASK_NS`] on the code
-//! that runs it.
+//! written, and which work moves between ranks. A *slice* is the smallest piece of a block that a task can take (extent
+//! 1 along the block's task axis); a task is a run of slices, sized so that it takes about [`TARGET_TASK_NS`] on the
+//! code that runs it.
 //!
 //! A rank owns its blocks for good: it alone counts their slices and writes them. A rank without work *steals* spans of
 //! other ranks' blocks: it computes them and returns their results, and what it does not return is computed by somebody
@@ -92,8 +92,8 @@ pub enum Event {
 pub enum Action {
     /// Bring the inputs of this own block into memory, then report [`Event::Fetched`].
     Fetch { block: u64 },
-    /// Bring the inputs of this stolen piece into memory, then report [`Event::Taken`]. Those that only its owner has came
-    /// with the message that this action answers.
+    /// Bring the inputs of this stolen piece into memory, then report [`Event::Taken`]. Those that only its owner has
+    /// came with the message that this action answers.
     Take { piece: Span },
     /// Let this worker compute this span, of an own block or of a piece that was taken.
     Start { worker: usize, span: Span },
@@ -162,9 +162,9 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler for `block_count` blocks of which at most `in_flight_limit` are in memory at a time. A rank that lends may
-    /// have as many again that wait for thieves, and has the outputs of whole blocks that thieves returned, until they are
-    /// written. It is alone: see [`Scheduler::in_team`].
+    /// A scheduler for `block_count` blocks of which at most `in_flight_limit` are in memory at a time. A rank that
+    /// lends may have as many again that wait for thieves, and has the outputs of whole blocks that thieves returned,
+    /// until they are written. It is alone: see [`Scheduler::in_team`].
     pub fn new(block_count: u64, in_flight_limit: u64, worker_count: usize, granularity: Granularity) -> Self {
         Scheduler {
             team: Team::alone(),

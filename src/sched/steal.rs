@@ -318,7 +318,8 @@ impl Scheduler {
         }
     }
 
-    /// A rank is dead: what it had of this rank's work is to be done again, what this rank has of its work is for nothing.
+    /// A rank is dead: what it had of this rank's work is to be done again, what this rank has of its work is for
+    /// nothing.
     pub(super) fn bury(&mut self, rank: u32, actions: &mut Vec<Action>) {
         if rank == self.team.rank() || rank >= self.team.size() || !self.team.bury(rank) {
             return;

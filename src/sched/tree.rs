@@ -2,8 +2,8 @@
 //!
 //! The parent of rank `r` is `(r - 1) / 2`, or, when that is dead, the nearest live ancestor. The lowest live rank is
 //! the root, and adopts ranks that have no live ancestor. A rank says *done* for its whole branch: for itself and for
-//! every live rank below it. Since a rank looks through dead ones at their children, and never takes a live one for dead,
-//! this holds whatever the order in which ranks learn of deaths: nobody live is ever left out.
+//! every live rank below it. Since a rank looks through dead ones at their children, and never takes a live one for
+//! dead, this holds whatever the order in which ranks learn of deaths: nobody live is ever left out.
 
 use super::Team;
 

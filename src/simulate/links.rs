@@ -1,5 +1,5 @@
-//! What ranks of a node share: its way to the file system, and its network interface, each way by itself. Bytes pass one
-//! transfer after the other, in the order in which they were sent.
+//! What ranks of a node share: its way to the file system, and its network interface, each way by itself. Bytes pass
+//! one transfer after the other, in the order in which they were sent.
 
 use super::Machine;
 

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A machine file: every key is optional. The defaults are of no machine in particular: a cluster with cores that process
-/// 20 MB/s, as kernels with some arithmetic do, a 100 Gbit/s network and a parallel file system.
+/// A machine file: every key is optional. The defaults are of no machine in particular: a cluster with cores that
+/// process 20 MB/s, as kernels with some arithmetic do, a 100 Gbit/s network and a parallel file system.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Machine {
@@ -23,7 +23,8 @@ pub struct Machine {
     /// Between nodes; bytes queue where they leave a node and where they enter one.
     pub network_latency_ns: u64,
     pub network_ns_per_byte: f64,
-    /// Spreads are standard deviations of the logarithm of a lognormal distribution with mean 1: of the ranks' speeds, ...
+    /// Spreads are standard deviations of the logarithm of a lognormal distribution with mean 1: of the ranks' speeds,
+    /// ...
     pub rank_spread: f64,
     /// ... of the cost of a byte between ranks' shards, ...
     pub shard_spread: f64,

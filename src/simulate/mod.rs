@@ -1,4 +1,5 @@
-//! What a plan would take on a machine that is not at hand: the schedulers of all its ranks under a discrete-event loop.
+//! What a plan would take on a machine that is not at hand: the schedulers of all its ranks under a discrete-event
+//! loop.
 //!
 //! The schedulers are those that run jobs, message for message; simulated are the time that tasks, reads, writes and
 //! messages take, by a few figures of a [`Machine`]. `docs/simulate.md` says what is modelled and what is not.

@@ -104,8 +104,8 @@ impl Work {
         let form = self.of(span.owner, span.block);
         let block = bits(self.seed, Draw::BlockCost, u64::from(span.owner), span.block);
         let factor = self.shard_cost[span.owner as usize] * lognormal(block, self.machine.block_spread);
-        // Where a slice ends on the way through the block's cost is off by up to half of the spread: so a slice is off by up
-        // to all of it, and a span of any length is summed at once.
+        // Where a slice ends on the way through the block's cost is off by up to half of the spread: so a slice is off
+        // by up to all of it, and a span of any length is summed at once.
         let end = |slice: u64| match slice {
             0 => 0.0,
             _ if slice == form.slices => slice as f64,
