@@ -178,7 +178,9 @@ fn refuses(lab: &Lab, code: i32, arguments: &[&str], messages: &[&str]) {
         let started = Instant::now();
         let output = lab.run(ranks, arguments);
         let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{ranks} ranks: {text}");
+        // MPICH's launcher kills the others when the first rank fails, and may report that.
+        let status = output.status.code();
+        assert!(status == Some(code) || (ranks > 1 && !launch::open_mpi() && status == Some(9)), "{status:?}: {text}");
         for message in messages {
             assert!(text.contains(message), "{ranks} ranks: no '{message}' in: {text}");
         }
