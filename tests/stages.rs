@@ -12,8 +12,8 @@ use exuvia::cli::kernel_build;
 use exuvia::exec::{self, Options, Signal, TierPolicy};
 use exuvia::fabric;
 use exuvia::report::Report;
-use exuvia::store::Reader;
-use exuvia::tensor::Region;
+use exuvia::store::{OutputSpec, Reader, Staging, Writer};
+use exuvia::tensor::{Dtype, Region, Shape};
 
 const EXUVIA: &str = env!("CARGO_BIN_EXE_exuvia");
 
@@ -135,6 +135,37 @@ fn counts_and_uneven_maps_are_right() {
 fn regression_learns_the_digits() {
     let lab = Lab::new(&["softmax_regression"]);
     lab.agrees("softmax-regression");
+}
+
+#[test]
+fn the_largest_of_many_is_found_with_its_place() {
+    const ROWS: u64 = 20_011;
+    const COLUMNS: u64 = 7;
+    let lab = Lab::new(&["largest"]);
+    let shape = Shape::new([ROWS, COLUMNS]).unwrap();
+    // Few values, so that most of the largest are there more than once.
+    let x: Vec<f64> = (0..ROWS * COLUMNS).map(|i| (i * 7919 % 1009) as f64).collect();
+    let spec = OutputSpec { dataset: "x".into(), dtype: Dtype::F64, shape: shape.clone(), chunk: None, deflate: None };
+    let mut staging = Staging::begin(&lab.path("in.h5")).unwrap();
+    let layout = staging.create(&[spec]).unwrap().remove(0);
+    let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
+    Writer::open(&layout).unwrap().write(&Region::whole(&shape), &bytes).unwrap();
+    staging.publish().unwrap();
+    let text = "[tensors.x]\nfile = \"in.h5\"\ndataset = \"x\"\n\
+                [tensors.value]\ncreate = \"out.h5\"\ndataset = \"value\"\ndtype = \"f64\"\n\
+                [tensors.row]\ncreate = \"out.h5\"\ndataset = \"row\"\ndtype = \"u64\"\n\
+                [[stages]]\nkernel = \"largest.wasm\"\ncompute = \"x[n,d] -> value[d], row[d]\"\ncombine = \"argmax\"\n";
+    fs::write(lab.path("job.toml"), text).unwrap();
+    let column = |d: u64| (0..ROWS).map(move |n| n * COLUMNS + d).map(|i| x[i as usize]);
+    let largest = |d| column(d).fold(f64::MIN, f64::max);
+    let first = |d| column(d).position(|x| x == largest(d)).unwrap() as u64;
+    let values: Vec<u8> = (0..COLUMNS).flat_map(|d| largest(d).to_le_bytes()).collect();
+    let rows: Vec<u8> = (0..COLUMNS).flat_map(|d| first(d).to_le_bytes()).collect();
+    for ranks in [1, 2, 5] {
+        let report = lab.run(ranks, &["--threads", "2"]);
+        assert!(report.totals().tasks() > 1);
+        assert!(lab.results(&report) == [("value".to_owned(), values.clone()), ("row".to_owned(), rows.clone())]);
+    }
 }
 
 #[test]

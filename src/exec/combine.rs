@@ -1,13 +1,15 @@
 //! Partial results into one, in an order that does not depend on who computed them when.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use crate::job::Combine;
+use crate::plan::{Role, StagePlan};
 use crate::tensor::Dtype;
 
 /// Combines `other` into `sum`, element by element. Both are packed, of one length and `dtype`, which is none of the storage
 /// types f16 and bf16 (a job that asks for them is refused). Integers wrap; a NaN in either makes a canonical NaN.
-pub(super) fn combine(how: Combine, dtype: Dtype, sum: &mut [u8], other: &[u8]) {
+fn combine(how: Combine, dtype: Dtype, sum: &mut [u8], other: &[u8]) {
     assert_eq!(sum.len(), other.len(), "partial results of one tile have one size");
     macro_rules! each {
         ($type:ty, $merge:expr) => {{
@@ -27,6 +29,7 @@ pub(super) fn combine(how: Combine, dtype: Dtype, sum: &mut [u8], other: &[u8]) 
                 Combine::Prod => each!($type, <$type>::wrapping_mul),
                 Combine::Min => each!($type, Ord::min),
                 Combine::Max => each!($type, Ord::max),
+                Combine::ArgMin | Combine::ArgMax => unreachable!("pairs are not combined by element"),
             }
         };
     }
@@ -44,6 +47,7 @@ pub(super) fn combine(how: Combine, dtype: Dtype, sum: &mut [u8], other: &[u8]) 
                 Combine::Max => {
                     each!($type, |a: $type, b: $type| either(a, b, if b.total_cmp(&a).is_gt() { b } else { a }))
                 }
+                Combine::ArgMin | Combine::ArgMax => unreachable!("pairs are not combined by element"),
             }
         }};
     }
@@ -62,13 +66,70 @@ pub(super) fn combine(how: Combine, dtype: Dtype, sum: &mut [u8], other: &[u8]) 
     }
 }
 
+/// Of pairs of a value and its place the one with the least or greatest value, element by element. A NaN beats all (as in
+/// numpy); of equals wins the one with the least place. So the order of arguments does not matter.
+fn choose(how: Combine, dtypes: [Dtype; 2], sum: &mut [Vec<u8>], other: &[Vec<u8>]) {
+    let [value_bytes, place_bytes] = dtypes.map(Dtype::size_bytes);
+    let ([values, places], [other_values, other_places]) = (sum, other) else { return };
+    let mine = values.chunks_exact_mut(value_bytes).zip(places.chunks_exact_mut(place_bytes));
+    let others = other_values.chunks_exact(value_bytes).zip(other_places.chunks_exact(place_bytes));
+    for ((value, place), (other_value, other_place)) in mine.zip(others) {
+        let better = match (dtypes[0].to_integer(value), dtypes[0].to_integer(other_value)) {
+            (Some(a), Some(b)) => b.cmp(&a),
+            _ => {
+                let float = |bytes: &[u8]| dtypes[0].to_f64(bytes).unwrap_or(f64::NAN);
+                let (a, b) = (float(value), float(other_value));
+                let nan = b.is_nan().cmp(&a.is_nan());
+                // Equal where neither is the greater: two NaNs, two zeros.
+                let by_value = b.partial_cmp(&a).unwrap_or(Ordering::Equal);
+                if nan.is_ne() { if how == Combine::ArgMax { nan } else { nan.reverse() } } else { by_value }
+            }
+        };
+        let better = if how == Combine::ArgMax { better } else { better.reverse() };
+        let nearer = dtypes[1].to_integer(other_place).cmp(&dtypes[1].to_integer(place)).reverse();
+        if better.then(nearer).is_gt() {
+            value.copy_from_slice(other_value);
+            place.copy_from_slice(other_place);
+        }
+    }
+}
+
+/// How the partial results of a stage become one.
+#[derive(Clone, Debug)]
+pub(super) struct Merger {
+    how: Combine,
+    /// Of the outputs.
+    dtypes: Vec<Dtype>,
+}
+
+impl Merger {
+    /// Of a stage that reduces; none for others.
+    pub fn new(plan: &StagePlan) -> Option<Merger> {
+        let outputs = plan.operands.iter().filter(|operand| operand.role == Role::Output);
+        let dtypes = outputs.map(|operand| operand.dtype).collect();
+        plan.reduce.map(|reduce| Merger { how: reduce.combine, dtypes })
+    }
+
+    /// Merges a partial result, one buffer an output, into another.
+    fn merge(&self, sum: &mut [Vec<u8>], other: &[Vec<u8>]) {
+        match (self.how, self.dtypes.as_slice()) {
+            (Combine::ArgMin | Combine::ArgMax, [value, place]) => choose(self.how, [*value, *place], sum, other),
+            (how, dtypes) => {
+                for ((sum, other), dtype) in sum.iter_mut().zip(other).zip(dtypes) {
+                    combine(how, *dtype, sum, other);
+                }
+            }
+        }
+    }
+}
+
 /// Folds numbered partial results from the left, in the order of their numbers, whatever the order they come in.
 #[derive(Debug, Default)]
 pub(super) struct Fold {
     next: u64,
-    sum: Option<Vec<u8>>,
+    sum: Option<Vec<Vec<u8>>>,
     /// Those that came before their turn.
-    early: BTreeMap<u64, Vec<u8>>,
+    early: BTreeMap<u64, Vec<Vec<u8>>>,
 }
 
 impl Fold {
@@ -77,20 +138,20 @@ impl Fold {
         Fold { next: first, ..Fold::default() }
     }
 
-    /// Takes partial result `number`.
-    pub fn add(&mut self, number: u64, bytes: Vec<u8>, how: Combine, dtype: Dtype) {
-        self.early.insert(number, bytes);
-        while let Some(bytes) = self.early.remove(&self.next) {
+    /// Takes partial result `number`, one buffer an output.
+    pub fn add(&mut self, number: u64, results: Vec<Vec<u8>>, merger: &Merger) {
+        self.early.insert(number, results);
+        while let Some(results) = self.early.remove(&self.next) {
             match &mut self.sum {
-                Some(sum) => combine(how, dtype, sum, &bytes),
-                None => self.sum = Some(bytes),
+                Some(sum) => merger.merge(sum, &results),
+                None => self.sum = Some(results),
             }
             self.next += 1;
         }
     }
 
     /// The sum of all before `end`, once they are there.
-    pub fn take_up_to(&mut self, end: u64) -> Option<Vec<u8>> {
+    pub fn take_up_to(&mut self, end: u64) -> Option<Vec<Vec<u8>>> {
         if self.next == end { self.sum.take() } else { None }
     }
 }
@@ -128,16 +189,40 @@ mod tests {
     }
 
     #[test]
+    fn the_better_pair_wins_and_of_equals_the_first() {
+        let (nan, far, near) = (f32::NAN, 9u16, 2u16);
+        let pair = |(value, place): (f32, u16)| vec![value.to_le_bytes().to_vec(), place.to_le_bytes().to_vec()];
+        let best = |how, a, b| {
+            let merger = Merger { how, dtypes: vec![Dtype::F32, Dtype::U16] };
+            let mut sum = pair(a);
+            merger.merge(&mut sum, &pair(b));
+            u16::from_le_bytes(sum[1].clone().try_into().unwrap())
+        };
+        for (how, a, b, place) in [
+            (Combine::ArgMax, (1.0, near), (2.0, far), far),
+            (Combine::ArgMin, (1.0, near), (2.0, far), near),
+            (Combine::ArgMax, (2.0, far), (2.0, near), near),
+            (Combine::ArgMin, (-0.0, far), (0.0, near), near),
+            (Combine::ArgMax, (nan, far), (2.0, near), far),
+            (Combine::ArgMin, (nan, far), (2.0, near), far),
+            (Combine::ArgMin, (nan, far), (nan, near), near),
+        ] {
+            assert_eq!((best(how, a, b), best(how, b, a)), (place, place), "{how:?} {a:?} {b:?}");
+        }
+    }
+
+    #[test]
     fn folds_from_the_left_whatever_the_order() {
+        let merger = Merger { how: Combine::Sum, dtypes: vec![Dtype::F64] };
         let parts = [1e16f64, 1.0, -1e16, 3.0, 1e-3];
         let expected = parts.iter().copied().reduce(|a, b| a + b).unwrap();
         for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]] {
             let mut fold = Fold::starting_at(7);
             assert_eq!(fold.take_up_to(12), None);
             for number in order {
-                fold.add(7 + number as u64, parts[number].to_le_bytes().to_vec(), Combine::Sum, Dtype::F64);
+                fold.add(7 + number as u64, vec![parts[number].to_le_bytes().to_vec()], &merger);
             }
-            assert_eq!(fold.take_up_to(12), Some(expected.to_le_bytes().to_vec()));
+            assert_eq!(fold.take_up_to(12), Some(vec![expected.to_le_bytes().to_vec()]));
         }
     }
 }

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::combine::Fold;
+use super::combine::{Fold, Merger};
 use crate::fabric::Rank;
-use crate::job::Combine;
 use crate::plan::{Role, StagePlan, Tile};
 
 /// A sum under way: that of a cell, along the reduced axis of this number, within the groups of the axes before it.
@@ -27,11 +26,10 @@ pub(super) enum Outcome {
 /// The reduction of a stage on one rank.
 #[derive(Debug)]
 pub(super) struct Reduction {
-    combine: Combine,
+    merger: Merger,
     axes: Vec<Axis>,
     rank: Rank,
-    /// By key, the fold of each output.
-    sums: BTreeMap<Key, Vec<Fold>>,
+    sums: BTreeMap<Key, Fold>,
     /// Sums that this rank has yet to complete.
     left: u64,
 }
@@ -68,7 +66,7 @@ impl Reduction {
             }
             chains *= axis.own.end - axis.own.start;
         }
-        Some(Reduction { combine: reduce.combine, axes, rank, sums: BTreeMap::new(), left })
+        Some(Reduction { merger: Merger::new(plan)?, axes, rank, sums: BTreeMap::new(), left })
     }
 
     /// Whether every sum of this rank is done or passed on.
@@ -119,13 +117,9 @@ impl Reduction {
         let Axis { own, all, stride } = &self.axes[level];
         // What comes from the rank before has the number before this rank's first.
         let first = own.start.saturating_sub(1);
-        let sums = self.sums.entry(key.clone());
-        let folds = sums.or_insert_with(|| results.iter().map(|_| Fold::starting_at(first)).collect());
-        let outputs = plan.operands.iter().filter(|operand| operand.role == Role::Output);
-        for ((fold, output), bytes) in folds.iter_mut().zip(outputs).zip(results) {
-            fold.add(number, bytes, self.combine, output.dtype);
-        }
-        let sums = folds.iter_mut().map(|fold| fold.take_up_to(own.end)).collect::<Option<Vec<_>>>()?;
+        let fold = self.sums.entry(key.clone()).or_insert_with(|| Fold::starting_at(first));
+        fold.add(number, results, &self.merger);
+        let sums = fold.take_up_to(own.end)?;
         let (own_end, all, to) = (own.end, *all, self.rank + stride);
         self.sums.remove(&key);
         self.left -= 1;

@@ -1,13 +1,12 @@
 //! One stage on one rank: the main thread's side of it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
-use super::combine::Fold;
 use super::inputs::{Inputs, Kept, Origins, Places};
 use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
@@ -15,7 +14,7 @@ use super::reduction::{Outcome, Reduction};
 use super::resident::Resident;
 use super::stealing::{Stealing, key};
 use super::tiers::Tiers;
-use super::worker::{BlockData, BlockOutput, FromWorker, Setup, Shared, WorkerReport, lock, work};
+use super::worker::{BlockData, BlockOutputs, FromWorker, Setup, Shared, WorkerReport, lock, work};
 use super::{Options, Progress, RunError};
 use crate::engine::{Instance, Tier};
 use crate::fabric::{Backoff, Message, Rank};
@@ -23,7 +22,6 @@ use crate::job::{Job, Stage};
 use crate::plan::{OperandPlan, Plan, Role, StagePlan, Tile};
 use crate::report::{StageReport, Swap};
 use crate::sched::{self, Action, Costs, Event, Path, Scheduler, Span, Team};
-use crate::tensor::Region;
 use crate::topology::Topology;
 
 /// How often rank 0 hears from the others how far they are.
@@ -328,12 +326,12 @@ impl Running<'_> {
     fn fetch(&mut self, number: u64) -> Result<(), RunError> {
         let tile = self.tiles[number as usize].clone();
         let plan = self.shared.stage();
-        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-        for (index, operand) in plan.operands.iter().enumerate() {
+        let mut inputs = Vec::new();
+        for index in 0..plan.operands.len() {
             let region = plan.region(index, &tile);
             inputs.push(self.inputs.read(plan, index, &region, &mut self.report.counts)?);
-            outputs.push(Mutex::new(own_output(plan, operand, &region, &tile)));
         }
+        let outputs = BlockOutputs::own(plan, &tile).into();
         let slices = plan.slices(&tile);
         let block = Arc::new(BlockData { cover: tile.clone(), tile, inputs, outputs });
         lock(&self.shared.blocks).insert((self.owner, number, 0), block);
@@ -346,26 +344,14 @@ impl Running<'_> {
         let Some(block) = block else { panic!("block {number} is not in memory") };
         let shared = self.shared.clone();
         let plan = shared.stage();
-        let take = |output| std::mem::replace(&mut *lock(output), BlockOutput::None);
-        let (mut tiles, mut partial) = (Vec::new(), Vec::new());
-        for output in &block.outputs {
-            match take(output) {
-                BlockOutput::None | BlockOutput::Slices(..) => {}
-                BlockOutput::Tile(bytes) => tiles.push(bytes),
-                BlockOutput::Partial(reduce, groups) => {
-                    partial.resize(groups.len(), Vec::new());
-                    for (results, mut group) in partial.iter_mut().zip(groups) {
-                        results.extend(group.take_up_to(reduce.leaves));
-                    }
-                }
-            }
-        }
-        match &mut self.reduction {
-            None => self.emit(link, &block.tile, &tiles, stagings)?,
-            Some(reduction) => {
-                let outcomes = reduction.add(plan, &block.tile, partial);
+        match (&mut *lock(&block.outputs), &mut self.reduction) {
+            (BlockOutputs::Tiles(tiles), _) => self.emit(link, &block.tile, tiles, stagings)?,
+            (BlockOutputs::Groups(reduce, groups), Some(reduction)) => {
+                let sums = groups.iter_mut().filter_map(|group| group.take_up_to(reduce.leaves)).collect();
+                let outcomes = reduction.add(plan, &block.tile, sums);
                 self.follow(link, outcomes, stagings)?;
             }
+            (outputs, _) => unreachable!("an own block has no {outputs:?}"),
         }
         self.blocks_done += 1;
         self.shared.event(Event::Written { block: number });
@@ -424,13 +410,12 @@ impl Running<'_> {
         let plan = shared.stage();
         if piece.len == 0 {
             let tile = self.tiles[piece.block as usize].clone();
-            let output = |(index, operand)| Mutex::new(own_output(plan, operand, &plan.region(index, &tile), &tile));
-            let outputs = plan.operands.iter().enumerate().map(output).collect();
+            let outputs = BlockOutputs::own(plan, &tile).into();
             let block = BlockData { cover: tile.clone(), tile, inputs: Vec::new(), outputs };
             lock(&shared.blocks).insert(key(piece), Arc::new(block));
         }
         let Some(block) = shared.block(piece) else { panic!("{piece:?} is not in memory") };
-        self.stealing.merge(plan, &block, piece, &mut self.report.counts)
+        self.stealing.merge(plan, shared.merger.as_ref(), &block, piece, &mut self.report.counts)
     }
 
     /// Writes the outputs of a tile, in their order.
@@ -572,18 +557,6 @@ impl Running<'_> {
             }
         }
         Ok(reports)
-    }
-}
-
-/// The buffer for an output of an own block; none for an input.
-fn own_output(plan: &StagePlan, operand: &OperandPlan, region: &Region, tile: &Tile) -> BlockOutput {
-    match (operand.role, plan.reduce) {
-        (Role::Input, _) => BlockOutput::None,
-        (Role::Output, None) => BlockOutput::tile(operand, region),
-        (Role::Output, Some(reduce)) => {
-            let groups = plan.slices(tile) / reduce.leaves;
-            BlockOutput::Partial(reduce, (0..groups).map(|_| Fold::default()).collect())
-        }
     }
 }
 

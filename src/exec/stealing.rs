@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 
 use super::RunError;
+use super::combine::Merger;
 use super::inputs::Inputs;
-use super::worker::{BlockData, BlockKey, BlockOutput, lock};
+use super::worker::{BlockData, BlockKey, BlockOutputs, lock};
 use crate::fabric::Rank;
-use crate::plan::{Role, StagePlan, Tile};
+use crate::plan::{StagePlan, Tile};
 use crate::report::Counts;
 use crate::sched::Span;
 use crate::tensor::copy_region;
@@ -79,7 +80,13 @@ impl Stealing {
         let wrong = || RunError::Protocol { rank: piece.owner, what: "work" };
         let (tile, cover) = self.tiles(plan, piece).ok_or_else(wrong)?;
         let mut attached = self.take_attached(piece).into_iter();
-        let mut block = BlockData { tile, cover, inputs: Vec::new(), outputs: Vec::new() };
+        let slices = if piece.len == 0 { plan.slices(&tile) } else { piece.len };
+        let outputs = match plan.reduce {
+            None => BlockOutputs::tiles(plan, &cover),
+            // The owner combines: it alone has all slices.
+            Some(_) => BlockOutputs::Slices(piece.start, vec![Vec::new(); slices as usize]),
+        };
+        let mut block = BlockData { tile, cover, inputs: Vec::new(), outputs: outputs.into() };
         for (index, operand) in plan.operands.iter().enumerate() {
             let region = plan.region(index, &block.cover);
             block.inputs.push(if inputs.travels(index) {
@@ -95,27 +102,16 @@ impl Stealing {
                 inputs.read(plan, index, &region, counts)?
             });
         }
-        let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
-        let outputs = plan.operands.iter().enumerate().map(|(index, operand)| match (operand.role, plan.reduce) {
-            (Role::Input, _) => BlockOutput::None,
-            // The owner combines: it alone has all slices.
-            (Role::Output, Some(_)) => BlockOutput::Slices(piece.start, vec![Vec::new(); slices as usize]),
-            (Role::Output, None) => BlockOutput::tile(operand, &plan.region(index, &block.cover)),
-        });
-        block.outputs = outputs.map(Into::into).collect();
         Ok(block)
     }
 
     /// The outputs of a stolen piece.
     pub fn outputs_to_send(block: &BlockData) -> Vec<u8> {
-        let mut buffers = Vec::new();
-        for output in &block.outputs {
-            match std::mem::replace(&mut *lock(output), BlockOutput::None) {
-                BlockOutput::Tile(bytes) => buffers.push(bytes),
-                BlockOutput::Slices(_, results) => buffers.extend(results),
-                BlockOutput::None | BlockOutput::Partial(..) => {}
-            }
-        }
+        let buffers = match &mut *lock(&block.outputs) {
+            BlockOutputs::Tiles(tiles) => std::mem::take(tiles),
+            BlockOutputs::Slices(_, slices) => std::mem::take(slices).into_iter().flatten().collect(),
+            BlockOutputs::Groups(..) => unreachable!("a thief does not combine"),
+        };
         let mut bytes = Vec::new();
         join(&buffers, &mut bytes);
         bytes
@@ -125,6 +121,7 @@ impl Stealing {
     pub fn merge(
         &mut self,
         plan: &StagePlan,
+        merger: Option<&Merger>,
         block: &BlockData,
         piece: Span,
         counts: &mut Counts,
@@ -133,27 +130,28 @@ impl Stealing {
         let (_, cover) = self.tiles(plan, piece).ok_or_else(wrong)?;
         let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
         let mut attached = self.take_attached(piece).into_iter();
-        for (index, operand) in plan.operands.iter().enumerate() {
-            let region = plan.region(index, &cover);
-            let bytes_per_buffer = region.elements() * operand.dtype.size_bytes() as u64;
-            let mut next = || {
-                let buffer = attached.next().filter(|buffer| buffer.len() as u64 == bytes_per_buffer);
-                counts.moved_bytes += bytes_per_buffer;
-                buffer.ok_or_else(wrong)
-            };
-            match &mut *lock(&block.outputs[index]) {
-                BlockOutput::None | BlockOutput::Slices(..) => {}
-                BlockOutput::Tile(target) => {
-                    let to = plan.region(index, &block.cover);
-                    copy_region(&next()?, &region, target, &to, &region, operand.dtype.size_bytes());
-                }
-                BlockOutput::Partial(reduce, groups) => {
-                    for slice in piece.start..piece.start + slices {
-                        let (group, leaf) = (slice / reduce.leaves, slice % reduce.leaves);
-                        groups[group as usize].add(leaf, next()?, reduce.combine, operand.dtype);
-                    }
+        let mut next = |index: usize| {
+            let bytes = plan.region(index, &cover).elements() * plan.operands[index].dtype.size_bytes() as u64;
+            counts.moved_bytes += bytes;
+            attached.next().filter(|buffer| buffer.len() as u64 == bytes).ok_or_else(wrong)
+        };
+        match &mut *lock(&block.outputs) {
+            BlockOutputs::Tiles(tiles) => {
+                for (target, index) in tiles.iter_mut().zip(plan.outputs()) {
+                    let (region, to) = (plan.region(index, &cover), plan.region(index, &block.cover));
+                    let element_bytes = plan.operands[index].dtype.size_bytes();
+                    copy_region(&next(index)?, &region, target, &to, &region, element_bytes);
                 }
             }
+            BlockOutputs::Groups(reduce, groups) => {
+                let merger = merger.ok_or_else(wrong)?;
+                for slice in piece.start..piece.start + slices {
+                    let results = plan.outputs().map(&mut next).collect::<Result<Vec<_>, _>>()?;
+                    let (group, leaf) = (slice / reduce.leaves, slice % reduce.leaves);
+                    groups[group as usize].add(leaf, results, merger);
+                }
+            }
+            BlockOutputs::Slices(..) => unreachable!("an owner has all slices"),
         }
         Ok(())
     }

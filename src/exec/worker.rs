@@ -10,12 +10,12 @@ use crossbeam_channel::Sender;
 
 use crate::engine::{Access, Code, Engine, EngineError, Instance, Kernel, KernelFault, OperandSpec, Tier, View};
 use crate::fabric::{Payload, Rank};
-use crate::plan::{OperandPlan, Plan, Reduce, StagePlan, Tile};
+use crate::plan::{Plan, Reduce, StagePlan, Tile};
 use crate::report::{Counts, Swap};
 use crate::sched::{Action, CostClass, Event, Scheduler, Span, StealCounts};
-use crate::tensor::{Region, copy_box, copy_region};
+use crate::tensor::{copy_box, copy_region};
 
-use super::combine::Fold;
+use super::combine::{Fold, Merger};
 
 /// What a worker tells the main thread.
 #[derive(Debug)]
@@ -55,25 +55,37 @@ pub(super) struct BlockData {
     pub cover: Tile,
     /// Bytes of each split input's region with its halo, by operand; empty for other operands.
     pub inputs: Vec<Vec<u8>>,
-    /// By operand; nothing for inputs.
-    pub outputs: Vec<Mutex<BlockOutput>>,
+    pub outputs: Mutex<BlockOutputs>,
 }
 
-/// What the tasks of a block have made of an output so far.
+/// What the tasks of a block have made so far.
 #[derive(Debug)]
-pub(super) enum BlockOutput {
-    None,
-    /// The bytes of its region.
-    Tile(Vec<u8>),
+pub(super) enum BlockOutputs {
+    /// The bytes of each output.
+    Tiles(Vec<Vec<u8>>),
     /// Partial results of each group, combined in the order of its leaves.
-    Partial(Reduce, Vec<Fold>),
+    Groups(Reduce, Vec<Fold>),
     /// Partial results of each slice from this one on, for their owner to combine.
-    Slices(u64, Vec<Vec<u8>>),
+    Slices(u64, Vec<Vec<Vec<u8>>>),
 }
 
-impl BlockOutput {
-    pub fn tile(operand: &OperandPlan, region: &Region) -> BlockOutput {
-        BlockOutput::Tile(vec![0; region.elements() as usize * operand.dtype.size_bytes()])
+impl BlockOutputs {
+    /// Of a block of this rank's.
+    pub fn own(plan: &StagePlan, tile: &Tile) -> BlockOutputs {
+        match plan.reduce {
+            None => BlockOutputs::tiles(plan, tile),
+            Some(reduce) => {
+                let groups = plan.slices(tile) / reduce.leaves;
+                BlockOutputs::Groups(reduce, (0..groups).map(|_| Fold::default()).collect())
+            }
+        }
+    }
+
+    /// Zeros for what a map makes of `cover`.
+    pub fn tiles(plan: &StagePlan, cover: &Tile) -> BlockOutputs {
+        let bytes =
+            |index| vec![0; plan.region(index, cover).elements() as usize * plan.operands[index].dtype.size_bytes()];
+        BlockOutputs::Tiles(plan.outputs().map(bytes).collect())
     }
 }
 
@@ -94,6 +106,8 @@ pub(super) struct Shared {
     pub kernel: Kernel,
     pub memory_limit_bytes: u64,
     pub operands: Vec<OperandSpec>,
+    /// Of a stage that reduces.
+    pub merger: Option<Merger>,
     /// Bytes of shared operands, by operand.
     pub whole: Vec<Option<Payload>>,
     /// By worker, what the last run of the stage left.
@@ -154,6 +168,7 @@ impl Shared {
         let operands = operands.collect();
         let kept = setup.instances.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         Shared {
+            merger: Merger::new(stage),
             instances: kept.take(workers).map(Mutex::new).collect(),
             stage_index: setup.stage_index,
             engine: setup.engine,
@@ -361,24 +376,27 @@ fn task(
     let kernel_ns = kernel_started.elapsed().as_nanos() as u64;
     *lock(&shared.current[worker]) = None;
     result.map_err(|fault| Box::new(FromWorker::Fault { task: stage.task_name(tile), tier, fault }))?;
-    for (index, operand) in stage.operands.iter().enumerate() {
-        if operand.role == crate::plan::Role::Output {
-            let (view, to): (&View, Region) = (&views[index], stage.region(index, &block.cover));
-            let Some(bytes) = instance.operand(index, view.bytes()) else {
-                panic!("{} does not fit its slots", stage.task_name(tile))
-            };
-            match &mut *lock(&block.outputs[index]) {
-                BlockOutput::None => {}
-                BlockOutput::Tile(target) => {
-                    copy_region(bytes, &view.region, target, &to, &view.region, view.dtype.size_bytes());
-                }
-                BlockOutput::Partial(reduce, groups) => {
-                    let (group, leaf) = (start / reduce.leaves, start % reduce.leaves);
-                    groups[group as usize].add(leaf, bytes.to_vec(), reduce.combine, view.dtype);
-                }
-                BlockOutput::Slices(first, results) => results[(start - *first) as usize] = bytes.to_vec(),
+    let mut results = Vec::new();
+    for index in stage.outputs() {
+        let Some(bytes) = instance.operand(index, views[index].bytes()) else {
+            panic!("{} does not fit its slots", stage.task_name(tile))
+        };
+        results.push((&views[index], stage.region(index, &block.cover), bytes));
+    }
+    let copies = || results.iter().map(|(_, _, bytes)| bytes.to_vec()).collect();
+    match &mut *lock(&block.outputs) {
+        BlockOutputs::Tiles(targets) => {
+            for (target, (view, to, bytes)) in targets.iter_mut().zip(&results) {
+                copy_region(bytes, &view.region, target, to, &view.region, view.dtype.size_bytes());
             }
         }
+        BlockOutputs::Groups(reduce, groups) => {
+            let (group, leaf) = (start / reduce.leaves, start % reduce.leaves);
+            if let Some(merger) = &shared.merger {
+                groups[group as usize].add(leaf, copies(), merger);
+            }
+        }
+        BlockOutputs::Slices(first, slices) => slices[(start - *first) as usize] = copies(),
     }
     let processed = stage.split_operand_bytes(tile);
     report.counts.processed_bytes += processed;

@@ -1,7 +1,7 @@
 //! What can be wrong between the tables of a job file.
 
 use super::nearest::nearest;
-use super::{Job, JobError, Operand, Source, Stage};
+use super::{Combine, Job, JobError, Operand, Source, Stage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -10,6 +10,7 @@ pub(super) fn check(job: &Job) -> Result<(), JobError> {
     let mut writers = BTreeMap::new();
     for (position, stage) in job.stages.iter().enumerate() {
         inputs(job, stage, &writers)?;
+        pairs(job, stage)?;
         for output in &stage.compute.outputs {
             self::output(job, stage, output)?;
             if let Some(first) = writers.insert(output.tensor.as_str(), position) {
@@ -93,6 +94,36 @@ fn output(job: &Job, stage: &Stage, output: &Operand) -> Result<(), JobError> {
         }
     }
     Ok(())
+}
+
+/// `argmin` and `argmax` compare a value and its place.
+fn pairs(job: &Job, stage: &Stage) -> Result<(), JobError> {
+    let outputs = &stage.compute.outputs;
+    if !stage.combine.is_some_and(Combine::is_of_pairs) {
+        return Ok(());
+    }
+    let names = |output: &Operand| output.indices.iter().map(|index| index.name.clone()).collect::<Vec<_>>();
+    let is_integer = |output: &Operand| match job.tensors.get(&output.tensor).map(|decl| &decl.source) {
+        Some(Source::Create { dtype, .. } | Source::Scratch { dtype }) => dtype.is_integer(),
+        // Another error, which is told later.
+        _ => true,
+    };
+    let fault = match outputs.as_slice() {
+        [value, place] if names(value) != names(place) => {
+            Some((place, format!("{place} and {value} must have the same indices: a place for every value")))
+        }
+        [_, place] if !is_integer(place) => Some((place, format!("'{}' must be of an integer dtype", place.tensor))),
+        [_, _] => None,
+        _ => outputs.last().map(|last| (last, "two outputs are needed, the value and its place".to_owned())),
+    };
+    match fault {
+        None => Ok(()),
+        Some((output, reason)) => Err(JobError::BadPair {
+            at: job.excerpt(output.span.clone(), Some("as in: x[n,d] -> value[d], place[d]".to_owned())),
+            stage: stage.name.clone(),
+            reason,
+        }),
+    }
 }
 
 fn declared<'a>(job: &'a Job, stage: &Stage, operand: &Operand) -> Result<&'a Source, JobError> {

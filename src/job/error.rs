@@ -34,6 +34,9 @@ pub enum JobError {
     /// Text that is not index notation.
     #[error("{}", at.frame(format_args!("index notation: {reason}")))]
     Notation { at: Box<Excerpt>, reason: String },
+    /// `argmin` or `argmax` without a value and its place.
+    #[error("{}", at.frame(format_args!("stage '{stage}' combines pairs: {reason}")))]
+    BadPair { at: Box<Excerpt>, stage: String, reason: String },
     /// A combined or compared tensor of a type that is only for storage.
     #[error("{}", at.frame(format_args!("tensor '{tensor}' is {dtype}, which nothing can be added to or compared with")))]
     StorageType { at: Box<Excerpt>, tensor: String, dtype: Dtype },
@@ -82,6 +85,7 @@ impl JobError {
             | WrongType { at, .. }
             | BadValue { at, .. }
             | Notation { at, .. }
+            | BadPair { at, .. }
             | StorageType { at, .. }
             | BadIteration { at, .. }
             | UnknownTensor { at, .. }

@@ -68,6 +68,15 @@ fn halos_and_reductions_that_make_no_sense_are_refused() {
     refused("\"clamp\"", "\"clmp\"", &["clmp", "did you mean 'clamp'"]);
     refused("u[y~1,x~1]", "u[y,x]", &["boundary", "halo"]);
     refused("-> v[y,x]\"\nboundary", "-> v[y~1,x]\"\nboundary", &["output", "y~1"]);
+    refused("\"max\"", "\"argmax\"", &["two outputs", "value[d], place[d]"]);
+    let columns = "residual[], columns[x]\"\ncombine = \"argmax\"";
+    refused("residual[]\"\ncombine = \"max\"", columns, &["same indices"]);
+    // Two outputs, but 'residual' is no integer place.
+    let places = "places[], residual[]\"\ncombine = \"argmin\"";
+    let declared = HEAT.replace("residual = {", "places = { dtype = \"f32\" }\nresidual = {");
+    let job = declared.replace("residual[]\"\ncombine = \"max\"", places);
+    let error = Job::parse(&job, Path::new("heat.toml")).unwrap_err().to_string();
+    assert!(error.contains("'residual' must be of an integer dtype"), "{error}");
     refused("\"max\"", "\"maximum\"", &["maximum", "max"]);
     refused("boundary = \"clamp\"", "boundary = \"clamp\"\ncombine = \"sum\"", &["combine", "no output has"]);
     refused("residual = { dtype = \"f64\" }", "residual = { dtype = \"f16\" }", &["f16", "f32"]);

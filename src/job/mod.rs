@@ -98,12 +98,27 @@ pub enum Combine {
     Prod,
     Min,
     Max,
+    /// Of two outputs, a value and where it is: the pair with the least value, of equal ones that with the least place.
+    ArgMin,
+    /// The same with the greatest value.
+    ArgMax,
 }
 
 impl Combine {
     /// Every kind, as job files write it.
-    pub const NAMES: [(&'static str, Combine); 4] =
-        [("sum", Combine::Sum), ("prod", Combine::Prod), ("min", Combine::Min), ("max", Combine::Max)];
+    pub const NAMES: [(&'static str, Combine); 6] = [
+        ("sum", Combine::Sum),
+        ("prod", Combine::Prod),
+        ("min", Combine::Min),
+        ("max", Combine::Max),
+        ("argmin", Combine::ArgMin),
+        ("argmax", Combine::ArgMax),
+    ];
+
+    /// Whether it compares pairs.
+    pub fn is_of_pairs(self) -> bool {
+        matches!(self, Combine::ArgMin | Combine::ArgMax)
+    }
 }
 
 /// What one kernel instance may use.

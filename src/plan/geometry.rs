@@ -4,7 +4,7 @@
 //! boxes by walking it: from the current unit, take the largest run of whole trailing axes that starts here, ends in
 //! the range and is within the limit. In `n` dimensions and without limit that gives at most `2n - 1` runs.
 
-use super::{Distribution, OperandPlan, ProcessGrid, Reduce, StagePlan};
+use super::{Distribution, OperandPlan, ProcessGrid, Reduce, Role, StagePlan};
 use crate::tensor::{Boundary, HaloPart, MAX_RANK, Region, halo_parts};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -361,6 +361,11 @@ impl StagePlan {
         };
         let axis_of = |index: &usize| self.split.iter().position(|split| split == index);
         self.operands[operand].dims.iter().map(|index| axis_of(index).map_or(1, parts)).collect()
+    }
+
+    /// Positions of the outputs among the operands.
+    pub fn outputs(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.operands.len()).filter(|operand| self.operands[*operand].role == Role::Output)
     }
 
     /// Whether every rank gets all of `operand`.

@@ -83,7 +83,7 @@ pub(super) fn fit(
     let (operands, split, ranks) = (&bound.operands, &bound.split, machine.ranks);
     let exact = |o: &OperandPlan| o.role == Role::Input || !matches!(o.dtype, Dtype::F32 | Dtype::F64);
     let any_order = match stage.combine {
-        Some(Combine::Min | Combine::Max) => true,
+        Some(Combine::Min | Combine::Max | Combine::ArgMin | Combine::ArgMax) => true,
         Some(Combine::Sum | Combine::Prod) => operands.iter().all(exact),
         None => false,
     };

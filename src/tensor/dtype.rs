@@ -86,6 +86,31 @@ impl Dtype {
         })
     }
 
+    /// The value of one little-endian element of an integer type; `None` for a wrong number of bytes and for other types.
+    pub fn to_integer(self, bytes: &[u8]) -> Option<i128> {
+        macro_rules! value {
+            ($type:ty) => {
+                <$type>::from_le_bytes(bytes.try_into().ok()?).into()
+            };
+        }
+        Some(match self {
+            Dtype::I8 => value!(i8),
+            Dtype::I16 => value!(i16),
+            Dtype::I32 => value!(i32),
+            Dtype::I64 => value!(i64),
+            Dtype::U8 => value!(u8),
+            Dtype::U16 => value!(u16),
+            Dtype::U32 => value!(u32),
+            Dtype::U64 => value!(u64),
+            Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64 => return None,
+        })
+    }
+
+    /// Whether it is an integer type.
+    pub const fn is_integer(self) -> bool {
+        !matches!(self, Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64)
+    }
+
     /// Whether kernels compute with it; f16 and bf16 are for storage.
     pub const fn is_computed(self) -> bool {
         !matches!(self, Dtype::F16 | Dtype::Bf16)
