@@ -7,21 +7,22 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
+use super::blocks::{costs, team};
 use super::inputs::{Inputs, Kept, Origins, Places};
 use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
-use super::reduction::{Outcome, Reduction};
+use super::reduction::Reduction;
 use super::resident::Resident;
-use super::stealing::{Stealing, key};
+use super::stealing::Stealing;
 use super::tiers::Tiers;
-use super::worker::{BlockData, BlockOutputs, FromWorker, Setup, Shared, WorkerReport, lock, work};
+use super::worker::{FromWorker, Setup, Shared, WorkerReport, lock, work};
 use super::{Options, Progress, RunError};
 use crate::engine::{Instance, Tier};
 use crate::fabric::{Backoff, Message, Rank};
 use crate::job::{Job, Stage};
-use crate::plan::{OperandPlan, Plan, Role, StagePlan, Tile};
+use crate::plan::{Plan, StagePlan, Tile};
 use crate::report::{StageReport, Swap};
-use crate::sched::{self, Action, Costs, Event, Path, Scheduler, Span, Team};
+use crate::sched::{Action, Event, Scheduler};
 use crate::topology::Topology;
 
 /// How often rank 0 hears from the others how far they are.
@@ -71,25 +72,25 @@ pub(super) struct StageOutcome {
     pub first_task: Option<Instant>,
 }
 
-struct Running<'a> {
+pub(super) struct Running<'a> {
     /// This rank, as its scheduler knows it: 0 where it is alone.
-    owner: Rank,
-    context: &'a Context<'a>,
+    pub owner: Rank,
+    pub context: &'a Context<'a>,
     stage_index: usize,
-    shared: Arc<Shared>,
+    pub shared: Arc<Shared>,
     from_workers: Receiver<FromWorker>,
-    tiles: Vec<Tile>,
-    inputs: Inputs<'a>,
-    outputs: Outputs,
-    reduction: Option<Reduction>,
-    stealing: Stealing,
+    pub tiles: Vec<Tile>,
+    pub inputs: Inputs<'a>,
+    pub outputs: Outputs,
+    pub reduction: Option<Reduction>,
+    pub stealing: Stealing,
     /// When the scheduler wants to be woken.
     wake_at_ns: Option<u64>,
     /// Whether every rank's blocks are computed; always, where ranks do not steal and need not know.
     over: bool,
-    report: StageReport,
-    blocks_done: u64,
-    run: u64,
+    pub report: StageReport,
+    pub blocks_done: u64,
+    pub run: u64,
     /// Whether no rank goes on before all have done their part.
     together: bool,
     /// Whether this rank's blocks are computed.
@@ -323,129 +324,6 @@ impl Running<'_> {
         }
     }
 
-    fn fetch(&mut self, number: u64) -> Result<(), RunError> {
-        let tile = self.tiles[number as usize].clone();
-        let plan = self.shared.stage();
-        let mut inputs = Vec::new();
-        for index in 0..plan.operands.len() {
-            let region = plan.region(index, &tile);
-            inputs.push(self.inputs.read(plan, index, &region, &mut self.report.counts)?);
-        }
-        let outputs = BlockOutputs::own(plan, &tile).into();
-        let slices = plan.slices(&tile);
-        let block = Arc::new(BlockData { cover: tile.clone(), tile, inputs, outputs });
-        lock(&self.shared.blocks).insert((self.owner, number, 0), block);
-        self.shared.event(Event::Fetched { block: number, slices });
-        Ok(())
-    }
-
-    fn write(&mut self, link: &mut Link, number: u64, stagings: &mut Stagings) -> Result<(), RunError> {
-        let block = lock(&self.shared.blocks).remove(&(self.owner, number, 0));
-        let Some(block) = block else { panic!("block {number} is not in memory") };
-        let shared = self.shared.clone();
-        let plan = shared.stage();
-        match (&mut *lock(&block.outputs), &mut self.reduction) {
-            (BlockOutputs::Tiles(tiles), _) => self.emit(link, &block.tile, tiles, stagings)?,
-            (BlockOutputs::Groups(reduce, groups), Some(reduction)) => {
-                let sums = groups.iter_mut().filter_map(|group| group.take_up_to(reduce.leaves)).collect();
-                let outcomes = reduction.add(plan, &block.tile, sums);
-                self.follow(link, outcomes, stagings)?;
-            }
-            (outputs, _) => unreachable!("an own block has no {outputs:?}"),
-        }
-        self.blocks_done += 1;
-        self.shared.event(Event::Written { block: number });
-        Ok(())
-    }
-
-    /// Sends a message of the scheduler, and what goes with it.
-    fn send(&mut self, link: &mut Link, to: Rank, message: &sched::Message) -> Result<(), RunError> {
-        let mut bytes = message.encode();
-        let shared = self.shared.clone();
-        match message {
-            sched::Message::Grant { pieces, .. } => {
-                let counts = &mut self.report.counts;
-                bytes.extend(self.stealing.inputs_to_send(shared.stage(), &self.inputs, pieces, counts)?);
-            }
-            sched::Message::Returned { piece, .. } => {
-                let block = lock(&shared.blocks).remove(&key(*piece));
-                let Some(block) = block else { panic!("{piece:?} is not in memory") };
-                bytes.extend(Stealing::outputs_to_send(&block));
-            }
-            _ => {}
-        }
-        link.send(to, tag::of_run(tag::SCHEDULER, self.run), bytes.into())
-    }
-
-    fn heed_scheduler(&mut self, message: &Message) -> Result<(), RunError> {
-        let wrong = || RunError::Protocol { rank: message.source, what: "a message of its scheduler" };
-        let decoded = sched::Message::decode(&message.bytes, message.source, self.owner);
-        let (decoded, attached) = decoded.ok_or_else(wrong)?;
-        let whole = match &decoded {
-            sched::Message::Grant { pieces, .. } => self.stealing.attach(pieces, attached),
-            sched::Message::Returned { piece, .. } => self.stealing.attach(&[*piece], attached),
-            _ => attached.is_empty(),
-        };
-        if !whole {
-            return Err(wrong());
-        }
-        self.shared.event(Event::Message { from: message.source, message: decoded });
-        Ok(())
-    }
-
-    /// Gets a stolen piece ready for the workers.
-    fn take(&mut self, piece: Span) -> Result<(), RunError> {
-        let shared = self.shared.clone();
-        let plan = shared.stage();
-        let block = self.stealing.block(plan, &self.inputs, piece, &mut self.report.counts)?;
-        let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
-        lock(&shared.blocks).insert(key(piece), Arc::new(block));
-        shared.event(Event::Taken { piece, slices });
-        Ok(())
-    }
-
-    /// Adds what a thief has computed to the block that it is of, which is not in memory if all of it was stolen.
-    fn merge(&mut self, piece: Span) -> Result<(), RunError> {
-        let shared = self.shared.clone();
-        let plan = shared.stage();
-        if piece.len == 0 {
-            let tile = self.tiles[piece.block as usize].clone();
-            let outputs = BlockOutputs::own(plan, &tile).into();
-            let block = BlockData { cover: tile.clone(), tile, inputs: Vec::new(), outputs };
-            lock(&shared.blocks).insert(key(piece), Arc::new(block));
-        }
-        let Some(block) = shared.block(piece) else { panic!("{piece:?} is not in memory") };
-        self.stealing.merge(plan, shared.merger.as_ref(), &block, piece, &mut self.report.counts)
-    }
-
-    /// Writes the outputs of a tile, in their order.
-    fn emit(
-        &mut self,
-        link: &mut Link,
-        tile: &Tile,
-        results: &[Vec<u8>],
-        stagings: &mut Stagings,
-    ) -> Result<(), RunError> {
-        let plan = self.shared.stage();
-        let outputs = (0..plan.operands.len()).filter(|index| plan.operands[*index].role == Role::Output);
-        for ((number, index), bytes) in outputs.enumerate().zip(results) {
-            let region = plan.region(index, tile);
-            self.report.counts.written_bytes += self.outputs.write(link, number, &region, bytes, stagings)?;
-        }
-        Ok(())
-    }
-
-    /// Does what follows from partial results.
-    fn follow(&mut self, link: &mut Link, outcomes: Vec<Outcome>, stagings: &mut Stagings) -> Result<(), RunError> {
-        for outcome in outcomes {
-            match outcome {
-                Outcome::Pass { to, bytes } => link.send(to, tag::of_run(tag::PARTIAL, self.run), bytes.into())?,
-                Outcome::Done { tile, results } => self.emit(link, &tile, &results, stagings)?,
-            }
-        }
-        Ok(())
-    }
-
     fn heed_rank(
         &mut self,
         link: &mut Link,
@@ -557,25 +435,6 @@ impl Running<'_> {
             }
         }
         Ok(reports)
-    }
-}
-
-/// All ranks, as thieves and owners see them.
-fn team(topology: &Topology, rank: Rank) -> Team {
-    Team::new(rank, topology.size(), topology.ranks_on_node(rank).iter().copied(), 0..topology.size())
-}
-
-/// What stealing a block costs: main threads look for messages that often, and bytes go through their hands.
-fn costs(plan: &StagePlan, inputs: &Inputs<'_>) -> Costs {
-    let latency_ns = Tiers::PATIENCE.as_nanos() as u64;
-    let travels = |(index, operand): &(usize, &OperandPlan)| operand.role == Role::Output || inputs.travels(*index);
-    let travelling = plan.operands.iter().enumerate().filter(travels);
-    let block_bytes = travelling.map(|(index, _)| plan.operand_max_bytes(index)).sum();
-    Costs {
-        node: Path { latency_ns, ns_per_byte: 0.5 },
-        network: Path { latency_ns, ns_per_byte: 1.0 },
-        unfetched_block_bytes: block_bytes,
-        fetched_block_bytes: block_bytes,
     }
 }
 

@@ -2,7 +2,7 @@
 //! (halos), reads inputs that lack a split index, combines partial results (reductions), or finds its inputs where another
 //! stage with a process grid left them.
 
-use super::geometry::Footprint;
+use super::footprint::Footprint;
 use super::residence::Residence;
 use super::tiling::{Space, Tiling, extents_of, fill};
 use super::{OperandPlan, ProcessGrid, Role, StagePlan};

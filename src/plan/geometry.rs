@@ -4,7 +4,8 @@
 //! boxes by walking it: from the current unit, take the largest run of whole trailing axes that starts here, ends in
 //! the range and is within the limit. In `n` dimensions and without limit that gives at most `2n - 1` runs.
 
-use super::{Distribution, OperandPlan, ProcessGrid, Reduce, Role, StagePlan};
+use super::footprint::{Footprint, footprints};
+use super::{Distribution, Role, StagePlan};
 use crate::tensor::{Boundary, HaloPart, MAX_RANK, Region, halo_parts};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -61,22 +62,8 @@ fn balanced(units: u64, ranks: u64, rank: u64) -> Range<u64> {
 }
 
 /// `number * units / steps`, without overflow.
-fn portion(number: u64, units: u64, steps: u64) -> u64 {
+pub(super) fn portion(number: u64, units: u64, steps: u64) -> u64 {
     (u128::from(number) * u128::from(units) / u128::from(steps)) as u64
-}
-
-impl ProcessGrid {
-    /// From the number of a rank to that of the next along `axis`.
-    pub fn stride(&self, axis: usize) -> u32 {
-        let inner = self.order.iter().rev().take_while(|other| **other != axis);
-        inner.map(|other| self.parts[*other]).product::<u64>() as u32
-    }
-
-    /// The steps of `axis` that part `part` has.
-    pub fn steps_of(&self, axis: usize, part: u64) -> Range<u64> {
-        let start = |part| portion(part, self.steps[axis], self.parts[axis]);
-        start(part)..start(part + 1)
-    }
 }
 
 /// A rank's part of the stage: consecutive numbers of a grid of units, or all of a box of steps.
@@ -106,7 +93,7 @@ impl StagePlan {
     }
 
     /// First element of unit or step `number` of `axis`; the extent for the one after the last.
-    fn start(&self, axis: usize, number: u64) -> u64 {
+    pub(super) fn start(&self, axis: usize, number: u64) -> u64 {
         let unit = match &self.process_grid {
             Some(grid) => portion(number, self.grid[axis], grid.steps[axis]),
             None => number,
@@ -115,22 +102,10 @@ impl StagePlan {
     }
 
     /// The step of `axis` that begins at element `start`.
-    fn step_at(&self, axis: usize, start: u64) -> u64 {
+    pub(super) fn step_at(&self, axis: usize, start: u64) -> u64 {
         let steps = self.process_grid.as_ref().map_or(self.grid[axis], |grid| grid.steps[axis]);
         let unit = start.div_ceil(self.unit[axis]);
         (u128::from(unit) * u128::from(steps)).div_ceil(u128::from(self.grid[axis])) as u64
-    }
-
-    /// Where `rank` is in the process grid, by axis; `None` for ranks beyond it.
-    pub fn place(&self, rank: u32) -> Option<Vec<u64>> {
-        let grid = self.process_grid.as_ref()?;
-        let mut rest = u64::from(rank);
-        let mut place = vec![0; grid.parts.len()];
-        for axis in grid.order.iter().rev() {
-            place[*axis] = rest % grid.parts[*axis];
-            rest /= grid.parts[*axis];
-        }
-        (rest == 0).then_some(place)
     }
 
     /// The fewest boxes that are `rank`'s part of the stage.
@@ -156,47 +131,6 @@ impl StagePlan {
         regions.flat_map(|region| self.sources(operand, &region)).map(|part| part.source).collect()
     }
 
-    /// The ranks that need the same part of input `operand` as `rank`, which is one of them: those that differ only in their
-    /// place along axes that the operand does not have. Ascending.
-    pub fn sharers(&self, operand: usize, rank: u32) -> Vec<u32> {
-        let (Some(grid), Some(place)) = (&self.process_grid, self.place(rank)) else { return vec![rank] };
-        let dims = &self.operands[operand].dims;
-        let mut ranks = vec![0];
-        for axis in &grid.order {
-            let stride = grid.stride(*axis);
-            let places = match dims.contains(&self.split[*axis]) {
-                true => place[*axis]..place[*axis] + 1,
-                false => 0..grid.parts[*axis],
-            };
-            ranks = ranks.iter().flat_map(|rank| places.clone().map(move |at| rank + stride * at as u32)).collect();
-        }
-        ranks
-    }
-
-    /// The part of what `rank` needs of input `operand` that it reads from the dataset; the other sharers read and send it the
-    /// rest, so that nothing is read twice. Cut along the outermost dimension, at whole chunks.
-    pub fn share(&self, operand: usize, rank: u32) -> Region {
-        let input = &self.operands[operand];
-        let sharers = self.sharers(operand, rank);
-        let at = sharers.iter().position(|sharer| *sharer == rank).unwrap_or(0) as u64;
-        let shard = self.shard(rank);
-        let Some(tile) = shard.first() else { return Region::empty(input.shape.rank()) };
-        let mut region = self.region(operand, tile);
-        let Some(longest) = (0..region.rank()).max_by_key(|dim| region.extent[*dim]) else { return region };
-        let dim = if region.extent[0] >= sharers.len() as u64 { 0 } else { longest };
-        let chunk = input.chunk.as_ref().map_or(1, |chunk| chunk[dim]);
-        let (first, end) = (region.offset[dim] / chunk, region.end(dim).div_ceil(chunk));
-        let cut = |number| {
-            let chunks = first + portion(number, end - first, sharers.len() as u64);
-            (chunks * chunk).clamp(region.offset[dim], region.end(dim))
-        };
-        let (from, to) =
-            if at + 1 == sharers.len() as u64 { (cut(at), region.end(dim)) } else { (cut(at), cut(at + 1)) };
-        region.offset[dim] = from;
-        region.extent[dim] = to - from;
-        region
-    }
-
     /// The elements of output `operand` that end up on `rank`; over all ranks, all of them once.
     pub fn owned(&self, operand: usize, rank: u32) -> Vec<Region> {
         if !self.is_last_along(rank, 0) {
@@ -204,15 +138,6 @@ impl StagePlan {
             return Vec::new();
         }
         self.shard(rank).iter().map(|tile| self.region(operand, tile)).collect()
-    }
-
-    /// Whether no rank comes after `rank` along the reduced axes from the one of number `level` on.
-    pub fn is_last_along(&self, rank: u32, level: usize) -> bool {
-        let (Some(reduce), Some(grid), Some(place)) = (&self.reduce, &self.process_grid, self.place(rank)) else {
-            return true;
-        };
-        let first = self.split.len() - reduce.axes + level;
-        (first..place.len()).all(|axis| place[axis] + 1 == grid.parts[axis])
     }
 
     /// Where the elements of `region` of input `operand`, padded by its halo, come from.
@@ -311,56 +236,6 @@ impl StagePlan {
             *extent = to - from;
         }
         task
-    }
-
-    /// First element of leaf `number` of the last reduced axis.
-    fn leaf_start(&self, axis: usize, number: u64, reduce: &Reduce) -> u64 {
-        let steps = self.process_grid.as_ref().map_or(1, |grid| grid.steps[axis]);
-        (portion(number, self.grid[axis], steps * reduce.leaves) * self.unit[axis]).min(self.extent(axis))
-    }
-
-    /// The groups of a reduction that `block` is, per reduced axis; several along the last only.
-    pub fn groups(&self, block: &Tile) -> Vec<Range<u64>> {
-        let axes = self.reduce.as_ref().map_or(0, |reduce| reduce.axes);
-        let range = |axis| self.step_at(axis, block.0.offset[axis])..self.step_at(axis, block.0.end(axis));
-        (self.split.len() - axes..self.split.len()).map(range).collect()
-    }
-
-    /// Number of the cell of a reduction that `block` is part of: of its step on the axes that are not reduced, row-major.
-    pub fn cell(&self, block: &Tile) -> u64 {
-        let axes = self.reduce.as_ref().map_or(0, |reduce| reduce.axes);
-        let steps = |axis: usize| self.process_grid.as_ref().map_or(1, |grid| grid.steps[axis]);
-        let at = |axis| self.step_at(axis, block.0.offset[axis]);
-        (0..self.split.len() - axes).fold(0, |cell, axis| cell * steps(axis) + at(axis))
-    }
-
-    /// The box of a cell, along the whole of the reduced axes; `None` if there is no such cell.
-    pub fn cell_tile(&self, cell: u64) -> Option<Tile> {
-        let (grid, reduce) = (self.process_grid.as_ref()?, self.reduce.as_ref()?);
-        let extent = (0..self.split.len()).map(|axis| self.extent(axis)).collect();
-        let mut region = Region { offset: vec![0; self.split.len()], extent };
-        let mut rest = cell;
-        for axis in (0..self.split.len() - reduce.axes).rev() {
-            let step = rest % grid.steps[axis];
-            region.offset[axis] = self.start(axis, step);
-            region.extent[axis] = self.start(axis, step + 1) - region.offset[axis];
-            rest /= grid.steps[axis];
-        }
-        (rest == 0).then_some(Tile(region))
-    }
-
-    /// Parts in which output `operand` lies, per dimension.
-    pub(super) fn parts_by_dim(&self, operand: usize) -> Vec<u64> {
-        let parts = |axis: usize| match &self.process_grid {
-            Some(grid) => grid.parts[axis],
-            // Consecutive units of the only axis that is cut are its parts; of several they are nobody's.
-            None if self.grid.iter().filter(|units| **units > 1).count() <= 1 && self.grid[axis] > 1 => {
-                u64::from(self.ranks)
-            }
-            None => u64::from(self.grid[axis] > 1) * u64::MAX,
-        };
-        let axis_of = |index: &usize| self.split.iter().position(|split| split == index);
-        self.operands[operand].dims.iter().map(|index| axis_of(index).map_or(1, parts)).collect()
     }
 
     /// Positions of the outputs among the operands.
@@ -467,53 +342,4 @@ impl StagePlan {
         }
         count[..n].iter().product()
     }
-}
-
-/// How many bytes of an operand a tile needs, halo included, as a function of the tile's extents.
-#[derive(Clone, Debug)]
-pub(super) struct Footprint {
-    /// Bytes at one point of the split indices.
-    pub point_bytes: u64,
-    /// Axes that the operand has, with the width of its halo.
-    axes: Vec<(usize, u64)>,
-}
-
-impl Footprint {
-    pub fn new(operand: &OperandPlan, split: &[usize]) -> Self {
-        let mut footprint = Footprint { point_bytes: operand.dtype.size_bytes() as u64, axes: Vec::new() };
-        for (dim, index) in operand.dims.iter().enumerate() {
-            match split.iter().position(|split| split == index) {
-                Some(axis) => footprint.axes.push((axis, operand.halo[dim])),
-                None => footprint.point_bytes *= operand.shape[dim] + 2 * operand.halo[dim],
-            }
-        }
-        footprint
-    }
-
-    /// Whether the operand is cut along `axis`.
-    pub fn has(&self, axis: usize) -> bool {
-        self.axes.iter().any(|(own, _)| *own == axis)
-    }
-
-    pub fn bytes(&self, extents: &[u64]) -> u64 {
-        let widths = self.axes.iter().map(|(axis, halo)| extents[*axis].saturating_add(2 * halo));
-        widths.fold(self.point_bytes, u64::saturating_mul)
-    }
-
-    /// Without the halo.
-    pub fn core_bytes(&self, extents: &[u64]) -> u64 {
-        self.axes.iter().map(|(axis, _)| extents[*axis]).fold(self.point_bytes, u64::saturating_mul)
-    }
-
-    /// The sum over a grid of `count` pieces of a tile.
-    fn bytes_of_pieces(&self, extents: &[u64], count: &[u64]) -> u128 {
-        let width = |(axis, halo): &(usize, u64)| u128::from(extents[*axis] + 2 * halo * count[*axis]);
-        self.axes.iter().map(width).product::<u128>() * u128::from(self.point_bytes)
-    }
-}
-
-/// Those of the split operands, in order.
-pub(super) fn footprints(operands: &[OperandPlan], split: &[usize]) -> Vec<Footprint> {
-    let is_split = |operand: &&OperandPlan| operand.distribution == Distribution::Split;
-    operands.iter().filter(is_split).map(|operand| Footprint::new(operand, split)).collect()
 }

@@ -3,7 +3,7 @@
 use super::bind::Bound;
 use super::boxes::Boxes;
 use super::error::iec;
-use super::geometry::{Footprint, footprints};
+use super::footprint::{Footprint, footprints};
 use super::residence::Residence;
 use super::tiling::{self, Space};
 use super::{Distribution, Machine, OperandPlan, Origin, PlanError, Reduce, Role, StageBytes, StageKind, StagePlan};

@@ -10,10 +10,12 @@ mod bind;
 mod boxes;
 mod error;
 mod explain;
+mod footprint;
 mod geometry;
 #[cfg(test)]
 mod goldens;
 mod memory;
+mod process_grid;
 #[cfg(test)]
 mod properties;
 mod render;

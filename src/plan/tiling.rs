@@ -5,7 +5,7 @@
 //! rank still gets its share of tiles. The axis along which consecutive units follow each other is then made fine
 //! again: blocks have the tile's shape, and shards are balanced to less than a block.
 
-use super::geometry::Footprint;
+use super::footprint::Footprint;
 use super::{Distribution, OperandPlan, Origin, ProcessGrid, Role};
 
 /// What one more contiguous run of a file costs, in bytes read: a seek or a system call against streaming.

@@ -1,0 +1,166 @@
+//! What the main thread does with blocks: brings their inputs in, takes their outputs out, lends and borrows them.
+
+use std::sync::Arc;
+
+use super::RunError;
+use super::inputs::Inputs;
+use super::link::{Link, tag};
+use super::outputs::Stagings;
+use super::reduction::Outcome;
+use super::stage::Running;
+use super::stealing::{Stealing, key};
+use super::tiers::Tiers;
+use super::worker::{BlockData, BlockOutputs, lock};
+use crate::fabric::{Message, Rank};
+use crate::plan::{OperandPlan, Role, StagePlan, Tile};
+use crate::sched::{self, Costs, Event, Path, Span, Team};
+use crate::topology::Topology;
+
+impl Running<'_> {
+    pub(super) fn fetch(&mut self, number: u64) -> Result<(), RunError> {
+        let tile = self.tiles[number as usize].clone();
+        let plan = self.shared.stage();
+        let mut inputs = Vec::new();
+        for index in 0..plan.operands.len() {
+            let region = plan.region(index, &tile);
+            inputs.push(self.inputs.read(plan, index, &region, &mut self.report.counts)?);
+        }
+        let outputs = BlockOutputs::own(plan, &tile).into();
+        let slices = plan.slices(&tile);
+        let block = Arc::new(BlockData { cover: tile.clone(), tile, inputs, outputs });
+        lock(&self.shared.blocks).insert((self.owner, number, 0), block);
+        self.shared.event(Event::Fetched { block: number, slices });
+        Ok(())
+    }
+
+    pub(super) fn write(&mut self, link: &mut Link, number: u64, stagings: &mut Stagings) -> Result<(), RunError> {
+        let block = lock(&self.shared.blocks).remove(&(self.owner, number, 0));
+        let Some(block) = block else { panic!("block {number} is not in memory") };
+        let shared = self.shared.clone();
+        let plan = shared.stage();
+        match (&mut *lock(&block.outputs), &mut self.reduction) {
+            (BlockOutputs::Tiles(tiles), _) => self.emit(link, &block.tile, tiles, stagings)?,
+            (BlockOutputs::Groups(reduce, groups), Some(reduction)) => {
+                let sums = groups.iter_mut().filter_map(|group| group.take_up_to(reduce.leaves)).collect();
+                let outcomes = reduction.add(plan, &block.tile, sums);
+                self.follow(link, outcomes, stagings)?;
+            }
+            (outputs, _) => unreachable!("an own block has no {outputs:?}"),
+        }
+        self.blocks_done += 1;
+        self.shared.event(Event::Written { block: number });
+        Ok(())
+    }
+
+    /// Sends a message of the scheduler, and what goes with it.
+    pub(super) fn send(&mut self, link: &mut Link, to: Rank, message: &sched::Message) -> Result<(), RunError> {
+        let mut bytes = message.encode();
+        let shared = self.shared.clone();
+        match message {
+            sched::Message::Grant { pieces, .. } => {
+                let counts = &mut self.report.counts;
+                bytes.extend(self.stealing.inputs_to_send(shared.stage(), &self.inputs, pieces, counts)?);
+            }
+            sched::Message::Returned { piece, .. } => {
+                let block = lock(&shared.blocks).remove(&key(*piece));
+                let Some(block) = block else { panic!("{piece:?} is not in memory") };
+                bytes.extend(Stealing::outputs_to_send(&block));
+            }
+            _ => {}
+        }
+        link.send(to, tag::of_run(tag::SCHEDULER, self.run), bytes.into())
+    }
+
+    pub(super) fn heed_scheduler(&mut self, message: &Message) -> Result<(), RunError> {
+        let wrong = || RunError::Protocol { rank: message.source, what: "a message of its scheduler" };
+        let decoded = sched::Message::decode(&message.bytes, message.source, self.owner);
+        let (decoded, attached) = decoded.ok_or_else(wrong)?;
+        let whole = match &decoded {
+            sched::Message::Grant { pieces, .. } => self.stealing.attach(pieces, attached),
+            sched::Message::Returned { piece, .. } => self.stealing.attach(&[*piece], attached),
+            _ => attached.is_empty(),
+        };
+        if !whole {
+            return Err(wrong());
+        }
+        self.shared.event(Event::Message { from: message.source, message: decoded });
+        Ok(())
+    }
+
+    /// Gets a stolen piece ready for the workers.
+    pub(super) fn take(&mut self, piece: Span) -> Result<(), RunError> {
+        let shared = self.shared.clone();
+        let plan = shared.stage();
+        let block = self.stealing.block(plan, &self.inputs, piece, &mut self.report.counts)?;
+        let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
+        lock(&shared.blocks).insert(key(piece), Arc::new(block));
+        shared.event(Event::Taken { piece, slices });
+        Ok(())
+    }
+
+    /// Adds what a thief has computed to the block that it is of, which is not in memory if all of it was stolen.
+    pub(super) fn merge(&mut self, piece: Span) -> Result<(), RunError> {
+        let shared = self.shared.clone();
+        let plan = shared.stage();
+        if piece.len == 0 {
+            let tile = self.tiles[piece.block as usize].clone();
+            let outputs = BlockOutputs::own(plan, &tile).into();
+            let block = BlockData { cover: tile.clone(), tile, inputs: Vec::new(), outputs };
+            lock(&shared.blocks).insert(key(piece), Arc::new(block));
+        }
+        let Some(block) = shared.block(piece) else { panic!("{piece:?} is not in memory") };
+        self.stealing.merge(plan, shared.merger.as_ref(), &block, piece, &mut self.report.counts)
+    }
+
+    /// Writes the outputs of a tile, in their order.
+    fn emit(
+        &mut self,
+        link: &mut Link,
+        tile: &Tile,
+        results: &[Vec<u8>],
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
+        let plan = self.shared.stage();
+        let outputs = (0..plan.operands.len()).filter(|index| plan.operands[*index].role == Role::Output);
+        for ((number, index), bytes) in outputs.enumerate().zip(results) {
+            let region = plan.region(index, tile);
+            self.report.counts.written_bytes += self.outputs.write(link, number, &region, bytes, stagings)?;
+        }
+        Ok(())
+    }
+
+    /// Does what follows from partial results.
+    pub(super) fn follow(
+        &mut self,
+        link: &mut Link,
+        outcomes: Vec<Outcome>,
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Pass { to, bytes } => link.send(to, tag::of_run(tag::PARTIAL, self.run), bytes.into())?,
+                Outcome::Done { tile, results } => self.emit(link, &tile, &results, stagings)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All ranks, as thieves and owners see them.
+pub(super) fn team(topology: &Topology, rank: Rank) -> Team {
+    Team::new(rank, topology.size(), topology.ranks_on_node(rank).iter().copied(), 0..topology.size())
+}
+
+/// What stealing a block costs: main threads look for messages that often, and bytes go through their hands.
+pub(super) fn costs(plan: &StagePlan, inputs: &Inputs<'_>) -> Costs {
+    let latency_ns = Tiers::PATIENCE.as_nanos() as u64;
+    let travels = |(index, operand): &(usize, &OperandPlan)| operand.role == Role::Output || inputs.travels(*index);
+    let travelling = plan.operands.iter().enumerate().filter(travels);
+    let block_bytes = travelling.map(|(index, _)| plan.operand_max_bytes(index)).sum();
+    Costs {
+        node: Path { latency_ns, ns_per_byte: 0.5 },
+        network: Path { latency_ns, ns_per_byte: 1.0 },
+        unfetched_block_bytes: block_bytes,
+        fetched_block_bytes: block_bytes,
+    }
+}

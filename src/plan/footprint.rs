@@ -1,0 +1,52 @@
+//! How many bytes of an operand a tile needs.
+
+use super::{Distribution, OperandPlan};
+
+/// How many bytes of an operand a tile needs, halo included, as a function of the tile's extents.
+#[derive(Clone, Debug)]
+pub(super) struct Footprint {
+    /// Bytes at one point of the split indices.
+    pub point_bytes: u64,
+    /// Axes that the operand has, with the width of its halo.
+    axes: Vec<(usize, u64)>,
+}
+
+impl Footprint {
+    pub fn new(operand: &OperandPlan, split: &[usize]) -> Self {
+        let mut footprint = Footprint { point_bytes: operand.dtype.size_bytes() as u64, axes: Vec::new() };
+        for (dim, index) in operand.dims.iter().enumerate() {
+            match split.iter().position(|split| split == index) {
+                Some(axis) => footprint.axes.push((axis, operand.halo[dim])),
+                None => footprint.point_bytes *= operand.shape[dim] + 2 * operand.halo[dim],
+            }
+        }
+        footprint
+    }
+
+    /// Whether the operand is cut along `axis`.
+    pub fn has(&self, axis: usize) -> bool {
+        self.axes.iter().any(|(own, _)| *own == axis)
+    }
+
+    pub fn bytes(&self, extents: &[u64]) -> u64 {
+        let widths = self.axes.iter().map(|(axis, halo)| extents[*axis].saturating_add(2 * halo));
+        widths.fold(self.point_bytes, u64::saturating_mul)
+    }
+
+    /// Without the halo.
+    pub fn core_bytes(&self, extents: &[u64]) -> u64 {
+        self.axes.iter().map(|(axis, _)| extents[*axis]).fold(self.point_bytes, u64::saturating_mul)
+    }
+
+    /// The sum over a grid of `count` pieces of a tile.
+    pub fn bytes_of_pieces(&self, extents: &[u64], count: &[u64]) -> u128 {
+        let width = |(axis, halo): &(usize, u64)| u128::from(extents[*axis] + 2 * halo * count[*axis]);
+        self.axes.iter().map(width).product::<u128>() * u128::from(self.point_bytes)
+    }
+}
+
+/// Those of the split operands, in order.
+pub(super) fn footprints(operands: &[OperandPlan], split: &[usize]) -> Vec<Footprint> {
+    let is_split = |operand: &&OperandPlan| operand.distribution == Distribution::Split;
+    operands.iter().filter(is_split).map(|operand| Footprint::new(operand, split)).collect()
+}
