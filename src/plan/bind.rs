@@ -208,6 +208,16 @@ impl Extents<'_> {
         let mut dims = Vec::with_capacity(shape.rank());
         for (dim, (index, extent)) in input.indices.iter().zip(shape.iter()).enumerate() {
             let here = format!("{input} (dimension {dim} of {shape})");
+            if index.halo > *extent {
+                let help = format!("at most {}~{extent}", index.name);
+                return Err(PlanError::WideHalo {
+                    at: self.job.excerpt(index.span.clone(), Some(help)),
+                    operand: input.to_string(),
+                    index: index.name.clone(),
+                    halo: index.halo,
+                    extent: *extent,
+                });
+            }
             match self.position(&index.name) {
                 None => dims.push(self.push(&index.name, *extent, here)),
                 Some(position) => {

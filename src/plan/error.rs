@@ -20,6 +20,9 @@ pub enum PlanError {
     /// One index, two extents.
     #[error("{}", at.frame(format_args!("index '{index}' is {extent} in {here}, but {other_extent} in {there}")))]
     ExtentMismatch { at: Box<Excerpt>, index: String, extent: u64, here: String, other_extent: u64, there: String },
+    /// A halo that reaches around the tensor more than once.
+    #[error("{}", at.frame(format_args!("the halo of {halo} in {operand} is wider than index '{index}', which is {extent} long")))]
+    WideHalo { at: Box<Excerpt>, operand: String, index: String, halo: u64, extent: u64 },
     /// An output index without input or size.
     #[error("{}", at.frame(format_args!("nothing gives the extent of index '{index}' of output {operand}")))]
     UnboundIndex { at: Box<Excerpt>, index: String, operand: String },
@@ -67,6 +70,7 @@ impl PlanError {
             | RankMismatch { at, .. }
             | ChunkRank { at, .. }
             | ExtentMismatch { at, .. }
+            | WideHalo { at, .. }
             | UnboundIndex { at, .. }
             | OutputShape { at, .. }
             | Exchange { at, .. }

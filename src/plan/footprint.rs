@@ -17,7 +17,10 @@ impl Footprint {
         for (dim, index) in operand.dims.iter().enumerate() {
             match split.iter().position(|split| split == index) {
                 Some(axis) => footprint.axes.push((axis, operand.halo[dim])),
-                None => footprint.point_bytes *= operand.shape[dim] + 2 * operand.halo[dim],
+                None => {
+                    let width = operand.shape[dim] + 2 * operand.halo[dim];
+                    footprint.point_bytes = footprint.point_bytes.saturating_mul(width);
+                }
             }
         }
         footprint

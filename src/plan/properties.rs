@@ -62,7 +62,7 @@ impl Case {
         let job = Job::parse(&self.text(), Path::new("p.toml")).unwrap();
         match plan(&job, &layouts, &self.machine) {
             Ok(plan) => Some(plan),
-            Err(PlanError::OverBudget { .. }) => None,
+            Err(PlanError::OverBudget { .. } | PlanError::WideHalo { .. }) => None,
             Err(error) => panic!("{error}"),
         }
     }

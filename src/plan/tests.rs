@@ -235,3 +235,18 @@ fn a_hundred_thousand_ranks_and_a_billion_units_are_planned_at_once() {
     assert!(elapsed.as_millis() < 1000, "{elapsed:?}");
     assert_eq!(plan.totals().bytes.written, 4 << 40);
 }
+
+#[test]
+fn halos_wider_than_their_tensor_are_refused() {
+    let text = "[tensors]\na = { file = \"i\", dataset = \"a\" }\nb = { create = \"o\", dataset = \"b\", dtype = \"u8\" }\n\
+                [[stages]]\nkernel = \"k\"\ncompute = \"a[y~WIDTH] -> b[y]\"\nboundary = \"periodic\"\n";
+    let planned = |width: &str| {
+        let layouts = layouts([("a", layout(Dtype::U8, &[40], None))]);
+        plan(&job(&text.replace("WIDTH", width)), &layouts, &machine(3)).map_err(|error| error.to_string())
+    };
+    assert!(planned("40").is_ok());
+    for width in ["41", "9223372036854775807", "18446744073709551615"] {
+        let error = planned(width).unwrap_err();
+        assert!(error.contains("wider than index 'y'") && error.contains("at most y~40"), "{error}");
+    }
+}

@@ -75,11 +75,8 @@ fn one_seed_is_one_result() {
 }
 
 #[test]
-#[ignore = "takes most of a minute"]
 fn a_hundred_thousand_ranks() {
     let plan = rows(102_400, 64);
-    let begun = std::time::Instant::now();
     let times = norm(&plan, &setup(Policy::Steal, 0.5));
-    println!("{:.1} % in {:?}: {times:?}", 100.0 * times.efficiency, begun.elapsed());
     assert!(times.efficiency > 0.93 && times.between_nodes < 0.03, "{times:?}");
 }

@@ -66,24 +66,11 @@ impl Dtype {
 
     /// The value of one little-endian element, as near as f64 has it; `None` for a wrong number of bytes and for storage types.
     pub fn to_f64(self, bytes: &[u8]) -> Option<f64> {
-        macro_rules! value {
-            ($type:ty) => {
-                <$type>::from_le_bytes(bytes.try_into().ok()?) as f64
-            };
+        match self {
+            Dtype::F32 => Some(f32::from_le_bytes(bytes.try_into().ok()?).into()),
+            Dtype::F64 => Some(f64::from_le_bytes(bytes.try_into().ok()?)),
+            _ => self.to_integer(bytes).map(|value| value as f64),
         }
-        Some(match self {
-            Dtype::F32 => value!(f32),
-            Dtype::F64 => value!(f64),
-            Dtype::I8 => value!(i8),
-            Dtype::I16 => value!(i16),
-            Dtype::I32 => value!(i32),
-            Dtype::I64 => value!(i64),
-            Dtype::U8 => value!(u8),
-            Dtype::U16 => value!(u16),
-            Dtype::U32 => value!(u32),
-            Dtype::U64 => value!(u64),
-            Dtype::F16 | Dtype::Bf16 => return None,
-        })
     }
 
     /// The value of one little-endian element of an integer type; `None` for a wrong number of bytes and for other types.
