@@ -174,7 +174,7 @@ fn one_compile_serves_all_ranks_and_the_cache_serves_the_next_run() {
 
 /// Runs what must fail, on several ranks, and checks what the user is told.
 fn refuses(lab: &Lab, code: i32, arguments: &[&str], messages: &[&str]) {
-    for ranks in [1, 3] {
+    for ranks in [1, 3, 7] {
         let started = Instant::now();
         let output = lab.run(ranks, arguments);
         let text = stderr(&output);

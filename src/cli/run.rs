@@ -80,6 +80,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         memory_bytes: arguments.memory,
         steal: !arguments.no_steal,
         helper: std::env::current_exe().ok(),
+        say: Some(say),
         progress: Some(progress::show),
         ..Options::default()
     };
@@ -90,12 +91,17 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         Ok(None) => ExitCode::Done,
         Err(failure) => {
             if let Some(text) = failure.text {
-                eprintln!("{text}");
+                say(&text);
             }
             // Workers may be in a kernel that never returns, and MPI may have lost ranks: leave without asking them.
             std::process::exit(failure.code as i32);
         }
     }
+}
+
+fn say(error: &str) {
+    progress::clear();
+    eprintln!("{error}");
 }
 
 fn conclude(arguments: &RunArguments, report: &Report) -> ExitCode {

@@ -220,8 +220,9 @@ impl Link {
     }
 
     /// Tells the others that this rank failed. Returns the run's exit status and what this rank has to print: rank 0
-    /// prints for all, rank 1 where rank 0 is gone, and others only when nobody hears them.
-    pub fn fail(mut self, error: &RunError, text: String) -> (ExitCode, Option<String>) {
+    /// prints for all, rank 1 where rank 0 is gone, and others only when nobody hears them. Rank 0 gives it to `say`, if there
+    /// is one, before it tells the others: once they leave, the launcher may end this process at any moment.
+    pub fn fail(mut self, error: &RunError, text: String, say: Option<fn(&str)>) -> (ExitCode, Option<String>) {
         // From here on only messages count.
         self.senses.signal = Signal::default();
         let died = matches!(self.senses.ending, Some(Ending::Died { .. }));
@@ -238,12 +239,15 @@ impl Link {
         };
         let code = heard.as_ref().map_or(error.code(), |(code, _)| *code);
         if self.rank() == 0 {
-            let text = heard.map(|(_, text)| text).filter(|heard| !heard.is_empty()).unwrap_or(text);
+            let mut text = Some(heard.map(|(_, text)| text).filter(|heard| !heard.is_empty()).unwrap_or(text));
+            if let Some(say) = say {
+                text.take().iter().for_each(|text| say(text));
+            }
             for rank in 1..self.size() {
                 let _ = self.fabric.send(rank, tag::STOP, Failure::encode(code as i32, "").into());
             }
             self.linger(FAREWELL, |link| link.fabric.sends_pending() == 0);
-            return (code, Some(text));
+            return (code, text);
         }
         if heard.is_some() {
             return (code, None);

@@ -67,6 +67,8 @@ pub struct Options {
     pub swap_before_task: Option<u64>,
     /// The program whose `compile-kernel` verb optimizes; none: a thread of this process does.
     pub helper: Option<PathBuf>,
+    /// Tells a person at once why the run failed; without it, [`Failure`] has the text.
+    pub say: Option<fn(&str)>,
     /// Where a person sees how far the run is.
     pub progress: Option<fn(&Progress)>,
 }
@@ -82,6 +84,7 @@ impl Default for Options {
             steal: true,
             swap_before_task: None,
             helper: None,
+            say: None,
             progress: None,
         }
     }

@@ -31,6 +31,7 @@ const WORKER_NICENESS: i32 = 5;
 #[derive(Debug)]
 pub struct Failure {
     pub code: ExitCode,
+    /// Nothing where it has been said already ([`Options::say`]).
     pub text: Option<String>,
 }
 
@@ -66,7 +67,7 @@ pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Sign
         }
         Err(error) => {
             drop(stagings);
-            let (code, text) = link.fail(&error, error.render());
+            let (code, text) = link.fail(&error, error.render(), options.say);
             Err(Failure { code, text })
         }
     }
