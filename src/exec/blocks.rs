@@ -8,6 +8,7 @@ use super::link::{Link, tag};
 use super::outputs::Stagings;
 use super::reduction::Outcome;
 use super::stage::Running;
+use super::stamp::Stamp;
 use super::stealing::{Stealing, key};
 use super::tiers::Tiers;
 use super::worker::{BlockData, BlockOutputs, lock};
@@ -68,10 +69,12 @@ impl Running<'_> {
             }
             _ => {}
         }
+        Stamp::run(self.run).put(&mut bytes);
         link.send(to, tag::of_run(tag::SCHEDULER, self.run), bytes.into())
     }
 
-    pub(super) fn heed_scheduler(&mut self, message: &Message) -> Result<(), RunError> {
+    pub(super) fn heed_scheduler(&mut self, mut message: Message) -> Result<(), RunError> {
+        Stamp::run(self.run).check(&mut message.bytes, message.source, "a message of its scheduler")?;
         let wrong = || RunError::Protocol { rank: message.source, what: "a message of its scheduler" };
         let decoded = sched::Message::decode(&message.bytes, message.source, self.owner);
         let (decoded, attached) = decoded.ok_or_else(wrong)?;
@@ -88,10 +91,11 @@ impl Running<'_> {
     }
 
     /// Gets a stolen piece ready for the workers.
-    pub(super) fn take(&mut self, piece: Span) -> Result<(), RunError> {
+    pub(super) fn take(&mut self, link: &Link, piece: Span) -> Result<(), RunError> {
         let shared = self.shared.clone();
         let plan = shared.stage();
-        let block = self.stealing.block(plan, &self.inputs, piece, &mut self.report.counts)?;
+        let block =
+            self.stealing.block(plan, &self.inputs, piece, link.distance(piece.owner), &mut self.report.counts)?;
         let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
         lock(&shared.blocks).insert(key(piece), Arc::new(block));
         shared.event(Event::Taken { piece, slices });
@@ -99,7 +103,7 @@ impl Running<'_> {
     }
 
     /// Adds what a thief has computed to the block that it is of, which is not in memory if all of it was stolen.
-    pub(super) fn merge(&mut self, piece: Span) -> Result<(), RunError> {
+    pub(super) fn merge(&mut self, link: &Link, piece: Span, thief: Rank) -> Result<(), RunError> {
         let shared = self.shared.clone();
         let plan = shared.stage();
         if piece.len == 0 {
@@ -109,7 +113,8 @@ impl Running<'_> {
             lock(&shared.blocks).insert(key(piece), Arc::new(block));
         }
         let Some(block) = shared.block(piece) else { panic!("{piece:?} is not in memory") };
-        self.stealing.merge(plan, shared.merger.as_ref(), &block, piece, &mut self.report.counts)
+        let (distance, counts) = (link.distance(thief), &mut self.report.counts);
+        self.stealing.merge(plan, shared.merger.as_ref(), &block, piece, distance, counts)
     }
 
     /// Writes the outputs of a tile, in their order.
@@ -138,7 +143,10 @@ impl Running<'_> {
     ) -> Result<(), RunError> {
         for outcome in outcomes {
             match outcome {
-                Outcome::Pass { to, bytes } => link.send(to, tag::of_run(tag::PARTIAL, self.run), bytes.into())?,
+                Outcome::Pass { to, mut bytes } => {
+                    Stamp::run(self.run).put(&mut bytes);
+                    link.send(to, tag::of_run(tag::PARTIAL, self.run), bytes.into())?;
+                }
                 Outcome::Done { tile, results } => self.emit(link, &tile, &results, stagings)?,
             }
         }

@@ -44,6 +44,9 @@ pub enum RunError {
     NoOptimizedCode { source: Box<EngineError> },
     #[error("rank {rank} sent {what}, which this rank does not understand: all ranks must run the same exuvia")]
     Protocol { rank: Rank, what: &'static str },
+    /// A transfer whose checksum is wrong, or another than the one that was due.
+    #[error("{what} that came from rank {rank} was damaged on its way, or is not what was due")]
+    Damaged { rank: Rank, what: &'static str },
 }
 
 impl RunError {

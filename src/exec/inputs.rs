@@ -10,7 +10,7 @@ use super::resident::{self, Piece, Resident};
 use crate::fabric::Payload;
 use crate::job::{self, Job};
 use crate::plan::{Plan, Role, StagePlan};
-use crate::report::Counts;
+use crate::report::{Counts, Reason};
 use crate::store::Reader;
 use crate::tensor::{Boundary, Dtype, Region, clamp_edges, copy_box, copy_region, padded};
 
@@ -65,31 +65,29 @@ impl<'a> Inputs<'a> {
             };
             let (mut whole, mut source) = (None, None);
             if operand.role == Role::Input {
-                let found = if let Some((pieces, moved_bytes)) = from.resident.gather(link, plan, stage_index, index)? {
-                    counts.moved_bytes += moved_bytes;
-                    Source::Memory(pieces)
-                } else if let Some((bytes, whole)) = constant {
-                    Source::Inline { bytes, whole }
-                } else if let Some(pieces) = from.kept.0.get(&(stage_index, index)) {
-                    Source::Memory(pieces.clone())
-                } else if stage.is_broadcast(index) {
-                    Source::Memory(vec![read_and_send(link, job, stage, index, from.places, counts)?])
-                } else {
-                    let (file, dataset) = place(job, &operand.tensor, from.places);
-                    let file = Source::File(Reader::open(&file, &dataset)?);
-                    if stage.is_shared(index) {
-                        let mine = file.piece(stage.share(index, link.rank()), operand.dtype, counts)?;
-                        let (pieces, moved_bytes) = resident::share(link, stage, index, mine)?;
-                        counts.moved_bytes += moved_bytes;
+                let found =
+                    if let Some(pieces) = from.resident.gather(link, plan, stage_index, index, &mut counts.moved)? {
                         Source::Memory(pieces)
-                    } else if stage.is_held(index) || (stage.keeps && !operand.resident) {
-                        let needs = stage.needs(index, link.rank()).into_iter();
-                        let pieces = needs.map(|need| file.piece(need, operand.dtype, counts));
-                        Source::Memory(pieces.collect::<Result<_, _>>()?)
+                    } else if let Some((bytes, whole)) = constant {
+                        Source::Inline { bytes, whole }
+                    } else if let Some(pieces) = from.kept.0.get(&(stage_index, index)) {
+                        Source::Memory(pieces.clone())
+                    } else if stage.is_broadcast(index) {
+                        Source::Memory(vec![read_and_send(link, job, stage, index, from.places, counts)?])
                     } else {
-                        file
-                    }
-                };
+                        let (file, dataset) = place(job, &operand.tensor, from.places);
+                        let file = Source::File(Reader::open(&file, &dataset)?);
+                        if stage.is_shared(index) {
+                            let mine = file.piece(stage.share(index, link.rank()), operand.dtype, counts)?;
+                            Source::Memory(resident::share(link, plan, (stage_index, index), mine, &mut counts.moved)?)
+                        } else if stage.is_held(index) || (stage.keeps && !operand.resident) {
+                            let needs = stage.needs(index, link.rank()).into_iter();
+                            let pieces = needs.map(|need| file.piece(need, operand.dtype, counts));
+                            Source::Memory(pieces.collect::<Result<_, _>>()?)
+                        } else {
+                            file
+                        }
+                    };
                 if let (Source::Memory(pieces), true, false) = (&found, stage.keeps, operand.resident) {
                     from.kept.0.insert((stage_index, index), pieces.clone());
                 }
@@ -219,7 +217,7 @@ fn read_and_send(
     }
     let bytes = link.broadcast(bytes)?;
     if link.rank() != 0 {
-        counts.moved_bytes += bytes.len() as u64;
+        counts.moved.count(Reason::Input, link.distance(link.broadcast_source(0)), bytes.len() as u64);
     }
     Ok(Piece { region, bytes: bytes.into_vec().into() })
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::fabric::{Backoff, Fabric, FabricError, Message, Payload, Rank, collective};
+use crate::fabric::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, collective};
+use crate::report::{Distance, Traffic};
 use crate::topology::{Topology, Watch};
 
 use super::{ExitCode, RunError};
@@ -150,6 +151,27 @@ impl Link {
     /// From now on a dead rank of this node is noticed.
     pub fn watch(&mut self, topology: &Topology) {
         self.senses.watch = Some((Watch::new(topology, self.rank()), topology.clone()));
+    }
+
+    /// How far away `rank` is.
+    pub fn distance(&self, rank: Rank) -> Distance {
+        let same_node = |(_, topology): &(Watch, Topology)| topology.ranks_on_node(rank).contains(&self.rank());
+        match &self.senses.watch {
+            _ if rank == self.rank() => Distance::Rank,
+            Some(known) if !same_node(known) => Distance::Network,
+            _ => Distance::Node,
+        }
+    }
+
+    /// Who hands this rank what `root` broadcasts.
+    pub fn broadcast_source(&self, root: Rank) -> Rank {
+        collective::broadcast_source(self.rank(), root, self.size())
+    }
+
+    /// What the fabric has counted so far.
+    pub fn traffic(&self) -> Traffic {
+        let Counters { messages_sent, bytes_sent, messages_received, bytes_received } = self.fabric.counters();
+        Traffic { messages_sent, bytes_sent, messages_received, bytes_received }
     }
 
     /// Sends and forgets.

@@ -15,6 +15,7 @@ mod reduction;
 mod resident;
 mod run;
 mod stage;
+mod stamp;
 mod stealing;
 mod tiers;
 mod worker;

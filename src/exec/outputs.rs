@@ -9,10 +9,11 @@ use super::RunError;
 use super::inputs::Places;
 use super::link::{Link, tag};
 use super::resident::{Holding, Piece, Resident};
+use super::stamp::Stamp;
 use crate::fabric::{Message, Payload};
 use crate::job::{Job, Source};
 use crate::plan::{OperandPlan, Origin, Plan, Role, StagePlan};
-use crate::report::OutputReport;
+use crate::report::{Counts, Moved, OutputReport, Reason};
 use crate::store::{OutputLayout, OutputSpec, Staging, Storage, Writer, compress_chunks};
 use crate::tensor::{Region, copy_region};
 
@@ -30,8 +31,7 @@ pub(super) struct Outputs {
     /// The same on rank 0, from all others, and how many they said they had sent.
     received: u64,
     expected: u64,
-    /// Tag of those messages.
-    tag: u32,
+    run: u64,
 }
 
 struct Output {
@@ -94,7 +94,7 @@ impl Outputs {
             let resident = operand.resident.then(|| plan.owned(index, link.rank()).into_iter().map(room).collect());
             outputs.push(Output { tensor: operand.tensor.clone(), operand: index, element_bytes, dataset, resident });
         }
-        Ok(Outputs { outputs, sent: 0, received: 0, expected: 0, tag: tag::of_run(tag::CHUNKS, run) })
+        Ok(Outputs { outputs, sent: 0, received: 0, expected: 0, run })
     }
 
     /// Takes a region of the output of this number. Returns how many bytes that took in a file.
@@ -120,13 +120,16 @@ impl Outputs {
         if link.rank() == 0 {
             self.write_chunks(number, &chunks, stagings)?;
         } else {
-            link.send(0, self.tag, encode_chunks(number, &chunks).into())?;
+            let mut bytes = encode_chunks(number, &chunks);
+            Stamp::run(self.run).put(&mut bytes);
+            link.send(0, tag::of_run(tag::CHUNKS, self.run), bytes.into())?;
             self.sent += 1;
         }
         Ok(chunks.iter().map(|(_, stored)| stored.len() as u64).sum())
     }
 
-    /// Writes what an iteration left in memory to datasets made for it now. Returns bytes written. Collective.
+    /// Writes what an iteration left in memory to datasets made for it now. Collective.
+    #[expect(clippy::too_many_arguments, reason = "what Outputs::create takes, and what of it is kept and counted")]
     pub fn flush(
         link: &mut Link,
         job: &Job,
@@ -135,29 +138,30 @@ impl Outputs {
         resident: &Resident,
         places: &mut Places,
         stagings: &mut Stagings,
-    ) -> Result<u64, RunError> {
+        counts: &mut Counts,
+    ) -> Result<(), RunError> {
         let mut outputs = Outputs::create(link, job, plan, true, run, places, stagings)?;
-        let mut written_bytes = 0;
         for number in 0..outputs.outputs.len() {
             outputs.outputs[number].resident = None;
             let Some(holding) = resident.get(&outputs.outputs[number].tensor) else { continue };
             for piece in &holding.pieces {
-                written_bytes += outputs.write(link, number, &piece.region, &piece.bytes, stagings)?;
+                counts.written_bytes += outputs.write(link, number, &piece.region, &piece.bytes, stagings)?;
             }
         }
         let sent = link.gather(outputs.sent.to_le_bytes().to_vec())?;
         for (rank, sent) in (0..).zip(sent.iter().flatten()).skip(1) {
             let wrong = |_| RunError::Protocol { rank, what: "the end of its outputs" };
             for _ in 0..u64::from_le_bytes(sent.as_slice().try_into().map_err(wrong)?) {
-                let bytes = link.receive(rank, outputs.tag)?;
-                outputs.receive(&Message { source: rank, tag: outputs.tag, bytes }, stagings)?;
+                let chunks = tag::of_run(tag::CHUNKS, run);
+                let message = Message { source: rank, tag: chunks, bytes: link.receive(rank, chunks)? };
+                outputs.receive(link, message, stagings, &mut counts.moved)?;
             }
         }
         link.barrier()?;
         for staging in stagings.values_mut() {
             staging.settle()?;
         }
-        Ok(written_bytes)
+        Ok(())
     }
 
     /// Leaves in memory what stays there.
@@ -171,7 +175,15 @@ impl Outputs {
     }
 
     /// Compressed chunks from another rank.
-    pub fn receive(&mut self, message: &Message, stagings: &mut Stagings) -> Result<(), RunError> {
+    pub fn receive(
+        &mut self,
+        link: &Link,
+        mut message: Message,
+        stagings: &mut Stagings,
+        moved: &mut Moved,
+    ) -> Result<(), RunError> {
+        Stamp::run(self.run).check(&mut message.bytes, message.source, "compressed chunks")?;
+        moved.count(Reason::Output, link.distance(message.source), message.bytes.len() as u64);
         let decoded = decode_chunks(&message.bytes).filter(|(output, _)| *output < self.outputs.len());
         let wrong = || RunError::Protocol { rank: message.source, what: "compressed chunks" };
         let (output, chunks) = decoded.ok_or_else(wrong)?;

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::RunError;
 use super::link::{Link, tag};
+use super::stamp::{STAMP_BYTES, Stamp};
 use crate::fabric::{Payload, Rank};
 use crate::plan::{OperandPlan, Plan, StagePlan};
+use crate::report::{Distance, Moved, Reason};
 use crate::tensor::{Region, copy_box, copy_region};
 
 /// Most bytes of one message of a transfer.
@@ -81,45 +83,50 @@ impl Resident {
     }
 
     /// What this rank needs of input `operand` of stage `stage`, from whoever has it; none if the tensor is not resident (an
-    /// iterated one is not at first). Returns with it the bytes that came from other ranks. Collective.
+    /// iterated one is not at first). Collective.
     pub fn gather(
         &self,
         link: &mut Link,
         plan: &Plan,
         stage: usize,
         operand: usize,
-    ) -> Result<Option<(Vec<Piece>, u64)>, RunError> {
+        moved: &mut Moved,
+    ) -> Result<Option<Vec<Piece>>, RunError> {
         let input = &plan.stages[stage].operands[operand];
         let Some(holding) = self.0.get(&input.tensor) else { return Ok(None) };
         let owned = |rank: Rank| plan.stages[holding.stage].owned(holding.operand, rank);
         if plan.stages[stage].is_broadcast(operand) {
             let mut owners = (0..link.size()).filter(|rank| !owned(*rank).is_empty());
             if let (Some(only), None) = (owners.next(), owners.next()) {
-                return self.broadcast(link, holding, only, input).map(Some);
+                return self.broadcast(link, holding, only, input, moved).map(Some);
             }
         }
+        let stamp = Stamp::operand(stage, operand);
+        let reason = reason(&plan.stages[stage], input);
         let needs = |rank: Rank| plan.stages[stage].needs(operand, rank);
         let (me, element_bytes) = (link.rank(), input.dtype.size_bytes());
         for offset in 1..link.size() {
             // Every rank begins with another one.
             let to = (me + offset) % link.size();
             let regions = common(&needs(to), holding.pieces.iter().map(|piece| &piece.region));
-            send(link, to, &holding.pieces, &regions, element_bytes)?;
+            send(link, to, &holding.pieces, &regions, element_bytes, stamp)?;
         }
-        let (mine, mut moved_bytes) = (needs(me), 0);
+        let mine = needs(me);
+        let bytes_of = |regions: &[Region]| regions.iter().map(Region::elements).sum::<u64>() * element_bytes as u64;
+        moved.count(reason, Distance::Rank, bytes_of(&common(&mine, owned(me).iter())));
         let mut pieces = holding.pieces.clone();
         for offset in 1..link.size() {
             let from = (me + link.size() - offset) % link.size();
             let regions = common(&mine, owned(from).iter());
-            let mut bytes = receive(link, from, &regions, element_bytes)?;
-            moved_bytes += bytes.len() as u64;
+            let mut bytes = receive(link, from, &regions, element_bytes, stamp)?;
+            moved.count(reason, link.distance(from), bytes.len() as u64);
             for region in regions {
                 let rest = bytes.split_off(region.elements() as usize * element_bytes);
                 pieces.push(Piece { region, bytes: Arc::new(bytes) });
                 bytes = rest;
             }
         }
-        Ok(Some((pieces, moved_bytes)))
+        Ok(Some(pieces))
     }
 
     fn broadcast(
@@ -128,7 +135,8 @@ impl Resident {
         holding: &Holding,
         owner: Rank,
         input: &OperandPlan,
-    ) -> Result<(Vec<Piece>, u64), RunError> {
+        moved: &mut Moved,
+    ) -> Result<Vec<Piece>, RunError> {
         let whole = Region::whole(&input.shape);
         let mine = (link.rank() == owner).then(|| {
             let mut piece = vec![0; input.bytes() as usize];
@@ -138,34 +146,46 @@ impl Resident {
             Payload::from(piece)
         });
         let bytes = link.broadcast_from(owner, mine)?;
-        let moved_bytes = if link.rank() == owner { 0 } else { bytes.len() as u64 };
-        Ok((vec![Piece { region: whole, bytes: Arc::new(bytes.into_vec()) }], moved_bytes))
+        moved.count(Reason::Operand, link.distance(link.broadcast_source(owner)), bytes.len() as u64);
+        Ok(vec![Piece { region: whole, bytes: Arc::new(bytes.into_vec()) }])
     }
 }
 
-/// Gives this rank's share of an input that several ranks need alike to the others, and returns all shares with the bytes that
-/// came. Every sharer calls it.
+/// Why ranks need what others have of a resident input.
+fn reason(stage: &StagePlan, input: &OperandPlan) -> Reason {
+    if input.halo.iter().any(|width| *width > 0) {
+        Reason::Halo
+    } else if stage.split.iter().all(|index| input.dims.contains(index)) {
+        Reason::Shuffle
+    } else {
+        Reason::Operand
+    }
+}
+
+/// Gives this rank's share of an input that several ranks need alike to the others, and returns all shares. Every sharer calls
+/// it.
 pub(super) fn share(
     link: &mut Link,
-    plan: &StagePlan,
-    operand: usize,
+    plan: &Plan,
+    (stage, operand): (usize, usize),
     mine: Piece,
-) -> Result<(Vec<Piece>, u64), RunError> {
+    moved: &mut Moved,
+) -> Result<Vec<Piece>, RunError> {
+    let (stamp, plan) = (Stamp::operand(stage, operand), &plan.stages[stage]);
     let (me, element_bytes) = (link.rank(), plan.operands[operand].dtype.size_bytes());
     let others: Vec<Rank> = plan.sharers(operand, me).into_iter().filter(|rank| *rank != me).collect();
     let mut pieces = vec![mine];
     for to in &others {
         let regions = common(&[pieces[0].region.clone()], std::iter::once(&pieces[0].region));
-        send(link, *to, &pieces, &regions, element_bytes)?;
+        send(link, *to, &pieces, &regions, element_bytes, stamp)?;
     }
-    let mut moved_bytes = 0;
     for from in others {
         let region = plan.share(operand, from);
-        let bytes = receive(link, from, std::slice::from_ref(&region), element_bytes)?;
-        moved_bytes += bytes.len() as u64;
+        let bytes = receive(link, from, std::slice::from_ref(&region), element_bytes, stamp)?;
+        moved.count(Reason::Input, link.distance(from), bytes.len() as u64);
         pieces.push(Piece { region, bytes: Arc::new(bytes) });
     }
-    Ok((pieces, moved_bytes))
+    Ok(pieces)
 }
 
 /// What `needs` and `owned` have in common, pair by pair, in the one order that both sides know.
@@ -173,8 +193,20 @@ fn common<'a>(needs: &[Region], owned: impl Iterator<Item = &'a Region> + Clone)
     needs.iter().flat_map(|need| owned.clone().filter_map(|own| own.intersect(need))).collect()
 }
 
-fn send(link: &mut Link, to: Rank, pieces: &[Piece], regions: &[Region], element_bytes: usize) -> Result<(), RunError> {
-    let mut bytes = Vec::new();
+/// Nothing is sent where there is nothing to send: the other side knows.
+fn send(
+    link: &mut Link,
+    to: Rank,
+    pieces: &[Piece],
+    regions: &[Region],
+    element_bytes: usize,
+    stamp: Stamp,
+) -> Result<(), RunError> {
+    let length = regions.iter().map(|region| region.elements() as usize * element_bytes).sum::<usize>();
+    if length == 0 {
+        return Ok(());
+    }
+    let mut bytes = Vec::with_capacity(length + STAMP_BYTES);
     for region in regions {
         let start = bytes.len();
         bytes.resize(start + region.elements() as usize * element_bytes, 0);
@@ -182,6 +214,7 @@ fn send(link: &mut Link, to: Rank, pieces: &[Piece], regions: &[Region], element
             piece.copy_to(region, &mut bytes[start..], element_bytes);
         }
     }
+    stamp.put(&mut bytes);
     let (length, bytes) = (bytes.len(), Payload::from(bytes));
     for start in (0..length).step_by(MESSAGE_BYTES) {
         link.send(to, tag::SHARD, bytes.slice(start..length.min(start + MESSAGE_BYTES)))?;
@@ -189,8 +222,18 @@ fn send(link: &mut Link, to: Rank, pieces: &[Piece], regions: &[Region], element
     Ok(())
 }
 
-fn receive(link: &mut Link, from: Rank, regions: &[Region], element_bytes: usize) -> Result<Vec<u8>, RunError> {
+fn receive(
+    link: &mut Link,
+    from: Rank,
+    regions: &[Region],
+    element_bytes: usize,
+    stamp: Stamp,
+) -> Result<Vec<u8>, RunError> {
     let length = regions.iter().map(|region| region.elements() as usize * element_bytes).sum::<usize>();
+    if length == 0 {
+        return Ok(Vec::new());
+    }
+    let length = length + STAMP_BYTES;
     let mut bytes = Vec::new();
     while bytes.len() < length {
         let message = link.receive(from, tag::SHARD)?;
@@ -200,5 +243,6 @@ fn receive(link: &mut Link, from: Rank, regions: &[Region], element_bytes: usize
         // One message is the rule: taken as it is.
         if bytes.is_empty() { bytes = message } else { bytes.extend_from_slice(&message) }
     }
+    stamp.check(&mut bytes, from, "a part of a tensor")?;
     Ok(bytes)
 }

@@ -127,6 +127,7 @@ fn run_rank(
     }
     tiers.finish();
     share.kernels = tiers.reports();
+    share.fabric = link.traffic();
     let shares = link.gather(serde_json::to_vec(&share).unwrap_or_default())?;
     let Some(shares) = shares else {
         // Nobody leaves before the outputs are in place: a rank that fails now must still be heard.
@@ -193,8 +194,8 @@ fn run_iterations(
     for stage_index in iterate.stages.clone() {
         let plan = &context.plan.stages[stage_index];
         let (run, resident) = (data.begin_run(), &data.resident);
-        let written = Outputs::flush(link, context.job, plan, run, resident, &mut data.places, stagings)?;
-        share.stage(&plan.name).counts.written_bytes += written;
+        let counts = &mut share.stage(&plan.name).counts;
+        Outputs::flush(link, context.job, plan, run, resident, &mut data.places, stagings, counts)?;
     }
     Ok(iteration)
 }

@@ -13,6 +13,7 @@ use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
 use super::reduction::Reduction;
 use super::resident::Resident;
+use super::stamp::Stamp;
 use super::stealing::Stealing;
 use super::tiers::Tiers;
 use super::worker::{FromWorker, Setup, Shared, WorkerReport, lock, work};
@@ -21,7 +22,7 @@ use crate::engine::{Instance, Tier};
 use crate::fabric::{Backoff, Message, Rank};
 use crate::job::{Job, Stage};
 use crate::plan::{Plan, StagePlan, Tile};
-use crate::report::{StageReport, Swap};
+use crate::report::{Reason, StageReport, Swap};
 use crate::sched::{Action, Event, Scheduler};
 use crate::topology::Topology;
 
@@ -234,7 +235,7 @@ impl Running<'_> {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             while let Some(message) = link.poll(wanted)? {
-                self.heed_rank(link, tiers, &message, stagings)?;
+                self.heed_rank(link, tiers, message, stagings)?;
                 backoff.reset();
             }
             if self.wake_at_ns.is_some_and(|ns| self.shared.now_ns() >= ns) {
@@ -300,8 +301,8 @@ impl Running<'_> {
                 Ok(())
             }
             FromWorker::Do(Action::Send { to, message }) => self.send(link, to, &message),
-            FromWorker::Do(Action::Take { piece }) => self.take(piece),
-            FromWorker::Do(Action::Merge { piece }) => self.merge(piece),
+            FromWorker::Do(Action::Take { piece }) => self.take(link, piece),
+            FromWorker::Do(Action::Merge { piece, thief }) => self.merge(link, piece, thief),
             FromWorker::Do(Action::Drop { .. }) => {
                 unreachable!("a death ends the run before the scheduler hears of it")
             }
@@ -328,20 +329,21 @@ impl Running<'_> {
         &mut self,
         link: &mut Link,
         tiers: &mut Tiers,
-        message: &Message,
+        mut message: Message,
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
-        let wrong = |what| RunError::Protocol { rank: message.source, what };
+        let source = message.source;
+        let wrong = |what| RunError::Protocol { rank: source, what };
         let kind = message.tag;
         match kind {
-            tag::ARTIFACT => tiers.receive(link, message),
+            tag::ARTIFACT => tiers.receive(link, &message),
             _ if kind == tag::of_run(tag::CHUNKS, self.run) => {
-                self.report.counts.moved_bytes += message.bytes.len() as u64;
-                self.outputs.receive(message, stagings)
+                self.outputs.receive(link, message, stagings, &mut self.report.counts.moved)
             }
             _ if kind == tag::of_run(tag::PARTIAL, self.run) => {
-                let header_bytes = Reduction::header_bytes(&message.bytes);
-                self.report.counts.moved_bytes += message.bytes.len().saturating_sub(header_bytes) as u64;
+                Stamp::run(self.run).check(&mut message.bytes, message.source, "a partial result")?;
+                let bytes = message.bytes.len().saturating_sub(Reduction::header_bytes(&message.bytes));
+                self.report.counts.moved.count(Reason::Reduce, link.distance(message.source), bytes as u64);
                 let shared = self.shared.clone();
                 let received = self.reduction.as_mut().and_then(|r| r.receive(shared.stage(), &message.bytes));
                 let outcomes = received.ok_or_else(|| wrong("a partial result"))?;

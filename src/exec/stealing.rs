@@ -11,7 +11,7 @@ use super::inputs::Inputs;
 use super::worker::{BlockData, BlockKey, BlockOutputs, lock};
 use crate::fabric::Rank;
 use crate::plan::{StagePlan, Tile};
-use crate::report::Counts;
+use crate::report::{Counts, Distance, Reason};
 use crate::sched::Span;
 use crate::tensor::copy_region;
 
@@ -69,12 +69,13 @@ impl Stealing {
         Ok(bytes)
     }
 
-    /// A stolen piece as a block to compute, with what came with its grant.
+    /// A stolen piece as a block to compute, with what came with its grant from as far as `distance`.
     pub fn block(
         &mut self,
         plan: &StagePlan,
         inputs: &Inputs<'_>,
         piece: Span,
+        distance: Distance,
         counts: &mut Counts,
     ) -> Result<BlockData, RunError> {
         let wrong = || RunError::Protocol { rank: piece.owner, what: "work" };
@@ -96,7 +97,7 @@ impl Stealing {
                 if bytes.len() as u64 != padded * operand.dtype.size_bytes() as u64 {
                     return Err(wrong());
                 }
-                counts.moved_bytes += bytes.len() as u64;
+                counts.moved.count(Reason::Steal, distance, bytes.len() as u64);
                 bytes
             } else {
                 inputs.read(plan, index, &region, counts)?
@@ -117,13 +118,14 @@ impl Stealing {
         bytes
     }
 
-    /// Adds what a thief returned to an own block.
+    /// Adds what a thief returned from as far as `distance` to an own block.
     pub fn merge(
         &mut self,
         plan: &StagePlan,
         merger: Option<&Merger>,
         block: &BlockData,
         piece: Span,
+        distance: Distance,
         counts: &mut Counts,
     ) -> Result<(), RunError> {
         let wrong = || RunError::Protocol { rank: piece.owner, what: "the results of its work" };
@@ -132,7 +134,7 @@ impl Stealing {
         let mut attached = self.take_attached(piece).into_iter();
         let mut next = |index: usize| {
             let bytes = plan.region(index, &cover).elements() * plan.operands[index].dtype.size_bytes() as u64;
-            counts.moved_bytes += bytes;
+            counts.moved.count(Reason::Steal, distance, bytes);
             attached.next().filter(|buffer| buffer.len() as u64 == bytes).ok_or_else(wrong)
         };
         match &mut *lock(&block.outputs) {

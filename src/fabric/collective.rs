@@ -60,6 +60,11 @@ pub fn broadcast(
     }
 }
 
+/// From whom `rank` gets what `root` of `size` ranks broadcasts; from itself if it is the root.
+pub fn broadcast_source(rank: Rank, root: Rank, size: u32) -> Rank {
+    (tree_edges((rank + size - root) % size, size).0 + root) % size
+}
+
 fn broadcast_down(fabric: &mut dyn Fabric, children: &[Rank], bytes: &Payload) -> Result<(), FabricError> {
     let header = Payload::from((bytes.len() as u64).to_le_bytes().to_vec());
     for piece in std::iter::once(header).chain(pieces(bytes.len()).map(|range| bytes.slice(range))) {

@@ -2,6 +2,7 @@
 
 use super::error::iec;
 use super::{Distribution, OperandPlan, Plan, Role, StageKind, StagePlan};
+use crate::tensor::Boundary;
 
 /// What [`explain`] knows of an operand: its bytes, whether each axis cuts it, and its halo along each axis.
 struct Traffic {
@@ -10,6 +11,8 @@ struct Traffic {
     /// Width over extent.
     halo: Vec<f64>,
     output: bool,
+    /// Whether there is a border between the last part and the first.
+    periodic: bool,
 }
 
 /// Sentences for a person, a paragraph per stage.
@@ -129,6 +132,7 @@ impl StagePlan {
                 cut: axes.clone().map(|axis| dim(axis).is_some()).collect(),
                 halo: axes.map(halo).collect(),
                 output: operand.role == Role::Output,
+                periodic: self.boundary == Some(Boundary::Periodic),
             }
         };
         self.operands.iter().filter(moves).map(one).collect()
@@ -140,9 +144,12 @@ impl Traffic {
     fn bytes(&self, parts: &[u64]) -> f64 {
         let axes = || 0..parts.len();
         let copies: f64 = axes().filter(|axis| !self.cut[*axis]).map(|axis| parts[axis] as f64).product();
-        // Corners included: the notation asks for all neighbours.
-        let padded: f64 = axes().map(|axis| 1.0 + 2.0 * self.halo[axis] * (parts[axis] - 1) as f64).product();
-        let halos = if self.output { 0.0 } else { padded - 1.0 };
+        // Corners included: the notation asks for all neighbours. A ring has a border more than a row, and around an axis that
+        // nobody cuts a rank finds its neighbours in its own memory.
+        let borders = |axis: usize| if self.periodic { parts[axis] } else { parts[axis] - 1 };
+        let padded = |axis: usize| 1.0 + 2.0 * self.halo[axis] * borders(axis) as f64;
+        let own: f64 = axes().filter(|axis| parts[*axis] == 1).map(padded).product();
+        let halos = if self.output { 0.0 } else { axes().map(padded).product::<f64>() - own };
         self.bytes * (copies - 1.0 + copies * halos)
     }
 }

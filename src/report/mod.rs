@@ -4,12 +4,14 @@
 //! Invariant: times are nanoseconds since the process started, or lasted, on the rank that says them; counters add
 //! up over ranks.
 
+mod moved;
 mod render;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use moved::{Distance, Distances, Moved, Reason};
 pub use render::summary;
 
 /// The record of one run, as `--report FILE` writes it. `docs/report.md` describes every field.
@@ -83,8 +85,8 @@ pub struct Counts {
     pub optimized_ns: u64,
     /// Read from files.
     pub read_bytes: u64,
-    /// Received from other ranks: tensors, not control messages.
-    pub moved_bytes: u64,
+    /// Bytes that came from other ranks or were here already, by reason and distance.
+    pub moved: Moved,
     /// Written to files.
     pub written_bytes: u64,
     /// Split operands that kernels consumed and produced.
@@ -102,11 +104,16 @@ impl Counts {
         self.baseline_ns += other.baseline_ns;
         self.optimized_ns += other.optimized_ns;
         self.read_bytes += other.read_bytes;
-        self.moved_bytes += other.moved_bytes;
+        self.moved.add(&other.moved);
         self.written_bytes += other.written_bytes;
         self.processed_bytes += other.processed_bytes;
         self.steals += other.steals;
         self.stolen_slices += other.stolen_slices;
+    }
+
+    /// Received from other ranks: tensors, not control messages.
+    pub fn moved_bytes(&self) -> u64 {
+        self.moved.total().moved()
     }
 
     /// Tasks on either tier.
@@ -123,6 +130,8 @@ pub struct RankReport {
     pub first_task_ns: Option<u64>,
     /// How often the iterated stages ran; none in a job without any.
     pub iterations: Option<u64>,
+    /// What the fabric itself counted until the last stage was over: tensors and control messages alike.
+    pub fabric: Traffic,
     pub swaps: Vec<Swap>,
     pub stages: Vec<StageReport>,
     pub kernels: Vec<KernelReport>,
@@ -137,6 +146,15 @@ impl RankReport {
         }
         &mut self.stages[at]
     }
+}
+
+/// Messages and bytes that went through the fabric.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub messages_sent: u64,
+    pub bytes_sent: u64,
+    pub messages_received: u64,
+    pub bytes_received: u64,
 }
 
 /// A worker that went from one tier to the other while it ran.

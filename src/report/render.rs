@@ -58,11 +58,17 @@ pub fn summary(report: &Report) -> String {
         format!(
             "{} read, {} moved, {} written; {}/s through kernels",
             ByteSize(totals.read_bytes),
-            ByteSize(totals.moved_bytes),
+            ByteSize(totals.moved_bytes()),
             ByteSize(totals.written_bytes),
             ByteSize((totals.processed_bytes as f64 / seconds.max(1e-9)) as u64),
         ),
     );
+    if totals.moved_bytes() > 0 {
+        let reasons = totals.moved.by_reason().into_iter().filter(|(_, bytes)| bytes.moved() > 0);
+        let reasons: Vec<_> = reasons.map(|(reason, bytes)| format!("{} {reason}", ByteSize(bytes.moved()))).collect();
+        let between = ByteSize(totals.moved.total().network);
+        line(&mut text, "moved", format!("{}; {between} between nodes", reasons.join(", ")));
+    }
     if totals.steals > 0 {
         let what = format!("{} time(s) by ranks without work, {} slices", totals.steals, totals.stolen_slices);
         line(&mut text, "stolen", what);

@@ -271,7 +271,7 @@ impl World {
                     self.soon(rank, Happening::Written { block });
                 }
                 Action::Send { to, message } => self.send(rank, to, message),
-                Action::Merge { piece } => self.count(piece),
+                Action::Merge { piece, .. } => self.count(piece),
                 Action::Drop { piece } => assert!(self.holds[me].remove(&piece)),
                 Action::WakeAt { ns } => {
                     assert!(ns > self.now_ns);

@@ -103,7 +103,7 @@ pub enum Action {
     /// [`Message::Returned`] the outputs of the piece, whose memory is then free.
     Send { to: u32, message: Message },
     /// Add to an own block the outputs of this piece, which came with the message that this action answers.
-    Merge { piece: Span },
+    Merge { piece: Span, thief: u32 },
     /// Forget a stolen piece, its inputs and outputs: its owner is dead. A worker may still be at it.
     Drop { piece: Span },
     /// Report [`Event::Tick`] at this time. Replaces what was asked for before.

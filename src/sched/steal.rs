@@ -246,7 +246,7 @@ impl Scheduler {
         if !settled {
             return;
         }
-        actions.push(Action::Merge { piece });
+        actions.push(Action::Merge { piece, thief });
         if piece.len == 0 {
             let known = self.blocks.insert(piece.block, Block { slices: 0, finished: 0, lent: 0 });
             assert!(known.is_none(), "block {} was lent while in memory", piece.block);

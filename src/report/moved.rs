@@ -1,0 +1,141 @@
+//! Bytes of tensors that ranks needed and where those came from.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a rank needed bytes that others have as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// An input from a file, which one rank has read for several.
+    Input,
+    /// The border of its part of a resident tensor.
+    Halo,
+    /// A resident tensor, all of which (or all along some dimensions) every task needs.
+    Operand,
+    /// A resident tensor that the next stage divides otherwise than the one before.
+    Shuffle,
+    /// Partial results.
+    Reduce,
+    /// Inputs and results of stolen work.
+    Steal,
+    /// Compressed chunks, which rank 0 writes.
+    Output,
+}
+
+/// Where bytes came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distance {
+    /// They were in the memory of this rank.
+    Rank,
+    /// Another rank of the same node.
+    Node,
+    /// Another node.
+    Network,
+}
+
+/// Bytes by distance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Distances {
+    pub rank: u64,
+    pub node: u64,
+    pub network: u64,
+}
+
+impl Distances {
+    /// What came from other ranks.
+    pub fn moved(&self) -> u64 {
+        self.node + self.network
+    }
+}
+
+/// Bytes by reason and distance; control messages and what belongs to no tensor are not in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    pub input: Distances,
+    pub halo: Distances,
+    pub operand: Distances,
+    pub shuffle: Distances,
+    pub reduce: Distances,
+    pub steal: Distances,
+    pub output: Distances,
+}
+
+impl Moved {
+    /// Counts bytes that this rank got, or found that it had.
+    pub fn count(&mut self, reason: Reason, distance: Distance, bytes: u64) {
+        let of_reason = match reason {
+            Reason::Input => &mut self.input,
+            Reason::Halo => &mut self.halo,
+            Reason::Operand => &mut self.operand,
+            Reason::Shuffle => &mut self.shuffle,
+            Reason::Reduce => &mut self.reduce,
+            Reason::Steal => &mut self.steal,
+            Reason::Output => &mut self.output,
+        };
+        *match distance {
+            Distance::Rank => &mut of_reason.rank,
+            Distance::Node => &mut of_reason.node,
+            Distance::Network => &mut of_reason.network,
+        } += bytes;
+    }
+
+    /// Each reason's name with its bytes.
+    pub fn by_reason(&self) -> [(&'static str, Distances); 7] {
+        [
+            ("input", self.input),
+            ("halo", self.halo),
+            ("operand", self.operand),
+            ("shuffle", self.shuffle),
+            ("reduce", self.reduce),
+            ("steal", self.steal),
+            ("output", self.output),
+        ]
+    }
+
+    pub(super) fn add(&mut self, other: &Moved) {
+        let mine = [
+            &mut self.input,
+            &mut self.halo,
+            &mut self.operand,
+            &mut self.shuffle,
+            &mut self.reduce,
+            &mut self.steal,
+            &mut self.output,
+        ];
+        for (mine, (_, other)) in mine.into_iter().zip(other.by_reason()) {
+            mine.rank += other.rank;
+            mine.node += other.node;
+            mine.network += other.network;
+        }
+    }
+
+    /// All reasons together.
+    pub fn total(&self) -> Distances {
+        self.by_reason().iter().fold(Distances::default(), |sum, (_, bytes)| Distances {
+            rank: sum.rank + bytes.rank,
+            node: sum.node + bytes.node,
+            network: sum.network + bytes.network,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_place() {
+        use Reason::*;
+        let mut moved = Moved::default();
+        for (bytes, reason) in (1..).zip([Input, Halo, Operand, Shuffle, Reduce, Steal, Output]) {
+            moved.count(reason, Distance::Node, bytes);
+            moved.count(reason, Distance::Network, 10 * bytes);
+            moved.count(reason, Distance::Rank, 100 * bytes);
+        }
+        let total = moved.total();
+        assert_eq!((total.rank, total.node, total.network, total.moved()), (2800, 28, 280, 308));
+        assert_eq!(moved.steal, Distances { rank: 600, node: 6, network: 60 });
+        let mut twice = moved;
+        twice.add(&moved);
+        assert!(twice.by_reason().iter().zip(moved.by_reason()).all(|((_, a), (_, b))| a.node == 2 * b.node));
+    }
+}

@@ -1,0 +1,107 @@
+//! The jobs of `jobs/` in a folder of their own, for the tests that run them.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+#[path = "../launch/mod.rs"]
+mod launch;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use exuvia::cli::kernel_build;
+use exuvia::report::Report;
+use exuvia::store::Reader;
+use exuvia::tensor::Region;
+
+pub const EXUVIA: &str = env!("CARGO_BIN_EXE_exuvia");
+
+/// A folder with the input data, the kernels and the jobs of `jobs/`, moved there.
+pub struct Lab {
+    folder: tempfile::TempDir,
+}
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+pub fn python(script: &str) -> Command {
+    let mut command = Command::new(std::env::var("EXUVIA_PYTHON").as_deref().unwrap_or("/usr/bin/python3"));
+    command.arg(root().join(script));
+    command
+}
+
+pub fn text(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
+}
+
+impl Lab {
+    /// With the kernels of these sources.
+    pub fn new(kernels: &[&str]) -> Lab {
+        let lab = Lab { folder: tempfile::tempdir().unwrap() };
+        let made = python("scripts/make-inputs").arg(lab.path("data")).output().unwrap();
+        assert!(made.status.success(), "{}", text(&made));
+        for kernel in kernels {
+            let source = root().join(format!("examples/kernels/{kernel}.c"));
+            kernel_build::build(&source, &lab.path(&format!("{kernel}.wasm")), &[]).unwrap();
+        }
+        lab
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The job of this name, changed by `edit`.
+    pub fn job(&self, name: &str, edit: impl Fn(String) -> String) -> PathBuf {
+        let job = fs::read_to_string(root().join(format!("jobs/{name}.toml"))).unwrap();
+        let job =
+            job.replace("../target/kernels/", "").replace("../target/data/", "data/").replace("../target/out/", "");
+        let job = job.replace("../data/", &format!("{}/data/", root().display()));
+        fs::write(self.path("job.toml"), edit(job)).unwrap();
+        self.path("job.toml")
+    }
+
+    pub fn run(&self, ranks: u32, arguments: &[&str]) -> Report {
+        self.run_with(ranks, arguments, &[])
+    }
+
+    /// With these environment variables.
+    pub fn run_with(&self, ranks: u32, arguments: &[&str], environment: &[(&str, &Path)]) -> Report {
+        let mut command = if ranks == 1 { Command::new(EXUVIA) } else { launch::ranks(ranks, EXUVIA.as_ref()) };
+        command.arg("run").args(arguments).arg("--report").arg(self.path("report.json")).arg(self.path("job.toml"));
+        command.envs(environment.iter().copied());
+        let output = command.env("EXUVIA_CACHE_DIR", self.path("cache")).output().unwrap();
+        assert!(output.status.success(), "{ranks} ranks, {arguments:?}: {}", text(&output));
+        serde_json::from_slice(&fs::read(self.path("report.json")).unwrap()).unwrap()
+    }
+
+    /// The bytes of everything that a run wrote.
+    pub fn results(&self, report: &Report) -> Vec<(String, Vec<u8>)> {
+        let read = |output: &exuvia::report::OutputReport| {
+            let reader = Reader::open(output.file.as_ref(), &output.dataset).unwrap();
+            let mut bytes = Vec::new();
+            reader.read(&Region::whole(&reader.info().shape), &mut bytes).unwrap();
+            (output.dataset.clone(), bytes)
+        };
+        report.outputs.iter().map(read).collect()
+    }
+
+    /// Runs a job in many ways: all have the bits of one rank on baseline code, and those are what numpy finds.
+    pub fn agrees(&self, name: &str) -> Report {
+        self.job(name, |job| job);
+        let first = self.run(1, &["--tier", "baseline", "--threads", "2"]);
+        let expected = self.results(&first);
+        let mut oracle = python("tests/oracle_stages.py");
+        let output = oracle.arg(name).arg(self.path("data")).arg(self.path(&format!("{name}.h5"))).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        for (ranks, threads, tier) in [(2, "2", "auto"), (3, "1", "baseline"), (4, "1", "optimized"), (7, "1", "auto")]
+        {
+            let report = self.run(ranks, &["--tier", tier, "--threads", threads]);
+            assert_eq!(report.ranks[0].iterations, first.ranks[0].iterations);
+            for ((dataset, bytes), (_, expected)) in self.results(&report).iter().zip(&expected) {
+                assert!(bytes == expected, "{name}: {dataset} differs on {ranks} ranks, {threads} threads, {tier}");
+            }
+        }
+        first
+    }
+}

@@ -1,0 +1,105 @@
+//! The bytes that move between ranks: as planned, as the report says, as MPI itself counts them, and against the least there
+//! could be.
+#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+
+mod lab;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use exuvia::job::{Job, Source};
+use exuvia::plan::{self, Layout, Machine, Plan};
+use exuvia::report::Report;
+use exuvia::store;
+use lab::{Lab, root, text};
+
+/// What a rank puts behind the bytes of every transfer.
+const STAMP_BYTES: u64 = 12;
+/// Tags whose messages are tensors sent as planned; their numbers are `exec::link`'s.
+const SHARD: u64 = 7;
+const PARTIAL: u64 = 8;
+/// Which sum a partial result is of.
+const PARTIAL_HEADER_BYTES: u64 = 16;
+const KINDS: u64 = 16;
+
+/// Messages and bytes.
+type Sent = (u64, u64);
+
+/// A library that counts what MPI is asked to send.
+fn counter(lab: &Lab) -> PathBuf {
+    let library = lab.path("libcount.so");
+    let compiler = std::env::var("MPICC").unwrap_or_else(|_| "mpicc".to_owned());
+    let mut command = Command::new(&compiler);
+    command.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(root().join("tests/pmpi/count.c"));
+    let output = command.output().unwrap_or_else(|error| panic!("{compiler}: {error}"));
+    assert!(output.status.success(), "{}", text(&output));
+    library
+}
+
+/// What MPI sent between callers, by kind of tag.
+fn sent(lab: &Lab, ranks: u32) -> BTreeMap<u64, Sent> {
+    let mut all = BTreeMap::new();
+    for rank in 0..ranks {
+        let lines = fs::read_to_string(lab.path(&format!("counts/{rank}"))).unwrap();
+        for line in lines.lines() {
+            let [_, tag, messages, bytes] = line.split(' ').map(|n| n.parse().unwrap()).collect::<Vec<u64>>()[..]
+            else {
+                panic!("{line}")
+            };
+            let sum: &mut Sent = all.entry(tag % KINDS).or_default();
+            *sum = (sum.0 + messages, sum.1 + bytes);
+        }
+    }
+    all
+}
+
+fn planned(lab: &Lab, ranks: u32) -> Plan {
+    let job = Job::load(&lab.path("job.toml")).unwrap();
+    let mut layouts = BTreeMap::new();
+    for decl in job.tensors.values() {
+        if let Source::File { file, dataset } = &decl.source {
+            let info = store::describe(file, dataset).unwrap();
+            layouts.insert(decl.name.clone(), Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk });
+        }
+    }
+    let machine = Machine { ranks, ranks_per_node: ranks, threads: 1, memory_bytes: 1 << 32 };
+    plan::plan(&job, &layouts, &machine).unwrap()
+}
+
+fn run(lab: &Lab, ranks: u32) -> Report {
+    fs::create_dir_all(lab.path("counts")).unwrap();
+    let environment = [("LD_PRELOAD", &*counter(lab)), ("PMPI_COUNTS", &*lab.path("counts"))];
+    lab.run_with(ranks, &["--threads", "1", "--no-steal"], if ranks == 1 { &[] } else { &environment })
+}
+
+/// What a run moves is what the plan said (made of closed forms) and what MPI was asked to send, and little more than the
+/// least that could move.
+#[test]
+fn plans_foretell_the_bytes_that_mpi_sends() {
+    let lab = Lab::new(&["heat", "matmul", "histogram", "transpose"]);
+    for (name, limit) in [("heat3d", 1.16), ("matmul", 1.10), ("histogram", 1.0), ("transpose", 1.0)] {
+        // One iteration after the first, which reads its file: the plan tells of one.
+        lab.job(name, |job| job.replace("count = ", "count = 2 # "));
+        for ranks in [1, 2, 3, 4, 8, 16] {
+            let (report, plan) = (run(&lab, ranks), planned(&lab, ranks));
+            let (moved, total) = (report.totals().moved, report.totals().moved_bytes());
+            assert_eq!(total, plan.totals().bytes.moved, "{name} on {ranks} ranks");
+            if ranks == 1 {
+                assert_eq!(total, 0, "{name}");
+                continue;
+            }
+            let least: f64 = plan.stages.iter().map(|stage| stage.least_moved_bytes()).sum();
+            println!("{name} on {ranks} ranks: {total} bytes, {:.3} times the least", total as f64 / least.max(1.0));
+            assert!(total as f64 <= limit * least, "{name} on {ranks} ranks: {total} over {least}");
+            let sent = sent(&lab, ranks);
+            let of_kind = |kind, header| {
+                let (messages, bytes) = sent.get(&kind).copied().unwrap_or_default();
+                bytes - messages * (STAMP_BYTES + header)
+            };
+            assert_eq!(of_kind(PARTIAL, PARTIAL_HEADER_BYTES), moved.reduce.moved(), "{name} on {ranks} ranks");
+            assert_eq!(of_kind(SHARD, 0), total - moved.reduce.moved(), "{name} on {ranks} ranks");
+        }
+    }
+}
