@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::artifact::{Artifact, Fingerprint};
 use super::{Engine, EngineError, Kernel};
 
-/// Artifacts on disk, one file per fingerprint, in a directory that only its owner can write.
+/// Artifacts on disk, one file per fingerprint, and what runs noted of kernels, in a directory that only its owner can write.
 #[derive(Clone, Debug)]
 pub struct Cache {
     directory: PathBuf,
@@ -58,16 +58,37 @@ impl Cache {
 
     /// Keeps an artifact. Other processes see it whole or not at all.
     pub fn put(&self, artifact: &[u8]) -> Result<(), EngineError> {
-        let failed = |message: String| EngineError::Cache { directory: self.directory.clone(), message };
-        let fingerprint = Artifact::parse(artifact).map_err(failed)?.fingerprint;
+        let fingerprint = Artifact::parse(artifact).map_err(|message| self.failed(message))?.fingerprint;
+        self.write(&self.file(&fingerprint), artifact)
+    }
+
+    /// What earlier runs noted of a kernel, if they did.
+    pub fn notes(&self, kernel: &Kernel) -> Option<Vec<u8>> {
+        fs::read(self.notes_file(kernel)).ok()
+    }
+
+    /// Keeps notes of a kernel, in place of those that are there.
+    pub fn put_notes(&self, kernel: &Kernel, notes: &[u8]) -> Result<(), EngineError> {
+        self.write(&self.notes_file(kernel), notes)
+    }
+
+    fn write(&self, file: &Path, bytes: &[u8]) -> Result<(), EngineError> {
         let write = || -> std::io::Result<()> {
             let mut temporary = tempfile::NamedTempFile::new_in(&self.directory)?;
-            temporary.write_all(artifact)?;
+            temporary.write_all(bytes)?;
             temporary.as_file().sync_all()?;
-            temporary.persist(self.file(&fingerprint)).map_err(|e| e.error)?;
+            temporary.persist(file).map_err(|e| e.error)?;
             File::open(&self.directory)?.sync_all()
         };
-        write().map_err(|e| failed(e.to_string()))
+        write().map_err(|e| self.failed(e.to_string()))
+    }
+
+    fn failed(&self, message: String) -> EngineError {
+        EngineError::Cache { directory: self.directory.clone(), message }
+    }
+
+    fn notes_file(&self, kernel: &Kernel) -> PathBuf {
+        self.directory.join(format!("{}.notes", kernel.hash()))
     }
 
     fn file(&self, fingerprint: &Fingerprint) -> PathBuf {

@@ -1,12 +1,12 @@
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Instant;
 
 use wasmer::{Global, Imports, Store, TypedFunction, Value};
 
 use super::code::Code;
-use super::memory::{Arena, GuestMemory, WASM_PAGE};
+use super::memory::{Arena, GuestMemory, Slot, WASM_PAGE};
 use super::rewrite::{HOST_MODULE, Initial, MEMORY, START, global_name};
-use super::{Access, Engine, EngineError, Kernel, KernelFault, OperandSpec, Tier, View};
+use super::{Access, Engine, EngineError, Kernel, KernelFault, OperandSpec, SharedBytes, Tier, View};
 
 /// Stack of a kernel. wasmer keeps its stacks in a pool that takes the first size for good, so it is set once.
 const STACK_BYTES: usize = 8 << 20;
@@ -19,6 +19,8 @@ pub struct Instance {
     memory: GuestMemory,
     globals: Vec<Global>,
     arena: Arena,
+    /// What is mapped into the slots of shared operands.
+    mapped: Vec<Option<Arc<SharedBytes>>>,
     limit_bytes: u64,
     function: TypedFunction<(i32, i32), i32>,
     tier: Tier,
@@ -83,7 +85,8 @@ impl Instance {
         let tier = code.tier();
         let kernel = kernel.clone();
         let (usable, sealed) = (true, false);
-        Ok(Instance { store, kernel, memory, globals, arena, limit_bytes, function, tier, usable, sealed })
+        let mapped = vec![None; operands.len()];
+        Ok(Instance { store, kernel, memory, globals, arena, mapped, limit_bytes, function, tier, usable, sealed })
     }
 
     /// The tier of the code that the next call runs.
@@ -91,11 +94,27 @@ impl Instance {
         self.tier
     }
 
+    /// Makes `shared` the bytes of a shared operand, without a copy.
+    pub fn map_operand(&mut self, operand: usize, shared: &Arc<SharedBytes>) -> Result<(), EngineError> {
+        let failed = |message: String| EngineError::Instantiate { name: self.kernel.name().to_owned(), message };
+        let fits = |slot: &&Slot| slot.access == Access::Shared && shared.len() <= slot.max_bytes;
+        let Some(slot) = self.arena.slots.get(operand).filter(fits) else {
+            return Err(failed(format!("{} bytes do not fit operand {operand}", shared.len())));
+        };
+        if !self.mapped[operand].as_ref().is_some_and(|mapped| Arc::ptr_eq(mapped, shared)) {
+            let mapped = self.memory.map(&self.store, slot, shared);
+            mapped.map_err(|e| failed(format!("cannot map its inputs: {e}")))?;
+            self.mapped[operand] = Some(shared.clone());
+        }
+        Ok(())
+    }
+
     /// Room for the bytes of operand `operand` in the coming call; `None` if they do not fit its slot, or if it is a
-    /// shared operand and already sealed.
+    /// shared operand and mapped or already sealed.
     pub fn operand_mut(&mut self, operand: usize, bytes: u64) -> Option<&mut [u8]> {
         let slot = *self.arena.slots.get(operand)?;
-        if bytes > slot.max_bytes || (self.sealed && slot.access == Access::Shared) {
+        let closed = slot.access == Access::Shared && (self.sealed || self.mapped[operand].is_some());
+        if bytes > slot.max_bytes || closed {
             return None;
         }
         self.memory.bytes_mut(&mut self.store, slot.address, bytes)
@@ -119,7 +138,8 @@ impl Instance {
 
     fn protect_shared(&mut self, sealed: bool) -> Result<(), EngineError> {
         self.sealed = sealed;
-        for slot in self.arena.slots.iter().filter(|slot| slot.access == Access::Shared) {
+        let copied = |(slot, mapped): &(&Slot, &Option<_>)| slot.access == Access::Shared && mapped.is_none();
+        for (slot, _) in self.arena.slots.iter().zip(&self.mapped).filter(copied) {
             let (memory, store) = (&self.memory, &self.store);
             let result = if sealed { memory.seal(store, slot) } else { memory.unseal(store, slot) };
             result.map_err(|e| EngineError::Instantiate {

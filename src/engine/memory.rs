@@ -2,7 +2,7 @@
 //! must not is noticed.
 //!
 //! Behind what the module itself uses lies the arena: the views, then one slot per operand, each between unmapped
-//! pages. Shared operands become read-only pages. In front of and behind the bytes of every other operand stands a
+//! pages. Shared operands become read-only pages, or pages of a file that the ranks of a node share. In front of and behind the bytes of every other operand stands a
 //! pattern that is compared after each call.
 //!
 //! This is the guest-memory door of the crate's `unsafe`.
@@ -12,11 +12,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::mm::{MprotectFlags, mprotect};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mprotect};
 use wasmer::{AsStoreMut, AsStoreRef, Memory, MemoryError, MemoryType, Pages};
 use wasmer_vm::{LinearMemory, MemoryStyle, VMMemory, VMMemoryDefinition};
 
-use super::{Access, OperandSpec, View};
+use super::{Access, OperandSpec, SharedBytes, View};
 
 pub(super) const WASM_PAGE: u64 = 65_536;
 /// Protection works on the host's pages.
@@ -181,6 +181,16 @@ impl GuestMemory {
     pub fn unseal(&self, store: &impl AsStoreRef, slot: &Slot) -> std::io::Result<()> {
         let bytes = slot.max_bytes.next_multiple_of(HOST_PAGE);
         self.protect(store, slot.address, bytes, MprotectFlags::READ | MprotectFlags::WRITE)
+    }
+
+    /// Puts `shared`, which fits the slot of a shared operand, where that is: read-only, and without a copy.
+    pub fn map(&self, store: &impl AsStoreRef, slot: &Slot, shared: &SharedBytes) -> std::io::Result<()> {
+        let start = self.base(store, slot.address, shared.len()).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let (protection, flags) = (ProtFlags::READ, MapFlags::SHARED | MapFlags::FIXED);
+        // SAFETY: whole pages of this memory's slot, as in `protect`, take the place of those that were there; a guard page
+        // follows, so rounding up stays in the slot. The file is sealed: it neither shrinks nor changes below the mapping.
+        unsafe { mmap(start.cast(), shared.len() as usize, protection, flags, shared.descriptor(), 0) }?;
+        Ok(())
     }
 
     fn protect(&self, store: &impl AsStoreRef, address: u64, bytes: u64, flags: MprotectFlags) -> std::io::Result<()> {

@@ -20,6 +20,7 @@ mod memory;
 mod pipeline;
 mod probestack;
 mod rewrite;
+mod shared;
 mod view;
 
 pub use artifact::{COMPILER, Fingerprint, Pipeline};
@@ -31,6 +32,7 @@ pub use inspect::{Inspection, inspect};
 pub use instance::Instance;
 pub use kernel::Kernel;
 pub use pipeline::Cpu;
+pub use shared::{SharedBytes, SharedName};
 pub use view::{Access, OperandSpec, View};
 
 #[cfg(test)]

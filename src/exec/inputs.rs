@@ -7,9 +7,11 @@ use super::RunError;
 use super::link::Link;
 use super::outputs::destination;
 use super::resident::{self, Piece, Resident};
-use crate::fabric::Payload;
+use super::stamp::Stamp;
+use super::whole::{OnNode, Whole};
+use crate::fabric::{Payload, Rank};
 use crate::job::{self, Job};
-use crate::plan::{Plan, Role, StagePlan};
+use crate::plan::{OperandPlan, Plan, Role, StagePlan};
 use crate::report::{Counts, Reason};
 use crate::store::Reader;
 use crate::tensor::{Boundary, Dtype, Region, clamp_edges, copy_box, copy_region, padded};
@@ -19,7 +21,10 @@ pub(super) type Places = BTreeMap<String, (PathBuf, String)>;
 
 /// What an iterated stage reads once and keeps, by stage and operand.
 #[derive(Default)]
-pub(super) struct Kept(BTreeMap<(usize, usize), Vec<Piece>>);
+pub(super) struct Kept {
+    pieces: BTreeMap<(usize, usize), Vec<Piece>>,
+    whole: BTreeMap<(usize, usize), Whole>,
+}
 
 /// Where a stage may find its inputs.
 pub(super) struct Origins<'a> {
@@ -41,8 +46,8 @@ enum Source<'a> {
 
 /// The inputs of a stage on one rank, by operand; outputs have neither.
 pub(super) struct Inputs<'a> {
-    /// What all tasks share, halo included.
-    pub whole: Vec<Option<Payload>>,
+    /// What all tasks share.
+    pub whole: Vec<Option<Whole>>,
     sources: Vec<Option<Source<'a>>>,
 }
 
@@ -53,48 +58,25 @@ impl<'a> Inputs<'a> {
         job: &'a Job,
         plan: &Plan,
         stage_index: usize,
-        from: Origins<'_>,
+        mut from: Origins<'_>,
         counts: &mut Counts,
     ) -> Result<Inputs<'a>, RunError> {
         let stage = &plan.stages[stage_index];
         let mut inputs = Inputs { whole: Vec::new(), sources: Vec::new() };
         for (index, operand) in stage.operands.iter().enumerate() {
-            let constant = match job.tensors.get(&operand.tensor).map(|decl| &decl.source) {
-                Some(job::Source::Inline { shape, bytes, .. }) => Some((bytes.as_slice(), Region::whole(shape))),
-                _ => None,
-            };
             let (mut whole, mut source) = (None, None);
             if operand.role == Role::Input {
-                let found =
-                    if let Some(pieces) = from.resident.gather(link, plan, stage_index, index, &mut counts.moved)? {
-                        Source::Memory(pieces)
-                    } else if let Some((bytes, whole)) = constant {
-                        Source::Inline { bytes, whole }
-                    } else if let Some(pieces) = from.kept.0.get(&(stage_index, index)) {
-                        Source::Memory(pieces.clone())
-                    } else if stage.is_broadcast(index) {
-                        Source::Memory(vec![read_and_send(link, job, stage, index, from.places, counts)?])
-                    } else {
-                        let (file, dataset) = place(job, &operand.tensor, from.places);
-                        let file = Source::File(Reader::open(&file, &dataset)?);
-                        if stage.is_shared(index) {
-                            let mine = file.piece(stage.share(index, link.rank()), operand.dtype, counts)?;
-                            Source::Memory(resident::share(link, plan, (stage_index, index), mine, &mut counts.moved)?)
-                        } else if stage.is_held(index) || (stage.keeps && !operand.resident) {
-                            let needs = stage.needs(index, link.rank()).into_iter();
-                            let pieces = needs.map(|need| file.piece(need, operand.dtype, counts));
-                            Source::Memory(pieces.collect::<Result<_, _>>()?)
-                        } else {
-                            file
-                        }
-                    };
-                if let (Source::Memory(pieces), true, false) = (&found, stage.keeps, operand.resident) {
-                    from.kept.0.insert((stage_index, index), pieces.clone());
-                }
+                let constant = match job.tensors.get(&operand.tensor).map(|decl| &decl.source) {
+                    Some(job::Source::Inline { shape, bytes, .. }) => {
+                        Some(Source::Inline { bytes, whole: Region::whole(shape) })
+                    }
+                    _ => None,
+                };
+                let which = Which { job, plan, stage: stage_index, operand: index };
                 if stage.is_broadcast(index) {
-                    whole = Some(found.read(stage, index, &Region::whole(&operand.shape), counts)?.into());
+                    whole = Some(which.whole(link, constant, &mut from, counts)?);
                 } else {
-                    source = Some(found);
+                    source = Some(which.split(link, constant, &mut from, counts)?);
                 }
             }
             inputs.whole.push(whole);
@@ -120,6 +102,109 @@ impl<'a> Inputs<'a> {
             Some(source) => source.read(stage, operand, region, counts),
             None => Ok(Vec::new()),
         }
+    }
+}
+
+/// One input of a stage.
+#[derive(Clone, Copy)]
+struct Which<'a, 'b> {
+    job: &'a Job,
+    plan: &'b Plan,
+    stage: usize,
+    operand: usize,
+}
+
+impl<'a> Which<'a, '_> {
+    fn stage(&self) -> &StagePlan {
+        &self.plan.stages[self.stage]
+    }
+
+    fn operand(&self) -> &OperandPlan {
+        &self.stage().operands[self.operand]
+    }
+
+    /// Whether it is the same in all iterations, and there is room to keep it.
+    fn keeps(&self) -> bool {
+        self.stage().keeps && !self.operand().resident
+    }
+
+    /// All of the input, for every task. Collective.
+    fn whole(
+        self,
+        link: &mut Link,
+        constant: Option<Source<'a>>,
+        from: &mut Origins<'_>,
+        counts: &mut Counts,
+    ) -> Result<Whole, RunError> {
+        let key = (self.stage, self.operand);
+        if let Some(kept) = from.kept.whole.get(&key) {
+            return Ok(kept.clone());
+        }
+        let on_node = self.stage().is_on_node(self.operand);
+        let owner = from.resident.only_owner(link.size(), self.plan, &self.operand().tensor).unwrap_or(0);
+        let moved = &mut counts.moved;
+        let found = if let Some(pieces) = from.resident.gather(link, self.plan, self.stage, self.operand, moved)? {
+            Source::Memory(pieces)
+        } else if let Some(constant) = constant {
+            constant
+        } else {
+            let members = if on_node { link.one_per_node(0) } else { link.all_from(0) };
+            Source::Memory(read_and_send(link, self, &members, from.places, counts)?.into_iter().collect())
+        };
+        let region = Region::whole(&self.operand().shape);
+        let whole = if on_node {
+            let ranks = link.node();
+            let holder = if ranks.contains(&owner) { owner } else { ranks[0] };
+            let bytes = match link.rank() == holder {
+                true => Some(found.read(self.stage(), self.operand, &region, counts)?),
+                false => None,
+            };
+            let reason = if self.operand().resident { Reason::Operand } else { Reason::Input };
+            let stamp = Stamp::operand(self.stage, self.operand);
+            OnNode { ranks: &ranks, holder, stamp, reason }.share(link, bytes, &mut counts.moved)?
+        } else {
+            Whole::Copied(found.read(self.stage(), self.operand, &region, counts)?.into())
+        };
+        if self.keeps() {
+            from.kept.whole.insert(key, whole.clone());
+        }
+        Ok(whole)
+    }
+
+    /// Where the regions of an input come from of which every task needs its own. Collective.
+    fn split(
+        self,
+        link: &mut Link,
+        constant: Option<Source<'a>>,
+        from: &mut Origins<'_>,
+        counts: &mut Counts,
+    ) -> Result<Source<'a>, RunError> {
+        let (key, dtype) = ((self.stage, self.operand), self.operand().dtype);
+        let moved = &mut counts.moved;
+        if let Some(pieces) = from.resident.gather(link, self.plan, self.stage, self.operand, moved)? {
+            return Ok(Source::Memory(pieces));
+        }
+        if let Some(constant) = constant {
+            return Ok(constant);
+        }
+        if let Some(pieces) = from.kept.pieces.get(&key) {
+            return Ok(Source::Memory(pieces.clone()));
+        }
+        let (file, dataset) = place(self.job, &self.operand().tensor, from.places);
+        let file = Source::File(Reader::open(&file, &dataset)?);
+        let pieces = if self.stage().is_shared(self.operand) {
+            let mine = file.piece(self.stage().share(self.operand, link.rank()), dtype, counts)?;
+            resident::share(link, self.plan, key, mine, &mut counts.moved)?
+        } else if self.stage().is_held(self.operand) || self.keeps() {
+            let needs = self.stage().needs(self.operand, link.rank()).into_iter();
+            needs.map(|need| file.piece(need, dtype, counts)).collect::<Result<_, _>>()?
+        } else {
+            return Ok(file);
+        };
+        if self.keeps() {
+            from.kept.pieces.insert(key, pieces.clone());
+        }
+        Ok(Source::Memory(pieces))
     }
 }
 
@@ -196,30 +281,29 @@ impl Source<'_> {
     }
 }
 
-/// The whole dataset of a broadcast input: rank 0 reads, the others receive. Collective.
+/// The whole dataset of a broadcast input: rank 0 reads, the other members receive, and nobody else does. Collective.
 fn read_and_send(
     link: &mut Link,
-    job: &Job,
-    stage: &StagePlan,
-    operand: usize,
+    input: Which<'_, '_>,
+    members: &[Rank],
     places: &Places,
     counts: &mut Counts,
-) -> Result<Piece, RunError> {
-    let input = &stage.operands[operand];
-    let region = Region::whole(&input.shape);
+) -> Result<Option<Piece>, RunError> {
+    if !members.contains(&link.rank()) {
+        return Ok(None);
+    }
+    let region = Region::whole(&input.operand().shape);
     let mut bytes = None;
     if link.rank() == 0 {
-        let (file, dataset) = place(job, &input.tensor, places);
+        let (file, dataset) = place(input.job, &input.operand().tensor, places);
         let mut read = Vec::new();
         Reader::open(&file, &dataset)?.read(&region, &mut read)?;
         counts.read_bytes += read.len() as u64;
         bytes = Some(Payload::from(read));
     }
-    let bytes = link.broadcast(bytes)?;
-    if link.rank() != 0 {
-        counts.moved.count(Reason::Input, link.distance(link.broadcast_source(0)), bytes.len() as u64);
-    }
-    Ok(Piece { region, bytes: bytes.into_vec().into() })
+    let (bytes, distance) = link.broadcast_among(members, bytes)?;
+    counts.moved.count(Reason::Input, distance, bytes.len() as u64);
+    Ok(Some(Piece { region, bytes: bytes.into_vec().into() }))
 }
 
 fn place(job: &Job, tensor: &str, places: &Places) -> (PathBuf, String) {

@@ -27,6 +27,7 @@ pub(super) mod tag {
     pub const SHARD: u32 = 7;
     pub const PARTIAL: u32 = 8;
     pub const SCHEDULER: u32 = 9;
+    pub const SHARED: u32 = 10;
     const KINDS: u32 = 16;
     /// Runs of stages that one rank may be ahead of another; a barrier sees to it.
     pub const RUNS: u64 = 1024;
@@ -163,9 +164,27 @@ impl Link {
         }
     }
 
-    /// Who hands this rank what `root` broadcasts.
-    pub fn broadcast_source(&self, root: Rank) -> Rank {
-        collective::broadcast_source(self.rank(), root, self.size())
+    /// The ranks of this rank's node, ascending.
+    pub fn node(&self) -> Vec<Rank> {
+        match &self.senses.watch {
+            Some((_, topology)) => topology.ranks_on_node(self.rank()).to_vec(),
+            None => vec![self.rank()],
+        }
+    }
+
+    /// A rank of each node: the lowest, but on the node of `first` that one, which comes first.
+    pub fn one_per_node(&self, first: Rank) -> Vec<Rank> {
+        let mut ranks = vec![first];
+        if let Some((_, topology)) = &self.senses.watch {
+            let home = topology.node_of(first);
+            ranks.extend((0..self.size()).filter(|r| topology.local_rank(*r) == 0 && topology.node_of(*r) != home));
+        }
+        ranks
+    }
+
+    /// All ranks, `first` first.
+    pub fn all_from(&self, first: Rank) -> Vec<Rank> {
+        (first..self.size()).chain(0..first).collect()
     }
 
     /// What the fabric has counted so far.
@@ -218,12 +237,18 @@ impl Link {
 
     /// `bytes` of rank 0, on every rank.
     pub fn broadcast(&mut self, bytes: Option<Payload>) -> Result<Payload, RunError> {
-        self.broadcast_from(0, bytes)
+        self.wait(|fabric, idle| collective::broadcast(fabric, 0, bytes, idle))
     }
 
-    /// `bytes` of `root`, on every rank.
-    pub fn broadcast_from(&mut self, root: Rank, bytes: Option<Payload>) -> Result<Payload, RunError> {
-        self.wait(|fabric, idle| collective::broadcast(fabric, root, bytes, idle))
+    /// `bytes` of the first of `members`, on all of them, who call it; and how far away the one was that sent them on.
+    pub fn broadcast_among(
+        &mut self,
+        members: &[Rank],
+        bytes: Option<Payload>,
+    ) -> Result<(Payload, Distance), RunError> {
+        let source = collective::broadcast_source(self.rank(), members).unwrap_or(self.rank());
+        let bytes = self.wait(|fabric, idle| collective::broadcast_among(fabric, members, bytes, idle))?;
+        Ok((bytes, self.distance(source)))
     }
 
     fn wait<T>(

@@ -7,6 +7,7 @@
 
 mod blocks;
 mod combine;
+mod costs;
 mod error;
 mod inputs;
 mod link;
@@ -18,6 +19,7 @@ mod stage;
 mod stamp;
 mod stealing;
 mod tiers;
+mod whole;
 mod worker;
 
 use std::path::PathBuf;

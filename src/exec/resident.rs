@@ -1,6 +1,6 @@
 //! Tensors in the memory of the ranks, and their way to where they are needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::RunError;
@@ -77,7 +77,8 @@ impl Resident {
         let owner = (0..link.size()).find(owned).ok_or_else(missing)?;
         let mine =
             (link.rank() == owner).then(|| holding.pieces.iter().flat_map(|piece| piece.bytes.to_vec()).collect());
-        let bytes: Vec<u8> = link.broadcast_from(owner, mine.map(|bytes: Vec<u8>| bytes.into()))?.into_vec();
+        let members = link.all_from(owner);
+        let (bytes, _) = link.broadcast_among(&members, mine.map(|bytes: Vec<u8>| bytes.into()))?;
         let dtype = plan.stages[holding.stage].operands[holding.operand].dtype;
         dtype.to_f64(&bytes).ok_or(RunError::Protocol { rank: owner, what: "the scalar of 'until'" })
     }
@@ -95,15 +96,22 @@ impl Resident {
         let input = &plan.stages[stage].operands[operand];
         let Some(holding) = self.0.get(&input.tensor) else { return Ok(None) };
         let owned = |rank: Rank| plan.stages[holding.stage].owned(holding.operand, rank);
+        let mut receivers = None;
         if plan.stages[stage].is_broadcast(operand) {
-            let mut owners = (0..link.size()).filter(|rank| !owned(*rank).is_empty());
-            if let (Some(only), None) = (owners.next(), owners.next()) {
-                return self.broadcast(link, holding, only, input, moved).map(Some);
+            let only = self.only_owner(link.size(), plan, &input.tensor);
+            let members = match plan.stages[stage].is_on_node(operand) {
+                true => link.one_per_node(only.unwrap_or(0)),
+                false => link.all_from(only.unwrap_or(0)),
+            };
+            if only.is_some() {
+                return self.broadcast(link, holding, &members, input, moved).map(Some);
             }
+            receivers = Some(BTreeSet::from_iter(members));
         }
         let stamp = Stamp::operand(stage, operand);
         let reason = reason(&plan.stages[stage], input);
-        let needs = |rank: Rank| plan.stages[stage].needs(operand, rank);
+        let receives = |rank: Rank| receivers.as_ref().is_none_or(|receivers| receivers.contains(&rank));
+        let needs = |rank: Rank| if receives(rank) { plan.stages[stage].needs(operand, rank) } else { Vec::new() };
         let (me, element_bytes) = (link.rank(), input.dtype.size_bytes());
         for offset in 1..link.size() {
             // Every rank begins with another one.
@@ -129,24 +137,35 @@ impl Resident {
         Ok(Some(pieces))
     }
 
+    /// The rank that has all of a tensor, if one alone has any of it.
+    pub fn only_owner(&self, size: u32, plan: &Plan, tensor: &str) -> Option<Rank> {
+        let holding = self.0.get(tensor)?;
+        let mut owners = (0..size).filter(|rank| !plan.stages[holding.stage].owned(holding.operand, *rank).is_empty());
+        owners.next().filter(|_| owners.next().is_none())
+    }
+
+    /// All of a tensor to `members`, of whom the first has it.
     fn broadcast(
         &self,
         link: &mut Link,
         holding: &Holding,
-        owner: Rank,
+        members: &[Rank],
         input: &OperandPlan,
         moved: &mut Moved,
     ) -> Result<Vec<Piece>, RunError> {
         let whole = Region::whole(&input.shape);
-        let mine = (link.rank() == owner).then(|| {
+        if !members.contains(&link.rank()) {
+            return Ok(Vec::new());
+        }
+        let mine = (link.rank() == members[0]).then(|| {
             let mut piece = vec![0; input.bytes() as usize];
             for part in &holding.pieces {
                 part.copy_to(&whole, &mut piece, input.dtype.size_bytes());
             }
             Payload::from(piece)
         });
-        let bytes = link.broadcast_from(owner, mine)?;
-        moved.count(Reason::Operand, link.distance(link.broadcast_source(owner)), bytes.len() as u64);
+        let (bytes, distance) = link.broadcast_among(members, mine)?;
+        moved.count(Reason::Operand, distance, bytes.len() as u64);
         Ok(vec![Piece { region: whole, bytes: Arc::new(bytes.into_vec()) }])
     }
 }

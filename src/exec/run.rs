@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::costs::{self, CostBook};
 use super::link::{Link, Signal};
 use super::outputs::{Outputs, Stagings, publish};
 use super::stage::{Context, Data, StageOutcome, run_stage};
@@ -87,15 +88,17 @@ fn run_rank(
     let plan = Arc::new(plan(&job, &opening.layouts, &machine).map_err(Box::new)?);
     let class = agree(link, &plan)?;
     let (kernels, stage_kernels) = load_kernels(link, &job)?;
+    let cache = open_cache(options);
+    let costs = CostBook::load(link, cache.as_ref(), &kernels)?;
     let setup = TierSetup {
         engine: Engine::new(Cpu::host(), Pipeline::Full),
         policy: options.tier,
-        cache: open_cache(options),
+        cache: cache.clone(),
         helper: options.helper.clone(),
         threads: machine.threads as usize,
         class,
     };
-    let mut tiers = Tiers::start(link, setup, kernels)?;
+    let mut tiers = Tiers::start(link, setup, kernels.clone())?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(machine.threads as usize).start_handler(|_| step_back());
     let pool = pool.build();
     let pool = pool.map_err(|e| RunError::Worker { message: e.to_string() })?;
@@ -111,7 +114,7 @@ fn run_rank(
         process_start,
         kernels: stage_kernels,
     };
-    let mut data = Data::default();
+    let mut data = Data::new(costs);
     let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
     let mut stage_index = 0;
     while stage_index < plan.stages.len() {
@@ -127,6 +130,9 @@ fn run_rank(
     }
     tiers.finish();
     share.kernels = tiers.reports();
+    for (index, kernel) in share.kernels.iter_mut().enumerate() {
+        kernel.ns_per_slice = data.costs.measured(index).clone();
+    }
     share.fabric = link.traffic();
     let shares = link.gather(serde_json::to_vec(&share).unwrap_or_default())?;
     let Some(shares) = shares else {
@@ -141,6 +147,9 @@ fn run_rank(
         let share: RankReport =
             serde_json::from_slice(bytes).map_err(|_| RunError::Protocol { rank, what: "its report" })?;
         ranks.push(share);
+    }
+    if let Some(cache) = &cache {
+        costs::save(cache, &kernels, &ranks);
     }
     let hash = blake3::Hash::from_bytes(plan.hash()).to_hex().to_string();
     let environment = environment(&topology, &machine, options);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
 use super::blocks::{costs, team};
+use super::costs::CostBook;
 use super::inputs::{Inputs, Kept, Origins, Places};
 use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
@@ -52,6 +53,7 @@ pub(super) struct Data {
     /// What iterated stages keep from one iteration to the next, by stage: inputs that never change, instances of kernels.
     pub kept: Kept,
     pub instances: BTreeMap<usize, Vec<Instance>>,
+    pub costs: CostBook,
     /// Whether outputs wait in memory for the end of an iteration, and have no datasets yet.
     pub deferred: bool,
     /// Runs of stages so far.
@@ -59,6 +61,10 @@ pub(super) struct Data {
 }
 
 impl Data {
+    pub fn new(costs: CostBook) -> Data {
+        Data { costs, ..Data::default() }
+    }
+
     /// The number of a new run of a stage, the same on every rank.
     pub fn begin_run(&mut self) -> u64 {
         self.runs += 1;
@@ -132,7 +138,8 @@ pub(super) fn run_stage(
     let reduction = Reduction::new(plan, link.rank());
     let workers = context.pool.current_num_threads();
     let in_flight = workers as u64 + 2;
-    let mut scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity);
+    let mut scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity)
+        .expecting(data.costs.expected((stage_index, plan), kernel, tiers.kernel(kernel)));
     // Iterations are short, and whoever is done with its part waits for the others' anyway.
     let steals = context.options.steal && link.size() > 1 && !data.deferred;
     if steals {
@@ -192,6 +199,7 @@ pub(super) fn run_stage(
         }
     }
     running.outputs.keep(stage_index, &mut data.resident);
+    shared.with_costs(|costs| data.costs.note(stage_index, kernel, costs));
     let steals = shared.steal_counts();
     running.report.counts.steals = steals.grants;
     running.report.counts.stolen_slices = steals.slices_stolen;

@@ -13,7 +13,7 @@ pub(super) struct Stamp(u64);
 
 impl Stamp {
     /// Of an operand of a stage.
-    pub fn operand(stage: usize, operand: usize) -> Stamp {
+    pub const fn operand(stage: usize, operand: usize) -> Stamp {
         Stamp((stage as u64) << 32 | operand as u64)
     }
 

@@ -9,13 +9,14 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 
 use crate::engine::{Access, Code, Engine, EngineError, Instance, Kernel, KernelFault, OperandSpec, Tier, View};
-use crate::fabric::{Payload, Rank};
+use crate::fabric::Rank;
 use crate::plan::{Plan, Reduce, StagePlan, Tile};
 use crate::report::{Counts, Swap};
-use crate::sched::{Action, CostClass, Event, Scheduler, Span, StealCounts};
+use crate::sched::{Action, CostClass, CostTable, Event, Scheduler, Span, StealCounts};
 use crate::tensor::{copy_box, copy_region};
 
 use super::combine::{Fold, Merger};
+use super::whole::Whole;
 
 /// What a worker tells the main thread.
 #[derive(Debug)]
@@ -108,8 +109,8 @@ pub(super) struct Shared {
     pub operands: Vec<OperandSpec>,
     /// Of a stage that reduces.
     pub merger: Option<Merger>,
-    /// Bytes of shared operands, by operand.
-    pub whole: Vec<Option<Payload>>,
+    /// Shared operands, by operand.
+    pub whole: Vec<Option<Whole>>,
     /// By worker, what the last run of the stage left.
     pub instances: Vec<Mutex<Option<Instance>>>,
     pub swap_before_task: Option<u64>,
@@ -147,7 +148,7 @@ pub(super) struct Setup {
     pub engine: Engine,
     pub kernel: Kernel,
     pub memory_limit_bytes: u64,
-    pub whole: Vec<Option<Payload>>,
+    pub whole: Vec<Option<Whole>>,
     pub instances: Vec<Instance>,
     pub swap_before_task: Option<u64>,
     pub process_start: Instant,
@@ -237,6 +238,11 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// Shows what slices have cost.
+    pub fn with_costs(&self, see: impl FnOnce(&CostTable)) {
+        see(lock(&self.board).scheduler.costs());
+    }
+
     pub fn steal_counts(&self) -> StealCounts {
         lock(&self.board).scheduler.steal_counts()
     }
@@ -301,11 +307,9 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
                 .map_err(engine_error)?
         }
     };
-    for (operand, bytes) in shared.whole.iter().enumerate() {
-        if let Some(bytes) = bytes
-            && let Some(target) = instance.operand_mut(operand, bytes.len() as u64)
-        {
-            target.copy_from_slice(bytes);
+    for (operand, whole) in shared.whole.iter().enumerate() {
+        if let Some(whole) = whole {
+            whole.put(&mut instance, operand).map_err(engine_error)?;
         }
     }
     instance.seal().map_err(engine_error)?;

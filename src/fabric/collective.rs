@@ -46,23 +46,35 @@ pub fn broadcast(
     bytes: Option<Payload>,
     idle: Idle<'_>,
 ) -> Result<Payload, FabricError> {
-    let (rank, size) = (fabric.rank(), fabric.size());
-    assert!(root < size && (rank == root) == bytes.is_some(), "exactly the root gives bytes");
-    let (parent, children) = tree_edges((rank + size - root) % size, size);
-    let absolute = |relative: u32| (relative + root) % size;
-    let children: Vec<Rank> = children.into_iter().map(absolute).collect();
+    let size = fabric.size();
+    let members: Vec<Rank> = (0..size).map(|member| (member + root) % size).collect();
+    broadcast_among(fabric, &members, bytes, idle)
+}
+
+/// Like [`broadcast`], from the first of `members` to the others; they call it, and nobody else does.
+pub fn broadcast_among(
+    fabric: &mut dyn Fabric,
+    members: &[Rank],
+    bytes: Option<Payload>,
+    idle: Idle<'_>,
+) -> Result<Payload, FabricError> {
+    let position = members.iter().position(|member| *member == fabric.rank()).expect("only members broadcast");
+    assert!((position == 0) == bytes.is_some(), "exactly the first gives bytes");
+    let (parent, children) = tree_edges(position as u32, members.len() as u32);
+    let children: Vec<Rank> = children.into_iter().map(|child| members[child as usize]).collect();
     match bytes {
         Some(bytes) => {
             broadcast_down(fabric, &children, &bytes)?;
             Ok(bytes)
         }
-        None => broadcast_through(fabric, absolute(parent), &children, idle),
+        None => broadcast_through(fabric, members[parent as usize], &children, idle),
     }
 }
 
-/// From whom `rank` gets what `root` of `size` ranks broadcasts; from itself if it is the root.
-pub fn broadcast_source(rank: Rank, root: Rank, size: u32) -> Rank {
-    (tree_edges((rank + size - root) % size, size).0 + root) % size
+/// From whom `rank` gets what the first of `members` broadcasts to the others; from itself if it is the first.
+pub fn broadcast_source(rank: Rank, members: &[Rank]) -> Option<Rank> {
+    let position = members.iter().position(|member| *member == rank)?;
+    Some(members[tree_edges(position as u32, members.len() as u32).0 as usize])
 }
 
 fn broadcast_down(fabric: &mut dyn Fabric, children: &[Rank], bytes: &Payload) -> Result<(), FabricError> {

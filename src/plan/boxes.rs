@@ -75,10 +75,13 @@ impl Boxes<'_> {
         Some((0..self.split.len()).map(part).collect())
     }
 
-    /// Whether an earlier stage left an input in boxes.
+    /// Whether an earlier stage left an input in boxes. A rank that goes on with its box moves nothing.
     pub fn finds_boxes(&self) -> bool {
-        let boxed = |parts: Vec<u64>| parts.iter().filter(|parts| **parts > 1 && **parts < u64::MAX).count() > 1;
-        self.operands.iter().filter_map(|operand| self.parts_of(operand)).any(boxed)
+        let grid = |operand: &OperandPlan| {
+            let (stage, _) = self.residence.producer(&operand.tensor).filter(|_| operand.role == Role::Input)?;
+            self.earlier.get(stage)?.process_grid.as_ref()
+        };
+        self.operands.iter().filter_map(grid).any(|grid| grid.parts.iter().any(|parts| *parts > 1))
     }
 
     /// The axes in the order in which ranks are numbered: as the stage that left the largest input in boxes has them, so that
@@ -258,10 +261,14 @@ impl Cost<'_> {
                 bytes - core_bytes + others_of(sharers.product())
             }
             Role::Input => {
-                let here = |axis: usize| {
-                    !self.footprint.has(axis) || self.parts.as_ref().is_none_or(|found| found[axis] == parts[axis])
-                };
-                if (0..parts.len()).all(here) { bytes - core_bytes } else { bytes }
+                let Some(found) = &self.parts else { return bytes - core_bytes };
+                // With ranks numbered as suits best, one that needs a part has the found part that overlaps it most.
+                let along = |axis: &usize| self.footprint.has(*axis);
+                let overlap = |axis: usize| (parts[axis] as f64 / found[axis] as f64).min(1.0);
+                let overlap: f64 = (0..parts.len()).filter(along).map(overlap).product();
+                let holders = (0..parts.len()).filter(along).fold(1u64, |all, axis| all.saturating_mul(found[axis]));
+                let holders = (holders as f64 / parts.iter().product::<u64>() as f64).min(1.0);
+                bytes - (core_bytes as f64 * overlap * holders) as u64
             }
         }
     }

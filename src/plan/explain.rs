@@ -29,7 +29,12 @@ fn paragraph(stage: &StagePlan, ranks: u32) -> String {
     }
     let broadcast = tensors(stage, |o| o.distribution == Distribution::Broadcast && o.is_stored());
     if !broadcast.is_empty() && ranks > 1 {
-        sentences.push(format!("Every rank gets all of {}, which no split index cuts.", broadcast.join(", ")));
+        let on_node = tensors(stage, OperandPlan::is_on_node);
+        let shared = match on_node.is_empty() {
+            true => String::new(),
+            false => format!("; the ranks of a node share one copy of {}", on_node.join(", ")),
+        };
+        sentences.push(format!("Every rank gets all of {}, which no split index cuts{shared}.", broadcast.join(", ")));
     }
     sentences.extend(moved(stage));
     if let Some((parts, bytes)) = stage.process_grid.as_ref().and_then(|grid| grid.next.as_ref()) {
@@ -106,8 +111,9 @@ impl StagePlan {
     /// parts along it (outputs come back from them); halos cross every border.
     pub fn least_moved_bytes(&self) -> f64 {
         let broadcast = |o: &&OperandPlan| o.distribution == Distribution::Broadcast && o.is_stored();
-        let everywhere: u64 = self.operands.iter().filter(broadcast).map(OperandPlan::bytes).sum();
-        let fixed = everywhere as f64 * f64::from(self.ranks - 1);
+        let copies = |o: &OperandPlan| u64::from(if o.is_on_node() { self.nodes() } else { self.ranks } - 1);
+        let everywhere = self.operands.iter().filter(broadcast).map(|o| o.bytes().saturating_mul(copies(o)));
+        let fixed = everywhere.fold(0u64, u64::saturating_add) as f64;
         let Some(grid) = &self.process_grid else { return fixed };
         let traffic = self.traffic();
         let mut least = f64::INFINITY;

@@ -248,6 +248,11 @@ impl StagePlan {
         self.operands[operand].distribution == Distribution::Broadcast
     }
 
+    /// Whether the ranks of a node have one copy of `operand` together, in place of one for each of their workers.
+    pub fn is_on_node(&self, operand: usize) -> bool {
+        self.operands[operand].is_on_node()
+    }
+
     /// Elements per axis that no task exceeds.
     fn task_extents(&self) -> Vec<u64> {
         let mut extents = self.block.clone();

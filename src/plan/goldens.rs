@@ -25,9 +25,9 @@ fn plans_of_knn() {
       blocks   4 of at most q=256 (196.2 KiB)
       tasks    4 or more: blocks are cut while running, by measured time
       bytes    read 45.6 MiB, moved 0 B, written 1000 B
-      memory   peak 228.0 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
+      memory   peak 48.3 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
 
-    total: read 45.6 MiB, moved 0 B, written 1000 B; peak 228.0 MiB per rank
+    total: read 45.6 MiB, moved 0 B, written 1000 B; peak 48.3 MiB per rank
     ");
     assert_snapshot!(rendered(KNN, &knn_layouts(), 2), @"
     plan of digits-knn: 2 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -41,10 +41,10 @@ fn plans_of_knn() {
       units    4 of q=256; 2 per rank
       blocks   4 of at most q=256 (196.2 KiB)
       tasks    4 or more: blocks are cut while running, by measured time
-      bytes    read 45.6 MiB, moved 44.9 MiB, written 1000 B
-      memory   peak 229.2 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
+      bytes    read 45.6 MiB, moved 0 B, written 1000 B
+      memory   peak 49.4 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
 
-    total: read 45.6 MiB, moved 44.9 MiB, written 1000 B; peak 229.2 MiB per rank
+    total: read 45.6 MiB, moved 0 B, written 1000 B; peak 49.4 MiB per rank
     ");
     assert_snapshot!(rendered(KNN, &knn_layouts(), 3), @"
     plan of digits-knn: 3 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -58,10 +58,10 @@ fn plans_of_knn() {
       units    4 of q=256; 1 to 2 per rank
       blocks   4 of at most q=256 (196.2 KiB)
       tasks    4 or more: blocks are cut while running, by measured time
-      bytes    read 45.6 MiB, moved 89.7 MiB, written 1000 B
-      memory   peak 229.2 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
+      bytes    read 45.6 MiB, moved 44.9 MiB, written 1000 B
+      memory   peak 49.4 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
 
-    total: read 45.6 MiB, moved 89.7 MiB, written 1000 B; peak 229.2 MiB per rank
+    total: read 45.6 MiB, moved 44.9 MiB, written 1000 B; peak 49.4 MiB per rank
     ");
     assert_snapshot!(rendered(KNN, &knn_layouts(), 7), @"
     plan of digits-knn: 7 ranks (2 per node) of 4 threads, 4.0 GiB per rank
@@ -75,11 +75,11 @@ fn plans_of_knn() {
       units    4 of q=256; 0 to 1 per rank
       blocks   4 of at most q=256 (196.2 KiB)
       tasks    4 or more: blocks are cut while running, by measured time
-      bytes    read 45.6 MiB, moved 269.2 MiB, written 1000 B
-      memory   peak 229.2 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
+      bytes    read 45.6 MiB, moved 134.6 MiB, written 1000 B
+      memory   peak 49.4 MiB per rank: 44.9 MiB broadcast, 448.0 KiB arena per thread
       note     3 of 7 ranks are idle: there are 4 units of q=256
 
-    total: read 45.6 MiB, moved 269.2 MiB, written 1000 B; peak 229.2 MiB per rank
+    total: read 45.6 MiB, moved 134.6 MiB, written 1000 B; peak 49.4 MiB per rank
     ");
 }
 
@@ -341,26 +341,26 @@ fn data_that_do_not_fit_the_notation() {
 #[test]
 fn what_does_not_fit_in_memory() {
     let small = |memory_bytes| Machine { memory_bytes, ..machine(2) };
-    assert_snapshot!(fault("", "", [], &small(150 << 20)), @r#"
-    jobs/test.toml:11:23: stage 'classify' needs 229.2 MiB on every rank, but the budget is 150.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 224.3 MiB
+    assert_snapshot!(fault("", "", [], &small(49 << 20)), @r#"
+    jobs/test.toml:11:23: stage 'classify' needs 49.4 MiB on every rank, but the budget is 49.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 44.9 MiB
        |
     11 | compute = "test[q,d], train[n,d], k[] -> predicted[q]"
        |                       ^^^^^
-    help: --threads 2 fits, or a budget of 230MiB
+    help: --threads 2 fits, or a budget of 50MiB
     "#);
-    assert_snapshot!(fault("", "", [], &small(50 << 20)), @r#"
-    jobs/test.toml:11:23: stage 'classify' needs 229.2 MiB on every rank, but the budget is 50.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 224.3 MiB
+    assert_snapshot!(fault("", "", [], &small(40 << 20)), @r#"
+    jobs/test.toml:11:23: stage 'classify' needs 49.4 MiB on every rank, but the budget is 40.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 44.9 MiB
        |
     11 | compute = "test[q,d], train[n,d], k[] -> predicted[q]"
        |                       ^^^^^
-    help: one thread needs 93MiB, as 'train' is given whole: no index of it is in every output
+    help: one thread needs 48MiB, as 'train' is given whole: no index of it is in every output
     "#);
-    assert_snapshot!(fault("name =", "memory = \"100MiB\"\nname =", [], &machine(2)), @r#"
-    jobs/test.toml:12:23: stage 'classify' needs 229.2 MiB on every rank, but the budget is 100.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 224.3 MiB
+    assert_snapshot!(fault("name =", "memory = \"48MiB\"\nname =", [], &machine(2)), @r#"
+    jobs/test.toml:12:23: stage 'classify' needs 49.4 MiB on every rank, but the budget is 48.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 44.9 MiB
        |
     12 | compute = "test[q,d], train[n,d], k[] -> predicted[q]"
        |                       ^^^^^
-    help: --threads 1 fits, or a budget of 230MiB
+    help: --threads 1 fits, or a budget of 50MiB
     "#);
     assert_snapshot!(fault("256MiB", "32MiB", [], &machine(2)), @r#"
     jobs/test.toml:11:23: a kernel of stage 'classify' needs 45.5 MiB for its tensors, but may have 32.0 MiB of memory; most of it is tensor 'train' (u8 [60000, 784], whole), 44.9 MiB

@@ -4,7 +4,7 @@ use super::bind::Bound;
 use super::boxes::Boxes;
 use super::error::iec;
 use super::footprint::{Footprint, footprints};
-use super::residence::Residence;
+use super::residence::{Residence, relabel};
 use super::tiling::{self, Space};
 use super::{Distribution, Machine, OperandPlan, Origin, PlanError, Reduce, Role, StageBytes, StageKind, StagePlan};
 use crate::job::{Combine, Job, Limits, Stage};
@@ -20,8 +20,10 @@ struct Memory {
     threads: u64,
     /// Host copy of the broadcast inputs.
     broadcast_bytes: u64,
-    /// Their copies in one instance.
+    /// What they take of the memory of an instance.
     guest_broadcast_bytes: u64,
+    /// Those of them that are copies.
+    guest_copied_bytes: u64,
     split_operands: u64,
     /// Blocks in memory at a time: one for each worker, one on its way in and one on its way out; as many again that wait for
     /// other ranks, where those take work.
@@ -34,11 +36,13 @@ impl Memory {
     fn new(bound: &Bound, threads: u64, lends: bool, held_bytes: u64) -> Self {
         let (broadcast, split): (Vec<&OperandPlan>, Vec<&OperandPlan>) =
             bound.operands.iter().partition(|operand| operand.distribution == Distribution::Broadcast);
+        let copied = broadcast.iter().filter(|operand| !operand.is_on_node());
         Memory {
             // Without split indices there is one task in all.
             threads: if bound.split.is_empty() { 1 } else { threads },
             broadcast_bytes: sum(broadcast.iter().map(|operand| operand.padded_bytes())),
             guest_broadcast_bytes: sum(broadcast.iter().map(|operand| guest_bytes(operand.padded_bytes()))),
+            guest_copied_bytes: sum(copied.map(|operand| guest_bytes(operand.padded_bytes()))),
             split_operands: split.len() as u64,
             blocks: (threads + 2) * if lends { 2 } else { 1 },
             held_bytes,
@@ -47,7 +51,7 @@ impl Memory {
 
     /// The formula of [`StagePlan::peak_bytes_per_rank`].
     fn peak_bytes(&self, block_bytes: u64, arena_bytes: u64) -> u64 {
-        let instances = self.threads.saturating_mul(self.guest_broadcast_bytes.saturating_add(arena_bytes));
+        let instances = self.threads.saturating_mul(self.guest_copied_bytes.saturating_add(arena_bytes));
         let blocks = self.blocks.saturating_mul(block_bytes);
         sum([self.held_bytes, self.broadcast_bytes, instances, blocks])
     }
@@ -139,7 +143,9 @@ pub(super) fn fit(
         keeps: false,
         notes: bound.notes,
         ranks: machine.ranks,
+        ranks_per_node: machine.ranks_per_node,
     };
+    relabel(&mut plan, earlier, residence);
     check_guest(job, stage, &plan, &memory, limit_bytes)?;
     check_budget(job, stage, &plan, &memory, budget_bytes)?;
     count(&mut plan, &space);
@@ -209,6 +215,7 @@ fn check_budget(
     let share_bytes = |operand: usize| {
         let bytes = plan.operand_max_bytes(operand);
         let copies = match plan.operands[operand].distribution {
+            Distribution::Broadcast if plan.is_on_node(operand) => 1,
             Distribution::Broadcast => memory.threads + 1,
             Distribution::Split => memory.threads + memory.blocks,
         };
@@ -220,7 +227,7 @@ fn check_budget(
     let part_bytes = plan.part_bytes(position);
     let block_bytes = plan.split_operand_bytes_max();
     let one_thread = Memory { threads: 1, ..*memory }.peak_bytes(block_bytes, plan.arena_bytes);
-    let per_thread = sum([memory.guest_broadcast_bytes, plan.arena_bytes, block_bytes]).max(1);
+    let per_thread = sum([memory.guest_copied_bytes, plan.arena_bytes, block_bytes]).max(1);
     let help = match budget_bytes.checked_sub(one_thread) {
         Some(spare) => format!("--threads {} fits, or a budget of {}", 1 + spare / per_thread, whole_mib(need_bytes)),
         None if part_bytes > largest_bytes / 2 => {
@@ -321,7 +328,8 @@ fn count(plan: &mut StagePlan, space: &Space) {
     let broadcast = |o: &&OperandPlan| o.distribution == Distribution::Broadcast && o.is_stored() && !o.resident;
     for operand in plan.operands.iter().filter(broadcast) {
         bytes.read = bytes.read.saturating_add(operand.bytes());
-        bytes.moved = bytes.moved.saturating_add(operand.bytes().saturating_mul(u64::from(plan.ranks) - 1));
+        let receivers = if operand.is_on_node() { plan.nodes() } else { plan.ranks };
+        bytes.moved = bytes.moved.saturating_add(operand.bytes().saturating_mul(u64::from(receivers) - 1));
     }
     plan.bytes = bytes;
     note_rereads(plan, &split, &block_sums);
@@ -377,6 +385,11 @@ fn note_chunks(plan: &mut StagePlan, space: &Space) {
 }
 
 impl StagePlan {
+    /// How many nodes the ranks are on, as the machine has it.
+    pub(super) fn nodes(&self) -> u32 {
+        self.ranks.div_ceil(self.ranks_per_node.max(1))
+    }
+
     /// Positions and footprints of the split operands.
     fn split_footprints(&self) -> Vec<(usize, Footprint)> {
         let split = |(_, operand): &(usize, &OperandPlan)| operand.distribution == Distribution::Split;

@@ -34,6 +34,9 @@ use crate::tensor::{Boundary, Dtype, Shape};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// From this size on, inputs that all tasks need whole are in memory once a node.
+const ON_NODE_BYTES: u64 = 256 << 10;
+
 /// Type, shape and chunks of an existing dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct Layout {
@@ -96,7 +99,8 @@ pub struct StagePlan {
     pub block_count: u64,
     /// Over all ranks.
     pub bytes: StageBytes,
-    /// Broadcast inputs: one host copy on every rank, one guest copy in every instance.
+    /// Broadcast inputs: one host copy on every rank (of large ones on one rank of each node, whichever it is), and of small
+    /// ones a guest copy in every instance.
     pub broadcast_bytes: u64,
     /// What a rank keeps for the whole stage: its part of resident tensors, and of inputs that several of its blocks read.
     pub held_bytes: u64,
@@ -110,6 +114,7 @@ pub struct StagePlan {
     /// What a person should know: idle ranks, clipped chunks, data read more than once.
     pub notes: Vec<String>,
     ranks: u32,
+    ranks_per_node: u32,
 }
 
 /// How a stage's tasks relate to its data.
@@ -293,6 +298,12 @@ impl OperandPlan {
     pub fn padded_bytes(&self) -> u64 {
         let widths = self.shape.iter().zip(&self.halo).map(|(extent, halo)| extent.saturating_add(2 * halo));
         widths.fold(self.dtype.size_bytes() as u64, u64::saturating_mul)
+    }
+
+    /// See [`StagePlan::is_on_node`]. Below that size a copy is cheaper than a mapping.
+    fn is_on_node(&self) -> bool {
+        let whole = self.distribution == Distribution::Broadcast && self.role == Role::Input && self.is_stored();
+        whole && self.padded_bytes() >= ON_NODE_BYTES
     }
 
     /// Whether its elements come from (or go to) a dataset, and not from the job file.

@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 /// Part of a rank's budget that resident tensors may take.
 const SHARE: u64 = 2;
 
+/// Ranks on which it is looked how well an order of axes suits.
+const RANKS_LOOKED_AT: u32 = 512;
+
 /// The output that a resident tensor comes from, as stage and operand.
 type Producer = (usize, usize);
 
@@ -105,13 +108,72 @@ pub(super) fn count(stages: &mut [StagePlan], residence: &Residence) {
             let producer = residence.producers.get(&input.tensor);
             let (Role::Input, true, Some((from, output))) = (input.role, input.resident, producer) else { continue };
             let element_bytes = input.dtype.size_bytes() as u64;
+            let shared = stage.is_on_node(operand);
+            let mut owners = (0..stage.ranks).filter(|rank| !stages[*from].owned(*output, *rank).is_empty());
+            // One copy for each node: the lowest rank gets it, unless a rank of the node has all of it.
+            let home = owners.next().filter(|_| owners.next().is_none()).map(|only| only / stage.ranks_per_node.max(1));
             for rank in 0..stage.ranks {
+                let node = rank / stage.ranks_per_node.max(1);
+                if shared && (rank % stage.ranks_per_node.max(1) > 0 || home == Some(node)) {
+                    continue;
+                }
                 let owned = stages[*from].owned(*output, rank);
                 let elements = stage.needs(operand, rank).iter().map(|need| missing(need, &owned)).sum::<u64>();
                 moved = moved.saturating_add(elements * element_bytes);
             }
         }
         stages[position].bytes.moved = stages[position].bytes.moved.saturating_add(moved);
+    }
+}
+
+/// Numbers the ranks of a stage with a process grid so that its resident inputs move least: tries all orders of the axes that
+/// are cut. The others keep the places that [`Boxes`](super::boxes::Boxes) gave them.
+pub(super) fn relabel(stage: &mut StagePlan, earlier: &[StagePlan], residence: &Residence) {
+    let Some(grid) = &stage.process_grid else { return };
+    let cut: Vec<usize> = (0..grid.order.len()).filter(|place| grid.parts[grid.order[*place]] > 1).collect();
+    let first = grid.order.clone();
+    let mut best = (unmet_bytes(stage, earlier, residence), first.clone());
+    permute(&mut cut.iter().map(|place| first[*place]).collect(), 0, &mut |axes| {
+        let mut order = first.clone();
+        cut.iter().zip(axes).for_each(|(place, axis)| order[*place] = *axis);
+        if let Some(grid) = &mut stage.process_grid {
+            grid.order = order.clone();
+        }
+        let moved = unmet_bytes(stage, earlier, residence);
+        if moved < best.0 {
+            best = (moved, order);
+        }
+    });
+    if let Some(grid) = &mut stage.process_grid {
+        grid.order = best.1;
+    }
+}
+
+/// What ranks need of a stage's resident inputs and have not, in bytes, over some ranks where there are many.
+fn unmet_bytes(stage: &StagePlan, earlier: &[StagePlan], residence: &Residence) -> u64 {
+    let step = stage.ranks.div_ceil(RANKS_LOOKED_AT).max(1);
+    let mut moved = 0;
+    for (operand, input) in stage.operands.iter().enumerate().filter(|(_, o)| o.role == Role::Input && o.resident) {
+        let Some((from, output)) = residence.producer(&input.tensor) else { continue };
+        let Some(producer) = earlier.get(from).filter(|_| !stage.is_broadcast(operand)) else { continue };
+        for rank in (0..stage.ranks).step_by(step as usize) {
+            let owned = producer.owned(output, rank);
+            let elements = stage.needs(operand, rank).iter().map(|need| missing(need, &owned)).sum::<u64>();
+            moved += elements * input.dtype.size_bytes() as u64;
+        }
+    }
+    moved
+}
+
+/// All orders of `axes` from place `at` on.
+fn permute(axes: &mut Vec<usize>, at: usize, see: &mut impl FnMut(&[usize])) {
+    if at >= axes.len() {
+        return see(axes);
+    }
+    for other in at..axes.len() {
+        axes.swap(at, other);
+        permute(axes, at + 1, see);
+        axes.swap(at, other);
     }
 }
 

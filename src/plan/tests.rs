@@ -80,7 +80,7 @@ pub(super) fn matmul_layouts(n: u64) -> Layouts {
 
 #[test]
 fn the_number_of_threads_that_is_said_to_fit_fits() {
-    let with = |threads| Machine { threads, memory_bytes: 150 << 20, ..machine(2) };
+    let with = |threads| Machine { threads, memory_bytes: 48 << 20, ..machine(2) };
     assert!(plan(&job(KNN), &knn_layouts(), &with(2)).is_ok());
     assert!(plan(&job(KNN), &knn_layouts(), &with(3)).is_err());
 }
@@ -100,7 +100,11 @@ fn one_rank_plans_read_each_tensor_once() {
     let plan = plan(&job(KNN), &knn_layouts(), &machine(1)).unwrap();
     assert_eq!(plan.totals().bytes, StageBytes { read: 60000 * 784 + 1000 * 784, moved: 0, written: 1000 });
     let seven = super::plan(&job(KNN), &knn_layouts(), &machine(7)).unwrap();
-    assert_eq!(seven.totals().bytes.moved, 6 * 60000 * 784);
+    // Two ranks on a node, which has it once.
+    assert_eq!(seven.totals().bytes.moved, 3 * 60000 * 784);
+    let apart = super::plan(&job(KNN), &knn_layouts(), &Machine { ranks_per_node: 1, ..machine(7) }).unwrap();
+    assert_eq!(apart.totals().bytes.moved, 6 * 60000 * 784);
+    assert!(apart.stages[0].peak_bytes_per_rank < 2 * 60000 * 784, "workers have no copies");
 }
 
 #[test]
@@ -248,5 +252,47 @@ fn halos_wider_than_their_tensor_are_refused() {
     for width in ["41", "9223372036854775807", "18446744073709551615"] {
         let error = planned(width).unwrap_err();
         assert!(error.contains("wider than index 'y'") && error.contains("at most y~40"), "{error}");
+    }
+}
+
+/// Bytes that the second of two stages moves because the first left its tensor otherwise divided.
+fn shuffled(first: &str, second: &str, shape: &[u64], ranks: u32) -> (Plan, u64) {
+    let text = format!(
+        "[tensors]\na = {{ file = \"i\", dataset = \"a\" }}\nt = {{ dtype = \"f64\" }}\n\
+         b = {{ create = \"o\", dataset = \"b\", dtype = \"f64\" }}\n\
+         [[stages]]\nkernel = \"k\"\ncompute = \"{first}\"\nboundary = \"clamp\"\n\
+         [[stages]]\nkernel = \"k\"\ncompute = \"{second}\"\n"
+    );
+    let layouts = layouts([("a", layout(Dtype::F64, shape, None))]);
+    let plan = plan(&job(&text), &layouts, &machine(ranks)).unwrap();
+    let moved = plan.stages[1].bytes.moved;
+    (plan, moved)
+}
+
+/// A transposed copy moves nothing: ranks of the second stage are numbered by the axes of the first.
+#[test]
+fn stages_that_only_rename_axes_move_nothing() {
+    for ranks in [2, 3, 4, 8, 12, 16, 64, 100] {
+        for second in ["t[y,x] -> b[y,x]", "t[y,x] -> b[x,y]"] {
+            let (plan, moved) = shuffled("a[y~1,x~1] -> t[y,x]", second, &[600, 1200], ranks);
+            assert_eq!(moved, 0, "{second} on {ranks} ranks: {:?}", plan.stages[1].process_grid);
+        }
+    }
+    for ranks in [8, 12, 64] {
+        let (plan, moved) = shuffled("a[z~1,y~1,x~1] -> t[z,y,x]", "t[z,y,x] -> b[x,z,y]", &[60, 80, 100], ranks);
+        assert_eq!(moved, 0, "{ranks} ranks: {:?}", plan.stages[1].process_grid);
+    }
+}
+
+/// Where grids must differ, part of what a rank needs is where it was.
+#[test]
+fn a_change_of_grids_is_charged_for_what_moves() {
+    // Rows in the first stage, as only they have neighbours; columns, whose sums go down the rows, in the second.
+    for ranks in [2, 4, 16] {
+        let (plan, moved) =
+            shuffled("a[y~1,x] -> t[y,x]", "t[y~0,x~1] -> b[y,x]\"\nboundary = \"clamp", &[960, 960], ranks);
+        let bytes = 960 * 960 * 8;
+        println!("{ranks}: {:?} {moved}", plan.stages.iter().map(|s| s.process_grid.clone()).collect::<Vec<_>>());
+        assert!(moved <= bytes / 8, "{moved}");
     }
 }

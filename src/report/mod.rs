@@ -62,6 +62,9 @@ pub struct KernelReport {
     pub optimize_ns: Option<u64>,
     pub artifact_bytes: Option<u64>,
     pub cache_hit: bool,
+    /// Measured cost of a slice, in nanoseconds, by export, sizes of a slice (base-2 logarithms of bytes), tier and CPU; the
+    /// longest over ranks.
+    pub ns_per_slice: BTreeMap<String, f64>,
     /// What would make this kernel faster.
     pub hints: Vec<String>,
 }
@@ -212,6 +215,10 @@ impl Report {
                         whole.optimize_ns = whole.optimize_ns.max(share.optimize_ns);
                         whole.artifact_bytes = whole.artifact_bytes.max(share.artifact_bytes);
                         whole.cache_hit |= share.cache_hit;
+                        for (key, ns) in &share.ns_per_slice {
+                            let longest = whole.ns_per_slice.entry(key.clone()).or_default();
+                            *longest = longest.max(*ns);
+                        }
                     }
                     None => kernels.push(share.clone()),
                 }

@@ -9,10 +9,15 @@ const NEWEST_WEIGHT: f64 = 0.3;
 /// the clock's resolution cannot hand the whole shard to one worker.
 const GROWTH: u64 = 64;
 
-/// Measured cost per slice, by class of code.
+/// A first task goes by what another run measured; that may have been another kind of data, or a faster machine, so it gets
+/// this part of the time that it should take.
+const FIRST_PART: f64 = 0.25;
+
+/// Cost per slice, by class of code: measured, and until then as it was expected.
 #[derive(Debug, Default)]
 pub struct CostTable {
     entries: Vec<(CostClass, Entry)>,
+    expected: Vec<(CostClass, f64)>,
 }
 
 #[derive(Debug)]
@@ -22,6 +27,18 @@ struct Entry {
 }
 
 impl CostTable {
+    /// A table that has measured nothing, but knows what a slice has cost elsewhere, in nanoseconds; figures that make no
+    /// sense are left out.
+    pub fn expecting(costs: impl IntoIterator<Item = (CostClass, f64)>) -> CostTable {
+        let expected = costs.into_iter().filter(|(_, ns)| *ns > 0.0 && ns.is_finite()).collect();
+        CostTable { entries: Vec::new(), expected }
+    }
+
+    /// What was measured: nanoseconds a slice.
+    pub fn measured(&self) -> impl Iterator<Item = (CostClass, f64)> + '_ {
+        self.entries.iter().map(|(class, entry)| (*class, entry.ns_per_slice))
+    }
+
     /// Adds the measurement of a task of `slices` slices.
     pub fn record(&mut self, class: CostClass, slices: u64, elapsed_ns: u64) {
         let measured = elapsed_ns.max(1) as f64 / slices.max(1) as f64;
@@ -36,9 +53,10 @@ impl CostTable {
         }
     }
 
-    /// Measured cost of a slice; `None` while nothing is known of the class.
+    /// Cost of a slice; `None` while nothing is known of the class.
     pub fn ns_per_slice(&self, class: CostClass) -> Option<f64> {
-        self.entries.iter().find(|(c, _)| *c == class).map(|(_, entry)| entry.ns_per_slice)
+        let measured = self.entries.iter().find(|(c, _)| *c == class).map(|(_, entry)| entry.ns_per_slice);
+        measured.or_else(|| self.expected.iter().find(|(c, _)| *c == class).map(|(_, ns)| *ns))
     }
 
     /// How many slices take about `target_ns`; 1 while nothing is known of the class, so that the first task is short.
@@ -48,7 +66,7 @@ impl CostTable {
                 let wanted = (target_ns as f64 / entry.ns_per_slice) as u64;
                 wanted.clamp(1, entry.last_len.saturating_mul(GROWTH))
             }
-            None => 1,
+            None => self.ns_per_slice(class).map_or(1, |ns| ((FIRST_PART * target_ns as f64 / ns) as u64).max(1)),
         }
     }
 }
@@ -70,6 +88,18 @@ mod tests {
         }
         assert!((40_000..=52_000).contains(&len), "{len}");
         assert_eq!(table.slices_in(fast, 5_000_000), 1);
+    }
+
+    #[test]
+    fn expectations_make_the_first_task_and_measurements_the_others() {
+        let class = CostClass(1);
+        let mut table = CostTable::expecting([(class, 100.0), (CostClass(0), f64::NAN), (CostClass(2), 0.0)]);
+        assert_eq!(table.slices_in(class, 1_000_000), 2500);
+        assert_eq!((table.slices_in(CostClass(0), 1_000_000), table.slices_in(CostClass(2), 1_000_000)), (1, 1));
+        assert_eq!(table.measured().count(), 0);
+        table.record(class, 2500, 2_500_000);
+        assert_eq!((table.slices_in(class, 1_000_000), table.ns_per_slice(class)), (1000, Some(1000.0)));
+        assert_eq!(table.measured().collect::<Vec<_>>(), [(class, 1000.0)]);
     }
 
     #[test]

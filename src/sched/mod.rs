@@ -193,6 +193,16 @@ impl Scheduler {
         Scheduler { team, ..self }
     }
 
+    /// Tells it what slices have cost in other runs of the stage.
+    pub fn expecting(self, costs: CostTable) -> Self {
+        Scheduler { costs, ..self }
+    }
+
+    /// What slices cost here.
+    pub fn costs(&self) -> &CostTable {
+        &self.costs
+    }
+
     /// Lets it steal from the others and lend to them.
     pub fn stealing(self, costs: Costs) -> Self {
         Scheduler { stealing: Some(Box::new(Stealing::new(costs))), ..self }

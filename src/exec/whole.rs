@@ -1,0 +1,149 @@
+//! Inputs that every task needs whole. Small ones are copied into the memory of every kernel instance; of large ones each node
+//! has one copy, which the kernels of all its ranks read in place.
+
+use std::sync::Arc;
+
+use super::RunError;
+use super::link::{Link, tag};
+use super::stamp::Stamp;
+use crate::engine::{EngineError, Instance, SharedBytes, SharedName};
+use crate::fabric::{Payload, Rank};
+use crate::report::{Distance, Moved, Reason};
+
+/// The bytes of an input, halo included.
+#[derive(Clone, Debug)]
+pub(super) enum Whole {
+    Copied(Payload),
+    Shared(Arc<SharedBytes>),
+}
+
+impl Whole {
+    /// Makes these bytes those of operand `operand` of an instance.
+    pub fn put(&self, instance: &mut Instance, operand: usize) -> Result<(), EngineError> {
+        match self {
+            Whole::Shared(shared) => instance.map_operand(operand, shared),
+            Whole::Copied(bytes) => {
+                let Some(target) = instance.operand_mut(operand, bytes.len() as u64) else {
+                    panic!("operand {operand} has no room for {} bytes", bytes.len())
+                };
+                target.copy_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Where the ranks of a node find an input of theirs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OnNode<'a> {
+    pub ranks: &'a [Rank],
+    /// The one that has it.
+    pub holder: Rank,
+    pub stamp: Stamp,
+    pub reason: Reason,
+}
+
+impl OnNode<'_> {
+    /// Hands the `bytes` of the holder, which alone passes `Some`, to the other ranks of the node: as memory that all of them
+    /// map where the host lets them, as messages where not. All ranks of the node call it.
+    pub fn share(self, link: &mut Link, bytes: Option<Vec<u8>>, moved: &mut Moved) -> Result<Whole, RunError> {
+        match bytes {
+            Some(bytes) => self.offer(link, bytes),
+            None => self.accept(link, moved),
+        }
+    }
+
+    fn offer(self, link: &mut Link, bytes: Vec<u8>) -> Result<Whole, RunError> {
+        let shared = SharedBytes::new(&bytes);
+        let shared = shared.inspect_err(|error| tracing::debug!("inputs are not shared: {error}")).ok();
+        let name = shared.as_ref().map(SharedBytes::name);
+        let others = || self.ranks.iter().filter(|rank| **rank != self.holder);
+        for rank in others() {
+            let mut message = serde_json::to_vec(&name).unwrap_or_default();
+            self.stamp.put(&mut message);
+            link.send(*rank, tag::SHARED, message.into())?;
+        }
+        // Made once somebody needs it.
+        let mut stamped: Option<Payload> = None;
+        for rank in others() {
+            if link.receive(*rank, tag::SHARED)? != [1] {
+                let message = stamped.get_or_insert_with(|| {
+                    let mut message = bytes.clone();
+                    self.stamp.put(&mut message);
+                    message.into()
+                });
+                link.send(*rank, tag::SHARED, message.clone())?;
+            }
+        }
+        Ok(match shared {
+            Some(shared) => Whole::Shared(Arc::new(shared)),
+            None => Whole::Copied(bytes.into()),
+        })
+    }
+
+    fn accept(self, link: &mut Link, moved: &mut Moved) -> Result<Whole, RunError> {
+        let what = "an input of its node";
+        let mut message = link.receive(self.holder, tag::SHARED)?;
+        self.stamp.check(&mut message, self.holder, what)?;
+        let name: Option<SharedName> =
+            serde_json::from_slice(&message).map_err(|_| RunError::Protocol { rank: self.holder, what })?;
+        let opened = name.and_then(|name| {
+            SharedBytes::open(name).inspect_err(|error| tracing::debug!("inputs are not shared: {error}")).ok()
+        });
+        link.send(self.holder, tag::SHARED, vec![u8::from(opened.is_some())].into())?;
+        if let Some(shared) = opened {
+            moved.count(self.reason, Distance::Rank, shared.len());
+            return Ok(Whole::Shared(Arc::new(shared)));
+        }
+        let mut bytes = link.receive(self.holder, tag::SHARED)?;
+        self.stamp.check(&mut bytes, self.holder, what)?;
+        moved.count(self.reason, Distance::Node, bytes.len() as u64);
+        Ok(Whole::Copied(bytes.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::Signal;
+    use crate::fabric::local;
+
+    const STAMP: Stamp = Stamp::operand(1, 2);
+
+    /// What rank 1 gets from rank 0, and from how far, when that does `give`.
+    fn handed(give: impl FnOnce(&mut Link, OnNode<'_>) + Send + 'static) -> (Result<Whole, RunError>, Moved) {
+        let mut ends = local(2).into_iter();
+        let (first, second) = (ends.next().unwrap(), ends.next().unwrap());
+        let here = OnNode { ranks: &[0, 1], holder: 0, stamp: STAMP, reason: Reason::Input };
+        let holder = std::thread::spawn(move || give(&mut Link::new(first, Signal::default()), here));
+        let mut moved = Moved::default();
+        let got = here.share(&mut Link::new(second, Signal::default()), None, &mut moved);
+        holder.join().unwrap();
+        (got, moved)
+    }
+
+    #[test]
+    fn a_node_has_one_copy() {
+        let (got, moved) = handed(|link, here| {
+            here.share(link, Some(vec![1, 2, 3]), &mut Moved::default()).unwrap();
+        });
+        assert!(matches!(got.unwrap(), Whole::Shared(shared) if shared.len() == 3));
+        assert_eq!((moved.input.rank, moved.total().moved()), (3, 0));
+    }
+
+    #[test]
+    fn bytes_travel_where_memory_cannot_be_shared() {
+        let (got, moved) = handed(|link, _| {
+            let mut name = serde_json::to_vec(&SharedBytes::new(&[1]).unwrap().name()).unwrap();
+            STAMP.put(&mut name);
+            // By now the name is of nothing.
+            link.send(1, tag::SHARED, name.into()).unwrap();
+            assert_eq!(link.receive(1, tag::SHARED).unwrap(), [0]);
+            let mut bytes = vec![1, 2, 3];
+            STAMP.put(&mut bytes);
+            link.send(1, tag::SHARED, bytes.into()).unwrap();
+        });
+        assert!(matches!(got.unwrap(), Whole::Copied(bytes) if *bytes == [1, 2, 3]));
+        assert_eq!((moved.input.node, moved.total().moved()), (3, 3));
+    }
+}
