@@ -161,13 +161,26 @@ def unbalanced(given, result):
     return equal("steps", result["steps"], steps)
 
 
+def variance(given, result):
+    x = given["x"]
+    # Two passes in higher precision. The mean's error is that of some sums of 1e6; a variance has that of its distances, a few
+    # times 1e-16 * 2e6 of a distance of about 1, which sums make smaller. With sums of squares it would be 1e-4 and more.
+    mean = x.mean(0, dtype="g")
+    variance = ((x - mean) ** 2).sum(0) / (len(x) - 1)
+    return all([
+        equal("count", result["count"], numpy.asarray(len(x), "u8")),
+        close("mean", result["mean"], mean.astype("f8"), mean.astype("f8"), 1e-14),
+        close("variance", result["variance"], variance.astype("f8"), variance.astype("f8"), 1e-10),
+    ])
+
+
 def read(path):
     with h5py.File(path) as file:
         return {name: file[name][...] if file[name].ndim else numpy.asarray(file[name][()]) for name in file}
 
 
 if __name__ == "__main__":
-    jobs = (heat2d, heat3d, matmul, kmeans, pca, transpose, histogram, softmax_regression, unbalanced)
+    jobs = (heat2d, heat3d, matmul, kmeans, pca, transpose, histogram, softmax_regression, unbalanced, variance)
     oracles = {job.__name__.replace("_", "-"): job for job in jobs}
     if len(sys.argv) != 4 or sys.argv[1] not in oracles:
         sys.exit(f"{__doc__}\nNAME is one of {', '.join(oracles)}.")

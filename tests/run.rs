@@ -248,6 +248,56 @@ fn kernels_that_break_the_rules_are_stopped_and_named() {
     kernel("(i32.store (i32.const -4) (i32.const 1))", "", &["memory it was not given"]);
 }
 
+#[test]
+fn kernels_that_cannot_merge_are_stopped_and_named() {
+    let lab = Lab::new();
+    // Enough for some partial results on each rank.
+    lab.input(Shape::new([20_000, COLUMNS]).unwrap());
+    let job = |body: &str, stage: &str| {
+        let wat = format!(
+            "(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) (i32.const 0))
+             (func (export \"m\") (param i32 i32) (result i32) {body} (i32.const 0))
+             (func (export \"odd\") (param i32)))"
+        );
+        fs::write(lab.path("k.wasm"), wat::parse_str(wat).unwrap()).unwrap();
+        let text = format!(
+            "[tensors.x]\nfile = \"in.h5\"\ndataset = \"x\"\n\
+             [tensors.y]\ncreate = \"out.h5\"\ndataset = \"y\"\ndtype = \"f16\"\n\
+             [[stages]]\nname = \"one\"\nkernel = \"k.wasm\"\nexport = \"k\"\ncompute = \"x[n,d] -> y[d]\"\n{stage}\n"
+        );
+        fs::write(lab.path("job.toml"), text).unwrap();
+    };
+    let merge = |body: &str, limits: &str, messages: &[&str]| {
+        job(body, &format!("combine = {{ export = \"m\" }}\n{limits}"));
+        for tier in ["baseline", "optimized"] {
+            let code = format!("kernel 'k.wasm' (merge, {tier})");
+            refuses(&lab, 1, &["--tier", tier], &[&["one@d=", code.as_str()], messages].concat());
+        }
+    };
+    merge("unreachable", "", &["trapped", "unreachable"]);
+    merge("(return (i32.const 7))", "", &["status 7"]);
+    merge("(loop (br 0))", "limits = { time = \"300ms\" }", &["300ms", "was stopped"]);
+    // Behind the bytes of the sum, the view after those that are merged into it.
+    let beyond = "(i32.store (i32.add (i32.load offset=208 (local.get 0)) (i32.mul (i32.load offset=224 (local.get 0)) \
+                  (i32.const 2))) (i32.const 1))";
+    merge(beyond, "", &["wrote outside operand 1"]);
+    let refused = |combine: &str, code: i32, messages: &[&str]| {
+        job("", combine);
+        refuses(&lab, code, &[], messages);
+    };
+    let exports = ["k.wasm", "stage 'one'", "takes (i32, i32) and returns i32", "its kernels are: k, m"];
+    refused("combine = { export = \"mm\" }", 1, &[&["no function 'mm'"], &exports[..]].concat());
+    refused("combine = { export = \"odd\" }", 1, &[&["no function 'odd'"], &exports[..]].concat());
+    refused(
+        "combine = { exprt = \"m\" }",
+        2,
+        &["unknown key 'exprt'", "combine of stage 'one'", "did you mean 'export'?"],
+    );
+    refused("combine = { kernel = \"m\" }", 2, &["unknown key 'kernel'", "known keys: export"]);
+    refused("combine = {}", 2, &["combine of stage 'one' has no 'export'"]);
+    refused("combine = \"m\"", 2, &["'m' is none of them", "sum", "{ export = \"...\" }"]);
+}
+
 /// Starts a run whose kernel never ends and gives the pids of its ranks once it computes.
 fn endless(lab: &Lab, ranks: u32) -> (std::process::Child, Vec<u32>) {
     lab.wat("endless.wasm", "(loop (br 0))");

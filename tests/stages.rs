@@ -6,10 +6,10 @@ mod lab;
 
 use std::fs;
 
+use exuvia::cli::kernel_build;
 use exuvia::exec::{self, Options, Signal, TierPolicy};
 use exuvia::fabric;
-use exuvia::store::{OutputSpec, Staging, Writer};
-use exuvia::tensor::{Dtype, Region, Shape};
+use exuvia::tensor::Dtype;
 use lab::Lab;
 
 #[test]
@@ -42,6 +42,83 @@ fn counts_and_uneven_maps_are_right() {
 }
 
 #[test]
+fn means_and_variances_are_merged_by_a_kernel() {
+    let lab = Lab::new(&["variance"]);
+    let report = lab.agrees("variance");
+    assert!(report.totals().tasks() > 100, "many partial results");
+    let expected = lab.results(&lab.run(1, &["--threads", "1"]));
+    for ranks in [3, 7] {
+        assert!(lab.results(&lab.run(ranks, &["--threads", "2", "--no-steal"])) == expected, "{ranks} ranks");
+    }
+}
+
+/// A hash of numbers, each worked on as often as it says. That of two ranges is made from theirs in one order only, and only
+/// its lower half does not depend on where they were cut.
+const CHAIN: &str = r#"
+#include "exuvia.h"
+EXUVIA_EXPORT(hash) int32_t hash(const exuvia_view *v, uint32_t count)
+{
+    const uint64_t *x = exuvia_data(&v[0]);
+    uint64_t *hash = exuvia_data(&v[1]);
+    uint32_t *power = exuvia_data(&v[2]);
+    *hash = 0;
+    *power = 1;
+    for (uint32_t i = 0; i < v[0].extent[0]; i++) {
+        uint64_t mixed = x[i];
+        for (uint64_t k = 0; k < x[i]; k++)
+            mixed = mixed * 6364136223846793005u + 1442695040888963407u;
+        *hash = *hash * 1000003u + mixed;
+        *power *= 1000003u;
+    }
+    return count != 3;
+}
+EXUVIA_EXPORT(append) int32_t append(const exuvia_view *v, uint32_t count)
+{
+    const uint64_t *more = exuvia_data(&v[0]);
+    const uint32_t *more_power = exuvia_data(&v[1]);
+    uint64_t *hash = exuvia_data(&v[2]);
+    uint32_t *power = exuvia_data(&v[3]);
+    *hash = (uint32_t)*hash * (uint64_t)*more_power + *more;
+    *power *= *more_power;
+    return count != 4 || v[2].flags != EXUVIA_OUTPUT || v[0].flags != 0;
+}
+"#;
+
+#[test]
+fn kernels_merge_in_order_whoever_computed() {
+    // Enough for groups of several leaves.
+    const NUMBERS: u64 = 3_300_000;
+    let lab = Lab::new(&[]);
+    fs::write(lab.path("chain.c"), CHAIN).unwrap();
+    kernel_build::build(&lab.path("chain.c"), &lab.path("chain.wasm"), &[]).unwrap();
+    // The first part takes most of the time, so that its rank is stolen from.
+    let x = |i: u64| if i < NUMBERS / 3 { 200 + i % 7 } else { i % 5 };
+    lab.dataset(Dtype::U64, &[NUMBERS], (0..NUMBERS).flat_map(|i| x(i).to_le_bytes()).collect());
+    let text = "[tensors.x]\nfile = \"in.h5\"\ndataset = \"x\"\n\
+                [tensors.hash]\ncreate = \"out.h5\"\ndataset = \"hash\"\ndtype = \"u64\"\n\
+                [tensors.power]\ncreate = \"out.h5\"\ndataset = \"power\"\ndtype = \"u32\"\n\
+                [[stages]]\nkernel = \"chain.wasm\"\nexport = \"hash\"\ncompute = \"x[n] -> hash[], power[]\"\n\
+                combine = { export = \"append\" }\n";
+    fs::write(lab.path("job.toml"), text).unwrap();
+    let alone = lab.run(1, &["--threads", "1"]);
+    let expected = lab.results(&alone);
+    let step = |x: u32| x.wrapping_mul(1_284_865_837).wrapping_add(4_150_755_663);
+    let mixed = |i| (0..x(i)).fold(x(i) as u32, |mixed, _| step(mixed));
+    let hash = (0..NUMBERS).fold(0u32, |hash, i| hash.wrapping_mul(1_000_003).wrapping_add(mixed(i)));
+    let power = (0..NUMBERS).fold(1u32, |power, _| power.wrapping_mul(1_000_003));
+    assert_eq!((&expected[0].1[..4], &expected[1].1[..]), (&hash.to_le_bytes()[..], &power.to_le_bytes()[..]));
+    let mut stolen = 0;
+    for (ranks, threads, steals) in [(1, "2", true), (2, "1", true), (3, "2", true), (3, "1", false), (7, "1", true)] {
+        let arguments = ["--threads", threads, "--no-steal"];
+        let report = lab.run(ranks, &arguments[..if steals { 2 } else { 3 }]);
+        stolen += report.totals().stolen_slices;
+        assert!(lab.results(&report) == expected, "{ranks} ranks");
+        assert!(steals || report.totals().stolen_slices == 0);
+    }
+    assert!(stolen > 0, "nothing was stolen");
+}
+
+#[test]
 fn regression_learns_the_digits() {
     let lab = Lab::new(&["softmax_regression"]);
     lab.agrees("softmax-regression");
@@ -52,15 +129,9 @@ fn the_largest_of_many_is_found_with_its_place() {
     const ROWS: u64 = 20_011;
     const COLUMNS: u64 = 7;
     let lab = Lab::new(&["largest"]);
-    let shape = Shape::new([ROWS, COLUMNS]).unwrap();
     // Few values, so that most of the largest are there more than once.
     let x: Vec<f64> = (0..ROWS * COLUMNS).map(|i| (i * 7919 % 1009) as f64).collect();
-    let spec = OutputSpec { dataset: "x".into(), dtype: Dtype::F64, shape: shape.clone(), chunk: None, deflate: None };
-    let mut staging = Staging::begin(&lab.path("in.h5")).unwrap();
-    let layout = staging.create(&[spec]).unwrap().remove(0);
-    let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
-    Writer::open(&layout).unwrap().write(&Region::whole(&shape), &bytes).unwrap();
-    staging.publish().unwrap();
+    lab.dataset(Dtype::F64, &[ROWS, COLUMNS], x.iter().flat_map(|x| x.to_le_bytes()).collect());
     let text = "[tensors.x]\nfile = \"in.h5\"\ndataset = \"x\"\n\
                 [tensors.value]\ncreate = \"out.h5\"\ndataset = \"value\"\ndtype = \"f64\"\n\
                 [tensors.row]\ncreate = \"out.h5\"\ndataset = \"row\"\ndtype = \"u64\"\n\

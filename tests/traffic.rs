@@ -78,8 +78,8 @@ fn run(lab: &Lab, ranks: u32) -> Report {
 /// least that could move.
 #[test]
 fn plans_foretell_the_bytes_that_mpi_sends() {
-    let lab = Lab::new(&["heat", "matmul", "histogram", "transpose"]);
-    for (name, limit) in [("heat3d", 1.16), ("matmul", 1.10), ("histogram", 1.0), ("transpose", 1.0)] {
+    let lab = Lab::new(&["heat", "matmul", "histogram", "transpose", "variance"]);
+    for (name, limit) in [("heat3d", 1.16), ("matmul", 1.10), ("histogram", 1.0), ("transpose", 1.0), ("variance", 1.0)] {
         // One iteration after the first, which reads its file: the plan tells of one.
         lab.job(name, |job| job.replace("count = ", "count = 2 # "));
         for ranks in [1, 2, 3, 4, 8, 16] {

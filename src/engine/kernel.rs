@@ -27,6 +27,11 @@ impl Kernel {
         Kernel::from_bytes(&name, &bytes, export)
     }
 
+    /// Another kernel of the same module: all code of this one is its code too.
+    pub fn sibling(&self, export: &str) -> Result<Kernel, EngineError> {
+        Kernel::from_bytes(self.name(), self.bytes(), Some(export))
+    }
+
     /// Checks a module given as bytes; `name` stands for it in messages.
     pub fn from_bytes(name: &str, bytes: &[u8], export: Option<&str>) -> Result<Kernel, EngineError> {
         validate(name, bytes)?;

@@ -41,9 +41,8 @@ impl Running<'_> {
         let plan = shared.stage();
         match (&mut *lock(&block.outputs), &mut self.reduction) {
             (BlockOutputs::Tiles(tiles), _) => self.emit(link, &block.tile, tiles, stagings)?,
-            (BlockOutputs::Groups(reduce, groups), Some(reduction)) => {
-                let sums = groups.iter_mut().filter_map(|group| group.take_up_to(reduce.leaves)).collect();
-                let outcomes = reduction.add(plan, &block.tile, sums);
+            (BlockOutputs::Groups(_, groups), Some(reduction)) => {
+                let outcomes = reduction.add(plan, &block.tile, std::mem::take(groups));
                 self.follow(link, outcomes, stagings)?;
             }
             (outputs, _) => unreachable!("an own block has no {outputs:?}"),
@@ -114,7 +113,7 @@ impl Running<'_> {
         }
         let Some(block) = shared.block(piece) else { panic!("{piece:?} is not in memory") };
         let (distance, counts) = (link.distance(thief), &mut self.report.counts);
-        self.stealing.merge(plan, shared.merger.as_ref(), &block, piece, distance, counts)
+        self.stealing.merge(plan, &block, piece, distance, counts)
     }
 
     /// Writes the outputs of a tile, in their order.
@@ -143,6 +142,7 @@ impl Running<'_> {
     ) -> Result<(), RunError> {
         for outcome in outcomes {
             match outcome {
+                Outcome::Merge(handed) => self.shared.hand(handed),
                 Outcome::Pass { to, mut bytes } => {
                     Stamp::run(self.run).put(&mut bytes);
                     link.send(to, tag::of_run(tag::PARTIAL, self.run), bytes.into())?;

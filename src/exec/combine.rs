@@ -29,7 +29,7 @@ fn combine(how: Combine, dtype: Dtype, sum: &mut [u8], other: &[u8]) {
                 Combine::Prod => each!($type, <$type>::wrapping_mul),
                 Combine::Min => each!($type, Ord::min),
                 Combine::Max => each!($type, Ord::max),
-                Combine::ArgMin | Combine::ArgMax => unreachable!("pairs are not combined by element"),
+                Combine::ArgMin | Combine::ArgMax | Combine::Kernel => unreachable!("not combined by element"),
             }
         };
     }
@@ -47,7 +47,7 @@ fn combine(how: Combine, dtype: Dtype, sum: &mut [u8], other: &[u8]) {
                 Combine::Max => {
                     each!($type, |a: $type, b: $type| either(a, b, if b.total_cmp(&a).is_gt() { b } else { a }))
                 }
-                Combine::ArgMin | Combine::ArgMax => unreachable!("pairs are not combined by element"),
+                Combine::ArgMin | Combine::ArgMax | Combine::Kernel => unreachable!("not combined by element"),
             }
         }};
     }
@@ -94,12 +94,23 @@ fn choose(how: Combine, dtypes: [Dtype; 2], sum: &mut [Vec<u8>], other: &[Vec<u8
     }
 }
 
+/// Partial results of one tile: one buffer an output.
+pub(super) type Results = Vec<Vec<u8>>;
+
+/// Partial results that are to become one: the sum so far, and those that follow it, in order.
+#[derive(Debug)]
+pub(super) struct Merge {
+    pub sum: Results,
+    pub next: Vec<Results>,
+}
+
 /// How the partial results of a stage become one.
 #[derive(Clone, Debug)]
-pub(super) struct Merger {
-    how: Combine,
-    /// Of the outputs.
-    dtypes: Vec<Dtype>,
+pub(super) enum Merger {
+    /// Element by element, given the dtypes of the outputs; wherever there is something to merge.
+    Elements { how: Combine, dtypes: Vec<Dtype> },
+    /// By an export of the stage's module. It may trap or never end, so only workers run it.
+    Kernel,
 }
 
 impl Merger {
@@ -107,29 +118,40 @@ impl Merger {
     pub fn new(plan: &StagePlan) -> Option<Merger> {
         let outputs = plan.operands.iter().filter(|operand| operand.role == Role::Output);
         let dtypes = outputs.map(|operand| operand.dtype).collect();
-        plan.reduce.map(|reduce| Merger { how: reduce.combine, dtypes })
+        plan.reduce.map(|reduce| match reduce.combine {
+            Combine::Kernel => Merger::Kernel,
+            how => Merger::Elements { how, dtypes },
+        })
     }
 
-    /// Merges a partial result, one buffer an output, into another.
-    fn merge(&self, sum: &mut [Vec<u8>], other: &[Vec<u8>]) {
-        match (self.how, self.dtypes.as_slice()) {
-            (Combine::ArgMin | Combine::ArgMax, [value, place]) => choose(self.how, [*value, *place], sum, other),
-            (how, dtypes) => {
-                for ((sum, other), dtype) in sum.iter_mut().zip(other).zip(dtypes) {
-                    combine(how, *dtype, sum, other);
-                }
+    /// Merges all into the sum. False if that takes a kernel, and nothing has been done.
+    pub fn merge(&self, merge: &mut Merge) -> bool {
+        let Merger::Elements { how, dtypes } = self else { return false };
+        for next in merge.next.drain(..) {
+            if let (Combine::ArgMin | Combine::ArgMax, [value, place]) = (how, dtypes.as_slice()) {
+                choose(*how, [*value, *place], &mut merge.sum, &next);
+                continue;
+            }
+            for ((sum, next), dtype) in merge.sum.iter_mut().zip(&next).zip(dtypes) {
+                combine(*how, *dtype, sum, next);
             }
         }
+        true
     }
 }
 
-/// Folds numbered partial results from the left, in the order of their numbers, whatever the order they come in.
+/// Numbered partial results, which are merged from the left in the order of their numbers, whatever the order they come in.
+///
+/// It only keeps order: who holds it takes out what is next and gives back the sum, and needs no lock on it meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Fold {
+    /// The first that is not in the sum.
     next: u64,
-    sum: Option<Vec<Vec<u8>>>,
-    /// Those that came before their turn.
-    early: BTreeMap<u64, Vec<Vec<u8>>>,
+    sum: Option<Results>,
+    /// Whether somebody has the sum and is merging.
+    is_out: bool,
+    /// Those whose turn has not come.
+    early: BTreeMap<u64, Results>,
 }
 
 impl Fold {
@@ -138,20 +160,39 @@ impl Fold {
         Fold { next: first, ..Fold::default() }
     }
 
-    /// Takes partial result `number`, one buffer an output.
-    pub fn add(&mut self, number: u64, results: Vec<Vec<u8>>, merger: &Merger) {
-        self.early.insert(number, results);
-        while let Some(results) = self.early.remove(&self.next) {
-            match &mut self.sum {
-                Some(sum) => merger.merge(sum, &results),
-                None => self.sum = Some(results),
-            }
+    /// Takes partial result `number`.
+    pub fn put(&mut self, number: u64, results: Results) {
+        if self.sum.is_none() && !self.is_out && number == self.next {
+            self.sum = Some(results);
             self.next += 1;
+        } else {
+            self.early.insert(number, results);
         }
     }
 
+    /// The sum and what can be merged into it now; nothing while somebody else has it.
+    pub fn take_merge(&mut self) -> Option<Merge> {
+        let mut next = Vec::new();
+        while self.sum.is_some()
+            && let Some(results) = self.early.remove(&self.next)
+        {
+            next.push(results);
+            self.next += 1;
+        }
+        let sum = if next.is_empty() { None } else { self.sum.take() };
+        self.is_out |= sum.is_some();
+        sum.map(|sum| Merge { sum, next })
+    }
+
+    /// Takes back a sum that is merged.
+    pub fn give_back(&mut self, merge: Merge) {
+        assert!(self.is_out && merge.next.is_empty(), "a sum comes back once, with all merged into it");
+        self.is_out = false;
+        self.sum = Some(merge.sum);
+    }
+
     /// The sum of all before `end`, once they are there.
-    pub fn take_up_to(&mut self, end: u64) -> Option<Vec<Vec<u8>>> {
+    pub fn take_up_to(&mut self, end: u64) -> Option<Results> {
         if self.next == end { self.sum.take() } else { None }
     }
 }
@@ -193,10 +234,10 @@ mod tests {
         let (nan, far, near) = (f32::NAN, 9u16, 2u16);
         let pair = |(value, place): (f32, u16)| vec![value.to_le_bytes().to_vec(), place.to_le_bytes().to_vec()];
         let best = |how, a, b| {
-            let merger = Merger { how, dtypes: vec![Dtype::F32, Dtype::U16] };
-            let mut sum = pair(a);
-            merger.merge(&mut sum, &pair(b));
-            u16::from_le_bytes(sum[1].clone().try_into().unwrap())
+            let merger = Merger::Elements { how, dtypes: vec![Dtype::F32, Dtype::U16] };
+            let mut merge = Merge { sum: pair(a), next: vec![pair(b)] };
+            assert!(merger.merge(&mut merge));
+            u16::from_le_bytes(merge.sum[1].clone().try_into().unwrap())
         };
         for (how, a, b, place) in [
             (Combine::ArgMax, (1.0, near), (2.0, far), far),
@@ -213,16 +254,26 @@ mod tests {
 
     #[test]
     fn folds_from_the_left_whatever_the_order() {
-        let merger = Merger { how: Combine::Sum, dtypes: vec![Dtype::F64] };
+        let merger = Merger::Elements { how: Combine::Sum, dtypes: vec![Dtype::F64] };
         let parts = [1e16f64, 1.0, -1e16, 3.0, 1e-3];
         let expected = parts.iter().copied().reduce(|a, b| a + b).unwrap();
         for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]] {
-            let mut fold = Fold::starting_at(7);
-            assert_eq!(fold.take_up_to(12), None);
-            for number in order {
-                fold.add(7 + number as u64, vec![parts[number].to_le_bytes().to_vec()], &merger);
+            for merges_at in 0..4 {
+                let mut fold = Fold::starting_at(7);
+                assert_eq!(fold.take_up_to(12), None);
+                for (at, number) in order.into_iter().enumerate() {
+                    fold.put(7 + number as u64, vec![parts[number].to_le_bytes().to_vec()]);
+                    // Merged at once, or only when several have gathered.
+                    if at >= merges_at
+                        && let Some(mut merge) = fold.take_merge()
+                    {
+                        assert!(fold.take_merge().is_none() && fold.take_up_to(12).is_none(), "the sum is out");
+                        assert!(merger.merge(&mut merge));
+                        fold.give_back(merge);
+                    }
+                }
+                assert_eq!(fold.take_up_to(12), Some(vec![expected.to_le_bytes().to_vec()]));
             }
-            assert_eq!(fold.take_up_to(12), Some(vec![expected.to_le_bytes().to_vec()]));
         }
     }
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::engine::{EngineError, KernelFault};
+use crate::engine::{EngineError, KernelFault, Tier};
 use crate::fabric::{FabricError, Rank};
 use crate::job::JobError;
 use crate::plan::PlanError;
@@ -21,14 +21,14 @@ pub enum RunError {
     #[error(transparent)]
     Fabric(#[from] FabricError),
     /// A kernel trapped, complained or broke the rules; the task is named.
-    #[error("task {task} on rank {rank} ({hostname}) failed in kernel '{kernel}' ({tier})")]
-    Task { task: String, rank: Rank, hostname: String, kernel: String, tier: &'static str, source: Box<KernelFault> },
+    #[error("task {task} on rank {rank} ({hostname}) failed in kernel '{kernel}' ({code})")]
+    Task { task: String, rank: Rank, hostname: String, kernel: String, code: &'static str, source: Box<KernelFault> },
     /// A kernel took longer than the job allows for one task.
     #[error(
-        "task {task} on rank {rank} ({hostname}) ran for more than {limit:?} in kernel '{kernel}' ({tier}) and was \
+        "task {task} on rank {rank} ({hostname}) ran for more than {limit:?} in kernel '{kernel}' ({code}) and was \
          stopped"
     )]
-    TimeLimit { task: String, rank: Rank, hostname: String, kernel: String, tier: &'static str, limit: Duration },
+    TimeLimit { task: String, rank: Rank, hostname: String, kernel: String, code: &'static str, limit: Duration },
     #[error("rank {rank} (process {pid} on {hostname}) died")]
     RankDied { rank: Rank, pid: u32, hostname: String },
     /// The failure happened on another rank, which had it printed.
@@ -92,6 +92,16 @@ impl RunError {
             }
             _ => None,
         }
+    }
+}
+
+/// Which code a fault is in, for messages that name the kernel.
+pub(super) fn code_name(tier: Tier, merges: bool) -> &'static str {
+    match (tier, merges) {
+        (Tier::Baseline, false) => "baseline",
+        (Tier::Optimized, false) => "optimized",
+        (Tier::Baseline, true) => "merge, baseline",
+        (Tier::Optimized, true) => "merge, optimized",
     }
 }
 

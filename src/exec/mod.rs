@@ -10,6 +10,7 @@ mod combine;
 mod costs;
 mod error;
 mod inputs;
+mod instances;
 mod link;
 mod outputs;
 mod reduction;

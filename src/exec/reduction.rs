@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::combine::{Fold, Merger};
+use super::combine::{Fold, Merge, Merger, Results};
 use crate::fabric::Rank;
 use crate::plan::{Role, StagePlan, Tile};
 
-/// A sum under way: that of a cell, along the reduced axis of this number, within the groups of the axes before it.
+/// A sum under way: that of a cell, along the reduced axis of this number, within the groups of the axes before it. After the
+/// last axis that is the sum of a group, of its leaves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
+pub(super) struct Key {
     cell: u64,
     within: Vec<u64>,
 }
@@ -19,8 +20,19 @@ struct Key {
 pub(super) enum Outcome {
     /// This rank's part of a sum is complete: the next rank goes on with it.
     Pass { to: Rank, bytes: Vec<u8> },
+    /// A worker has to merge, and to give it back.
+    Merge(Box<Handed>),
     /// All of a cell is in: the outputs' bytes.
-    Done { tile: Tile, results: Vec<Vec<u8>> },
+    Done { tile: Tile, results: Results },
+}
+
+/// Merging that only a worker can do, on the way there or back.
+#[derive(Debug)]
+pub(super) struct Handed {
+    key: Key,
+    /// The cell.
+    pub tile: Tile,
+    pub merge: Merge,
 }
 
 /// The reduction of a stage on one rank.
@@ -28,6 +40,8 @@ pub(super) enum Outcome {
 pub(super) struct Reduction {
     merger: Merger,
     axes: Vec<Axis>,
+    /// Of a group.
+    leaves: u64,
     rank: Rank,
     sums: BTreeMap<Key, Fold>,
     /// Sums that this rank has yet to complete.
@@ -66,7 +80,8 @@ impl Reduction {
             }
             chains *= axis.own.end - axis.own.start;
         }
-        Some(Reduction { merger: Merger::new(plan)?, axes, rank, sums: BTreeMap::new(), left })
+        let (merger, leaves) = (Merger::new(plan)?, reduce.leaves);
+        Some(Reduction { merger, axes, leaves, rank, sums: BTreeMap::new(), left })
     }
 
     /// Whether every sum of this rank is done or passed on.
@@ -74,14 +89,24 @@ impl Reduction {
         self.left == 0
     }
 
-    /// Takes the partial results of a block: for each group along the last axis one per output.
-    pub fn add(&mut self, plan: &StagePlan, block: &Tile, groups: Vec<Vec<Vec<u8>>>) -> Vec<Outcome> {
+    /// Takes the partial results of a block, whose leaves are all there, for each group along the last axis.
+    pub fn add(&mut self, plan: &StagePlan, block: &Tile, groups: Vec<Fold>) -> Vec<Outcome> {
         let ranges = plan.groups(block);
         let Some((along, before)) = ranges.split_last() else { return Vec::new() };
-        let within: Vec<u64> = before.iter().map(|range| range.start).collect();
-        let key = Key { cell: plan.cell(block), within };
-        let take = |(group, results)| self.take(plan, key.clone(), group, results);
-        along.clone().zip(groups).filter_map(take).collect()
+        let cell = plan.cell(block);
+        let add = |(group, leaves)| {
+            let within = before.iter().map(|range| range.start).chain([group]).collect();
+            let key = Key { cell, within };
+            self.sums.insert(key.clone(), leaves);
+            self.advance(plan, key)
+        };
+        along.clone().zip(groups).filter_map(add).collect()
+    }
+
+    /// Takes back what a worker has merged.
+    pub fn merged(&mut self, plan: &StagePlan, handed: Handed) -> Option<Outcome> {
+        self.sums.get_mut(&handed.key)?.give_back(handed.merge);
+        self.advance(plan, handed.key)
     }
 
     /// Takes what the rank before passed on. `None` if it makes no sense.
@@ -112,24 +137,38 @@ impl Reduction {
         16 + 8 * level as usize
     }
 
-    fn take(&mut self, plan: &StagePlan, key: Key, number: u64, results: Vec<Vec<u8>>) -> Option<Outcome> {
-        let level = key.within.len();
-        let Axis { own, all, stride } = &self.axes[level];
+    fn take(&mut self, plan: &StagePlan, key: Key, number: u64, results: Results) -> Option<Outcome> {
         // What comes from the rank before has the number before this rank's first.
-        let first = own.start.saturating_sub(1);
+        let first = self.axes[key.within.len()].own.start.saturating_sub(1);
         let fold = self.sums.entry(key.clone()).or_insert_with(|| Fold::starting_at(first));
-        fold.add(number, results, &self.merger);
-        let sums = fold.take_up_to(own.end)?;
-        let (own_end, all, to) = (own.end, *all, self.rank + stride);
+        fold.put(number, results);
+        self.advance(plan, key)
+    }
+
+    /// Goes on with a sum as far as it gets, and with those that it is part of.
+    fn advance(&mut self, plan: &StagePlan, key: Key) -> Option<Outcome> {
+        let fold = self.sums.get_mut(&key)?;
+        if let Some(mut merge) = fold.take_merge() {
+            if !self.merger.merge(&mut merge) {
+                let tile = plan.cell_tile(key.cell)?;
+                return Some(Outcome::Merge(Box::new(Handed { key, tile, merge })));
+            }
+            fold.give_back(merge);
+        }
+        let level = key.within.len();
+        let axis = self.axes.get(level);
+        let sums = fold.take_up_to(axis.map_or(self.leaves, |axis| axis.own.end))?;
         self.sums.remove(&key);
-        self.left -= 1;
         let Key { cell, mut within } = key;
-        if own_end < all {
-            let mut bytes = cell.to_le_bytes().to_vec();
-            bytes.extend_from_slice(&(level as u64).to_le_bytes());
-            within.iter().for_each(|group| bytes.extend_from_slice(&group.to_le_bytes()));
-            sums.iter().for_each(|sum| bytes.extend_from_slice(sum));
-            return Some(Outcome::Pass { to, bytes });
+        if let Some(Axis { own, all, stride }) = axis {
+            self.left -= 1;
+            if own.end < *all {
+                let mut bytes = cell.to_le_bytes().to_vec();
+                bytes.extend_from_slice(&(level as u64).to_le_bytes());
+                within.iter().for_each(|group| bytes.extend_from_slice(&group.to_le_bytes()));
+                sums.iter().for_each(|sum| bytes.extend_from_slice(sum));
+                return Some(Outcome::Pass { to: self.rank + stride, bytes });
+            }
         }
         match within.pop() {
             Some(group) => self.take(plan, Key { cell, within }, group, sums),

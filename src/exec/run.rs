@@ -87,7 +87,7 @@ fn run_rank(
     let machine = machine(&topology, &opening, &job);
     let plan = Arc::new(plan(&job, &opening.layouts, &machine).map_err(Box::new)?);
     let class = agree(link, &plan)?;
-    let (kernels, stage_kernels) = load_kernels(link, &job)?;
+    let Loaded { kernels, of_stage, merges } = load_kernels(link, &job)?;
     let cache = open_cache(options);
     let costs = CostBook::load(link, cache.as_ref(), &kernels)?;
     let setup = TierSetup {
@@ -112,7 +112,8 @@ fn run_rank(
         options,
         pool: &pool,
         process_start,
-        kernels: stage_kernels,
+        kernels: of_stage,
+        merges,
     };
     let mut data = Data::new(costs);
     let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
@@ -269,10 +270,21 @@ fn agree(link: &mut Link, plan: &Plan) -> Result<Vec<Rank>, RunError> {
     Ok(ranks().filter(|(_, i)| i.cpu == mine.cpu).map(|(rank, _)| rank).collect())
 }
 
-/// Rank 0 reads each module once and sends it to the others, so that all run the same bytes. Returns the distinct
-/// kernels and which one each stage runs. Collective.
-fn load_kernels(link: &mut Link, job: &Job) -> Result<(Vec<Kernel>, Vec<usize>), RunError> {
-    let (mut kernels, mut of_stage): (Vec<Kernel>, Vec<usize>) = (Vec::new(), Vec::new());
+/// The kernels of a job.
+#[derive(Default)]
+struct Loaded {
+    /// The distinct ones that compute tiles.
+    kernels: Vec<Kernel>,
+    /// Which of them each stage runs.
+    of_stage: Vec<usize>,
+    /// The one that merges the partial results of each stage, if one does.
+    merges: Vec<Option<Kernel>>,
+}
+
+/// Rank 0 reads each module once and sends it to the others, so that all run the same bytes. Collective.
+fn load_kernels(link: &mut Link, job: &Job) -> Result<Loaded, RunError> {
+    let mut loaded = Loaded::default();
+    let Loaded { kernels, of_stage, merges } = &mut loaded;
     for stage in &job.stages {
         let failed = |source: EngineError| RunError::Engine {
             kernel: stage.kernel.display().to_string(),
@@ -282,18 +294,21 @@ fn load_kernels(link: &mut Link, job: &Job) -> Result<(Vec<Kernel>, Vec<usize>),
         let mut bytes = None;
         if link.rank() == 0 {
             let kernel = Kernel::load(&stage.kernel, stage.export.as_deref()).map_err(failed)?;
+            // Here, so that it is told before any other rank stumbles over it.
+            stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(failed)?;
             bytes = Some(Payload::from(kernel.bytes().to_vec()));
         }
         let bytes = link.broadcast(bytes)?;
         let name = stage.kernel.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let kernel = Kernel::from_bytes(&name, &bytes, stage.export.as_deref()).map_err(failed)?;
+        merges.push(stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(failed)?);
         let same = |other: &Kernel| other.hash() == kernel.hash() && other.export() == kernel.export();
         of_stage.push(kernels.iter().position(same).unwrap_or(kernels.len()));
         if !kernels.iter().any(same) {
             kernels.push(kernel);
         }
     }
-    Ok((kernels, of_stage))
+    Ok(loaded)
 }
 
 /// Without a usable cache the run works all the same, only it compiles again.

@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use super::blocks::{costs, team};
 use super::costs::CostBook;
 use super::inputs::{Inputs, Kept, Origins, Places};
+use super::instances::Instances;
 use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
 use super::reduction::Reduction;
@@ -18,8 +19,8 @@ use super::stamp::Stamp;
 use super::stealing::Stealing;
 use super::tiers::Tiers;
 use super::worker::{FromWorker, Setup, Shared, WorkerReport, lock, work};
-use super::{Options, Progress, RunError};
-use crate::engine::{Instance, Tier};
+use super::{Options, Progress, RunError, error};
+use crate::engine::{Kernel, Tier};
 use crate::fabric::{Backoff, Message, Rank};
 use crate::job::{Job, Stage};
 use crate::plan::{Plan, StagePlan, Tile};
@@ -43,6 +44,8 @@ pub(super) struct Context<'a> {
     pub process_start: Instant,
     /// Kernel of each stage, as [`Tiers`] numbers them.
     pub kernels: Vec<usize>,
+    /// What merges the partial results of each stage, where that is a kernel.
+    pub merges: Vec<Option<Kernel>>,
 }
 
 /// Where tensors are while the run goes on.
@@ -52,7 +55,7 @@ pub(super) struct Data {
     pub resident: Resident,
     /// What iterated stages keep from one iteration to the next, by stage: inputs that never change, instances of kernels.
     pub kept: Kept,
-    pub instances: BTreeMap<usize, Vec<Instance>>,
+    pub instances: BTreeMap<usize, Vec<Instances>>,
     pub costs: CostBook,
     /// Whether outputs wait in memory for the end of an iteration, and have no datasets yet.
     pub deferred: bool,
@@ -151,6 +154,7 @@ pub(super) fn run_stage(
         stage_index,
         engine: tiers.engine().clone(),
         kernel: tiers.kernel(kernel).clone(),
+        merge_kernel: context.merges[stage_index].clone(),
         memory_limit_bytes: stage.limits.memory_bytes,
         whole: std::mem::take(&mut inputs.whole),
         instances: data.instances.remove(&stage_index).unwrap_or_default(),
@@ -207,8 +211,8 @@ pub(super) fn run_stage(
     // A forced swap starts each run of a stage on baseline code.
     let keeps = plan.keeps && context.options.swap_before_task.is_none();
     for worker in workers {
-        if let Some(instance) = worker.instance.filter(|_| keeps) {
-            data.instances.entry(stage_index).or_default().push(instance);
+        if let Some(instances) = worker.instances.filter(|_| keeps) {
+            data.instances.entry(stage_index).or_default().push(instances);
         }
         outcome.report.counts.add(&worker.counts);
         outcome.swaps.extend(worker.swaps);
@@ -315,12 +319,17 @@ impl Running<'_> {
                 unreachable!("a death ends the run before the scheduler hears of it")
             }
             FromWorker::Do(Action::Start { .. }) => unreachable!("workers start themselves"),
-            FromWorker::Fault { task, tier, fault } => Err(RunError::Task {
+            FromWorker::Merged(handed) => {
+                let shared = self.shared.clone();
+                let outcome = self.reduction.as_mut().and_then(|r| r.merged(shared.stage(), *handed));
+                self.follow(link, outcome.into_iter().collect(), stagings)
+            }
+            FromWorker::Fault { task, tier, merges, fault } => Err(RunError::Task {
                 task,
                 rank: link.rank(),
                 hostname: self.context.topology.host(link.rank()).hostname.clone(),
                 kernel: self.shared.kernel.name().to_owned(),
-                tier: tier.name(),
+                code: error::code_name(tier, merges),
                 source: Box::new(fault),
             }),
             FromWorker::Engine(source) => Err(RunError::Engine {
@@ -395,7 +404,7 @@ impl Running<'_> {
                     rank: link.rank(),
                     hostname: self.context.topology.host(link.rank()).hostname.clone(),
                     kernel: self.shared.kernel.name().to_owned(),
-                    tier: current.tier.name(),
+                    code: error::code_name(current.tier, current.merges),
                     limit,
                 });
             }

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 
 use super::RunError;
-use super::combine::Merger;
 use super::inputs::Inputs;
 use super::worker::{BlockData, BlockKey, BlockOutputs, lock};
 use crate::fabric::Rank;
@@ -122,7 +121,6 @@ impl Stealing {
     pub fn merge(
         &mut self,
         plan: &StagePlan,
-        merger: Option<&Merger>,
         block: &BlockData,
         piece: Span,
         distance: Distance,
@@ -146,11 +144,11 @@ impl Stealing {
                 }
             }
             BlockOutputs::Groups(reduce, groups) => {
-                let merger = merger.ok_or_else(wrong)?;
+                // Merged by the worker that adds to the group next, or after the block.
                 for slice in piece.start..piece.start + slices {
                     let results = plan.outputs().map(&mut next).collect::<Result<Vec<_>, _>>()?;
                     let (group, leaf) = (slice / reduce.leaves, slice % reduce.leaves);
-                    groups[group as usize].add(leaf, results, merger);
+                    groups[group as usize].put(leaf, results);
                 }
             }
             BlockOutputs::Slices(..) => unreachable!("an owner has all slices"),

@@ -1,6 +1,7 @@
-//! A worker: takes spans from the scheduler, runs the kernel on them, and adopts new code between two tasks.
+//! A worker: takes spans from the scheduler, runs the kernel on them, merges partial results, and adopts new code between two
+//! tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,7 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
-use crate::engine::{Access, Code, Engine, EngineError, Instance, Kernel, KernelFault, OperandSpec, Tier, View};
+use crate::engine::{Access, Code, Engine, EngineError, Kernel, KernelFault, OperandSpec, Tier, View};
 use crate::fabric::Rank;
 use crate::plan::{Plan, Reduce, StagePlan, Tile};
 use crate::report::{Counts, Swap};
@@ -16,6 +17,8 @@ use crate::sched::{Action, CostClass, CostTable, Event, Scheduler, Span, StealCo
 use crate::tensor::{copy_box, copy_region};
 
 use super::combine::{Fold, Merger};
+use super::instances::{Instances, merge_group, view};
+use super::reduction::Handed;
 use super::whole::Whole;
 
 /// What a worker tells the main thread.
@@ -26,8 +29,12 @@ pub(super) enum FromWorker {
     Fault {
         task: String,
         tier: Tier,
+        /// In the kernel that merges.
+        merges: bool,
         fault: KernelFault,
     },
+    /// Partial results that the main thread had handed out.
+    Merged(Box<Handed>),
     Engine(EngineError),
     Panicked(String),
     Ended(Box<WorkerReport>),
@@ -41,7 +48,7 @@ pub(super) struct WorkerReport {
     /// End of its first task.
     pub first_task: Option<Instant>,
     /// For the next run of the stage.
-    pub instance: Option<Instance>,
+    pub instances: Option<Instances>,
 }
 
 /// Owner, number and first slice of a block in memory, or of a stolen piece of one.
@@ -64,7 +71,7 @@ pub(super) struct BlockData {
 pub(super) enum BlockOutputs {
     /// The bytes of each output.
     Tiles(Vec<Vec<u8>>),
-    /// Partial results of each group, combined in the order of its leaves.
+    /// Partial results of each group, merged in the order of its leaves.
     Groups(Reduce, Vec<Fold>),
     /// Partial results of each slice from this one on, for their owner to combine.
     Slices(u64, Vec<Vec<Vec<u8>>>),
@@ -96,6 +103,8 @@ pub(super) struct Current {
     pub started: Instant,
     pub tile: Tile,
     pub tier: Tier,
+    /// In the kernel that merges.
+    pub merges: bool,
 }
 
 /// Everything that the workers of a stage share with the main thread.
@@ -105,6 +114,8 @@ pub(super) struct Shared {
     pub stage_index: usize,
     pub engine: Engine,
     pub kernel: Kernel,
+    /// The one that merges partial results, if one does.
+    pub merge_kernel: Option<Kernel>,
     pub memory_limit_bytes: u64,
     pub operands: Vec<OperandSpec>,
     /// Of a stage that reduces.
@@ -112,7 +123,7 @@ pub(super) struct Shared {
     /// Shared operands, by operand.
     pub whole: Vec<Option<Whole>>,
     /// By worker, what the last run of the stage left.
-    pub instances: Vec<Mutex<Option<Instance>>>,
+    pub instances: Vec<Mutex<Option<Instances>>>,
     pub swap_before_task: Option<u64>,
     pub process_start: Instant,
     pub blocks: Mutex<BTreeMap<BlockKey, Arc<BlockData>>>,
@@ -120,7 +131,7 @@ pub(super) struct Shared {
     pub counts: [AtomicU64; 3],
     pub to_main: Sender<FromWorker>,
     /// The code that the stage begins with.
-    start: Code,
+    pub start: Code,
     board: Mutex<Board>,
     /// Signalled when the board changes.
     changed: Condvar,
@@ -132,8 +143,16 @@ struct Board {
     scheduler: Scheduler,
     /// The next span of each worker.
     next: Vec<Option<Span>>,
+    /// What the main thread has to have merged; whoever is free takes the first.
+    merges: VecDeque<Box<Handed>>,
     code: Code,
     ended: bool,
+}
+
+/// What a worker has to do.
+enum Work {
+    Span(Span),
+    Merge(Box<Handed>),
 }
 
 /// A lock whose holder panicked is still consistent here: the panic ends the run anyway.
@@ -147,9 +166,10 @@ pub(super) struct Setup {
     pub stage_index: usize,
     pub engine: Engine,
     pub kernel: Kernel,
+    pub merge_kernel: Option<Kernel>,
     pub memory_limit_bytes: u64,
     pub whole: Vec<Option<Whole>>,
-    pub instances: Vec<Instance>,
+    pub instances: Vec<Instances>,
     pub swap_before_task: Option<u64>,
     pub process_start: Instant,
     pub to_main: Sender<FromWorker>,
@@ -174,6 +194,7 @@ impl Shared {
             stage_index: setup.stage_index,
             engine: setup.engine,
             kernel: setup.kernel,
+            merge_kernel: setup.merge_kernel,
             memory_limit_bytes: setup.memory_limit_bytes,
             operands,
             whole: setup.whole,
@@ -184,7 +205,13 @@ impl Shared {
             counts: Default::default(),
             to_main: setup.to_main,
             start: code.clone(),
-            board: Mutex::new(Board { scheduler, next: vec![None; workers], code, ended: false }),
+            board: Mutex::new(Board {
+                scheduler,
+                next: vec![None; workers],
+                merges: VecDeque::new(),
+                code,
+                ended: false,
+            }),
             changed: Condvar::new(),
             plan: setup.plan,
         }
@@ -243,6 +270,12 @@ impl Shared {
         see(lock(&self.board).scheduler.costs());
     }
 
+    /// Hands partial results to the workers, who send them back merged.
+    pub fn hand(&self, handed: Box<Handed>) {
+        lock(&self.board).merges.push_back(handed);
+        self.changed.notify_all();
+    }
+
     pub fn steal_counts(&self) -> StealCounts {
         lock(&self.board).scheduler.steal_counts()
     }
@@ -253,21 +286,20 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits for this worker's next span and the code to run it on; `None` when the stage is over.
-    fn next(&self, worker: usize, tier: Tier, done: u64) -> Option<(Span, Code)> {
-        self.event(Event::Idle { worker, class: class(tier) });
+    /// Waits for what this worker has to do next and the code to do it with; `None` when the stage is over. Merging goes
+    /// first, since other ranks may wait for it.
+    fn next(&self, worker: usize, done: u64) -> Option<(Work, Code)> {
         let mut board = lock(&self.board);
-        let mut span = None;
         loop {
             if board.ended {
                 return None;
             }
-            span = span.or_else(|| board.next[worker].take());
             let forced = self.swap_before_task.is_some_and(|task| done >= task);
-            if let Some(span) = span
-                && (!forced || board.code.tier() == Tier::Optimized)
-            {
-                return Some((span, board.code.clone()));
+            if !forced || board.code.tier() == Tier::Optimized {
+                let merge = board.merges.pop_front().map(Work::Merge);
+                if let Some(work) = merge.or_else(|| board.next[worker].take().map(Work::Span)) {
+                    return Some((work, board.code.clone()));
+                }
             }
             board = self.changed.wait(board).unwrap_or_else(PoisonError::into_inner);
         }
@@ -297,26 +329,24 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
     let engine_error = |e| Box::new(FromWorker::Engine(e));
     let mut report = WorkerReport::default();
     let kept = lock(&shared.instances[worker]).take();
-    let mut instance = match kept {
-        Some(mut instance) => {
-            instance.unseal().map_err(engine_error)?;
-            instance
+    let mut instances = match kept {
+        Some(mut instances) => {
+            instances.task.unseal().map_err(engine_error)?;
+            instances
         }
-        None => {
-            Instance::new(&shared.engine, &shared.kernel, &shared.start, shared.memory_limit_bytes, &shared.operands)
-                .map_err(engine_error)?
-        }
+        None => Instances::new(shared).map_err(engine_error)?,
     };
     for (operand, whole) in shared.whole.iter().enumerate() {
         if let Some(whole) = whole {
-            whole.put(&mut instance, operand).map_err(engine_error)?;
+            whole.put(&mut instances.task, operand).map_err(engine_error)?;
         }
     }
-    instance.seal().map_err(engine_error)?;
-    while let Some((span, code)) = shared.next(worker, instance.tier(), report.counts.tasks()) {
+    instances.task.seal().map_err(engine_error)?;
+    shared.event(Event::Idle { worker, class: class(instances.tier()) });
+    while let Some((work, code)) = shared.next(worker, report.counts.tasks()) {
         let early = shared.swap_before_task.is_some_and(|task| report.counts.tasks() < task);
-        if code.tier() != instance.tier() && !early {
-            let held_ns = instance.swap(&code).map_err(engine_error)?;
+        if code.tier() != instances.tier() && !early {
+            let held_ns = instances.swap(&code).map_err(engine_error)?;
             report.swaps.push(Swap {
                 stage: shared.stage().name.clone(),
                 worker: worker as u32,
@@ -325,17 +355,27 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
                 after_tasks: report.counts.tasks(),
             });
         }
+        let span = match work {
+            Work::Span(span) => span,
+            Work::Merge(mut handed) => {
+                instances.merge(shared, worker, &handed.tile, &mut handed.merge)?;
+                // As in `dispatch`.
+                let _ = shared.to_main.send(FromWorker::Merged(handed));
+                continue;
+            }
+        };
         let Some(block) = shared.block(span) else { panic!("{span:?} is not in memory") };
         // Partial results are combined slice by slice, so each is a task of its own.
         let len = if shared.stage().reduce.is_some() { 1 } else { span.len };
         let mut elapsed_ns = 0;
         for start in (span.start..span.start + span.len).step_by(len as usize) {
-            elapsed_ns += task(shared, worker, &mut instance, &block, (start, len), &mut report)?;
+            elapsed_ns += task(shared, worker, &mut instances, &block, (start, len), &mut report)?;
         }
         drop(block);
-        shared.event(Event::Finished { span, elapsed_ns, class: class(instance.tier()) });
+        shared.event(Event::Finished { span, elapsed_ns, class: class(instances.tier()) });
+        shared.event(Event::Idle { worker, class: class(instances.tier()) });
     }
-    report.instance = Some(instance);
+    report.instances = Some(instances);
     Ok(report)
 }
 
@@ -344,25 +384,15 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
 fn task(
     shared: &Shared,
     worker: usize,
-    instance: &mut Instance,
+    instances: &mut Instances,
     block: &BlockData,
     (start, len): (u64, u64),
     report: &mut WorkerReport,
 ) -> Result<u64, Box<FromWorker>> {
     let (stage, started) = (shared.stage(), Instant::now());
     let tile = &stage.task(&block.tile, start, len);
-    let tier = instance.tier();
-    let views: Vec<View> = stage
-        .operands
-        .iter()
-        .enumerate()
-        .map(|(index, operand)| View {
-            dtype: operand.dtype,
-            region: stage.region(index, tile),
-            halo: operand.halo.clone(),
-            shape: operand.shape.clone(),
-        })
-        .collect();
+    let (tier, instance) = (instances.tier(), &mut instances.task);
+    let views: Vec<View> = (0..stage.operands.len()).map(|index| view(stage, index, tile)).collect();
     for (index, input) in block.inputs.iter().enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
         let (view, from) = (&views[index], stage.region(index, &block.cover));
         let Some(target) = instance.operand_mut(index, view.bytes()) else {
@@ -374,12 +404,12 @@ fn task(
         let (padded, zero) = (view.padded(), vec![0; at.len()]);
         copy_box(input, &outer, &at, target, &padded, &zero, &padded, view.dtype.size_bytes());
     }
-    *lock(&shared.current[worker]) = Some(Current { started, tile: tile.clone(), tier });
+    *lock(&shared.current[worker]) = Some(Current { started, tile: tile.clone(), tier, merges: false });
     let kernel_started = Instant::now();
     let result = instance.call(&views);
     let kernel_ns = kernel_started.elapsed().as_nanos() as u64;
     *lock(&shared.current[worker]) = None;
-    result.map_err(|fault| Box::new(FromWorker::Fault { task: stage.task_name(tile), tier, fault }))?;
+    result.map_err(|fault| FromWorker::Fault { task: stage.task_name(tile), tier, merges: false, fault })?;
     let mut results = Vec::new();
     for index in stage.outputs() {
         let Some(bytes) = instance.operand(index, views[index].bytes()) else {
@@ -395,12 +425,12 @@ fn task(
             }
         }
         BlockOutputs::Groups(reduce, groups) => {
-            let (group, leaf) = (start / reduce.leaves, start % reduce.leaves);
-            if let Some(merger) = &shared.merger {
-                groups[group as usize].add(leaf, copies(), merger);
-            }
+            groups[(start / reduce.leaves) as usize].put(start % reduce.leaves, copies());
         }
         BlockOutputs::Slices(first, slices) => slices[(start - *first) as usize] = copies(),
+    }
+    if stage.reduce.is_some() {
+        merge_group(shared, worker, instances, block, start)?;
     }
     let processed = stage.split_operand_bytes(tile);
     report.counts.processed_bytes += processed;

@@ -71,7 +71,7 @@ fn output(job: &Job, stage: &Stage, output: &Operand) -> Result<(), JobError> {
     let compared = job.iterate.iter().flat_map(|iterate| &iterate.until).any(|until| until.tensor == output.tensor);
     if let Source::Create { dtype, .. } | Source::Scratch { dtype } = source
         && !dtype.is_computed()
-        && (stage.combine.is_some() || compared)
+        && (stage.combine.is_some_and(|combine| combine != Combine::Kernel) || compared)
     {
         return Err(JobError::StorageType {
             at: job.excerpt(output.span.clone(), Some(format!("declare '{}' as f32", output.tensor))),

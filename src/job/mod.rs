@@ -84,16 +84,19 @@ pub struct Stage {
     pub limits: Limits,
     /// How partial results over indices that no output has become one; without it those indices are whole.
     pub combine: Option<Combine>,
+    /// With [`Combine::Kernel`], the exported function that merges.
+    pub merge: Option<String>,
     /// What lies beyond the edge of inputs with a halo.
     pub boundary: Option<Boundary>,
     /// 1-based line of its `compute`.
     pub line: usize,
 }
 
-/// How two partial results become one, element by element.
+/// How two partial results become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Combine {
+    /// Element by element, like the three that follow.
     Sum,
     Prod,
     Min,
@@ -102,10 +105,12 @@ pub enum Combine {
     ArgMin,
     /// The same with the greatest value.
     ArgMax,
+    /// All outputs at once, by another export of the stage's module: [`Stage::merge`].
+    Kernel,
 }
 
 impl Combine {
-    /// Every kind, as job files write it.
+    /// Every kind that a job file names in one word.
     pub const NAMES: [(&'static str, Combine); 6] = [
         ("sum", Combine::Sum),
         ("prod", Combine::Prod),

@@ -225,7 +225,7 @@ fn stage(table: &Table<'_>, default_name: String) -> Result<Stage, JobError> {
     let text = table.require("compute", "\"a[i] -> b[i]\"")?;
     let export = table.get("export").map(|value| value.string().map(str::to_owned)).transpose()?;
     let compute = compute(table, &text)?;
-    let combine = table.get("combine").map(|value| one_of(&value, &Combine::NAMES)).transpose()?;
+    let (combine, merge) = combine(table, &name)?;
     if combine.is_some() && compute.reduced().next().is_none() {
         let conflict = "'combine' needs an index that no output has: there is nothing to combine".to_owned();
         return Err(conflict_at(table, &table.require("combine", "")?, conflict));
@@ -233,6 +233,7 @@ fn stage(table: &Table<'_>, default_name: String) -> Result<Stage, JobError> {
     let boundary = boundary(table, &compute)?;
     Ok(Stage {
         combine,
+        merge,
         boundary,
         kernel: path(table, &kernel)?,
         export,
@@ -242,6 +243,18 @@ fn stage(table: &Table<'_>, default_name: String) -> Result<Stage, JobError> {
         line: position(table.document.text, text.span.start).0,
         name,
     })
+}
+
+/// How partial results become one, and the export that merges them where it is a kernel.
+fn combine(table: &Table<'_>, stage: &str) -> Result<(Option<Combine>, Option<String>), JobError> {
+    let Some(value) = table.get("combine") else { return Ok((None, None)) };
+    if !value.is_table() {
+        return Ok((Some(one_of(&value, &Combine::NAMES, &["{ export = \"...\" }"])?), None));
+    }
+    let merge = value.table(format!("combine of stage '{stage}'"))?;
+    merge.only(&["export"])?;
+    let export = merge.require("export", "\"merge\"")?.string()?;
+    Ok((Some(Combine::Kernel), Some(export.to_owned())))
 }
 
 /// Parses the notation and moves every span from the notation's text to the job file's.
@@ -278,7 +291,7 @@ fn boundary(table: &Table<'_>, compute: &Notation) -> Result<Option<Boundary>, J
     }
     match (table.get("boundary"), compute.inputs.iter().find_map(haloed)) {
         (None, None) => Ok(None),
-        (Some(value), Some(_)) => one_of(&value, &Boundary::NAMES).map(Some),
+        (Some(value), Some(_)) => one_of(&value, &Boundary::NAMES, &[]).map(Some),
         (Some(value), None) => {
             let conflict = "'boundary' needs an input with a halo, as in 'u[y~1]'".to_owned();
             Err(conflict_at(table, &value, conflict))
@@ -294,12 +307,13 @@ fn boundary(table: &Table<'_>, compute: &Notation) -> Result<Option<Boundary>, J
     }
 }
 
-/// The one of `names` that a string value is.
-fn one_of<T: Copy>(value: &Value<'_>, names: &[(&'static str, T)]) -> Result<T, JobError> {
+/// The one of `names` that a string value is; `also` is what else the key takes, for the message.
+fn one_of<T: Copy>(value: &Value<'_>, names: &[(&'static str, T)], also: &[&'static str]) -> Result<T, JobError> {
     let text = value.string()?;
     let found = names.iter().find(|(name, _)| *name == text).map(|(_, one)| *one);
     found.ok_or_else(|| {
-        value.bad(format!("'{text}' is none of them"), suggest(text, names.iter().map(|n| n.0), "known"))
+        let known = names.iter().map(|(name, _)| *name).chain(also.iter().copied());
+        value.bad(format!("'{text}' is none of them"), suggest(text, known, "known"))
     })
 }
 

@@ -158,6 +158,10 @@ impl<'a> Value<'a> {
         Ok(items.iter().map(|item| Value { span: item.span(), inner: item.get_ref(), ..self.clone() }).collect())
     }
 
+    pub fn is_table(&self) -> bool {
+        matches!(self.inner, DeValue::Table(_))
+    }
+
     /// This value as a table that messages call `name`.
     pub fn table(&self, name: String) -> Result<Table<'a>, JobError> {
         let DeValue::Table(entries) = self.inner else {

@@ -30,10 +30,13 @@ struct Memory {
     blocks: u64,
     /// What else a rank keeps for the whole stage.
     held_bytes: u64,
+    /// Whether a kernel merges partial results, and its memory for two of them.
+    merges: bool,
+    guest_merge_bytes: u64,
 }
 
 impl Memory {
-    fn new(bound: &Bound, threads: u64, lends: bool, held_bytes: u64) -> Self {
+    fn new(bound: &Bound, threads: u64, lends: bool, merges: bool, held_bytes: u64) -> Self {
         let (broadcast, split): (Vec<&OperandPlan>, Vec<&OperandPlan>) =
             bound.operands.iter().partition(|operand| operand.distribution == Distribution::Broadcast);
         let copied = broadcast.iter().filter(|operand| !operand.is_on_node());
@@ -46,12 +49,15 @@ impl Memory {
             split_operands: split.len() as u64,
             blocks: (threads + 2) * if lends { 2 } else { 1 },
             held_bytes,
+            merges,
+            guest_merge_bytes: 0,
         }
     }
 
     /// The formula of [`StagePlan::peak_bytes_per_rank`].
     fn peak_bytes(&self, block_bytes: u64, arena_bytes: u64) -> u64 {
-        let instances = self.threads.saturating_mul(self.guest_copied_bytes.saturating_add(arena_bytes));
+        let instances =
+            self.threads.saturating_mul(sum([self.guest_copied_bytes, arena_bytes, self.guest_merge_bytes]));
         let blocks = self.blocks.saturating_mul(block_bytes);
         sum([self.held_bytes, self.broadcast_bytes, instances, blocks])
     }
@@ -60,7 +66,9 @@ impl Memory {
     fn target_bytes(&self, budget_bytes: u64, limit_bytes: u64) -> u64 {
         let slack_bytes = self.split_operands * 2 * GUEST_PAGE_BYTES;
         let fixed_bytes = self.peak_bytes(0, slack_bytes);
-        let in_rank = budget_bytes.saturating_sub(fixed_bytes) / (self.threads + self.blocks);
+        // A partial result is at most a block.
+        let in_guests = self.threads * if self.merges { 3 } else { 1 };
+        let in_rank = budget_bytes.saturating_sub(fixed_bytes) / (in_guests + self.blocks);
         let in_guest = limit_bytes.saturating_sub(self.guest_broadcast_bytes).saturating_sub(slack_bytes);
         in_rank.min(in_guest).min(BLOCK_TARGET_BYTES)
     }
@@ -79,7 +87,8 @@ pub(super) fn fit(
     let is_iterated = job.iterate.as_ref().is_some_and(|iterate| iterate.stages.contains(&earlier.len()));
     // As `exec` does: iterated stages do not lend, and nobody does to himself.
     let lends = machine.ranks > 1 && !is_iterated;
-    let mut memory = Memory::new(&bound, u64::from(machine.threads), lends, residence.bytes_per_rank);
+    let merges = stage.combine == Some(Combine::Kernel);
+    let mut memory = Memory::new(&bound, u64::from(machine.threads), lends, merges, residence.bytes_per_rank);
     let limit_bytes = stage.limits.memory_bytes.min(Limits::MEMORY_MAX_BYTES);
     let extents = bound.split.iter().map(|index| bound.indices[*index].extent).collect();
     let space = tiling::space(&bound.operands, &bound.split, extents);
@@ -89,7 +98,8 @@ pub(super) fn fit(
     let any_order = match stage.combine {
         Some(Combine::Min | Combine::Max | Combine::ArgMin | Combine::ArgMax) => true,
         Some(Combine::Sum | Combine::Prod) => operands.iter().all(exact),
-        None => false,
+        // Nobody knows what a kernel does.
+        Some(Combine::Kernel) | None => false,
     };
     let boxes = Boxes {
         space: &space,
@@ -117,6 +127,11 @@ pub(super) fn fit(
     let block_bytes: Vec<u64> =
         footprints(&bound.operands, &bound.split).iter().map(|footprint| footprint.bytes(&tiling.block)).collect();
     let arena_bytes = sum(block_bytes.iter().map(|bytes| guest_bytes(*bytes)));
+    if merges && tiling.leaves.is_some() {
+        let outputs = bound.operands.iter().filter(|operand| operand.role == Role::Output);
+        let bytes = outputs.map(|output| guest_bytes(Footprint::new(output, &bound.split).bytes(&tiling.block)));
+        memory.guest_merge_bytes = sum(bytes).saturating_mul(2);
+    }
     let mut plan = StagePlan {
         name: stage.name.clone(),
         kind,
@@ -178,7 +193,8 @@ pub(super) fn keep(job: &Job, stages: &mut [StagePlan], budget_bytes: u64) {
 }
 
 fn check_guest(job: &Job, stage: &Stage, plan: &StagePlan, memory: &Memory, limit_bytes: u64) -> Result<(), PlanError> {
-    let need_bytes = memory.guest_broadcast_bytes.saturating_add(plan.arena_bytes);
+    // Of one instance: that of the tasks, or that which merges.
+    let need_bytes = memory.guest_broadcast_bytes.saturating_add(plan.arena_bytes).max(memory.guest_merge_bytes);
     if need_bytes <= limit_bytes {
         return Ok(());
     }

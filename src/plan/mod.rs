@@ -107,7 +107,7 @@ pub struct StagePlan {
     /// Guest memory for the split operands of the largest block, each in pages of its own with a guard.
     pub arena_bytes: u64,
     /// `held + broadcast + threads * (guest broadcast + arena) + (threads + 2) * block`, and as many blocks again where ranks
-    /// lend work to each other.
+    /// lend work to each other; where a kernel merges, each thread has two partial results more.
     pub peak_bytes_per_rank: u64,
     /// Iterated, with memory enough to keep kernel instances and inputs that never change from one iteration to the next.
     pub keeps: bool,

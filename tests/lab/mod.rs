@@ -10,8 +10,8 @@ use std::process::{Command, Output};
 
 use exuvia::cli::kernel_build;
 use exuvia::report::Report;
-use exuvia::store::Reader;
-use exuvia::tensor::Region;
+use exuvia::store::{OutputSpec, Reader, Staging, Writer};
+use exuvia::tensor::{Dtype, Region, Shape};
 
 pub const EXUVIA: &str = env!("CARGO_BIN_EXE_exuvia");
 
@@ -59,6 +59,16 @@ impl Lab {
         let job = job.replace("../data/", &format!("{}/data/", root().display()));
         fs::write(self.path("job.toml"), edit(job)).unwrap();
         self.path("job.toml")
+    }
+
+    /// Makes dataset `x` of `in.h5`.
+    pub fn dataset(&self, dtype: Dtype, extents: &[u64], bytes: Vec<u8>) {
+        let shape = Shape::new(extents.to_vec()).unwrap();
+        let spec = OutputSpec { dataset: "x".into(), dtype, shape: shape.clone(), chunk: None, deflate: None };
+        let mut staging = Staging::begin(&self.path("in.h5")).unwrap();
+        let layout = staging.create(&[spec]).unwrap().remove(0);
+        Writer::open(&layout).unwrap().write(&Region::whole(&shape), &bytes).unwrap();
+        staging.publish().unwrap();
     }
 
     pub fn run(&self, ranks: u32, arguments: &[&str]) -> Report {
