@@ -21,6 +21,32 @@ fn heat_spreads_as_numpy_says() {
 }
 
 #[test]
+fn grids_of_other_spacing_meet_as_numpy_says() {
+    let lab = Lab::new(&["multigrid"]);
+    let report = lab.agrees("multigrid");
+    assert_eq!(report.ranks[0].iterations, Some(15));
+    // Where stages are not iterated, ranks lend each other work.
+    lab.job("multigrid", once);
+    let expected = lab.results(&lab.run(1, &["--threads", "1"]));
+    assert_eq!(expected.len(), 4);
+    for ranks in [2, 3, 4, 7] {
+        assert!(lab.results(&lab.run(ranks, &["--threads", "1"])) == expected, "{ranks} ranks");
+    }
+}
+
+/// The stages of multigrid one time, with chunks that do not end where pairs of elements do.
+fn once(job: String) -> String {
+    let stages = job.split("[iterate]").next().unwrap();
+    let chunked = |job: String, tensor: &str, chunk: &str| {
+        let scratch = format!("[tensors.{tensor}]\n");
+        let create = format!("create = \"multigrid.h5\"\ndataset = \"{tensor}\"\nchunk = {chunk}\ndeflate = 1\n");
+        assert!(job.contains(&scratch));
+        job.replace(&scratch, &(scratch.clone() + &create))
+    };
+    chunked(chunked(stages.to_owned(), "corrected", "[5, 14]"), "left", "[8, 9]")
+}
+
+#[test]
 fn products_and_transposes_are_right() {
     let lab = Lab::new(&["matmul", "transpose"]);
     lab.agrees("matmul");
@@ -52,8 +78,8 @@ fn means_and_variances_are_merged_by_a_kernel() {
     }
 }
 
-/// A hash of numbers, each worked on as often as it says. That of two ranges is made from theirs in one order only, and only
-/// its lower half does not depend on where they were cut.
+/// A hash of numbers, each worked on as often as it says. That of two ranges is made from theirs in one order only, and
+/// only its lower half does not depend on where they were cut.
 const CHAIN: &str = r#"
 #include "exuvia.h"
 EXUVIA_EXPORT(hash) int32_t hash(const exuvia_view *v, uint32_t count)

@@ -1,7 +1,7 @@
-/* Mean and variance of each column, by merging. Both tasks and merges carry (count, mean, m2): how many rows, their mean,
- * and the sum of their squared distances from it. Sums of squares would lose every digit where the mean is large; this does
- * not. The merge is that of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
- * variances" (1979).
+/* Mean and variance of each column, by merging. Both tasks and merges carry (count, mean, m2): how many rows, their
+ * mean, and the sum of their squared distances from it. Sums of squares would lose every digit where the mean is large;
+ * this does not. The merge is that of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+ * computing sample variances" (1979).
  *
  *     moments:  x[n,d] -> count[], mean[d], m2[d]; combine = { export = "merge" }
  *     variance: count[], m2[d] -> variance[d], of a sample

@@ -140,7 +140,8 @@ impl Merger {
     }
 }
 
-/// Numbered partial results, which are merged from the left in the order of their numbers, whatever the order they come in.
+/// Numbered partial results, which are merged from the left in the order of their numbers, whatever the order they come
+/// in.
 ///
 /// It only keeps order: who holds it takes out what is next and gives back the sum, and needs no lock on it meanwhile.
 #[derive(Debug, Default)]

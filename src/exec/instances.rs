@@ -1,5 +1,5 @@
-//! The kernels of a stage on one worker: the one that computes tiles and, where partial results are merged by a kernel, that
-//! one too, in an instance of its own, so that neither can disturb the other.
+//! The kernels of a stage on one worker: the one that computes tiles and, where partial results are merged by a kernel,
+//! that one too, in an instance of its own, so that neither can disturb the other.
 
 use std::time::Instant;
 
@@ -98,7 +98,8 @@ pub(super) fn view(stage: &StagePlan, index: usize, tile: &Tile) -> View {
     }
 }
 
-/// Merges what can be merged now of the group that slice `start` of a block belongs to. Other workers add to it meanwhile.
+/// Merges what can be merged now of the group that slice `start` of a block belongs to. Other workers add to it
+/// meanwhile.
 pub(super) fn merge_group(
     shared: &Shared,
     worker: usize,

@@ -7,8 +7,8 @@ use super::combine::{Fold, Merge, Merger, Results};
 use crate::fabric::Rank;
 use crate::plan::{Role, StagePlan, Tile};
 
-/// A sum under way: that of a cell, along the reduced axis of this number, within the groups of the axes before it. After the
-/// last axis that is the sum of a group, of its leaves.
+/// A sum under way: that of a cell, along the reduced axis of this number, within the groups of the axes before it.
+/// After the last axis that is the sum of a group, of its leaves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     cell: u64,

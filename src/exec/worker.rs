@@ -1,5 +1,5 @@
-//! A worker: takes spans from the scheduler, runs the kernel on them, merges partial results, and adopts new code between two
-//! tasks.
+//! A worker: takes spans from the scheduler, runs the kernel on them, merges partial results, and adopts new code
+//! between two tasks.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -286,8 +286,8 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits for what this worker has to do next and the code to do it with; `None` when the stage is over. Merging goes
-    /// first, since other ranks may wait for it.
+    /// Waits for what this worker has to do next and the code to do it with; `None` when the stage is over. Merging
+    /// goes first, since other ranks may wait for it.
     fn next(&self, worker: usize, done: u64) -> Option<(Work, Code)> {
         let mut board = lock(&self.board);
         loop {

@@ -30,6 +30,8 @@ pub struct Operand {
 #[derive(Clone, Debug)]
 pub struct Index {
     pub name: String,
+    /// Consecutive elements of the dimension for each value of the index, at least 1: 2 in `2*y`.
+    pub scale: u64,
     /// Neighbouring elements needed on each side: 1 in `y~1`.
     pub halo: u64,
     pub(crate) span: Range<usize>,
@@ -63,6 +65,9 @@ impl fmt::Display for Operand {
 
 impl fmt::Display for Index {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.scale > 1 {
+            write!(f, "{}*", self.scale)?;
+        }
         f.write_str(&self.name)?;
         if self.halo > 0 {
             write!(f, "~{}", self.halo)?;
@@ -204,7 +209,19 @@ impl<'a> Parser<'a> {
     }
 
     fn index(&mut self) -> Result<Index, Fault> {
-        let (name, mut span) = self.word();
+        let (mut name, mut span) = self.word();
+        let mut scale = 1;
+        let first = name;
+        if first.starts_with(|c: char| c.is_ascii_digit()) && self.eat("*") {
+            scale = first.parse().ok().filter(|scale| *scale > 0).ok_or_else(|| Fault {
+                span: span.clone(),
+                reason: format!("'{first}' is no multiple"),
+                help: Some("a whole number from 1 on, as in '2*y'".into()),
+            })?;
+            let word = self.word();
+            name = word.0;
+            span.end = word.1.end;
+        }
         if name.is_empty() {
             return Err(self.expected("an index", None));
         }
@@ -213,6 +230,13 @@ impl<'a> Parser<'a> {
                 span,
                 reason: format!("'{name}' is no index"),
                 help: Some("a lower-case ASCII letter, then lower-case letters, digits or '_'".into()),
+            });
+        }
+        if self.eat("*") {
+            return Err(Fault {
+                span,
+                reason: format!("a multiple stands before its index, not after '{name}'"),
+                help: Some(format!("'2*{name}' for two elements of the dimension each")),
             });
         }
         let mut halo = 0;
@@ -228,7 +252,7 @@ impl<'a> Parser<'a> {
             })?;
             span.end = digits_span.end;
         }
-        Ok(Index { name: name.to_owned(), halo, span })
+        Ok(Index { name: name.to_owned(), scale, halo, span })
     }
 }
 
@@ -268,6 +292,11 @@ mod tests {
         assert_eq!(shown(&n.inputs), ["x[y~2,x_1]", "k[]"]);
         assert_eq!(shown(&n.outputs), ["s[]", "out[y,x_1]"]);
         assert_eq!(n.inputs[0].indices[0].halo, 2);
+        let n = parse("u[2*y~1, 3 * x] -> v[1*y,x]").unwrap();
+        assert_eq!((shown(&n.inputs), shown(&n.outputs)), (vec!["u[2*y~1,3*x]".to_owned()], vec!["v[y,x]".to_owned()]));
+        assert_eq!((n.inputs[0].indices[0].scale, n.inputs[0].indices[0].halo), (2, 1));
+        assert_eq!((n.inputs[0].indices[0].span.clone(), n.inputs[0].indices[1].span.clone()), (2..7, 9..14));
+        let n = parse(" x[y~2, x_1] ,k[]\n -> s[],out[y,x_1]").unwrap();
         assert_eq!(n.inputs[0].indices[0].span, 3..6);
         assert_eq!(n.inputs[1].span, 14..15);
         assert!(parse("-> c[i]").unwrap().inputs.is_empty());
@@ -289,6 +318,11 @@ mod tests {
         assert_eq!(fault("a[i,] -> b[i]"), want(4, "expected an index, found ']'"));
         assert_eq!(fault("a[I] -> b[i]"), want(2, "'I' is no index"));
         assert_eq!(fault("a[i,j,i] -> b[i]"), want(6, "index 'i' is twice in 'a'"));
+        assert_eq!(fault("a[0*i] -> b[i]"), want(2, "'0' is no multiple"));
+        assert_eq!(fault("a[99999999999999999999*i] -> b[i]"), want(2, "'99999999999999999999' is no multiple"));
+        assert_eq!(fault("a[i*2] -> b[i]"), want(2, "a multiple stands before its index, not after 'i'"));
+        assert_eq!(fault("a[2*] -> b[i]"), want(4, "expected an index, found ']'"));
+        assert_eq!(fault("a[2*i,i] -> b[i]"), want(6, "index 'i' is twice in 'a'"));
         assert_eq!(fault("a[i~] -> b[i]"), want(4, "expected a halo width after 'i~', found ']'"));
         assert_eq!(fault("a[i] -> b[i] c"), want(13, "expected ',' or the end, found 'c'"));
         assert_eq!(fault("a[a,b,c,d,e,f,g,h,i] -> b[i]"), want(18, "'a' has more than 8 dimensions"));
@@ -297,7 +331,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_parses_or_points_into_itself(text in "[a-c\\[\\],~>0-9ü -]{0,30}") {
+        fn any_text_parses_or_points_into_itself(text in "[a-c\\[\\],~*>0-9ü -]{0,30}") {
             if let Err(fault) = parse(&text) {
                 prop_assert!(text.get(fault.span.clone()).is_some(), "{fault:?}");
             }
@@ -305,18 +339,17 @@ mod tests {
 
         #[test]
         fn what_is_shown_parses_to_the_same(
-            operands in proptest::collection::vec(("[A-Za-z_][a-z0-9]{0,3}", "[a-z]{0,8}", 0u64..3), 1..5)
+            operands in proptest::collection::vec(("[A-Za-z_][a-z0-9]{0,3}", "[a-z]{0,8}", 0u64..3, 1u64..4), 1..5)
         ) {
             let text: Vec<String> = operands
                 .iter()
-                .map(|(name, letters, halo)| {
+                .map(|(name, letters, halo, scale)| {
                     let mut letters: Vec<char> = letters.chars().collect();
                     letters.sort_unstable();
                     letters.dedup();
-                    let indices: Vec<String> = letters
-                        .iter()
-                        .map(|l| if *halo > 0 { format!("{l}~{halo}") } else { l.to_string() })
-                        .collect();
+                    let before = if *scale > 1 { format!("{scale}*") } else { String::new() };
+                    let after = if *halo > 0 { format!("~{halo}") } else { String::new() };
+                    let indices: Vec<String> = letters.iter().map(|l| format!("{before}{l}{after}")).collect();
                     format!("{name}[{}]", indices.join(","))
                 })
                 .collect();

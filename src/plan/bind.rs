@@ -1,7 +1,7 @@
 //! Notation and layouts to operands: what every index's extent is, which indices are split, what is broadcast.
 
 use super::{Distribution, IndexPlan, Layout, OperandPlan, Origin, PlanError, Role};
-use crate::job::{Job, Operand, Source, Stage};
+use crate::job::{Index, Job, Operand, Source, Stage};
 use crate::tensor::Shape;
 use std::collections::BTreeMap;
 
@@ -36,14 +36,14 @@ pub(super) fn bind(job: &Job, stage: &Stage, known: &mut BTreeMap<String, Layout
     }
     for output in &stage.compute.outputs {
         let dims = extents.look_up(output)?;
-        let shape =
-            Shape::new(dims.iter().map(|d| extents.indices[*d].plan.extent).collect::<Vec<_>>()).map_err(|source| {
-                PlanError::OutputShape {
-                    at: job.excerpt(output.span.clone(), None),
-                    operand: output.to_string(),
-                    source,
-                }
-            })?;
+        // What overflows is too large for a shape too.
+        let along = |(dim, index): (&usize, &Index)| extents.indices[*dim].plan.extent.saturating_mul(index.scale);
+        let shape = Shape::new(dims.iter().zip(&output.indices).map(along).collect::<Vec<_>>());
+        let shape = shape.map_err(|source| PlanError::OutputShape {
+            at: job.excerpt(output.span.clone(), None),
+            operand: output.to_string(),
+            source,
+        })?;
         let (layout, deflate) = created(job, output, shape, &mut notes)?;
         known.insert(output.tensor.clone(), layout.clone());
         operands.push(operand(job, output, Role::Output, dims, layout, deflate));
@@ -86,6 +86,7 @@ fn operand(
         shape: layout.shape,
         dims,
         distribution: Distribution::Split,
+        scale: operand.indices.iter().map(|index| index.scale).collect(),
         halo: operand.indices.iter().map(|index| index.halo).collect(),
         resident: false,
         chunk: layout.chunk,
@@ -209,24 +210,37 @@ impl Extents<'_> {
         for (dim, (index, extent)) in input.indices.iter().zip(shape.iter()).enumerate() {
             let here = format!("{input} (dimension {dim} of {shape})");
             if index.halo > *extent {
-                let help = format!("at most {}~{extent}", index.name);
+                let help = format!("at most {}", Index { halo: *extent, ..index.clone() });
                 return Err(PlanError::WideHalo {
                     at: self.job.excerpt(index.span.clone(), Some(help)),
                     operand: input.to_string(),
-                    index: index.name.clone(),
+                    dim,
                     halo: index.halo,
                     extent: *extent,
                 });
             }
+            if !extent.is_multiple_of(index.scale) {
+                let less = extent - extent % index.scale;
+                let help = format!("{less} or {} would do", less.saturating_add(index.scale));
+                return Err(PlanError::UnevenExtent {
+                    at: self.job.excerpt(index.span.clone(), Some(help)),
+                    index: index.to_string(),
+                    scale: index.scale,
+                    extent: *extent,
+                    here,
+                });
+            }
+            // Of the index, not of the dimension.
+            let extent = extent / index.scale;
             match self.position(&index.name) {
-                None => dims.push(self.push(&index.name, *extent, here)),
+                None => dims.push(self.push(&index.name, extent, here)),
                 Some(position) => {
                     let bound = &self.indices[position];
-                    if bound.plan.extent != *extent {
+                    if bound.plan.extent != extent {
                         return Err(PlanError::ExtentMismatch {
                             at: self.job.excerpt(index.span.clone(), None),
                             index: index.name.clone(),
-                            extent: *extent,
+                            extent,
                             here,
                             other_extent: bound.plan.extent,
                             there: bound.given_by.clone(),
@@ -262,7 +276,7 @@ impl Extents<'_> {
     }
 
     fn look_up(&self, output: &Operand) -> Result<Vec<usize>, PlanError> {
-        let position = |index: &crate::job::Index| {
+        let position = |index: &Index| {
             self.position(&index.name).ok_or_else(|| PlanError::UnboundIndex {
                 at: self.job.excerpt(index.span.clone(), Some(format!("sizes = {{ {} = ... }}", index.name))),
                 index: index.name.clone(),

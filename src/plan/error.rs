@@ -21,8 +21,11 @@ pub enum PlanError {
     #[error("{}", at.frame(format_args!("index '{index}' is {extent} in {here}, but {other_extent} in {there}")))]
     ExtentMismatch { at: Box<Excerpt>, index: String, extent: u64, here: String, other_extent: u64, there: String },
     /// A halo that reaches around the tensor more than once.
-    #[error("{}", at.frame(format_args!("the halo of {halo} in {operand} is wider than index '{index}', which is {extent} long")))]
-    WideHalo { at: Box<Excerpt>, operand: String, index: String, halo: u64, extent: u64 },
+    #[error("{}", at.frame(format_args!("the halo of {halo} in {operand} is wider than dimension {dim}, which is {extent} long")))]
+    WideHalo { at: Box<Excerpt>, operand: String, dim: usize, halo: u64, extent: u64 },
+    /// A dimension that must be some times as long as an index.
+    #[error("{}", at.frame(format_args!("'{index}' needs a multiple of {scale}, but {here} is {extent} long there")))]
+    UnevenExtent { at: Box<Excerpt>, index: String, scale: u64, extent: u64, here: String },
     /// An output index without input or size.
     #[error("{}", at.frame(format_args!("nothing gives the extent of index '{index}' of output {operand}")))]
     UnboundIndex { at: Box<Excerpt>, index: String, operand: String },
@@ -71,6 +74,7 @@ impl PlanError {
             | ChunkRank { at, .. }
             | ExtentMismatch { at, .. }
             | WideHalo { at, .. }
+            | UnevenExtent { at, .. }
             | UnboundIndex { at, .. }
             | OutputShape { at, .. }
             | Exchange { at, .. }

@@ -7,8 +7,17 @@ use super::{Distribution, OperandPlan};
 pub(super) struct Footprint {
     /// Bytes at one point of the split indices.
     pub point_bytes: u64,
-    /// Axes that the operand has, with the width of its halo.
-    axes: Vec<(usize, u64)>,
+    axes: Vec<Along>,
+}
+
+/// An axis that an operand has.
+#[derive(Clone, Debug)]
+struct Along {
+    axis: usize,
+    /// Elements for each value of the index.
+    scale: u64,
+    /// Width of the halo.
+    halo: u64,
 }
 
 impl Footprint {
@@ -16,7 +25,9 @@ impl Footprint {
         let mut footprint = Footprint { point_bytes: operand.dtype.size_bytes() as u64, axes: Vec::new() };
         for (dim, index) in operand.dims.iter().enumerate() {
             match split.iter().position(|split| split == index) {
-                Some(axis) => footprint.axes.push((axis, operand.halo[dim])),
+                Some(axis) => {
+                    footprint.axes.push(Along { axis, scale: operand.scale[dim], halo: operand.halo[dim] });
+                }
                 None => {
                     let width = operand.shape[dim] + 2 * operand.halo[dim];
                     footprint.point_bytes = footprint.point_bytes.saturating_mul(width);
@@ -28,23 +39,30 @@ impl Footprint {
 
     /// Whether the operand is cut along `axis`.
     pub fn has(&self, axis: usize) -> bool {
-        self.axes.iter().any(|(own, _)| *own == axis)
+        self.axes.iter().any(|along| along.axis == axis)
     }
 
     pub fn bytes(&self, extents: &[u64]) -> u64 {
-        let widths = self.axes.iter().map(|(axis, halo)| extents[*axis].saturating_add(2 * halo));
-        widths.fold(self.point_bytes, u64::saturating_mul)
+        let width = |along: &Along| along.elements(extents).saturating_add(2 * along.halo);
+        self.axes.iter().map(width).fold(self.point_bytes, u64::saturating_mul)
     }
 
     /// Without the halo.
     pub fn core_bytes(&self, extents: &[u64]) -> u64 {
-        self.axes.iter().map(|(axis, _)| extents[*axis]).fold(self.point_bytes, u64::saturating_mul)
+        self.axes.iter().map(|along| along.elements(extents)).fold(self.point_bytes, u64::saturating_mul)
     }
 
     /// The sum over a grid of `count` pieces of a tile.
     pub fn bytes_of_pieces(&self, extents: &[u64], count: &[u64]) -> u128 {
-        let width = |(axis, halo): &(usize, u64)| u128::from(extents[*axis] + 2 * halo * count[*axis]);
+        let width = |along: &Along| u128::from(along.elements(extents) + 2 * along.halo * count[along.axis]);
         self.axes.iter().map(width).product::<u128>() * u128::from(self.point_bytes)
+    }
+}
+
+impl Along {
+    /// Without the halo.
+    fn elements(&self, extents: &[u64]) -> u64 {
+        extents[self.axis].saturating_mul(self.scale)
     }
 }
 

@@ -270,8 +270,8 @@ impl StagePlan {
         let mut region = Region::whole(&operand.shape);
         for (dim, index) in operand.dims.iter().enumerate() {
             if let Some(axis) = self.split.iter().position(|split| split == index) {
-                region.offset[dim] = tile.0.offset[axis];
-                region.extent[dim] = tile.0.extent[axis];
+                region.offset[dim] = tile.0.offset[axis] * operand.scale[dim];
+                region.extent[dim] = tile.0.extent[axis] * operand.scale[dim];
             }
         }
         region

@@ -4,6 +4,7 @@ use super::bind::Bound;
 use super::boxes::Boxes;
 use super::error::iec;
 use super::footprint::{Footprint, footprints};
+use super::notes::{note_chunks, note_idle, note_rereads};
 use super::residence::{Residence, relabel};
 use super::tiling::{self, Space};
 use super::{Distribution, Machine, OperandPlan, Origin, PlanError, Reduce, Role, StageBytes, StageKind, StagePlan};
@@ -351,53 +352,6 @@ fn count(plan: &mut StagePlan, space: &Space) {
     note_rereads(plan, &split, &block_sums);
     note_idle(plan, busy);
     note_chunks(plan, space);
-}
-
-/// Inputs without some of the split indices are read again along those; said where it makes up much of the reading.
-fn note_rereads(plan: &mut StagePlan, split: &[(usize, Footprint)], block_sums: &[u128]) {
-    for ((position, _), sum) in split.iter().zip(block_sums) {
-        let operand = &plan.operands[*position];
-        let times = sum / u128::from(operand.bytes().max(1));
-        let much = sum * 8 > u128::from(plan.bytes.read);
-        let streamed = operand.is_stored() && !operand.resident && !plan.is_held(*position);
-        if operand.role == Role::Input && streamed && times > 1 && much {
-            plan.notes.push(format!("{} is read {times} times: it lacks a split index", operand.tensor));
-        }
-    }
-}
-
-fn note_idle(plan: &mut StagePlan, busy: u32) {
-    let idle = plan.ranks - busy;
-    let units = plan.units();
-    if plan.split.is_empty() {
-        plan.notes.push("no index is in every output: everything is one task on rank 0".to_owned());
-    } else if units == 0 {
-        plan.notes.push("a split index has extent 0: there is nothing to compute".to_owned());
-    } else if idle > 0 {
-        let unit = plan.extents_text(&plan.unit);
-        plan.notes.push(format!("{idle} of {} ranks are idle: there are {units} units of {unit}", plan.ranks));
-    }
-}
-
-/// Chunks that do not divide each other only meet at their least common multiple, and units with them.
-fn note_chunks(plan: &mut StagePlan, space: &Space) {
-    for (axis, aligned) in space.aligned.iter().enumerate() {
-        let index = plan.split[axis];
-        let mut chunks: Vec<(u64, &str)> = Vec::new();
-        for operand in &plan.operands {
-            let dim = operand.dims.iter().position(|dim| *dim == index);
-            if let (Some(dim), Some(chunk)) = (dim, &operand.chunk) {
-                chunks.push((chunk[dim].min(space.extents[axis]), &operand.tensor));
-            }
-        }
-        let Some((largest, _)) = chunks.iter().max() else { continue };
-        if aligned > largest {
-            let list: Vec<String> = chunks.iter().map(|(chunk, tensor)| format!("{chunk} ({tensor})")).collect();
-            let name = &plan.indices[index].name;
-            let list = list.join(" and ");
-            plan.notes.push(format!("chunks of {list} along {name} only meet every {aligned}: equal chunks cut finer"));
-        }
-    }
 }
 
 impl StagePlan {

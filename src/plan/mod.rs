@@ -15,6 +15,7 @@ mod geometry;
 #[cfg(test)]
 mod goldens;
 mod memory;
+mod notes;
 mod process_grid;
 #[cfg(test)]
 mod properties;
@@ -180,6 +181,8 @@ pub struct OperandPlan {
     pub shape: Shape,
     /// Position in [`StagePlan::indices`] of the index of each dimension.
     pub dims: Vec<usize>,
+    /// Consecutive elements of each dimension for each value of its index, at least 1.
+    pub scale: Vec<u64>,
     pub distribution: Distribution,
     /// Neighbours needed on each side, per dimension.
     pub halo: Vec<u64>,

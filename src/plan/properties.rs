@@ -17,13 +17,17 @@ struct Case {
     out_chunk: Option<[u64; 3]>,
     /// Halo of `a` in its dimensions; all 0 for none.
     halo: [u64; 3],
+    /// Elements of `a`, `b` and the outputs for each value of an index.
+    scale: [[u64; 3]; 3],
     combine: bool,
     machine: Machine,
 }
 
 impl Case {
     fn text(&self) -> String {
-        let letters = |dims: &[usize]| dims.iter().map(|d| ["i", "j", "k"][*d]).collect::<Vec<_>>().join(",");
+        let letter = |d: usize, scale: [u64; 3]| format!("{}*{}", scale[d], ["i", "j", "k"][d]);
+        let letters = |dims: &[usize], scale| dims.iter().map(|d| letter(*d, scale)).collect::<Vec<_>>().join(",");
+        let [of_a, of_b, of_out] = self.scale;
         let chunk = match (&self.out_chunk, self.out_dims.is_empty()) {
             (Some(chunk), false) => format!(", chunk = {:?}", pick(&self.out_dims, chunk)),
             _ => String::new(),
@@ -37,27 +41,30 @@ impl Case {
             tensors.b = {{ file = "a", dataset = "b" }}
             tensors.o = {{ create = "o", dataset = "o", dtype = "i16"{chunk} }}
             tensors.p = {{ dtype = "f64" }}
-            stages = [{{ kernel = "k", compute = "a[i{},j{},k{}], b[{}] -> o[{}], p[{}]"{boundary}{combine} }}]
+            stages = [{{ kernel = "k", compute = "a[{}{},{}{},{}{}], b[{}] -> o[{}], p[{}]"{boundary}{combine} }}]
             "#,
+            letter(0, of_a),
             halo[0],
+            letter(1, of_a),
             halo[1],
+            letter(2, of_a),
             halo[2],
-            letters(&self.b_dims),
-            letters(&self.out_dims),
-            letters(&self.out_dims.iter().rev().copied().collect::<Vec<_>>()),
+            letters(&self.b_dims, of_b),
+            letters(&self.out_dims, of_out),
+            letters(&self.out_dims.iter().rev().copied().collect::<Vec<_>>(), of_out),
         )
     }
 
     /// `None` where even the smallest blocks are over the budget.
     fn plan(&self) -> Option<Plan> {
-        let layout = |dims: &[usize], chunk: &Option<[u64; 3]>| Layout {
+        let layout = |dims: &[usize], scale: [u64; 3], chunk: &Option<[u64; 3]>| Layout {
             dtype: Dtype::F32,
-            shape: Shape::new(pick(dims, &self.extents)).unwrap(),
+            shape: Shape::new(dims.iter().map(|d| self.extents[*d] * scale[*d]).collect::<Vec<_>>()).unwrap(),
             chunk: chunk.as_ref().map(|chunk| pick(dims, chunk)),
         };
         let layouts = BTreeMap::from([
-            ("a".to_owned(), layout(&[0, 1, 2], &self.a_chunk)),
-            ("b".to_owned(), layout(&self.b_dims, &self.b_chunk)),
+            ("a".to_owned(), layout(&[0, 1, 2], self.scale[0], &self.a_chunk)),
+            ("b".to_owned(), layout(&self.b_dims, self.scale[1], &self.b_chunk)),
         ]);
         let job = Job::parse(&self.text(), Path::new("p.toml")).unwrap();
         match plan(&job, &layouts, &self.machine) {
@@ -88,12 +95,14 @@ fn case() -> impl Strategy<Value = Case> {
     });
     let machine = (1u32..12, prop_oneof![(1u32..4, Just(1u64 << 32)), tight])
         .prop_map(|(ranks, (threads, memory_bytes))| Machine { ranks, ranks_per_node: 2, threads, memory_bytes });
-    let extent = prop_oneof![1 => 0u64..2, 9 => 1u64..24];
+    let extent = prop_oneof![1 => 0u64..2, 9 => 1u64..16];
     let extents = [extent.clone(), extent.clone(), extent];
     let halo = prop_oneof![3 => Just([0; 3]), 1 => [0u64..3, 0u64..3, 0u64..3]];
-    let kind = (halo, any::<bool>());
+    let times = [1u64..4, 1u64..4, 1u64..4];
+    let scale = prop_oneof![2 => Just([[1; 3]; 3]), 1 => [times.clone(), times.clone(), times]];
+    let kind = (halo, scale, any::<bool>());
     (extents, chunk(), some_dims(), chunk(), some_dims(), chunk(), machine, kind).prop_map(
-        |(extents, a_chunk, b_dims, b_chunk, out_dims, out_chunk, machine, (halo, combine))| Case {
+        |(extents, a_chunk, b_dims, b_chunk, out_dims, out_chunk, machine, (halo, scale, combine))| Case {
             extents,
             a_chunk,
             b_dims,
@@ -101,6 +110,7 @@ fn case() -> impl Strategy<Value = Case> {
             out_dims,
             out_chunk,
             halo,
+            scale,
             combine,
             machine,
         },

@@ -89,7 +89,11 @@ fn stage_lines(stage: &StagePlan, lines: &mut Vec<String>) {
 }
 
 fn operand_row(stage: &StagePlan, operand: &OperandPlan) -> [String; 6] {
-    let indices: Vec<&str> = operand.dims.iter().map(|index| stage.indices[*index].name.as_str()).collect();
+    let index = |(index, scale): (&usize, &u64)| match (&stage.indices[*index].name, scale) {
+        (name, 1) => name.clone(),
+        (name, scale) => format!("{scale}*{name}"),
+    };
+    let indices: Vec<String> = operand.dims.iter().zip(&operand.scale).map(index).collect();
     let origin = match operand.origin {
         Origin::File => "file",
         Origin::Created => "created",

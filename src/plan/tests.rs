@@ -251,7 +251,7 @@ fn halos_wider_than_their_tensor_are_refused() {
     assert!(planned("40").is_ok());
     for width in ["41", "9223372036854775807", "18446744073709551615"] {
         let error = planned(width).unwrap_err();
-        assert!(error.contains("wider than index 'y'") && error.contains("at most y~40"), "{error}");
+        assert!(error.contains("wider than dimension 0") && error.contains("at most y~40"), "{error}");
     }
 }
 
@@ -295,4 +295,57 @@ fn a_change_of_grids_is_charged_for_what_moves() {
         println!("{ranks}: {:?} {moved}", plan.stages.iter().map(|s| s.process_grid.clone()).collect::<Vec<_>>());
         assert!(moved <= bytes / 8, "{moved}");
     }
+}
+
+const SCALED: &str = r#"
+[tensors]
+fine = { file = "i", dataset = "fine" }
+coarse = { dtype = "f32" }
+again = { create = "o", dataset = "again", dtype = "f32", chunk = [6, 10] }
+[[stages]]
+kernel = "k"
+compute = "fine[2*y~1,3*x] -> coarse[y,x]"
+boundary = "zero"
+[[stages]]
+kernel = "k"
+compute = "coarse[y,x], fine[2*y,3*x] -> again[4*y,x]"
+"#;
+
+#[test]
+fn a_multiple_of_an_index_is_as_many_elements() {
+    let layouts = layouts([("fine", layout(Dtype::F32, &[70, 93], Some(&[5, 9])))]);
+    let plan = plan(&job(SCALED), &layouts, &machine(3)).unwrap();
+    let [first, second] = plan.stages.as_slice() else { panic!("two stages") };
+    assert_eq!((first.extent(0), first.extent(1), &*first.operands[1].shape), (35, 31, &[35, 31][..]));
+    // Chunks of 5 and 9 begin at multiples of 5 and 3, of as many pairs and triples.
+    assert_eq!(first.unit, [5, 3]);
+    let tile = Tile(Region { offset: vec![10, 3], extent: vec![5, 6] });
+    assert_eq!(first.region(0, &tile), Region { offset: vec![20, 9], extent: vec![10, 18] });
+    assert_eq!(first.region(1, &tile), tile.0);
+    assert_eq!(first.split_operand_bytes(&tile), 4 * (12 * 18 + 5 * 6));
+    assert_eq!(&*second.operands[2].shape, [140, 31]);
+    // Chunks of 6 rows begin every 3 values, 4 rows each; chunks of 5 every 5.
+    assert!(second.unit.iter().zip([15, 30]).all(|(unit, aligned)| unit.is_multiple_of(aligned)), "{:?}", second.unit);
+    let note = "chunks of 5 (fine, 2 to each y) and 6 (again, 4 to each y) along y only meet every 15";
+    assert!(second.notes.iter().any(|n| n.contains(note)), "{:?}", second.notes);
+    let text = render(&plan);
+    assert!(text.contains("fine[2*y,3*x]") && text.contains("again[4*y,x]"), "{text}");
+}
+
+#[test]
+fn extents_and_multiples_must_agree() {
+    let refused = |from: &str, to: &str, shape: [u64; 2], words: &[&str]| {
+        let layouts = layouts([("fine", layout(Dtype::F32, &shape, None))]);
+        let error = plan(&job(&SCALED.replace(from, to)), &layouts, &machine(2)).unwrap_err().to_string();
+        for word in words {
+            assert!(error.contains(word), "no '{word}' in: {error}");
+        }
+    };
+    let here = "fine[2*y~1,3*x] (dimension 1 of [70, 92])";
+    refused("", "", [70, 92], &["'3*x' needs a multiple of 3", here, "92 long", "90 or 93"]);
+    let both = "index 'y' is 14 in fine[5*y,3*x] (dimension 0 of [70, 93]), but 35 in coarse[y,x]";
+    refused("fine[2*y,3*x]", "fine[5*y,3*x]", [70, 93], &[both]);
+    refused("2*y~1", "2*y~71", [70, 93], &["the halo of 71", "at most 2*y~70"]);
+    let huge = "again[9223372036854775807*y,x]";
+    refused("again[4*y,x]", huge, [70, 93], &[huge, "cannot exist"]);
 }

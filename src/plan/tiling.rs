@@ -39,8 +39,9 @@ struct Load {
     footprint: Footprint,
     /// How often each tile transfers it: 0 for what is not read.
     reads: u128,
-    /// Shape and axis of each dimension of a contiguous operand; empty for one whose chunks are its runs.
-    dims: Vec<(u64, Option<usize>)>,
+    /// Extent of each dimension of a contiguous operand, its axis, if it has one, and the elements for each value of
+    /// that; empty for one whose chunks are its runs.
+    dims: Vec<(u64, Option<(usize, u64)>)>,
 }
 
 /// The aligned unit of each axis: the least common multiple of all chunks along it, at most its extent.
@@ -48,7 +49,7 @@ pub(super) fn space(operands: &[OperandPlan], split: &[usize], extents: Vec<u64>
     let align = |(index, extent): (&usize, &u64)| {
         let chunks = operands.iter().filter_map(|operand| {
             let dim = operand.dims.iter().position(|dim| dim == index)?;
-            operand.chunk.as_ref()?.get(dim).copied()
+            operand.chunk_along(dim)
         });
         let whole = (*extent).max(1);
         chunks.fold(1, |unit, chunk| least_common_multiple(unit, chunk.clamp(1, whole)).min(whole))
@@ -57,12 +58,24 @@ pub(super) fn space(operands: &[OperandPlan], split: &[usize], extents: Vec<u64>
     Space { extents, aligned }
 }
 
-fn least_common_multiple(a: u64, b: u64) -> u64 {
+impl OperandPlan {
+    /// Values of the index of dimension `dim` after which chunks begin again, if there are chunks.
+    pub(super) fn chunk_along(&self, dim: usize) -> Option<u64> {
+        let chunk = *self.chunk.as_ref()?.get(dim)?;
+        Some(chunk / greatest_common_divisor(chunk, self.scale[dim]))
+    }
+}
+
+fn greatest_common_divisor(a: u64, b: u64) -> u64 {
     let (mut x, mut y) = (a, b);
     while y > 0 {
         (x, y) = (y, x % y);
     }
-    (a / x).saturating_mul(b)
+    x
+}
+
+fn least_common_multiple(a: u64, b: u64) -> u64 {
+    (a / greatest_common_divisor(a, b)).saturating_mul(b)
 }
 
 /// Chooses units and blocks so that the split operands of a block take at most `target_bytes`, or are one unit.
@@ -113,8 +126,8 @@ fn count(space: &Space, tile: &[u64]) -> u64 {
 fn loads(operands: &[OperandPlan], split: &[usize]) -> Vec<Load> {
     let is_split = |operand: &&OperandPlan| operand.distribution == Distribution::Split;
     let load = |operand: &OperandPlan| {
-        let dims = operand.dims.iter().zip(operand.shape.iter());
-        let dims = dims.map(|(index, extent)| (*extent, split.iter().position(|split| split == index)));
+        let axis = |dim: usize| split.iter().position(|index| *index == operand.dims[dim]);
+        let dims = (0..operand.dims.len()).map(|dim| (operand.shape[dim], axis(dim).map(|a| (a, operand.scale[dim]))));
         let stored = operand.origin != Origin::Inline;
         Load {
             footprint: Footprint::new(operand, split),
@@ -138,8 +151,10 @@ fn cost(space: &Space, loads: &[Load], tile: &[u64]) -> u128 {
 }
 
 /// Contiguous runs that a tile has in a row-major operand with dimensions `dims`.
-fn runs(dims: &[(u64, Option<usize>)], tile: &[u64]) -> u128 {
-    let width = |(extent, axis): &(u64, Option<usize>)| axis.map_or(*extent, |axis| tile[axis].min(*extent));
+fn runs(dims: &[(u64, Option<(usize, u64)>)], tile: &[u64]) -> u128 {
+    let width = |(extent, along): &(u64, Option<(usize, u64)>)| {
+        along.map_or(*extent, |(axis, scale)| tile[axis].saturating_mul(scale).min(*extent))
+    };
     // Dimensions after the last one that the tile does not span are one run with it.
     let Some(cut) = dims.iter().rposition(|dim| width(dim) < dim.0) else {
         return u128::from(!dims.is_empty());
@@ -187,14 +202,16 @@ mod tests {
 
     #[test]
     fn runs_end_at_the_last_dimension_that_is_cut() {
-        let dims = |extents: &[u64]| extents.iter().enumerate().map(|(d, e)| (*e, Some(d))).collect::<Vec<_>>();
+        let dims = |extents: &[u64]| extents.iter().enumerate().map(|(d, e)| (*e, Some((d, 1)))).collect::<Vec<_>>();
         let shape = dims(&[10, 20, 30]);
         assert_eq!(runs(&shape, &[10, 20, 30]), 1);
         assert_eq!(runs(&shape, &[5, 20, 30]), 1);
         assert_eq!(runs(&shape, &[5, 10, 30]), 5);
         assert_eq!(runs(&shape, &[5, 10, 3]), 50);
-        assert_eq!(runs(&[(10, Some(0)), (20, None)], &[4]), 1);
-        assert_eq!(runs(&[(20, None), (10, Some(0))], &[4]), 20);
+        assert_eq!(runs(&[(10, Some((0, 1))), (20, None)], &[4]), 1);
+        assert_eq!(runs(&[(20, None), (10, Some((0, 1)))], &[4]), 20);
+        assert_eq!(runs(&[(20, Some((0, 4))), (6, Some((1, 3)))], &[2, 1]), 8);
+        assert_eq!(runs(&[(20, Some((0, 4))), (6, Some((1, 3)))], &[2, 2]), 1);
         assert_eq!(runs(&[], &[4]), 0);
     }
 

@@ -1,0 +1,56 @@
+//! What a person should know of a stage: idle ranks, data read more than once, chunks that do not fit each other.
+
+use super::footprint::Footprint;
+use super::tiling::Space;
+use super::{Role, StagePlan};
+
+/// Inputs without some of the split indices are read again along those; said where it makes up much of the reading.
+pub(super) fn note_rereads(plan: &mut StagePlan, split: &[(usize, Footprint)], block_sums: &[u128]) {
+    for ((position, _), sum) in split.iter().zip(block_sums) {
+        let operand = &plan.operands[*position];
+        let times = sum / u128::from(operand.bytes().max(1));
+        let much = sum * 8 > u128::from(plan.bytes.read);
+        let streamed = operand.is_stored() && !operand.resident && !plan.is_held(*position);
+        if operand.role == Role::Input && streamed && times > 1 && much {
+            plan.notes.push(format!("{} is read {times} times: it lacks a split index", operand.tensor));
+        }
+    }
+}
+
+pub(super) fn note_idle(plan: &mut StagePlan, busy: u32) {
+    let idle = plan.ranks - busy;
+    let units = plan.units();
+    if plan.split.is_empty() {
+        plan.notes.push("no index is in every output: everything is one task on rank 0".to_owned());
+    } else if units == 0 {
+        plan.notes.push("a split index has extent 0: there is nothing to compute".to_owned());
+    } else if idle > 0 {
+        let unit = plan.extents_text(&plan.unit);
+        plan.notes.push(format!("{idle} of {} ranks are idle: there are {units} units of {unit}", plan.ranks));
+    }
+}
+
+/// Chunks that do not divide each other only meet at their least common multiple, and units with them.
+pub(super) fn note_chunks(plan: &mut StagePlan, space: &Space) {
+    for (axis, aligned) in space.aligned.iter().enumerate() {
+        let index = plan.split[axis];
+        let name = &plan.indices[index].name;
+        let mut largest = 0;
+        let mut list: Vec<String> = Vec::new();
+        for operand in &plan.operands {
+            let Some(dim) = operand.dims.iter().position(|dim| *dim == index) else { continue };
+            if let (Some(along), Some(chunk)) = (operand.chunk_along(dim), &operand.chunk) {
+                largest = largest.max(along.min(space.extents[axis]));
+                let tensor = match operand.scale[dim] {
+                    1 => operand.tensor.clone(),
+                    scale => format!("{}, {scale} to each {name}", operand.tensor),
+                };
+                list.push(format!("{} ({tensor})", chunk[dim].min(operand.shape[dim])));
+            }
+        }
+        if largest > 0 && *aligned > largest {
+            let list = list.join(" and ");
+            plan.notes.push(format!("chunks of {list} along {name} only meet every {aligned}: equal chunks cut finer"));
+        }
+    }
+}
