@@ -9,6 +9,7 @@ use super::{Output, fail, print_json, progress};
 use crate::exec::{self, ExitCode, Options, Signal, TierPolicy};
 use crate::fabric;
 use crate::report::{self, Report};
+use crate::sched::Granularity;
 
 /// Arguments of `exuvia run`.
 #[derive(Debug, Args)]
@@ -27,6 +28,9 @@ pub(super) struct RunArguments {
     /// Leave work with the ranks that the plan gives it to, even if others have none
     #[arg(long)]
     no_steal: bool,
+    /// Give every task so many slices of its block (to measure what a task costs)
+    #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    task_slices: Option<u64>,
     /// Where optimized code is kept [default: $EXUVIA_CACHE_DIR, or exuvia in the user's cache]
     #[arg(long)]
     cache_dir: Option<PathBuf>,
@@ -78,6 +82,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         },
         cache_dir: arguments.cache_dir.clone(),
         memory_bytes: arguments.memory,
+        granularity: arguments.task_slices.map_or(Granularity::Adaptive, Granularity::Fixed),
         steal: !arguments.no_steal,
         helper: std::env::current_exe().ok(),
         say: Some(say),

@@ -1,0 +1,297 @@
+//! METG(50 %): how short tasks may become before half of the time goes into running them. `cargo bench --bench metg`.
+//!
+//! Our own sweep, in the manner of Task Bench (Slaughter et al., "Task Bench: A Parameterized Benchmark for Evaluating
+//! Parallel Runtime Performance", SC20); its code is not used. A pattern is an iterated job: every iteration each rank
+//! has one task, its half of a tensor of 64 f64, which needs elements of the iteration before as the pattern says, and
+//! then computes for as long as an inline constant tells it. Shorter and shorter tasks are run by Exuvia and by a
+//! program that does the same by hand in plain MPI (`by_hand.rs`), one after the other. Efficiency is the work done in
+//! a second over the most that the same system did in that sweep; METG(50 %) is the least wall time of an iteration, on a
+//! logarithmic scale between two runs, at which it is 50 %. Both must compute the same bits.
+//!
+//! All ranks are processes of their own, started with `mpirun`; Exuvia's have one worker each.
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
+
+mod by_hand;
+#[path = "../../tests/launch/mod.rs"]
+mod launch;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use exuvia::cli::kernel_build;
+use exuvia::report::Report;
+use exuvia::store::Reader;
+use exuvia::tensor::{Region, Shape};
+
+const RANKS: u32 = 2;
+/// Elements of the tensor.
+const POINTS: usize = 64;
+const ROUNDS: usize = 5;
+/// What a task should compute, in nanoseconds; the first is the peak.
+const EXUVIA_SWEEP: [u64; 7] = [4_000_000, 250_000, 100_000, 50_000, 25_000, 12_000, 6_000];
+const BY_HAND_SWEEP: [u64; 8] = [4_000_000, 16_000, 8_000, 4_000, 2_000, 1_000, 500, 250];
+/// After this time no sweep begins: on a busy machine there are fewer.
+const DEADLINE: Duration = Duration::from_secs(180);
+/// Every run should take about so long ...
+const RUN_NS: u64 = 60_000_000;
+/// ... where this is added to the time of a task.
+const GUESSED_OVERHEAD_NS: u64 = 20_000;
+
+/// The kernels of all patterns. `busy` is the work: the logistic map, whose every bit depends on all bits before.
+const KERNELS: &str = r#"#include "exuvia.h"
+static void busy(double *w, uint32_t points, uint32_t length)
+{
+    for (uint32_t i = 0; i < length; i++)
+        for (uint32_t x = 0; x < points; x++) w[x] = 3.9 * w[x] * (1.0 - w[x]);
+}
+#define PATTERN(name, mean) \
+EXUVIA_EXPORT(name) int32_t name(const exuvia_view *v, uint32_t count) \
+{ \
+    if (count != 3) return 1; \
+    const double *u = exuvia_data(&v[0]); \
+    const uint32_t length = *(const uint32_t *)exuvia_data(&v[1]), points = (uint32_t)v[0].shape[0]; \
+    double *w = exuvia_data(&v[2]), sum = 0; \
+    const uint32_t first = (uint32_t)v[2].origin[0]; \
+    if (v[0].extent[0] == points) for (uint32_t i = 0; i < points; i++) sum += u[i]; \
+    for (int32_t x = 0; x < (int32_t)v[2].extent[0]; x++) w[x] = mean; \
+    busy(w, v[2].extent[0], length); \
+    return 0; \
+}
+#define AT(k) u[(first + x + k * points / 5) % points]
+PATTERN(stencil_1d, (u[x - 1] + u[x] + u[x + 1]) / 3.0)
+PATTERN(nearest, (u[x - 2] + u[x - 1] + u[x] + u[x + 1] + u[x + 2]) / 5.0)
+PATTERN(spread, (AT(0) + AT(1) + AT(2) + AT(3) + AT(4)) / 5.0)
+PATTERN(all_to_all, (sum / points + u[first + x]) / 2.0)
+"#;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Pattern {
+    Stencil1d,
+    Nearest,
+    Spread,
+    AllToAll,
+}
+
+impl Pattern {
+    const ALL: [Pattern; 4] = [Pattern::Stencil1d, Pattern::Nearest, Pattern::Spread, Pattern::AllToAll];
+
+    fn name(self) -> &'static str {
+        match self {
+            Pattern::Stencil1d => "stencil_1d",
+            Pattern::Nearest => "nearest",
+            Pattern::Spread => "spread",
+            Pattern::AllToAll => "all_to_all",
+        }
+    }
+
+    /// Elements needed on each side of a task's own; none: of the whole tensor.
+    fn radius(self) -> Option<usize> {
+        match self {
+            Pattern::Stencil1d => Some(1),
+            Pattern::Nearest => Some(2),
+            Pattern::Spread | Pattern::AllToAll => None,
+        }
+    }
+
+    /// The stage in the words of a job. Index notation has no distances, so what is spread is read as a whole.
+    fn stage(self) -> String {
+        let name = self.name();
+        let compute = match self.radius() {
+            Some(radius) => format!("compute = \"u[x~{radius}], length[] -> v[x]\"\nboundary = \"periodic\"\n"),
+            None => format!("compute = \"u[s], length[] -> v[x]\"\nsizes = {{ x = {POINTS} }}\n"),
+        };
+        format!("[[stages]]\nname = \"{name}\"\nkernel = \"patterns.wasm\"\nexport = \"{name}\"\n{compute}")
+    }
+}
+
+/// The tensor before the first iteration: between 0 and 1, as the logistic map wants it.
+fn start() -> Vec<f64> {
+    (0..POINTS).map(|i| (i * 37 % 101 + 1) as f64 / 103.0).collect()
+}
+
+/// One run: the length of its tasks and how often they are run.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    length: u64,
+    iterations: u64,
+}
+
+/// What came of it: wall time of an iteration, and a hash of the last.
+#[derive(Clone, Debug)]
+struct Sample {
+    length: u64,
+    ns: f64,
+    hash: String,
+}
+
+fn points(sweep: &[u64], ns_per_step: f64) -> Vec<Point> {
+    let point = |ns: &u64| Point {
+        length: (*ns as f64 / ns_per_step).max(1.0) as u64,
+        iterations: RUN_NS / (ns + GUESSED_OVERHEAD_NS),
+    };
+    sweep.iter().map(point).collect()
+}
+
+/// How long a step of every element of a task takes on this machine.
+fn calibrate() -> f64 {
+    let mut own = start()[..POINTS / RANKS as usize].to_vec();
+    let (length, mut best) = (100_000, f64::INFINITY);
+    for _ in 0..20 {
+        let started = Instant::now();
+        by_hand::busy(std::hint::black_box(&mut own), length);
+        best = best.min(started.elapsed().as_nanos() as f64 / length as f64);
+    }
+    best
+}
+
+fn check(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn exuvia(folder: &Path, pattern: Pattern, point: Point) -> Sample {
+    let values: Vec<String> = start().iter().map(f64::to_string).collect();
+    let mut text = format!("[tensors.u]\nvalues = [{}]\ndtype = \"f64\"\n", values.join(", "));
+    write!(text, "[tensors.length]\nvalue = {}\ndtype = \"u32\"\n", point.length).unwrap();
+    text += "[tensors.v]\ncreate = \"out.h5\"\ndataset = \"v\"\ndtype = \"f64\"\n";
+    text += &pattern.stage();
+    write!(text, "[iterate]\ncount = {}\nexchange = [[\"u\", \"v\"]]\n", point.iterations).unwrap();
+    let (job, record) = (folder.join("job.toml"), folder.join("report.json"));
+    fs::write(&job, text).unwrap();
+    let mut command = launch::ranks(RANKS, Path::new(env!("CARGO_BIN_EXE_exuvia")));
+    command.arg("run").arg(&job).args(["--threads", "1", "--tier", "optimized", "--cache-dir"]);
+    check({
+        command.arg(folder.join("cache")).arg("--report").arg(&record);
+        command
+    });
+    let report: Report = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    let mut bytes = Vec::new();
+    let whole = Region::whole(&Shape::new([POINTS as u64]).unwrap());
+    Reader::open(&folder.join("out.h5"), "v").unwrap().read(&whole, &mut bytes).unwrap();
+    Sample {
+        length: point.length,
+        ns: report.stages[0].wall_ns as f64 / point.iterations as f64,
+        hash: blake3::hash(&bytes).to_string(),
+    }
+}
+
+fn by_hand(pattern: Pattern, points: &[Point]) -> Vec<Sample> {
+    let mut command = launch::ranks(RANKS, &std::env::current_exe().unwrap());
+    command.arg(by_hand::ARGUMENT).arg(pattern.name());
+    command.args(points.iter().map(|point| format!("{}:{}", point.length, point.iterations)));
+    let sample = |line: &str| {
+        let mut words = line.split_whitespace();
+        let mut word = || words.next().unwrap().to_owned();
+        Sample { length: word().parse().unwrap(), ns: word().parse().unwrap(), hash: word() }
+    };
+    check(command).lines().map(sample).collect()
+}
+
+/// The least time of an iteration, in microseconds, at which a system does half of the most it can.
+fn metg_us(samples: &[Sample]) -> f64 {
+    let speed = |sample: &Sample| sample.length as f64 / sample.ns;
+    let peak = samples.iter().map(speed).fold(0.0, f64::max);
+    let efficiency = |sample: &Sample| speed(sample) / peak;
+    // From the shortest tasks on.
+    let mut below: Option<&Sample> = None;
+    for sample in samples.iter().rev() {
+        if efficiency(sample) >= 0.5 {
+            let Some(below) = below else { return sample.ns / 1e3 };
+            let part = (0.5 - efficiency(below)) / (efficiency(sample) - efficiency(below));
+            return (below.ns.ln() * (1.0 - part) + sample.ns.ln() * part).exp() / 1e3;
+        }
+        below = Some(sample);
+    }
+    unreachable!("the peak is at 100 %")
+}
+
+/// Median, least and most.
+fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
+    values.sort_by(f64::total_cmp);
+    (values[values.len() / 2], values[0], values[values.len() - 1])
+}
+
+fn build(folder: &Path) -> PathBuf {
+    let (source, kernels) = (folder.join("patterns.c"), folder.join("patterns.wasm"));
+    fs::write(&source, KERNELS).unwrap();
+    kernel_build::build(&source, &kernels, &[]).unwrap();
+    kernels
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(at) = arguments.iter().position(|argument| argument == by_hand::ARGUMENT) {
+        return by_hand::run(&arguments[at + 1..]);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    build(folder.path());
+    let ns_per_step = calibrate();
+    let (of_exuvia, of_hand) = (points(&EXUVIA_SWEEP, ns_per_step), points(&BY_HAND_SWEEP, ns_per_step));
+    let cores = available_parallelism().map_or(1, usize::from);
+    println!("METG(50 %), our own sweep in the manner of Task Bench (Slaughter et al., SC20)");
+    println!(
+        "{RANKS} ranks, 1 worker each, on {cores} core(s), {}; one task of {} points per rank and iteration",
+        exuvia::fabric::library(),
+        POINTS / RANKS as usize
+    );
+    if cores < RANKS as usize {
+        println!("there are MORE RANKS THAN CORES: these figures tell how the ranks share cores, and little else");
+    }
+    // Other programs take time from both, and more from Exuvia, whose workers run at a lower priority.
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
+    if load >= 0.5 {
+        println!("OTHER PROGRAMS ARE RUNNING (load average {load}): they make all figures larger");
+    }
+    println!("spread and all_to_all: every task reads the whole tensor of the iteration before (by hand: allgather)");
+    let mut by_pattern = [const { (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new()) }; Pattern::ALL.len()];
+    let started = Instant::now();
+    for _ in 0..ROUNDS {
+        for (pattern, found) in Pattern::ALL.into_iter().zip(&mut by_pattern) {
+            if started.elapsed() > DEADLINE && !found.0.is_empty() {
+                continue;
+            }
+            let ours: Vec<Sample> = of_exuvia.iter().map(|point| exuvia(folder.path(), pattern, *point)).collect();
+            let theirs = by_hand(pattern, &of_hand);
+            assert_eq!(ours[0].hash, theirs[0].hash, "{pattern:?} by hand gives the same bits");
+            let (our_metg, their_metg) = (metg_us(&ours), metg_us(&theirs));
+            found.0.push(our_metg);
+            found.1.push(ours.last().unwrap().ns / 1e3);
+            found.2.push(their_metg);
+            found.3.push(theirs.last().unwrap().ns / 1e3);
+            found.4.push(our_metg / their_metg);
+        }
+    }
+    println!(
+        "us; medians of up to {ROUNDS} sweeps, least and most in brackets; floor: an iteration of the shortest tasks\n"
+    );
+    println!(
+        "{:<11} {:>6} {:>24} {:>8} {:>24} {:>8} {:>7}",
+        "pattern", "sweeps", "Exuvia METG", "floor", "plain MPI METG", "floor", "ratio"
+    );
+    let mut worst: f64 = 0.0;
+    for (pattern, found) in Pattern::ALL.into_iter().zip(by_pattern) {
+        let sweeps = found.0.len();
+        let (ours, theirs) = (spread(found.0), spread(found.2));
+        let metg = |(median, least, most): (f64, f64, f64)| format!("{median:.1} [{least:.1} .. {most:.1}]");
+        println!(
+            "{:<11} {sweeps:>6} {:>24} {:>8.1} {:>24} {:>8.1} {:>7.1}",
+            pattern.name(),
+            metg(ours),
+            spread(found.1).0,
+            metg(theirs),
+            spread(found.3).0,
+            spread(found.4).0
+        );
+        worst = worst.max(ours.0);
+    }
+    println!(
+        "\ntarget: METG(50 %) of Exuvia <= 100 us in every pattern: {}",
+        if worst <= 100.0 { "met" } else { "MISSED" }
+    );
+}
