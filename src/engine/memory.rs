@@ -214,13 +214,12 @@ impl GuestMemory {
 
     /// Whether the last call left the fences of an operand alone.
     pub fn fences_intact(&self, store: &impl AsStoreRef, slot: &Slot, bytes: u64) -> bool {
-        fences(slot, bytes).into_iter().all(|a| self.bytes(store, a, FENCE_BYTES).is_none_or(|fence| fence == FENCE))
+        fences(slot, bytes).all(|a| self.bytes(store, a, FENCE_BYTES).is_none_or(|fence| fence == FENCE))
     }
 }
 
-fn fences(slot: &Slot, bytes: u64) -> Vec<u64> {
-    match slot.access {
-        Access::Shared => Vec::new(),
-        Access::In | Access::Out => vec![slot.address - FENCE_BYTES, slot.address + bytes],
-    }
+/// Where the fences of an operand are; shared operands have none.
+fn fences(slot: &Slot, bytes: u64) -> impl Iterator<Item = u64> + use<> {
+    let count = if slot.access == Access::Shared { 0 } else { 2 };
+    [slot.address.saturating_sub(FENCE_BYTES), slot.address + bytes].into_iter().take(count)
 }

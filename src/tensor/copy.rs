@@ -1,4 +1,4 @@
-use super::Region;
+use super::{MAX_RANK, Region};
 
 /// A packed row-major buffer that holds the elements of one region.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +21,14 @@ pub fn copy_region(source: &[u8], from: &Region, target: &mut [u8], to: &Region,
     assert!(from.contains(part) && to.contains(part), "{part} must lie in {from} and {to}");
     assert_eq!(source.len(), PackedBox { region: from, element_bytes }.bytes(), "source must hold {from}");
     assert_eq!(target.len(), PackedBox { region: to, element_bytes }.bytes(), "target must hold {to}");
-    let at = |outer: &Region| part.offset.iter().zip(&outer.offset).map(|(at, start)| at - start).collect::<Vec<_>>();
-    copy_box(source, &from.extent, &at(from), target, &to.extent, &at(to), &part.extent, element_bytes);
+    let rank = part.rank();
+    let at = |outer: &Region| {
+        let mut at = [0; MAX_RANK];
+        (0..rank).for_each(|dim| at[dim] = part.offset[dim] - outer.offset[dim]);
+        at
+    };
+    let (from_at, to_at) = (at(from), at(to));
+    copy_box(source, &from.extent, &from_at[..rank], target, &to.extent, &to_at[..rank], &part.extent, element_bytes);
 }
 
 /// Copies a box of `extent` elements, from `from_at` in a packed array of `from` elements a dimension to `to_at` in one of
@@ -55,9 +61,11 @@ pub fn copy_box(
     let place = |outer: &[u64], start: &[u64], at: &[u64]| {
         (0..rank).fold(0usize, |l, d| l * outer[d] as usize + (start[d] + at[d]) as usize) * element_bytes
     };
-    let mut at = vec![0; rank];
+    // No allocation: most copies are of one short run.
+    let mut at = [0; MAX_RANK];
+    let at = &mut at[..rank];
     loop {
-        let (s, t) = (place(from, from_at, &at), place(to, to_at, &at));
+        let (s, t) = (place(from, from_at, at), place(to, to_at, at));
         target[t..t + run].copy_from_slice(&source[s..s + run]);
         let Some(d) = (0..run_dim).rev().find(|d| at[*d] + 1 < extent[*d]) else {
             return;
