@@ -141,7 +141,7 @@ impl<'a> Which<'a, '_> {
             return Ok(kept.clone());
         }
         let on_node = self.stage().is_on_node(self.operand);
-        let owner = from.resident.only_owner(link.size(), self.plan, &self.operand().tensor).unwrap_or(0);
+        let owner = from.resident.only_owner(link, self.plan, self.stage, self.operand).unwrap_or(0);
         let moved = &mut counts.moved;
         let found = if let Some(pieces) = from.resident.gather(link, self.plan, self.stage, self.operand, moved)? {
             Source::Memory(pieces)

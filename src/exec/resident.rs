@@ -1,5 +1,6 @@
 //! Tensors in the memory of the ranks, and their way to where they are needed.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -51,28 +52,42 @@ pub(super) struct Holding {
 
 /// The resident tensors, by name.
 #[derive(Debug, Default)]
-pub(super) struct Resident(BTreeMap<String, Holding>);
+pub(super) struct Resident {
+    holdings: BTreeMap<String, Holding>,
+    /// By an input (stage and operand) and the output that it reads. Iterations use them again and again, and to find them
+    /// takes a look at every rank.
+    routes: RefCell<BTreeMap<[usize; 4], Arc<Routes>>>,
+}
+
+/// The ways of a tensor from the ranks that have it to those that need it, as far as they concern this rank.
+#[derive(Debug)]
+enum Routes {
+    /// All of it, from the first of these to the others.
+    Broadcast { members: Vec<Rank> },
+    /// Every rank begins with another one. Where nothing goes, there is no entry.
+    Direct { sends: Vec<(Rank, Vec<Region>)>, receives: Vec<(Rank, Vec<Region>)>, here_bytes: u64 },
+}
 
 impl Resident {
     pub fn keep(&mut self, tensor: &str, holding: Holding) {
-        self.0.insert(tensor.to_owned(), holding);
+        self.holdings.insert(tensor.to_owned(), holding);
     }
 
     pub fn get(&self, tensor: &str) -> Option<&Holding> {
-        self.0.get(tensor)
+        self.holdings.get(tensor)
     }
 
     /// Two tensors change places.
     pub fn exchange(&mut self, a: &str, b: &str) {
-        let (of_a, of_b) = (self.0.remove(a), self.0.remove(b));
-        self.0.extend(of_a.map(|holding| (b.to_owned(), holding)));
-        self.0.extend(of_b.map(|holding| (a.to_owned(), holding)));
+        let (of_a, of_b) = (self.holdings.remove(a), self.holdings.remove(b));
+        self.holdings.extend(of_a.map(|holding| (b.to_owned(), holding)));
+        self.holdings.extend(of_b.map(|holding| (a.to_owned(), holding)));
     }
 
     /// The value of a resident scalar, on every rank. Collective.
     pub fn scalar(&self, link: &mut Link, plan: &Plan, tensor: &str) -> Result<f64, RunError> {
         let missing = || RunError::Protocol { rank: link.rank(), what: "the scalar of 'until'" };
-        let holding = self.0.get(tensor).ok_or_else(missing)?;
+        let holding = self.holdings.get(tensor).ok_or_else(missing)?;
         let owned = |rank: &Rank| !plan.stages[holding.stage].owned(holding.operand, *rank).is_empty();
         let owner = (0..link.size()).find(owned).ok_or_else(missing)?;
         let mine =
@@ -94,54 +109,73 @@ impl Resident {
         moved: &mut Moved,
     ) -> Result<Option<Vec<Piece>>, RunError> {
         let input = &plan.stages[stage].operands[operand];
-        let Some(holding) = self.0.get(&input.tensor) else { return Ok(None) };
-        let owned = |rank: Rank| plan.stages[holding.stage].owned(holding.operand, rank);
-        let mut receivers = None;
-        if plan.stages[stage].is_broadcast(operand) {
-            let only = self.only_owner(link.size(), plan, &input.tensor);
-            let members = match plan.stages[stage].is_on_node(operand) {
-                true => link.one_per_node(only.unwrap_or(0)),
-                false => link.all_from(only.unwrap_or(0)),
-            };
-            if only.is_some() {
-                return self.broadcast(link, holding, &members, input, moved).map(Some);
-            }
-            receivers = Some(BTreeSet::from_iter(members));
+        let Some(holding) = self.holdings.get(&input.tensor) else { return Ok(None) };
+        let routes = self.routes(link, plan, (stage, operand), holding);
+        let (sends, receives, here_bytes) = match &*routes {
+            Routes::Broadcast { members } => return self.broadcast(link, holding, members, input, moved).map(Some),
+            Routes::Direct { sends, receives, here_bytes } => (sends, receives, *here_bytes),
+        };
+        let (stamp, element_bytes) = (Stamp::operand(stage, operand), input.dtype.size_bytes());
+        for (to, regions) in sends {
+            send(link, *to, &holding.pieces, regions, element_bytes, stamp)?;
         }
-        let stamp = Stamp::operand(stage, operand);
         let reason = reason(&plan.stages[stage], input);
-        let receives = |rank: Rank| receivers.as_ref().is_none_or(|receivers| receivers.contains(&rank));
-        let needs = |rank: Rank| if receives(rank) { plan.stages[stage].needs(operand, rank) } else { Vec::new() };
-        let (me, element_bytes) = (link.rank(), input.dtype.size_bytes());
-        for offset in 1..link.size() {
-            // Every rank begins with another one.
-            let to = (me + offset) % link.size();
-            let regions = common(&needs(to), holding.pieces.iter().map(|piece| &piece.region));
-            send(link, to, &holding.pieces, &regions, element_bytes, stamp)?;
-        }
-        let mine = needs(me);
-        let bytes_of = |regions: &[Region]| regions.iter().map(Region::elements).sum::<u64>() * element_bytes as u64;
-        moved.count(reason, Distance::Rank, bytes_of(&common(&mine, owned(me).iter())));
+        moved.count(reason, Distance::Rank, here_bytes);
         let mut pieces = holding.pieces.clone();
-        for offset in 1..link.size() {
-            let from = (me + link.size() - offset) % link.size();
-            let regions = common(&mine, owned(from).iter());
-            let mut bytes = receive(link, from, &regions, element_bytes, stamp)?;
-            moved.count(reason, link.distance(from), bytes.len() as u64);
+        for (from, regions) in receives {
+            let mut bytes = receive(link, *from, regions, element_bytes, stamp)?;
+            moved.count(reason, link.distance(*from), bytes.len() as u64);
             for region in regions {
                 let rest = bytes.split_off(region.elements() as usize * element_bytes);
-                pieces.push(Piece { region, bytes: Arc::new(bytes) });
+                pieces.push(Piece { region: region.clone(), bytes: Arc::new(bytes) });
                 bytes = rest;
             }
         }
         Ok(Some(pieces))
     }
 
-    /// The rank that has all of a tensor, if one alone has any of it.
-    pub fn only_owner(&self, size: u32, plan: &Plan, tensor: &str) -> Option<Rank> {
-        let holding = self.0.get(tensor)?;
-        let mut owners = (0..size).filter(|rank| !plan.stages[holding.stage].owned(holding.operand, *rank).is_empty());
-        owners.next().filter(|_| owners.next().is_none())
+    /// The rank that has all of an input that everyone needs whole, if one alone has any of it.
+    pub fn only_owner(&self, link: &Link, plan: &Plan, stage: usize, operand: usize) -> Option<Rank> {
+        let holding = self.holdings.get(&plan.stages[stage].operands[operand].tensor)?;
+        match &*self.routes(link, plan, (stage, operand), holding) {
+            Routes::Broadcast { members } => members.first().copied(),
+            Routes::Direct { .. } => None,
+        }
+    }
+
+    fn routes(&self, link: &Link, plan: &Plan, (stage, operand): (usize, usize), holding: &Holding) -> Arc<Routes> {
+        let key = [stage, operand, holding.stage, holding.operand];
+        let make = || {
+            let owned = |rank: Rank| plan.stages[holding.stage].owned(holding.operand, rank);
+            let mut receivers = None;
+            if plan.stages[stage].is_broadcast(operand) {
+                let mut owners = (0..link.size()).filter(|rank| !owned(*rank).is_empty());
+                let only = owners.next().filter(|_| owners.next().is_none());
+                let members = match plan.stages[stage].is_on_node(operand) {
+                    true => link.one_per_node(only.unwrap_or(0)),
+                    false => link.all_from(only.unwrap_or(0)),
+                };
+                if only.is_some() {
+                    return Arc::new(Routes::Broadcast { members });
+                }
+                receivers = Some(BTreeSet::from_iter(members));
+            }
+            let receives = |rank: Rank| receivers.as_ref().is_none_or(|receivers| receivers.contains(&rank));
+            let needs = |rank: Rank| if receives(rank) { plan.stages[stage].needs(operand, rank) } else { Vec::new() };
+            let (me, mine, size) = (link.rank(), needs(link.rank()), link.size());
+            let to = (1..size).map(|offset| (me + offset) % size);
+            let sends = to.map(|to| (to, common(&needs(to), holding.pieces.iter().map(|piece| &piece.region))));
+            let from = (1..size).map(|offset| (me + size - offset) % size);
+            let receives = from.map(|from| (from, common(&mine, owned(from).iter())));
+            let some = |(_, regions): &(Rank, Vec<Region>)| !regions.is_empty();
+            let here: u64 = common(&mine, owned(me).iter()).iter().map(Region::elements).sum();
+            Arc::new(Routes::Direct {
+                sends: sends.filter(some).collect(),
+                receives: receives.filter(some).collect(),
+                here_bytes: here * plan.stages[stage].operands[operand].dtype.size_bytes() as u64,
+            })
+        };
+        self.routes.borrow_mut().entry(key).or_insert_with(make).clone()
     }
 
     /// All of a tensor to `members`, of whom the first has it.
