@@ -4,7 +4,7 @@
 
 use super::footprint::Footprint;
 use super::residence::Residence;
-use super::tiling::{Space, Tiling, extents_of, fill};
+use super::tiling::{Space, Tiling, WHOLE_BYTES, extents_of, fill};
 use super::{OperandPlan, ProcessGrid, Role, StagePlan};
 use crate::placement::{Choice, best_grid};
 
@@ -144,7 +144,9 @@ impl Boxes<'_> {
         let parts = choice.grid.clone();
         let local: Vec<u64> = units.iter().zip(&parts).map(|(units, parts)| units.div_ceil(*parts)).collect();
         let fits = |tile: &[u64]| costs.iter().map(|c| c.footprint.bytes(tile)).sum::<u64>() <= self.target_bytes;
-        let fair_share = (local.iter().product::<u64>() / self.blocks_per_rank()).max(1);
+        let box_bytes = costs.iter().map(|c| c.footprint.bytes(&self.largest(&units, &parts))).sum::<u64>();
+        let per_rank = if box_bytes <= WHOLE_BYTES { 1 } else { self.blocks_per_rank() };
+        let fair_share = (local.iter().product::<u64>() / per_rank).max(1);
         let block_units = fill(space, &space.aligned, &local, fits).min(fair_share);
         // Where the units do not divide evenly, other parts are one unit narrower along some axes, and their blocks reach
         // further along others.

@@ -12,6 +12,9 @@ use super::{Distribution, OperandPlan, Origin, ProcessGrid, Role};
 const RUN_COST_BYTES: u128 = 4096;
 /// Blocks that every rank should get, so that work can be balanced while it runs.
 const BLOCKS_PER_RANK: u64 = 8;
+/// What is in memory and has no more bytes than this on a rank is one block: workers share its slices, bringing it in
+/// takes no time that would have to be hidden, and another block would take longer than that.
+pub(super) const WHOLE_BYTES: u64 = 16 << 10;
 
 /// Extents of the split indices and, along each, the finest unit.
 #[derive(Clone, Debug)]
@@ -89,7 +92,9 @@ pub(super) fn choose(
     let loads = loads(operands, split);
     let block_bytes = |tile: &[u64]| loads.iter().map(|load| u128::from(load.footprint.bytes(tile))).sum::<u128>();
     let fits = |tile: &[u64]| block_bytes(tile) <= u128::from(target_bytes);
-    let wanted_tiles = u64::from(ranks) * BLOCKS_PER_RANK;
+    let in_memory = operands.iter().all(|operand| operand.resident || operand.origin == Origin::Inline);
+    let small = block_bytes(&space.extents) <= u128::from(ranks) * u128::from(WHOLE_BYTES);
+    let wanted_tiles = u64::from(ranks) * if in_memory && small { 1 } else { BLOCKS_PER_RANK };
 
     let mut tile = space.aligned.clone();
     let mut least = cost(space, &loads, &tile);
