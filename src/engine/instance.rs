@@ -128,26 +128,30 @@ impl Instance {
 
     /// Makes the shared operands read-only, after they were written.
     pub fn seal(&mut self) -> Result<(), EngineError> {
-        self.protect_shared(true)
-    }
-
-    /// Makes the shared operands writable by the host again, for the next run of a stage.
-    pub fn unseal(&mut self) -> Result<(), EngineError> {
-        self.protect_shared(false)
-    }
-
-    fn protect_shared(&mut self, sealed: bool) -> Result<(), EngineError> {
-        self.sealed = sealed;
-        let copied = |(slot, mapped): &(&Slot, &Option<_>)| slot.access == Access::Shared && mapped.is_none();
-        for (slot, _) in self.arena.slots.iter().zip(&self.mapped).filter(copied) {
-            let (memory, store) = (&self.memory, &self.store);
-            let result = if sealed { memory.seal(store, slot) } else { memory.unseal(store, slot) };
-            result.map_err(|e| EngineError::Instantiate {
-                name: self.kernel.name().to_owned(),
-                message: format!("cannot protect its inputs: {e}"),
-            })?;
+        self.sealed = true;
+        for slot in self.arena.slots.iter().filter(|slot| slot.access == Access::Shared) {
+            self.memory.seal(&self.store, slot).map_err(|e| self.unprotected(&e))?;
         }
         Ok(())
+    }
+
+    /// Makes `bytes` the content of a shared operand that is sealed, for the next run of a stage. What is there already
+    /// costs nothing: no kernel can have changed it.
+    pub fn renew(&mut self, operand: usize, bytes: &[u8]) -> Result<(), EngineError> {
+        if self.operand(operand, bytes.len() as u64).is_none_or(|there| there == bytes) {
+            return Ok(());
+        }
+        let slot = self.arena.slots[operand];
+        self.memory.unseal(&self.store, &slot).map_err(|e| self.unprotected(&e))?;
+        if let Some(target) = self.memory.bytes_mut(&mut self.store, slot.address, bytes.len() as u64) {
+            target.copy_from_slice(bytes);
+        }
+        self.memory.seal(&self.store, &slot).map_err(|e| self.unprotected(&e))
+    }
+
+    fn unprotected(&self, error: &std::io::Error) -> EngineError {
+        let message = format!("cannot protect its inputs: {error}");
+        EngineError::Instantiate { name: self.kernel.name().to_owned(), message }
     }
 
     /// Makes `code` current: the next call runs it, on the same memory and globals. Returns what it took in

@@ -28,11 +28,13 @@ type Known = BTreeMap<String, f64>;
 #[derive(Debug, Default)]
 pub(super) struct CostBook {
     cpu: String,
-    /// From earlier runs, and from this one where it has measured.
+    /// From earlier runs.
     known: Vec<Known>,
     measured: Vec<Known>,
     /// Of each stage, by tier: iterations need them again and again.
     keys: BTreeMap<usize, [String; 2]>,
+    /// Of stages that ran before.
+    tables: BTreeMap<usize, CostTable>,
 }
 
 /// What a cost is of, apart from the module.
@@ -66,11 +68,15 @@ impl CostBook {
             known,
             measured: vec![Known::new(); kernels.len()],
             keys: BTreeMap::new(),
+            tables: BTreeMap::new(),
         })
     }
 
     /// What to expect of stage number `number`, which runs kernel number `index`.
     pub fn expected(&mut self, (number, stage): (usize, &StagePlan), index: usize, kernel: &Kernel) -> CostTable {
+        if let Some(table) = self.tables.remove(&number) {
+            return table;
+        }
         let cpu = &self.cpu;
         let keys = self.keys.entry(number).or_insert_with(|| TIERS.map(|tier| key(cpu, stage, kernel, tier)));
         let costs = TIERS.iter().zip(keys).filter_map(|(tier, key)| {
@@ -81,14 +87,14 @@ impl CostBook {
     }
 
     /// Takes note of what a run of the stage, which had been [`CostBook::expected`], has measured.
-    pub fn note(&mut self, number: usize, index: usize, costs: &CostTable) {
+    pub fn note(&mut self, number: usize, index: usize, costs: CostTable) {
         let Some(keys) = self.keys.get(&number) else { return };
         for (class, ns) in costs.measured() {
             if let Some(key) = TIERS.iter().zip(keys).find_map(|(tier, key)| (*tier as u8 == class.0).then_some(key)) {
-                self.known[index].insert(key.clone(), ns);
                 self.measured[index].insert(key.clone(), ns);
             }
         }
+        self.tables.insert(number, costs);
     }
 
     /// What this rank has measured of kernel number `index`.

@@ -21,7 +21,9 @@ impl Instances {
         let limit_bytes = shared.memory_limit_bytes;
         let new = |kernel, operands: &[_]| Instance::new(&shared.engine, kernel, &shared.start, limit_bytes, operands);
         let merge = shared.merge_kernel.as_ref().map(|kernel| new(kernel, &merge_operands(shared.stage())));
-        Ok(Instances { task: new(&shared.kernel, &shared.operands)?, merge: merge.transpose()? })
+        let mut task = new(&shared.kernel, &shared.operands)?;
+        task.seal()?;
+        Ok(Instances { task, merge: merge.transpose()? })
     }
 
     /// Of the code that the next call runs.

@@ -163,7 +163,8 @@ fn run_rank(
 /// Adds what a stage did to the rank's share of the report; a stage that ran before adds to its own.
 fn add_stage(share: &mut RankReport, outcome: StageOutcome, process_start: Instant) {
     let total = share.stage(&outcome.report.stage);
-    total.wall_ns += outcome.report.wall_ns;
+    // By now all that the stage left behind is cleared away, which is a part of its time.
+    total.wall_ns += outcome.started.elapsed().as_nanos() as u64;
     total.counts.add(&outcome.report.counts);
     share.swaps.extend(outcome.swaps);
     let since_start = |at: Instant| at.duration_since(process_start).as_nanos() as u64;

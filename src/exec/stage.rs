@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::blocks::{costs, team};
 use super::costs::CostBook;
@@ -30,6 +30,9 @@ use crate::topology::Topology;
 
 /// How often rank 0 hears from the others how far they are.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Messages of workers after which the main thread looks for those of ranks all the same.
+const MESSAGES_AT_ONCE: usize = 16;
 
 /// When it is judged whether the stage is long enough for the optimizing compiler to go before its workers.
 const JUDGEMENT: Duration = Duration::from_millis(500);
@@ -57,6 +60,10 @@ pub(super) struct Data {
     pub kept: Kept,
     pub instances: BTreeMap<usize, Vec<Instances>>,
     pub costs: CostBook,
+    /// Their blocks on this rank.
+    pub tiles: BTreeMap<usize, Arc<Vec<Tile>>>,
+    /// From the workers of any stage to the main thread; empty between two.
+    channel: Option<(Sender<FromWorker>, Receiver<FromWorker>)>,
     /// Whether outputs wait in memory for the end of an iteration, and have no datasets yet.
     pub deferred: bool,
     /// Runs of stages so far.
@@ -77,6 +84,7 @@ impl Data {
 
 /// A stage's part in the report, and what only the first stage tells.
 pub(super) struct StageOutcome {
+    pub started: Instant,
     pub report: StageReport,
     pub swaps: Vec<Swap>,
     pub first_task: Option<Instant>,
@@ -89,7 +97,7 @@ pub(super) struct Running<'a> {
     stage_index: usize,
     pub shared: Arc<Shared>,
     from_workers: Receiver<FromWorker>,
-    pub tiles: Vec<Tile>,
+    pub tiles: Arc<Vec<Tile>>,
     pub inputs: Inputs<'a>,
     pub outputs: Outputs,
     pub reduction: Option<Reduction>,
@@ -114,6 +122,8 @@ pub(super) struct Running<'a> {
     last_progress: Instant,
     /// When the stage began, in time and in CPU time; none once it is judged.
     to_judge: Option<(Instant, Duration)>,
+    /// Reports of workers for whom there was nothing left to do.
+    left: Vec<WorkerReport>,
 }
 
 /// Runs a stage to its end on all ranks.
@@ -137,7 +147,10 @@ pub(super) fn run_stage(
     let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
     let from = Origins { places: &data.places, resident: &data.resident, kept: &mut data.kept };
     let mut inputs = Inputs::gather(link, context.job, &context.plan, stage_index, from, &mut report.counts)?;
-    let tiles: Vec<Tile> = plan.blocks(link.rank()).collect();
+    let tiles = data.tiles.remove(&stage_index).unwrap_or_else(|| Arc::new(plan.blocks(link.rank()).collect()));
+    if data.deferred {
+        data.tiles.insert(stage_index, tiles.clone());
+    }
     let reduction = Reduction::new(plan, link.rank());
     let workers = context.pool.current_num_threads();
     let in_flight = workers as u64 + 2;
@@ -148,7 +161,9 @@ pub(super) fn run_stage(
     if steals {
         scheduler = scheduler.in_team(team(context.topology, link.rank())).stealing(costs(plan, &inputs));
     }
-    let (to_main, from_workers) = unbounded();
+    let (to_main, from_workers) = data.channel.get_or_insert_with(unbounded).clone();
+    // No worker of an earlier stage is left; what its scheduler said last, nobody needs.
+    while from_workers.try_recv().is_ok() {}
     let setup = Setup {
         plan: context.plan.clone(),
         stage_index,
@@ -187,7 +202,9 @@ pub(super) fn run_stage(
         ranks_done: 0,
         others: BTreeMap::new(),
         last_progress: Instant::now(),
-        to_judge: Some((Instant::now(), cpu_time())),
+        // Nothing is being optimized for a stage that begins on optimized code.
+        to_judge: (!optimized).then(|| (Instant::now(), cpu_time())),
+        left: Vec::new(),
     };
     for worker in 0..workers {
         let shared = shared.clone();
@@ -203,11 +220,11 @@ pub(super) fn run_stage(
         }
     }
     running.outputs.keep(stage_index, &mut data.resident);
-    shared.with_costs(|costs| data.costs.note(stage_index, kernel, costs));
+    data.costs.note(stage_index, kernel, shared.take_costs());
     let steals = shared.steal_counts();
     running.report.counts.steals = steals.grants;
     running.report.counts.stolen_slices = steals.slices_stolen;
-    let mut outcome = StageOutcome { report: running.report, swaps: Vec::new(), first_task: None };
+    let mut outcome = StageOutcome { started, report: running.report, swaps: Vec::new(), first_task: None };
     // A forced swap starts each run of a stage on baseline code.
     let keeps = plan.keeps && context.options.swap_before_task.is_none();
     for worker in workers {
@@ -218,7 +235,6 @@ pub(super) fn run_stage(
         outcome.swaps.extend(worker.swaps);
         outcome.first_task = [outcome.first_task, worker.first_task].into_iter().flatten().min();
     }
-    outcome.report.wall_ns = started.elapsed().as_nanos() as u64;
     Ok(outcome)
 }
 
@@ -242,9 +258,12 @@ impl Running<'_> {
             // While workers are at work they wake this thread; after that it waits for other ranks alone.
             let waits = self.complete && lock(&self.shared.blocks).is_empty();
             let patience = if waits { Duration::ZERO } else { Tiers::PATIENCE };
-            match self.from_workers.recv_timeout(patience) {
-                Ok(message) => self.heed_worker(link, message, stagings)?,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            if let Ok(message) = self.from_workers.recv_timeout(patience) {
+                self.heed_worker(link, message, stagings)?;
+                for _ in 0..MESSAGES_AT_ONCE {
+                    let Ok(message) = self.from_workers.try_recv() else { break };
+                    self.heed_worker(link, message, stagings)?;
+                }
             }
             while let Some(message) = link.poll(wanted)? {
                 self.heed_rank(link, tiers, message, stagings)?;
@@ -338,6 +357,10 @@ impl Running<'_> {
                 source: Box::new(source),
             }),
             FromWorker::Panicked(message) => Err(RunError::Worker { message }),
+            FromWorker::Ended(report) if self.shared.is_spent() => {
+                self.left.push(*report);
+                Ok(())
+            }
             FromWorker::Ended(_) => Err(RunError::Worker { message: "it left before the stage was over".to_owned() }),
         }
     }
@@ -443,7 +466,7 @@ impl Running<'_> {
     /// Lets the workers go and takes their reports.
     fn collect_workers(&mut self, link: &mut Link, stagings: &mut Stagings) -> Result<Vec<WorkerReport>, RunError> {
         self.shared.end();
-        let mut reports = Vec::new();
+        let mut reports = std::mem::take(&mut self.left);
         while reports.len() < self.shared.current.len() {
             match self.from_workers.recv_timeout(Duration::from_secs(10)) {
                 Ok(FromWorker::Ended(report)) => reports.push(*report),

@@ -22,13 +22,7 @@ impl Whole {
     pub fn put(&self, instance: &mut Instance, operand: usize) -> Result<(), EngineError> {
         match self {
             Whole::Shared(shared) => instance.map_operand(operand, shared),
-            Whole::Copied(bytes) => {
-                let Some(target) = instance.operand_mut(operand, bytes.len() as u64) else {
-                    panic!("operand {operand} has no room for {} bytes", bytes.len())
-                };
-                target.copy_from_slice(bytes);
-                Ok(())
-            }
+            Whole::Copied(bytes) => instance.renew(operand, bytes),
         }
     }
 }

@@ -232,7 +232,7 @@ impl Shared {
     pub fn event(&self, event: Event) {
         let mut board = lock(&self.board);
         let actions = board.scheduler.on(self.now_ns(), event);
-        self.dispatch(&mut board, actions);
+        self.dispatch(&mut board, actions, None);
     }
 
     pub fn now_ns(&self) -> u64 {
@@ -243,15 +243,18 @@ impl Shared {
     pub fn begin(&self) {
         let mut board = lock(&self.board);
         let actions = board.scheduler.begin(self.now_ns());
-        self.dispatch(&mut board, actions);
+        self.dispatch(&mut board, actions, None);
     }
 
-    fn dispatch(&self, board: &mut Board, actions: Vec<Action>) {
+    /// `caller` is the worker that this thread is, if it is one: it need not be woken.
+    fn dispatch(&self, board: &mut Board, actions: Vec<Action>, caller: Option<usize>) {
         for action in actions {
             match action {
                 Action::Start { worker, span } => {
                     board.next[worker] = Some(span);
-                    self.changed.notify_all();
+                    if caller != Some(worker) {
+                        self.changed.notify_all();
+                    }
                 }
                 // The main thread is gone only when the run has failed.
                 action => drop(self.to_main.send(FromWorker::Do(action))),
@@ -265,15 +268,21 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Shows what slices have cost.
-    pub fn with_costs(&self, see: impl FnOnce(&CostTable)) {
-        see(lock(&self.board).scheduler.costs());
+    /// What the scheduler has measured, for the next run of the stage.
+    pub fn take_costs(&self) -> CostTable {
+        lock(&self.board).scheduler.take_costs()
     }
 
     /// Hands partial results to the workers, who send them back merged.
     pub fn hand(&self, handed: Box<Handed>) {
         lock(&self.board).merges.push_back(handed);
         self.changed.notify_all();
+    }
+
+    /// Whether workers may leave: none of them will get anything any more. Where kernels merge, the main thread may have
+    /// something for them to the end.
+    pub fn is_spent(&self) -> bool {
+        self.merge_kernel.is_none() && lock(&self.board).scheduler.is_spent()
     }
 
     pub fn steal_counts(&self) -> StealCounts {
@@ -286,12 +295,20 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits for what this worker has to do next and the code to do it with; `None` when the stage is over. Merging
-    /// goes first, since other ranks may wait for it.
-    fn next(&self, worker: usize, done: u64) -> Option<(Work, Code)> {
+    /// Waits for what this worker has to do next and the code to do it with; `None` when there will be nothing: the stage is
+    /// over, or others are at the last of its slices. Merging goes first, since other ranks may wait for it. `idle` tells the
+    /// scheduler that the worker waits for a span, on code of this class; it knows that already after a merge.
+    fn next(&self, worker: usize, idle: Option<CostClass>, done: u64) -> Option<(Work, Code)> {
         let mut board = lock(&self.board);
+        if let Some(class) = idle {
+            let actions = board.scheduler.on(self.now_ns(), Event::Idle { worker, class });
+            self.dispatch(&mut board, actions, Some(worker));
+        }
         loop {
             if board.ended {
+                return None;
+            }
+            if board.next[worker].is_none() && self.merge_kernel.is_none() && board.scheduler.is_spent() {
                 return None;
             }
             let forced = self.swap_before_task.is_some_and(|task| done >= task);
@@ -330,10 +347,7 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
     let mut report = WorkerReport::default();
     let kept = lock(&shared.instances[worker]).take();
     let mut instances = match kept {
-        Some(mut instances) => {
-            instances.task.unseal().map_err(engine_error)?;
-            instances
-        }
+        Some(instances) => instances,
         None => Instances::new(shared).map_err(engine_error)?,
     };
     for (operand, whole) in shared.whole.iter().enumerate() {
@@ -341,9 +355,8 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
             whole.put(&mut instances.task, operand).map_err(engine_error)?;
         }
     }
-    instances.task.seal().map_err(engine_error)?;
-    shared.event(Event::Idle { worker, class: class(instances.tier()) });
-    while let Some((work, code)) = shared.next(worker, report.counts.tasks()) {
+    let mut idle = Some(class(instances.tier()));
+    while let Some((work, code)) = shared.next(worker, idle.take(), report.counts.tasks()) {
         let early = shared.swap_before_task.is_some_and(|task| report.counts.tasks() < task);
         if code.tier() != instances.tier() && !early {
             let held_ns = instances.swap(&code).map_err(engine_error)?;
@@ -373,7 +386,7 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
         }
         drop(block);
         shared.event(Event::Finished { span, elapsed_ns, class: class(instances.tier()) });
-        shared.event(Event::Idle { worker, class: class(instances.tier()) });
+        idle = Some(class(instances.tier()));
     }
     report.instances = Some(instances);
     Ok(report)

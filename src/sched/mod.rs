@@ -45,6 +45,9 @@ use steal::Stealing;
 /// worker adopts new code, answers and balances without delay.
 pub const TARGET_TASK_NS: u64 = 5_000_000;
 
+/// What a task should take at least, where there is so much to do: waking another worker for less gains nothing.
+const LEAST_TASK_NS: u64 = 20_000;
+
 /// A run of slices of one block: what one task computes, or what a thief gets.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Span {
@@ -193,19 +196,24 @@ impl Scheduler {
         Scheduler { team, ..self }
     }
 
-    /// Tells it what slices have cost in other runs of the stage.
+    /// Lets it begin with what slices have cost in other runs of the stage.
     pub fn expecting(self, costs: CostTable) -> Self {
         Scheduler { costs, ..self }
-    }
-
-    /// What slices cost here.
-    pub fn costs(&self) -> &CostTable {
-        &self.costs
     }
 
     /// Lets it steal from the others and lend to them.
     pub fn stealing(self, costs: Costs) -> Self {
         Scheduler { stealing: Some(Box::new(Stealing::new(costs))), ..self }
+    }
+
+    /// What it has measured, for a later run of the stage.
+    pub fn take_costs(&mut self) -> CostTable {
+        std::mem::take(&mut self.costs)
+    }
+
+    /// Whether no worker will get anything any more: every slice is started, and no other rank can send one.
+    pub fn is_spent(&self) -> bool {
+        self.team.size() == 1 && self.ready.slices() == 0 && self.unfetched_count() + self.fetching == 0
     }
 
     /// The first actions: fetches up to the limit, or completion when there is nothing to do.
@@ -339,10 +347,11 @@ impl Scheduler {
             // Slices of another rank's blocks may be slower than those that were measured here.
             wanted = wanted.min(slices.max(1));
         }
-        if self.unfetched_count() > 0 {
+        if self.unfetched_count() > 0 || (self.worker_count == 1 && self.team.size() == 1) {
             return wanted;
         }
         // The end is in sight: shrink tasks so that the workers finish together.
-        wanted.min(self.ready.slices().div_ceil(2 * self.worker_count)).max(1)
+        let least = self.costs.slices_in(class, LEAST_TASK_NS);
+        wanted.min(self.ready.slices().div_ceil(2 * self.worker_count).max(least))
     }
 }

@@ -64,10 +64,13 @@ proptest! {
 
 #[test]
 fn the_first_task_is_one_slice_and_tasks_grow_to_the_target() {
-    let spans = drive(&[1_000_000; 4], 2, 1, Granularity::Adaptive, &[0]);
+    let spans = drive(&[1_000_000; 4], 2, 2, Granularity::Adaptive, &[0]);
     assert_eq!(spans[0].len, 1);
     // 1 us a slice: 5,000 slices are 5 ms.
     assert!(spans.iter().any(|s| s.len == 5_000), "{:?}", spans.iter().map(|s| s.len).max());
     // The last tasks shrink so that workers end together.
     assert!(spans.last().unwrap().len < 100);
+    // A worker alone has nobody to wait for: its tasks end where blocks do.
+    let spans = drive(&[1_000_000; 4], 2, 1, Granularity::Adaptive, &[0]);
+    assert!(spans.len() < 4 * 201 + 6, "{}", spans.len());
 }
