@@ -214,3 +214,30 @@ fn a_rank_without_work_takes_some_and_changes_no_bit() {
         assert!(lab.results(&report) == expected, "{ranks} ranks");
     }
 }
+
+/// Stages that need nothing of each other run at the same time, and give what they give one after the other.
+#[test]
+fn independent_stages_overlap() {
+    let lab = Lab::new(&["transpose", "unbalanced"]);
+    let job = |name: &str, iterations: u64| {
+        let text = fs::read_to_string(lab.job(name, |job| job)).unwrap();
+        text.replace("value = 1000", &format!("value = {iterations}"))
+    };
+    // The second stage begins while the first, which takes longer, is at work.
+    let (first, second) = (job("unbalanced", 20_000), job("transpose", 0));
+    fs::write(lab.path("job.toml"), &second).unwrap();
+    let alone = lab.results(&lab.run(1, &[]));
+    let (tensors, stages) = second.split_once("[[stages]]").unwrap();
+    fs::write(lab.path("job.toml"), format!("{tensors}\n{first}\n[[stages]]{stages}")).unwrap();
+    let mut results = Vec::new();
+    for (ranks, steal) in [(1, true), (2, true), (3, false)] {
+        let arguments: &[&str] = if steal { &["--threads", "1"] } else { &["--threads", "1", "--no-steal"] };
+        let report = lab.run(ranks, arguments);
+        let [slow, quick] = report.stages.as_slice() else { panic!("two stages") };
+        let (begins, ends) = (quick.started_ns.unwrap(), slow.started_ns.unwrap() + slow.wall_ns);
+        assert!(begins < ends, "{ranks} ranks: the second begins at {begins} ns, the first ends at {ends} ns");
+        results.push(lab.results(&report));
+    }
+    assert!(results.iter().all(|result| *result == results[0]));
+    assert!(results[0].ends_with(&alone));
+}

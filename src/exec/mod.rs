@@ -8,6 +8,7 @@
 mod blocks;
 mod combine;
 mod costs;
+mod data;
 mod error;
 mod inputs;
 mod instances;
@@ -20,6 +21,7 @@ mod stage;
 mod stamp;
 mod stealing;
 mod tiers;
+mod wave;
 mod whole;
 mod worker;
 

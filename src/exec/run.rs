@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::costs::{self, CostBook};
+use super::data::Data;
 use super::link::{Link, Signal};
 use super::outputs::{Outputs, Stagings, publish};
-use super::stage::{Context, Data, StageOutcome, run_stage};
+use super::stage::{Context, StageOutcome};
 use super::tiers::{TierSetup, Tiers};
+use super::wave::run_wave;
 use super::{ExitCode, Options, RunError};
 use crate::engine::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline};
 use crate::fabric::{Fabric, Payload, Rank};
@@ -99,7 +101,10 @@ fn run_rank(
         class,
     };
     let mut tiers = Tiers::start(link, setup, kernels.clone())?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(machine.threads as usize).start_handler(|_| step_back());
+    let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
+    let waves = plan.waves(iterated.clone());
+    let (threads, width) = (machine.threads as usize, waves.iter().map(|wave| wave.len()).max().unwrap_or(1));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads * width).start_handler(|_| step_back());
     let pool = pool.build();
     let pool = pool.map_err(|e| RunError::Worker { message: e.to_string() })?;
     let rank = link.rank();
@@ -111,22 +116,20 @@ fn run_rank(
         topology: &topology,
         options,
         pool: &pool,
+        threads,
         process_start,
         kernels: of_stage,
         merges,
     };
     let mut data = Data::new(costs);
-    let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
-    let mut stage_index = 0;
-    while stage_index < plan.stages.len() {
-        if let Some(iterate) = job.iterate.as_ref().filter(|iterate| iterate.stages.start == stage_index) {
+    for wave in waves.into_iter().filter(|wave| wave.start == iterated.start || !iterated.contains(&wave.start)) {
+        if let Some(iterate) = job.iterate.as_ref().filter(|iterate| iterate.stages.contains(&wave.start)) {
             let iterations = run_iterations(link, &mut tiers, &context, iterate, &mut data, stagings, &mut share)?;
             share.iterations = Some(iterations);
-            stage_index = iterated.end;
         } else {
-            let outcome = run_stage(link, &mut tiers, &context, stage_index, &mut data, stagings)?;
-            add_stage(&mut share, outcome, process_start);
-            stage_index += 1;
+            for outcome in run_wave(link, &mut tiers, &context, wave, &mut data, stagings)? {
+                add_stage(&mut share, outcome, process_start);
+            }
         }
     }
     tiers.finish();
@@ -162,12 +165,13 @@ fn run_rank(
 
 /// Adds what a stage did to the rank's share of the report; a stage that ran before adds to its own.
 fn add_stage(share: &mut RankReport, outcome: StageOutcome, process_start: Instant) {
+    let since_start = |at: Instant| at.duration_since(process_start).as_nanos() as u64;
     let total = share.stage(&outcome.report.stage);
+    total.started_ns = total.started_ns.or(Some(since_start(outcome.started)));
     // By now all that the stage left behind is cleared away, which is a part of its time.
     total.wall_ns += outcome.started.elapsed().as_nanos() as u64;
     total.counts.add(&outcome.report.counts);
     share.swaps.extend(outcome.swaps);
-    let since_start = |at: Instant| at.duration_since(process_start).as_nanos() as u64;
     share.first_task_ns = share.first_task_ns.or(outcome.first_task.map(since_start));
 }
 
@@ -186,8 +190,9 @@ fn run_iterations(
     let mut iteration = 0;
     loop {
         for stage_index in iterate.stages.clone() {
-            let outcome = run_stage(link, tiers, context, stage_index, data, stagings)?;
-            add_stage(share, outcome, context.process_start);
+            for outcome in run_wave(link, tiers, context, stage_index..stage_index + 1, data, stagings)? {
+                add_stage(share, outcome, context.process_start);
+            }
         }
         iteration += 1;
         let done = match &iterate.until {

@@ -1,27 +1,23 @@
-//! One stage on one rank: the main thread's side of it.
+//! One stage on one rank: the main thread's side of it. Stages of a wave are looked after in turn (`wave`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-
 use super::blocks::{costs, team};
-use super::costs::CostBook;
-use super::inputs::{Inputs, Kept, Origins, Places};
-use super::instances::Instances;
+use super::data::Data;
+use super::inputs::{Inputs, Origins};
 use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
 use super::reduction::Reduction;
-use super::resident::Resident;
 use super::stamp::Stamp;
 use super::stealing::Stealing;
 use super::tiers::Tiers;
 use super::worker::{FromWorker, Setup, Shared, WorkerReport, lock, work};
 use super::{Options, Progress, RunError, error};
 use crate::engine::{Kernel, Tier};
-use crate::fabric::{Backoff, Message, Rank};
+use crate::fabric::{Message, Rank};
 use crate::job::{Job, Stage};
 use crate::plan::{Plan, StagePlan, Tile};
 use crate::report::{Reason, StageReport, Swap};
@@ -30,9 +26,6 @@ use crate::topology::Topology;
 
 /// How often rank 0 hears from the others how far they are.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-
-/// Messages of workers after which the main thread looks for those of ranks all the same.
-const MESSAGES_AT_ONCE: usize = 16;
 
 /// When it is judged whether the stage is long enough for the optimizing compiler to go before its workers.
 const JUDGEMENT: Duration = Duration::from_millis(500);
@@ -43,43 +36,15 @@ pub(super) struct Context<'a> {
     pub plan: Arc<Plan>,
     pub topology: &'a Topology,
     pub options: &'a Options,
+    /// Has [`Context::threads`] for each stage of the widest wave.
     pub pool: &'a rayon::ThreadPool,
+    /// Workers of a stage.
+    pub threads: usize,
     pub process_start: Instant,
     /// Kernel of each stage, as [`Tiers`] numbers them.
     pub kernels: Vec<usize>,
     /// What merges the partial results of each stage, where that is a kernel.
     pub merges: Vec<Option<Kernel>>,
-}
-
-/// Where tensors are while the run goes on.
-#[derive(Default)]
-pub(super) struct Data {
-    pub places: Places,
-    pub resident: Resident,
-    /// What iterated stages keep from one iteration to the next, by stage: inputs that never change, instances of kernels.
-    pub kept: Kept,
-    pub instances: BTreeMap<usize, Vec<Instances>>,
-    pub costs: CostBook,
-    /// Their blocks on this rank.
-    pub tiles: BTreeMap<usize, Arc<Vec<Tile>>>,
-    /// From the workers of any stage to the main thread; empty between two.
-    channel: Option<(Sender<FromWorker>, Receiver<FromWorker>)>,
-    /// Whether outputs wait in memory for the end of an iteration, and have no datasets yet.
-    pub deferred: bool,
-    /// Runs of stages so far.
-    runs: u64,
-}
-
-impl Data {
-    pub fn new(costs: CostBook) -> Data {
-        Data { costs, ..Data::default() }
-    }
-
-    /// The number of a new run of a stage, the same on every rank.
-    pub fn begin_run(&mut self) -> u64 {
-        self.runs += 1;
-        self.runs
-    }
 }
 
 /// A stage's part in the report, and what only the first stage tells.
@@ -96,7 +61,6 @@ pub(super) struct Running<'a> {
     pub context: &'a Context<'a>,
     stage_index: usize,
     pub shared: Arc<Shared>,
-    from_workers: Receiver<FromWorker>,
     pub tiles: Arc<Vec<Tile>>,
     pub inputs: Inputs<'a>,
     pub outputs: Outputs,
@@ -122,120 +86,104 @@ pub(super) struct Running<'a> {
     last_progress: Instant,
     /// When the stage began, in time and in CPU time; none once it is judged.
     to_judge: Option<(Instant, Duration)>,
-    /// Reports of workers for whom there was nothing left to do.
+    started: Instant,
+    /// Whether nothing of it is left to do, here or, as far as it matters, elsewhere.
+    done: bool,
+    /// Whether its workers were told to leave.
+    released: bool,
+    /// Reports of workers who have left: for them there was nothing to do any more.
     left: Vec<WorkerReport>,
 }
 
-/// Runs a stage to its end on all ranks.
-pub(super) fn run_stage(
-    link: &mut Link,
-    tiers: &mut Tiers,
-    context: &Context<'_>,
-    stage_index: usize,
-    data: &mut Data,
-    stagings: &mut Stagings,
-) -> Result<StageOutcome, RunError> {
-    let started = Instant::now();
-    let (stage, plan) = (&context.job.stages[stage_index], &context.plan.stages[stage_index]);
-    let kernel = context.kernels[stage_index];
-    // Before anything slow: whoever compiles can start while inputs are read.
-    let code = tiers.code(link, kernel, &stage.name, context.options.swap_before_task.is_some())?;
-    let run = data.begin_run();
-    let outputs = Outputs::create(link, context.job, plan, !data.deferred, run, &mut data.places, stagings)?;
-    // What goes into files is complete for all ranks at once; what stays in memory is fetched when it is needed.
-    let together = outputs.has_datasets() || run.is_multiple_of(tag::RUNS / 2);
-    let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
-    let from = Origins { places: &data.places, resident: &data.resident, kept: &mut data.kept };
-    let mut inputs = Inputs::gather(link, context.job, &context.plan, stage_index, from, &mut report.counts)?;
-    let tiles = data.tiles.remove(&stage_index).unwrap_or_else(|| Arc::new(plan.blocks(link.rank()).collect()));
-    if data.deferred {
-        data.tiles.insert(stage_index, tiles.clone());
-    }
-    let reduction = Reduction::new(plan, link.rank());
-    let workers = context.pool.current_num_threads();
-    let in_flight = workers as u64 + 2;
-    let mut scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity)
-        .expecting(data.costs.expected((stage_index, plan), kernel, tiers.kernel(kernel)));
-    // Iterations are short, and whoever is done with its part waits for the others' anyway.
-    let steals = context.options.steal && link.size() > 1 && !data.deferred;
-    if steals {
-        scheduler = scheduler.in_team(team(context.topology, link.rank())).stealing(costs(plan, &inputs));
-    }
-    let (to_main, from_workers) = data.channel.get_or_insert_with(unbounded).clone();
-    // No worker of an earlier stage is left; what its scheduler said last, nobody needs.
-    while from_workers.try_recv().is_ok() {}
-    let setup = Setup {
-        plan: context.plan.clone(),
-        stage_index,
-        engine: tiers.engine().clone(),
-        kernel: tiers.kernel(kernel).clone(),
-        merge_kernel: context.merges[stage_index].clone(),
-        memory_limit_bytes: stage.limits.memory_bytes,
-        whole: std::mem::take(&mut inputs.whole),
-        instances: data.instances.remove(&stage_index).unwrap_or_default(),
-        swap_before_task: context.options.swap_before_task,
-        process_start: context.process_start,
-        to_main,
-    };
-    let optimized = code.tier() == Tier::Optimized;
-    let shared = Arc::new(Shared::new(setup, scheduler, code, workers));
-    let mut running = Running {
-        owner: if steals { link.rank() } else { 0 },
-        context,
-        stage_index,
-        shared: shared.clone(),
-        from_workers,
-        tiles,
-        inputs,
-        outputs,
-        reduction,
-        stealing: Stealing::default(),
-        wake_at_ns: None,
-        over: !steals,
-        report,
-        blocks_done: 0,
-        run,
-        together,
-        complete: false,
-        told: false,
-        optimized,
-        ranks_done: 0,
-        others: BTreeMap::new(),
-        last_progress: Instant::now(),
-        // Nothing is being optimized for a stage that begins on optimized code.
-        to_judge: (!optimized).then(|| (Instant::now(), cpu_time())),
-        left: Vec::new(),
-    };
-    for worker in 0..workers {
-        let shared = shared.clone();
-        context.pool.spawn(move || work(&shared, worker));
-    }
-    shared.begin();
-    running.until_complete(link, tiers, stagings)?;
-    let workers = running.collect_workers(link, stagings)?;
-    if together {
-        link.barrier()?;
-        for staging in stagings.values_mut() {
-            staging.settle()?;
+impl<'a> Running<'a> {
+    /// Begins with a stage: on all ranks, which bring their inputs to one another. Its workers are at work when this returns.
+    /// Collective.
+    pub fn begin(
+        link: &mut Link,
+        tiers: &mut Tiers,
+        context: &'a Context<'a>,
+        stage_index: usize,
+        data: &mut Data,
+        stagings: &mut Stagings,
+    ) -> Result<Running<'a>, RunError> {
+        let started = Instant::now();
+        let (stage, plan) = (&context.job.stages[stage_index], &context.plan.stages[stage_index]);
+        let kernel = context.kernels[stage_index];
+        // Before anything slow: whoever compiles can start while inputs are read.
+        let code = tiers.code(link, kernel, &stage.name, context.options.swap_before_task.is_some())?;
+        let run = data.begin_run();
+        let outputs = Outputs::create(link, context.job, plan, !data.deferred, run, &mut data.places, stagings)?;
+        // What goes into files is complete for all ranks at once; what stays in memory is fetched when it is needed.
+        let together = outputs.has_datasets() || run.is_multiple_of(tag::RUNS / 2);
+        let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
+        let from = Origins { places: &data.places, resident: &data.resident, kept: &mut data.kept };
+        let mut inputs = Inputs::gather(link, context.job, &context.plan, stage_index, from, &mut report.counts)?;
+        let tiles = data.tiles.remove(&stage_index).unwrap_or_else(|| Arc::new(plan.blocks(link.rank()).collect()));
+        if data.deferred {
+            data.tiles.insert(stage_index, tiles.clone());
         }
-    }
-    running.outputs.keep(stage_index, &mut data.resident);
-    data.costs.note(stage_index, kernel, shared.take_costs());
-    let steals = shared.steal_counts();
-    running.report.counts.steals = steals.grants;
-    running.report.counts.stolen_slices = steals.slices_stolen;
-    let mut outcome = StageOutcome { started, report: running.report, swaps: Vec::new(), first_task: None };
-    // A forced swap starts each run of a stage on baseline code.
-    let keeps = plan.keeps && context.options.swap_before_task.is_none();
-    for worker in workers {
-        if let Some(instances) = worker.instances.filter(|_| keeps) {
-            data.instances.entry(stage_index).or_default().push(instances);
+        let reduction = Reduction::new(plan, link.rank());
+        let workers = context.threads;
+        let in_flight = workers as u64 + 2;
+        let mut scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity)
+            .expecting(data.costs.expected((stage_index, plan), kernel, tiers.kernel(kernel)));
+        // Iterations are short, and whoever is done with its part waits for the others' anyway.
+        let steals = context.options.steal && link.size() > 1 && !data.deferred;
+        if steals {
+            scheduler = scheduler.in_team(team(context.topology, link.rank())).stealing(costs(plan, &inputs));
         }
-        outcome.report.counts.add(&worker.counts);
-        outcome.swaps.extend(worker.swaps);
-        outcome.first_task = [outcome.first_task, worker.first_task].into_iter().flatten().min();
+        let setup = Setup {
+            plan: context.plan.clone(),
+            stage_index,
+            engine: tiers.engine().clone(),
+            kernel: tiers.kernel(kernel).clone(),
+            merge_kernel: context.merges[stage_index].clone(),
+            memory_limit_bytes: stage.limits.memory_bytes,
+            whole: std::mem::take(&mut inputs.whole),
+            instances: data.instances.remove(&stage_index).unwrap_or_default(),
+            swap_before_task: context.options.swap_before_task,
+            process_start: context.process_start,
+            to_main: data.to_main.clone(),
+            run,
+        };
+        let optimized = code.tier() == Tier::Optimized;
+        let shared = Arc::new(Shared::new(setup, scheduler, code, workers));
+        let running = Running {
+            owner: if steals { link.rank() } else { 0 },
+            context,
+            stage_index,
+            shared: shared.clone(),
+            tiles,
+            inputs,
+            outputs,
+            reduction,
+            stealing: Stealing::default(),
+            wake_at_ns: None,
+            over: !steals,
+            report,
+            blocks_done: 0,
+            run,
+            together,
+            complete: false,
+            told: false,
+            optimized,
+            ranks_done: 0,
+            others: BTreeMap::new(),
+            last_progress: Instant::now(),
+            // Nothing is being optimized for a stage that begins on optimized code.
+            to_judge: (!optimized).then(|| (Instant::now(), cpu_time())),
+            started,
+            done: false,
+            released: false,
+            left: Vec::new(),
+        };
+        for worker in 0..workers {
+            let shared = shared.clone();
+            context.pool.spawn(move || work(&shared, worker));
+        }
+        shared.begin();
+        Ok(running)
     }
-    Ok(outcome)
 }
 
 impl Running<'_> {
@@ -247,59 +195,54 @@ impl Running<'_> {
         &self.context.plan.stages[self.stage_index]
     }
 
-    /// The main loop: until this rank's blocks are written and, on rank 0, until all others' are.
-    fn until_complete(&mut self, link: &mut Link, tiers: &mut Tiers, stagings: &mut Stagings) -> Result<(), RunError> {
+    /// Whether this rank goes on to other stages.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Whether nothing happens before another rank has said something.
+    pub fn waits_for_ranks(&self) -> bool {
+        self.done || (self.complete && lock(&self.shared.blocks).is_empty())
+    }
+
+    /// Does what messages of other ranks, time and compilers ask for; notes when all is done: this rank's blocks are written
+    /// and, on rank 0, all others'. Returns whether another rank has said something.
+    pub fn look(&mut self, link: &mut Link, tiers: &mut Tiers, stagings: &mut Stagings) -> Result<bool, RunError> {
         let kernel = self.context.kernels[self.stage_index];
         let of_run =
             [tag::CHUNKS, tag::PARTIAL, tag::STAGE_DONE, tag::SCHEDULER].map(|kind| tag::of_run(kind, self.run));
         let wanted = |tag| tag == tag::ARTIFACT || tag == tag::PROGRESS || of_run.contains(&tag);
-        let mut backoff = Backoff::default();
-        loop {
-            // While workers are at work they wake this thread; after that it waits for other ranks alone.
-            let waits = self.complete && lock(&self.shared.blocks).is_empty();
-            let patience = if waits { Duration::ZERO } else { Tiers::PATIENCE };
-            if let Ok(message) = self.from_workers.recv_timeout(patience) {
-                self.heed_worker(link, message, stagings)?;
-                for _ in 0..MESSAGES_AT_ONCE {
-                    let Ok(message) = self.from_workers.try_recv() else { break };
-                    self.heed_worker(link, message, stagings)?;
-                }
-            }
-            while let Some(message) = link.poll(wanted)? {
-                self.heed_rank(link, tiers, message, stagings)?;
-                backoff.reset();
-            }
-            if self.wake_at_ns.is_some_and(|ns| self.shared.now_ns() >= ns) {
-                self.wake_at_ns = None;
-                self.shared.event(Event::Tick);
-            }
-            tiers.poll(link)?;
-            if !self.optimized
-                && let Some(code) = tiers.optimized(kernel)
-            {
-                self.optimized = true;
-                self.shared.adopt(code.clone());
-            }
-            self.judge_length(tiers);
-            self.check_time_limit(link)?;
-            self.tell_progress(link)?;
-            let all_told = self.ranks_done + 1 == link.size() && self.outputs.all_received();
-            let others_done = link.rank() != 0 || !self.together || all_told;
-            let reduced = self.reduction.as_ref().is_none_or(Reduction::is_complete);
-            if self.complete && reduced && !self.told {
-                self.told = true;
-                if link.rank() != 0 && self.together {
-                    let sent = self.outputs.messages_sent().to_le_bytes().to_vec();
-                    link.send(0, tag::of_run(tag::STAGE_DONE, self.run), sent.into())?;
-                }
-            }
-            if self.told && self.over && others_done {
-                return Ok(());
-            }
-            if waits {
-                backoff.wait();
+        let mut heard = false;
+        while let Some(message) = link.poll(wanted)? {
+            self.heed_rank(link, tiers, message, stagings)?;
+            heard = true;
+        }
+        if self.wake_at_ns.is_some_and(|ns| self.shared.now_ns() >= ns) {
+            self.wake_at_ns = None;
+            self.shared.event(Event::Tick);
+        }
+        tiers.poll(link)?;
+        if !self.optimized
+            && let Some(code) = tiers.optimized(kernel)
+        {
+            self.optimized = true;
+            self.shared.adopt(code.clone());
+        }
+        self.judge_length(tiers);
+        self.check_time_limit(link)?;
+        self.tell_progress(link)?;
+        let all_told = self.ranks_done + 1 == link.size() && self.outputs.all_received();
+        let others_done = link.rank() != 0 || !self.together || all_told;
+        let reduced = self.reduction.as_ref().is_none_or(Reduction::is_complete);
+        if self.complete && reduced && !self.told {
+            self.told = true;
+            if link.rank() != 0 && self.together {
+                let sent = self.outputs.messages_sent().to_le_bytes().to_vec();
+                link.send(0, tag::of_run(tag::STAGE_DONE, self.run), sent.into())?;
             }
         }
+        self.done = self.told && self.over && others_done;
+        Ok(heard)
     }
 
     /// A long stage gains most when its optimized code comes soon, a short one when its workers are left in peace. What is
@@ -315,7 +258,12 @@ impl Running<'_> {
         tiers.judge(self.context.kernels[self.stage_index], Duration::from_secs_f64(left.max(0.0)));
     }
 
-    fn heed_worker(&mut self, link: &mut Link, message: FromWorker, stagings: &mut Stagings) -> Result<(), RunError> {
+    pub fn heed_worker(
+        &mut self,
+        link: &mut Link,
+        message: FromWorker,
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
         match message {
             FromWorker::Do(Action::Fetch { block }) => self.fetch(block),
             FromWorker::Do(Action::Write { block }) => self.write(link, block, stagings),
@@ -357,7 +305,7 @@ impl Running<'_> {
                 source: Box::new(source),
             }),
             FromWorker::Panicked(message) => Err(RunError::Worker { message }),
-            FromWorker::Ended(report) if self.shared.is_spent() => {
+            FromWorker::Ended(report) if self.released || self.shared.is_spent() => {
                 self.left.push(*report);
                 Ok(())
             }
@@ -463,20 +411,49 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Lets the workers go and takes their reports.
-    fn collect_workers(&mut self, link: &mut Link, stagings: &mut Stagings) -> Result<Vec<WorkerReport>, RunError> {
+    /// Lets the workers go, who say so as they leave.
+    pub fn release(&mut self) {
+        self.released = true;
         self.shared.end();
-        let mut reports = std::mem::take(&mut self.left);
-        while reports.len() < self.shared.current.len() {
-            match self.from_workers.recv_timeout(Duration::from_secs(10)) {
-                Ok(FromWorker::Ended(report)) => reports.push(*report),
-                Ok(FromWorker::Panicked(message)) => return Err(RunError::Worker { message }),
-                // The last words of the scheduler: that the stage is over.
-                Ok(message) => self.heed_worker(link, message, stagings)?,
-                Err(_) => return Err(RunError::Worker { message: "it did not end".to_owned() }),
+    }
+
+    pub fn has_workers(&self) -> bool {
+        self.left.len() < self.shared.current.len()
+    }
+
+    /// Leaves everything as the stages after it need it. Its workers have left. Collective.
+    pub fn finish(
+        mut self,
+        link: &mut Link,
+        data: &mut Data,
+        stagings: &mut Stagings,
+    ) -> Result<StageOutcome, RunError> {
+        let (stage_index, context, shared) = (self.stage_index, self.context, self.shared.clone());
+        let plan = &context.plan.stages[stage_index];
+        if self.together {
+            link.barrier()?;
+            for staging in stagings.values_mut() {
+                staging.settle()?;
             }
         }
-        Ok(reports)
+        self.outputs.keep(stage_index, &mut data.resident);
+        data.costs.note(stage_index, context.kernels[stage_index], shared.take_costs());
+        let steals = shared.steal_counts();
+        self.report.counts.steals = steals.grants;
+        self.report.counts.stolen_slices = steals.slices_stolen;
+        let started = self.started;
+        let mut outcome = StageOutcome { started, report: self.report, swaps: Vec::new(), first_task: None };
+        // A forced swap starts each run of a stage on baseline code.
+        let keeps = plan.keeps && context.options.swap_before_task.is_none();
+        for worker in self.left {
+            if let Some(instances) = worker.instances.filter(|_| keeps) {
+                data.instances.entry(stage_index).or_default().push(instances);
+            }
+            outcome.report.counts.add(&worker.counts);
+            outcome.swaps.extend(worker.swaps);
+            outcome.first_task = [outcome.first_task, worker.first_task].into_iter().flatten().min();
+        }
+        Ok(outcome)
     }
 }
 

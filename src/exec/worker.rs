@@ -40,6 +40,9 @@ pub(super) enum FromWorker {
     Ended(Box<WorkerReport>),
 }
 
+/// The number of a run of a stage, and what one of its workers says.
+pub(super) type FromRun = (u64, FromWorker);
+
 /// What one worker did in a stage.
 #[derive(Debug, Default)]
 pub(super) struct WorkerReport {
@@ -129,7 +132,9 @@ pub(super) struct Shared {
     pub blocks: Mutex<BTreeMap<BlockKey, Arc<BlockData>>>,
     pub current: Vec<Mutex<Option<Current>>>,
     pub counts: [AtomicU64; 3],
-    pub to_main: Sender<FromWorker>,
+    pub to_main: Sender<FromRun>,
+    /// Of the stage.
+    run: u64,
     /// The code that the stage begins with.
     pub start: Code,
     board: Mutex<Board>,
@@ -172,7 +177,8 @@ pub(super) struct Setup {
     pub instances: Vec<Instances>,
     pub swap_before_task: Option<u64>,
     pub process_start: Instant,
-    pub to_main: Sender<FromWorker>,
+    pub to_main: Sender<FromRun>,
+    pub run: u64,
 }
 
 impl Shared {
@@ -204,6 +210,7 @@ impl Shared {
             current: (0..workers).map(|_| Mutex::default()).collect(),
             counts: Default::default(),
             to_main: setup.to_main,
+            run: setup.run,
             start: code.clone(),
             board: Mutex::new(Board {
                 scheduler,
@@ -257,7 +264,7 @@ impl Shared {
                     }
                 }
                 // The main thread is gone only when the run has failed.
-                action => drop(self.to_main.send(FromWorker::Do(action))),
+                action => drop(self.to_main.send((self.run, FromWorker::Do(action)))),
             }
         }
     }
@@ -339,7 +346,7 @@ pub(super) fn work(shared: &Shared, worker: usize) {
             FromWorker::Panicked(text.unwrap_or_else(|| "no message".to_owned()))
         }
     };
-    let _ = shared.to_main.send(message);
+    let _ = shared.to_main.send((shared.run, message));
 }
 
 fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> {
@@ -373,7 +380,7 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
             Work::Merge(mut handed) => {
                 instances.merge(shared, worker, &handed.tile, &mut handed.merge)?;
                 // As in `dispatch`.
-                let _ = shared.to_main.send(FromWorker::Merged(handed));
+                let _ = shared.to_main.send((shared.run, FromWorker::Merged(handed)));
                 continue;
             }
         };

@@ -24,6 +24,7 @@ mod residence;
 #[cfg(test)]
 mod tests;
 mod tiling;
+mod waves;
 
 pub use error::PlanError;
 pub use explain::explain;

@@ -73,6 +73,8 @@ pub struct KernelReport {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct StageReport {
     pub stage: String,
+    /// When it first began, since the process started: the earliest over ranks. Independent stages run at the same time.
+    pub started_ns: Option<u64>,
     /// Longest over ranks.
     pub wall_ns: u64,
     pub counts: Counts,
@@ -201,6 +203,7 @@ impl Report {
             for share in &rank.stages {
                 match stages.iter_mut().find(|s| s.stage == share.stage) {
                     Some(whole) => {
+                        whole.started_ns = [whole.started_ns, share.started_ns].into_iter().flatten().min();
                         whole.wall_ns = whole.wall_ns.max(share.wall_ns);
                         whole.counts.add(&share.counts);
                     }
@@ -259,6 +262,7 @@ mod tests {
             first_task_ns: Some(100 + u64::from(rank)),
             stages: vec![StageReport {
                 stage: "s".into(),
+                started_ns: Some(u64::from(rank)),
                 wall_ns,
                 counts: Counts { baseline_tasks: tasks, read_bytes: 10, ..Counts::default() },
             }],

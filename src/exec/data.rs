@@ -1,0 +1,56 @@
+//! What stages leave for those after them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::costs::CostBook;
+use super::inputs::{Kept, Places};
+use super::instances::Instances;
+use super::resident::Resident;
+use super::worker::FromRun;
+use crate::plan::Tile;
+
+/// Where tensors are while the run goes on, and what need not be made again.
+pub(super) struct Data {
+    pub places: Places,
+    pub resident: Resident,
+    /// What iterated stages keep from one iteration to the next, by stage: inputs that never change, instances of kernels.
+    pub kept: Kept,
+    pub instances: BTreeMap<usize, Vec<Instances>>,
+    pub costs: CostBook,
+    /// Their blocks on this rank.
+    pub tiles: BTreeMap<usize, Arc<Vec<Tile>>>,
+    /// From the workers of all stages to the main thread.
+    pub to_main: Sender<FromRun>,
+    pub from_workers: Receiver<FromRun>,
+    /// Whether outputs wait in memory for the end of an iteration, and have no datasets yet.
+    pub deferred: bool,
+    /// Runs of stages so far.
+    runs: u64,
+}
+
+impl Data {
+    pub fn new(costs: CostBook) -> Data {
+        let (to_main, from_workers) = unbounded();
+        Data {
+            places: Places::default(),
+            resident: Resident::default(),
+            kept: Kept::default(),
+            instances: BTreeMap::new(),
+            costs,
+            tiles: BTreeMap::new(),
+            to_main,
+            from_workers,
+            deferred: false,
+            runs: 0,
+        }
+    }
+
+    /// The number of a new run of a stage, the same on every rank.
+    pub fn begin_run(&mut self) -> u64 {
+        self.runs += 1;
+        self.runs
+    }
+}
