@@ -5,6 +5,7 @@
 mod doctor;
 mod inspect;
 pub mod kernel_build;
+mod like;
 mod plan;
 mod progress;
 mod run;

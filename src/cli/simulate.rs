@@ -3,11 +3,11 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 
-use super::{Output, fail, plan::open, print_json};
+use super::{Output, fail, like, plan::open, print_json};
 use crate::exec::ExitCode;
 use crate::plan::{self, Plan};
 use crate::sched::Granularity;
-use crate::simulate::{self, Machine, Policy, Setup, StageTimes};
+use crate::simulate::{self, Machine, Moved, Placement, Policy, Setup, Simulation};
 
 /// Ranks of a node where nothing else is said.
 const RANKS_PER_NODE: u32 = 64;
@@ -38,6 +38,18 @@ pub(super) struct SimulateArguments {
     /// How ranks share work
     #[arg(long, value_enum, default_value_t)]
     policy: PolicyName,
+    /// The report of a run of the job, whose stages cost what they did there; of several all count
+    #[arg(long, value_name = "REPORT[@CORES]", value_parser = like::report)]
+    like: Vec<(PathBuf, Option<u32>)>,
+    /// How often iterated stages run [default: as often as in the reports, or as the job allows]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    iterations: Option<u64>,
+    /// Who gets which blocks
+    #[arg(long, value_enum, default_value_t)]
+    placement: PlacementName,
+    /// Slices of every task, where the scheduler would choose
+    #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    task_slices: Option<u64>,
     /// Draws everything that is drawn
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -52,6 +64,17 @@ enum PolicyName {
     Steal,
     /// Each rank computes what it owns
     Static,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum PlacementName {
+    /// Those that the plan gives them
+    #[default]
+    Planned,
+    /// By chance, anew for every run of a stage
+    Random,
+    /// In turn
+    RoundRobin,
 }
 
 fn slow(text: &str) -> Result<(u32, f64), String> {
@@ -87,25 +110,59 @@ pub(super) fn simulate(arguments: &SimulateArguments) -> ExitCode {
         Ok(plan) => plan,
         Err(error) => return fail(&error, ExitCode::Usage, None),
     };
-    let policy = match arguments.policy {
-        PolicyName::Steal => Policy::Steal,
-        PolicyName::Static => Policy::Static,
+    let mut setup = Setup {
+        machine,
+        policy: match arguments.policy {
+            PolicyName::Steal => Policy::Steal,
+            PolicyName::Static => Policy::Static,
+        },
+        granularity: arguments.task_slices.map_or(Granularity::Adaptive, Granularity::Fixed),
+        placement: match arguments.placement {
+            PlacementName::Planned => Placement::Planned,
+            PlacementName::Random => Placement::Random,
+            PlacementName::RoundRobin => Placement::RoundRobin,
+        },
+        slow: arguments.slow.clone(),
+        seed: arguments.seed,
+        ..Setup::default()
     };
-    let (granularity, slow, seed) = (Granularity::Adaptive, arguments.slow.clone(), arguments.seed);
-    let setup = Setup { machine, policy, granularity, slow, seed };
-    let stages = simulate::simulate(&plan, &setup);
+    let mut count = arguments.iterations;
+    if !arguments.like.is_empty() {
+        let like = match like::read(&arguments.like, &job, &layouts, planned.memory_bytes) {
+            Ok(like) => like,
+            Err(error) => return fail(AsRef::<dyn std::error::Error>::as_ref(&error), ExitCode::Usage, None),
+        };
+        // What runs show has no further spread, unless it is asked for.
+        let spread = arguments.spread.unwrap_or(0.0);
+        let measured = &mut setup.machine;
+        (measured.rank_spread, measured.shard_spread, measured.block_spread) = (0.0, spread, 0.0);
+        (measured.slice_spread, measured.start_ns) = (0.0, like.start_ns);
+        measured.optimize_ns = measured.optimize_ns.max(like.optimize_ns);
+        setup.iterations = like::iterations(&job, like.iterations);
+        setup.costs = simulate::calibrate(&like.runs, &setup);
+        count = count.or(like.iterations);
+    }
+    setup.iterations = like::iterations(&job, count);
+    let simulation = simulate::simulate(&plan, &setup);
+    let moved = simulate::moved(&plan, &setup);
     match arguments.output {
-        Output::Human => print_stages(&plan, &setup, &stages),
+        Output::Human => print_stages(&plan, &setup, &simulation, &moved),
         Output::Json => print_json(&serde_json::json!({
             "schema": 1,
             "job": plan.job_name,
             "ranks": plan.machine.ranks,
             "nodes": plan.machine.ranks.div_ceil(plan.machine.ranks_per_node),
             "threads_per_rank": plan.machine.threads,
-            "policy": policy,
-            "seed": seed,
+            "policy": setup.policy,
+            "placement": setup.placement,
+            "iterations": setup.iterations.as_ref().map(|iterations| iterations.count),
+            "seed": setup.seed,
             "machine": setup.machine,
-            "stages": stages,
+            "start_ns": simulation.start_ns,
+            "makespan_ns": simulation.makespan_ns,
+            "optimized_at_ns": simulation.optimized_at_ns,
+            "stages": simulation.stages,
+            "exchanged": moved,
         })),
     }
     ExitCode::Done
@@ -130,17 +187,25 @@ fn machine(arguments: &SimulateArguments) -> Result<Machine, ExitCode> {
     Ok(machine)
 }
 
-fn print_stages(plan: &Plan, setup: &Setup, stages: &[StageTimes]) {
+fn print_stages(plan: &Plan, setup: &Setup, simulation: &Simulation, moved: &[Moved]) {
     let machine = &plan.machine;
     let nodes = machine.ranks.div_ceil(machine.ranks_per_node);
     let ranks = format!("{} ranks of {} threads on {nodes} nodes", machine.ranks, machine.threads);
     println!("simulated, not measured: {} on {ranks}, seed {}", plan.job_name, setup.seed);
     let seconds = |ns: u64| format!("{:.3} s", ns as f64 / 1e9);
     let size = |bytes: u64| bytesize::ByteSize(bytes).to_string();
-    for times in stages {
+    let start = seconds(simulation.start_ns);
+    println!("makespan {}, of which {start} before the first stage", seconds(simulation.makespan_ns));
+    if let Some(at_ns) = simulation.optimized_at_ns {
+        println!("optimized code {} after that", seconds(at_ns));
+    }
+    for (times, moved) in simulation.stages.iter().zip(moved) {
         let (percent, share) = (100.0 * times.efficiency, 100.0 * times.between_nodes);
         println!();
-        println!("stage {}", times.stage);
+        match times.runs {
+            1 => println!("stage {}", times.stage),
+            runs => println!("stage {}, {runs} times", times.stage),
+        }
         println!("  makespan    {}", seconds(times.makespan_ns));
         println!("  ideal       {}, efficiency {percent:.1} %", seconds(times.ideal_ns));
         println!("  work        {} blocks, {} slices, {} tasks", times.blocks, times.slices, times.tasks);
@@ -153,6 +218,8 @@ fn print_stages(plan: &Plan, setup: &Setup, stages: &[StageTimes]) {
             size(times.moved_on_node_bytes),
             size(times.moved_between_nodes_bytes)
         );
+        let (once, each) = (size(moved.once_bytes), size(moved.each_run_bytes));
+        println!("  of these    {once} for inputs from files, {each} for others and for results in each run");
         println!("  elsewhere   {share:.2} % of {} computed on another node", size(times.data_bytes));
     }
 }

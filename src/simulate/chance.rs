@@ -7,6 +7,8 @@ pub(super) enum Draw {
     ShardCost,
     BlockCost,
     SliceCost,
+    Placement,
+    Answer,
 }
 
 /// 64 bits from the seed, a purpose and two numbers (the finalizer of SplitMix64 over each).

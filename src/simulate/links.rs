@@ -15,14 +15,12 @@ struct Node {
 pub(super) struct Links {
     nodes: Vec<Node>,
     ranks_per_node: u32,
-    pub moved_on_node_bytes: u64,
-    pub moved_between_nodes_bytes: u64,
 }
 
 impl Links {
     pub fn new(ranks: u32, ranks_per_node: u32) -> Links {
         let nodes = vec![Node::default(); ranks.div_ceil(ranks_per_node) as usize];
-        Links { nodes, ranks_per_node, moved_on_node_bytes: 0, moved_between_nodes_bytes: 0 }
+        Links { nodes, ranks_per_node }
     }
 
     pub fn node(&self, rank: u32) -> usize {
@@ -33,13 +31,11 @@ impl Links {
     pub fn send(&mut self, now_ns: u64, machine: &Machine, from: u32, to: u32, bytes: u64) -> u64 {
         let (from, to) = (self.node(from), self.node(to));
         if from == to {
-            self.moved_on_node_bytes += bytes;
             return now_ns + machine.node_latency_ns + time(bytes, machine.node_ns_per_byte);
         }
         if bytes == 0 {
             return now_ns + machine.network_latency_ns;
         }
-        self.moved_between_nodes_bytes += bytes;
         let busy_ns = time(bytes, machine.network_ns_per_byte);
         let leaves_ns = now_ns.max(self.nodes[from].out_ns);
         self.nodes[from].out_ns = leaves_ns + busy_ns;
@@ -81,6 +77,5 @@ mod tests {
         assert_eq!(links.send(150, &machine, 2, 5, 100), 310);
         assert_eq!(links.send(0, &machine, 0, 4, 0), 10);
         assert_eq!(links.send(0, &machine, 0, 1, 1000), 101);
-        assert_eq!((links.moved_on_node_bytes, links.moved_between_nodes_bytes), (1000, 300));
     }
 }

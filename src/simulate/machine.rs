@@ -34,6 +34,22 @@ pub struct Machine {
     pub slice_spread: f64,
     /// Memory that one rank may plan with.
     pub memory_bytes: u64,
+    /// Cores that the ranks of a node share; 0: every thread has one of its own.
+    pub cores_per_node: u32,
+    /// From the start of the program to the first stage.
+    pub start_ns: u64,
+    /// Of a rank's main thread, to begin and end each run of a stage, ...
+    pub stage_ns: u64,
+    /// ... and for each message that carries tensors, at either end.
+    pub message_ns: u64,
+    /// How long a rank may take to look at a message while its workers are busy; half of it in the mean.
+    pub answer_ns: u64,
+    /// What a rank that waits for others takes from cores that it shares, before it goes to sleep.
+    pub poll_ns: u64,
+    /// How many times as long tasks take on baseline code.
+    pub baseline_factor: f64,
+    /// Time of a core until optimized code is there, from the first stage on; 0: it was there before.
+    pub optimize_ns: u64,
 }
 
 impl Default for Machine {
@@ -54,6 +70,14 @@ impl Default for Machine {
             block_spread: 0.1,
             slice_spread: 0.2,
             memory_bytes: 2 << 30,
+            cores_per_node: 0,
+            start_ns: 300_000_000,
+            stage_ns: 20_000,
+            message_ns: 1_000,
+            answer_ns: 0,
+            poll_ns: 300_000,
+            baseline_factor: 8.0,
+            optimize_ns: 0,
         }
     }
 }
@@ -84,6 +108,13 @@ impl Machine {
             ("shard_spread", self.shard_spread, 0.0, 2.0),
             ("block_spread", self.block_spread, 0.0, 2.0),
             ("slice_spread", self.slice_spread, 0.0, 0.99),
+            ("start_ns", self.start_ns as f64, 0.0, 1e12),
+            ("stage_ns", self.stage_ns as f64, 0.0, 1e12),
+            ("message_ns", self.message_ns as f64, 0.0, 1e12),
+            ("answer_ns", self.answer_ns as f64, 0.0, 1e12),
+            ("poll_ns", self.poll_ns as f64, 0.0, 1e12),
+            ("baseline_factor", self.baseline_factor, 1.0, 1e6),
+            ("optimize_ns", self.optimize_ns as f64, 0.0, 1e15),
         ];
         let out = ranges.into_iter().find(|(_, value, least, most)| !(*least..=*most).contains(value));
         match out {

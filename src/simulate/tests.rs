@@ -26,11 +26,11 @@ fn rows(ranks: u32, ranks_per_node: u32) -> Plan {
 
 fn setup(policy: Policy, shard_spread: f64) -> Setup {
     let machine = Machine { shard_spread, ..Machine::default() };
-    Setup { machine, policy, granularity: Granularity::Adaptive, slow: Vec::new(), seed: 1 }
+    Setup { machine, policy, ..Setup::default() }
 }
 
 fn norm(plan: &Plan, setup: &Setup) -> StageTimes {
-    simulate(plan, setup).remove(0)
+    simulate(plan, setup).stages.remove(0)
 }
 
 #[test]
@@ -79,4 +79,87 @@ fn a_hundred_thousand_ranks() {
     let plan = rows(102_400, 64);
     let times = norm(&plan, &setup(Policy::Steal, 0.5));
     assert!(times.efficiency > 0.93 && times.between_nodes < 0.03, "{times:?}");
+}
+
+/// Iterations that a machine with a swap goes through.
+fn iterated(count: u64, ranks: u32) -> (Plan, Setup) {
+    let text = r#"
+name = "plate"
+[tensors]
+a = { file = "x.h5", dataset = "a" }
+b = { create = "y.h5", dataset = "b", dtype = "f32" }
+[[stages]]
+name = "step"
+kernel = "k.wasm"
+compute = "a[y~1,x~1] -> b[y,x]"
+boundary = "clamp"
+[iterate]
+count = 1000
+exchange = [["a", "b"]]
+"#;
+    let job = Job::parse(text, std::path::Path::new("jobs/plate.toml")).unwrap();
+    let shape = Shape::new([400, 400]).unwrap();
+    let layouts = BTreeMap::from([("a".to_owned(), Layout { dtype: Dtype::F32, shape, chunk: None })]);
+    let machine = plan::Machine { ranks, ranks_per_node: ranks, threads: 1, memory_bytes: 1 << 30 };
+    let exchange = vec![("a".to_owned(), "b".to_owned())];
+    let iterations = Some(Iterations { stages: 0..1, count, exchange, until: None });
+    (plan::plan(&job, &layouts, &machine).unwrap(), Setup { iterations, ..setup(Policy::Steal, 0.0) })
+}
+
+#[test]
+fn iterations_add_up_and_those_not_simulated_are_like_the_last() {
+    let time = |count| {
+        let (plan, setup) = iterated(count, 4);
+        let simulation = simulate(&plan, &setup);
+        assert_eq!(simulation.stages[0].runs, count);
+        (simulation.makespan_ns - simulation.start_ns) as f64
+    };
+    let (few, many) = (time(5), time(500));
+    assert!((0.97..1.03).contains(&(many / few / 100.0)), "{few} {many}");
+}
+
+#[test]
+fn the_swap_comes_when_the_compiler_is_done_and_saves_what_is_left() {
+    let (plan, mut setup) = iterated(200, 2);
+    let optimized = simulate(&plan, &setup).stages.remove(0);
+    setup.machine.optimize_ns = 500_000_000;
+    let swapped = simulate(&plan, &setup);
+    assert_eq!(swapped.optimized_at_ns, Some(500_000_000));
+    setup.machine.optimize_ns = 1_000_000_000_000;
+    let baseline = simulate(&plan, &setup).stages.remove(0);
+    let swapped = &swapped.stages[0];
+    assert!(swapped.baseline_tasks > 0 && swapped.baseline_tasks < swapped.tasks, "{swapped:?}");
+    assert_eq!((optimized.baseline_tasks, baseline.baseline_tasks), (0, baseline.tasks));
+    // Half a second of baseline code does an eighth of what optimized code does in that time.
+    let expected = optimized.makespan_ns as f64 + 500e6 * 7.0 / 8.0;
+    assert!((0.97..1.03).contains(&(swapped.makespan_ns as f64 / expected)), "{swapped:?} {expected}");
+    assert!(baseline.makespan_ns > 6 * optimized.makespan_ns, "{baseline:?}");
+}
+
+#[test]
+fn ranks_that_share_cores_take_turns() {
+    let time = |cores_per_node| {
+        let plan = rows(8, 8);
+        let mut setup = setup(Policy::Steal, 0.0);
+        setup.machine.cores_per_node = cores_per_node;
+        norm(&plan, &setup).makespan_ns as f64
+    };
+    assert!((0.97..1.05).contains(&(time(8) / time(0))), "{} {}", time(8), time(0));
+    assert!((3.8..4.3).contains(&(time(2) / time(8))), "{} {}", time(2), time(8));
+}
+
+#[test]
+fn a_run_like_one_that_was_measured_takes_as_long() {
+    let (plan, mut setup) = iterated(50, 2);
+    setup.machine.cores_per_node = 2;
+    let stage = MeasuredStage { wall_ns: 400_000_000, kernel_ns: vec![[0, 300_000_000]; 2], tasks: [0, 900] };
+    let stages = BTreeMap::from([("step".to_owned(), stage)]);
+    let run = Measured { plan: plan.clone(), cores_per_node: None, iterations: Some(50), stole: false, stages };
+    setup.costs = calibrate(&[run], &setup);
+    let spreads =
+        |machine: &mut Machine| (machine.rank_spread, machine.block_spread, machine.slice_spread) = (0.0, 0.0, 0.0);
+    spreads(&mut setup.machine);
+    let makespan_ns = simulate(&plan, &setup).stages[0].makespan_ns as f64;
+    assert!((0.97..1.03).contains(&(makespan_ns / 400e6)), "{makespan_ns}");
+    assert!((setup.costs["step"].kernel_ns - 12e6).abs() < 1e3);
 }

@@ -1,8 +1,9 @@
 //! The blocks of a stage and what they cost.
 
 use super::chance::{Draw, bits, lognormal, symmetric};
-use super::{Machine, Setup};
-use crate::plan::{Role, StagePlan, Tile};
+use super::deal::Deal;
+use super::{Machine, Setup, StageCosts};
+use crate::plan::{Origin, Role, StagePlan, Tile};
 use crate::sched::Span;
 
 /// What blocks of one form have in common.
@@ -14,9 +15,14 @@ pub(super) struct Form {
     /// Inputs, by where they are when the block is fetched.
     pub file_bytes: u64,
     pub memory_bytes: u64,
+    /// To files; what stays in memory is not written.
     pub output_bytes: u64,
     /// Outputs as a thief returns them: of a reduction, one for each slice.
     pub returned_bytes: u64,
+    /// Of a worker of speed 1, on optimized code, without spreads.
+    pub kernel_ns: f64,
+    /// Of the main thread, beside reading and writing.
+    pub copy_ns: u64,
 }
 
 /// All blocks of a stage, with costs drawn from the seed.
@@ -27,17 +33,23 @@ pub(super) struct Work {
     blocks: Vec<u32>,
     /// Where each rank's blocks begin.
     starts: Vec<usize>,
-    /// Cost of a byte of each rank's shard, as a multiple of the machine's.
+    /// Owner and number in the plan of blocks that were dealt out otherwise.
+    planned: Vec<(u32, u64)>,
+    /// Cost of a byte of each planned shard, as a multiple of the machine's.
     shard_cost: Vec<f64>,
     /// Of each rank, as a multiple of the machine's.
     speed: Vec<f64>,
+    /// Tasks take one slice at a time.
+    by_slice: bool,
+    baseline_factor: f64,
     machine: Machine,
     seed: u64,
 }
 
 impl Work {
-    pub fn new(stage: &StagePlan, ranks: u32, setup: &Setup) -> Work {
+    pub fn new(stage: &StagePlan, ranks: u32, setup: &Setup, deal: &Deal) -> Work {
         let (machine, seed) = (setup.machine.clone(), setup.seed);
+        let costs = setup.costs.get(&stage.name);
         let mut speed: Vec<f64> = (0..u64::from(ranks))
             .map(|rank| lognormal(bits(seed, Draw::RankSpeed, rank, 0), machine.rank_spread))
             .collect();
@@ -46,20 +58,39 @@ impl Work {
                 *speed /= factor;
             }
         }
-        let shard_cost = (0..u64::from(ranks))
-            .map(|rank| lognormal(bits(seed, Draw::ShardCost, rank, 0), machine.shard_spread))
-            .collect();
-        let mut work =
-            Work { forms: Vec::new(), blocks: Vec::new(), starts: vec![0], shard_cost, speed, machine, seed };
+        let shard_cost = |rank: u32| {
+            let drawn = lognormal(bits(seed, Draw::ShardCost, u64::from(rank), 0), machine.shard_spread);
+            drawn * costs.map_or(1.0, |costs| costs.density_of(rank, ranks))
+        };
+        let mut work = Work {
+            forms: Vec::new(),
+            blocks: Vec::new(),
+            starts: vec![0],
+            planned: Vec::new(),
+            shard_cost: (0..ranks).map(shard_cost).collect(),
+            speed,
+            by_slice: stage.reduce.is_some(),
+            baseline_factor: costs.and_then(|costs| costs.baseline_factor).unwrap_or(machine.baseline_factor),
+            machine,
+            seed,
+        };
         let mut last: Option<(Vec<u64>, u32)> = None;
         for rank in 0..ranks {
-            for tile in stage.blocks(rank) {
-                let form = match &last {
-                    Some((extent, form)) if *extent == tile.0.extent => *form,
-                    _ => work.form(form(stage, &tile)),
-                };
+            let mut add = |work: &mut Work, tile: Tile| {
+                let known = last.as_ref().filter(|(extent, _)| *extent == tile.0.extent);
+                let form = known.map(|(_, form)| *form);
+                let form = form.unwrap_or_else(|| work.form(form_of(stage, &tile, &work.machine, costs)));
                 work.blocks.push(form);
                 last = Some((tile.0.extent, form));
+            };
+            match &deal.0 {
+                None => stage.blocks(rank).for_each(|tile| add(&mut work, tile)),
+                Some(blocks) => {
+                    for (tile, planned) in &blocks[rank as usize] {
+                        work.planned.push(*planned);
+                        add(&mut work, tile.clone());
+                    }
+                }
             }
             work.starts.push(work.blocks.len());
         }
@@ -79,8 +110,12 @@ impl Work {
         (self.starts[rank as usize + 1] - self.starts[rank as usize]) as u64
     }
 
+    fn number(&self, owner: u32, block: u64) -> usize {
+        self.starts[owner as usize] + block as usize
+    }
+
     pub fn of(&self, owner: u32, block: u64) -> &Form {
-        &self.forms[self.blocks[self.starts[owner as usize] + block as usize] as usize]
+        &self.forms[self.blocks[self.number(owner, block)] as usize]
     }
 
     /// The form that most blocks have, or nearly so.
@@ -99,11 +134,14 @@ impl Work {
             / u128::from(self.of(piece.owner, piece.block).slices.max(1))) as u64
     }
 
-    /// How long a worker of speed 1 computes `span`, without what every task takes.
+    /// How long a worker of speed 1 computes `span` on optimized code, without what every task takes.
     fn cost_ns(&self, span: Span) -> f64 {
         let form = self.of(span.owner, span.block);
-        let block = bits(self.seed, Draw::BlockCost, u64::from(span.owner), span.block);
-        let factor = self.shard_cost[span.owner as usize] * lognormal(block, self.machine.block_spread);
+        // A block costs the same wherever it is.
+        let planned = self.planned.get(self.number(span.owner, span.block));
+        let (owner, number) = planned.copied().unwrap_or((span.owner, span.block));
+        let block = bits(self.seed, Draw::BlockCost, u64::from(owner), number);
+        let factor = self.shard_cost[owner as usize] * lognormal(block, self.machine.block_spread);
         // Where a slice ends on the way through the block's cost is off by up to half of the spread: so a slice is off
         // by up to all of it, and a span of any length is summed at once.
         let end = |slice: u64| match slice {
@@ -112,16 +150,25 @@ impl Work {
             _ => slice as f64 + self.machine.slice_spread / 2.0 * symmetric(bits(block, Draw::SliceCost, slice, 0)),
         };
         let slices = end(span.start + span.len) - end(span.start);
-        form.bytes as f64 / form.slices.max(1) as f64 * slices * self.machine.compute_ns_per_byte * factor
+        form.kernel_ns / form.slices.max(1) as f64 * slices * factor
     }
 
     /// How long a worker of `rank` takes for a task.
-    pub fn task_ns(&self, rank: u32, span: Span) -> u64 {
-        ((self.cost_ns(span) + self.machine.task_ns as f64) / self.speed[rank as usize]) as u64
+    pub fn task_ns(&self, rank: u32, span: Span, optimized: bool) -> u64 {
+        let tasks = if self.by_slice { span.len } else { 1 };
+        let factor = if optimized { 1.0 } else { self.baseline_factor };
+        let ns = self.cost_ns(span) * factor + (tasks * self.machine.task_ns) as f64;
+        (ns / self.speed[rank as usize]) as u64
     }
 
-    /// Sums over all blocks: slices, bytes, and the least time for the kernels on `threads` workers of each rank.
-    pub fn totals(&self, threads: u32) -> (u64, u64, u64) {
+    /// How long the main thread of `rank` takes for what it does in `ns` at speed 1.
+    pub fn main_ns(&self, rank: u32, ns: u64) -> u64 {
+        (ns as f64 / self.speed[rank as usize]) as u64
+    }
+
+    /// Sums over all blocks: slices, bytes, and the least time for the kernels on `threads` workers of each rank, who
+    /// have at most `cores` together.
+    pub fn totals(&self, threads: u32, cores: Option<u64>) -> (u64, u64, u64) {
         let (mut slices, mut bytes, mut cost_ns) = (0, 0, 0.0);
         for owner in 0..self.speed.len() as u32 {
             for block in 0..self.block_count(owner) {
@@ -131,24 +178,45 @@ impl Work {
                 cost_ns += self.cost_ns(Span { owner, block, start: 0, len: form.slices });
             }
         }
-        let speed: f64 = self.speed.iter().sum();
-        (slices, bytes, (cost_ns / (speed * f64::from(threads))) as u64)
+        let speed = self.speed.iter().sum::<f64>() * f64::from(threads);
+        let speed = cores.map_or(speed, |cores| speed.min(cores as f64));
+        (slices, bytes, (cost_ns / speed) as u64)
     }
 }
 
-fn form(stage: &StagePlan, tile: &Tile) -> Form {
+/// Points of the iteration space in `tile`, which a kernel that visits all of them takes its time for.
+fn points(stage: &StagePlan, tile: &Tile) -> f64 {
+    let extent = |(index, plan): (usize, &crate::plan::IndexPlan)| {
+        let axis = stage.split.iter().position(|split| *split == index);
+        axis.map_or(plan.extent, |axis| tile.0.extent[axis]) as f64
+    };
+    stage.indices.iter().enumerate().map(extent).product()
+}
+
+fn form_of(stage: &StagePlan, tile: &Tile, machine: &Machine, costs: Option<&StageCosts>) -> Form {
     let slices = stage.slices(tile);
-    let mut form = Form { slices, bytes: 0, file_bytes: 0, memory_bytes: 0, output_bytes: 0, returned_bytes: 0 };
+    let (mut file_bytes, mut memory_bytes, mut output_bytes, mut returned_bytes) = (0, 0, 0, 0);
     for (index, operand) in stage.operands.iter().enumerate().filter(|(index, _)| !stage.is_broadcast(*index)) {
         let bytes = stage.region(index, tile).elements() * operand.dtype.size_bytes() as u64;
-        let in_memory = operand.resident || !operand.is_stored() || stage.is_held(index);
+        let in_memory = operand.resident || !operand.is_stored() || stage.is_held(index) || stage.keeps;
         match operand.role {
-            Role::Output => form.output_bytes += bytes,
-            Role::Input if in_memory => form.memory_bytes += bytes,
-            Role::Input => form.file_bytes += bytes,
+            Role::Output => {
+                returned_bytes += bytes;
+                // Results of reductions are written once all are combined, those of iterations after the last.
+                let written = operand.origin == Origin::Created && stage.reduce.is_none() && !stage.keeps;
+                output_bytes += if written { bytes } else { 0 };
+            }
+            Role::Input if in_memory => memory_bytes += bytes,
+            Role::Input => file_bytes += bytes,
         }
     }
-    form.bytes = stage.split_operand_bytes(tile);
-    form.returned_bytes = form.output_bytes * if stage.reduce.is_some() { slices } else { 1 };
-    form
+    returned_bytes *= if stage.reduce.is_some() { slices } else { 1 };
+    let bytes = stage.split_operand_bytes(tile);
+    let all: f64 = stage.indices.iter().map(|index| index.extent as f64).product();
+    let share = points(stage, tile) / all.max(1.0);
+    let (kernel_ns, copy_ns) = match costs {
+        Some(costs) => (costs.kernel_ns * share, (costs.copy_ns * share) as u64),
+        None => (bytes as f64 * machine.compute_ns_per_byte, 0),
+    };
+    Form { slices, bytes, file_bytes, memory_bytes, output_bytes, returned_bytes, kernel_ns, copy_ns }
 }
