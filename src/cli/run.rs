@@ -28,7 +28,7 @@ pub(super) struct RunArguments {
     /// Leave work with the ranks that the plan gives it to, even if others have none
     #[arg(long)]
     no_steal: bool,
-    /// Give every task so many slices of its block (to measure what a task costs)
+    /// Slices of every task, where the scheduler would choose
     #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
     task_slices: Option<u64>,
     /// Where optimized code is kept [default: $EXUVIA_CACHE_DIR, or exuvia in the user's cache]

@@ -10,15 +10,20 @@
 
 mod calibrate;
 mod chance;
+mod chores;
 mod cores;
 mod deal;
 mod exchange;
+#[cfg(test)]
+mod granularity_tests;
 mod links;
 mod machine;
+mod mail;
 mod phases;
 #[cfg(test)]
 mod placement_tests;
 mod queue;
+mod stage_world;
 #[cfg(test)]
 mod tests;
 mod work;

@@ -1,8 +1,9 @@
 //! What a rank does from one run of a stage to the next: it gathers inputs, computes, combines results with others, and
 //! where files are written, waits for all.
 
+use super::chores::Chore;
 use super::exchange::Prelude;
-use super::world::{Chore, Parcel, World};
+use super::world::{Parcel, World};
 use super::{Placement, Setup, Simulation};
 use crate::plan::Plan;
 use crate::sched::{Event, Message};

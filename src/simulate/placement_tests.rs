@@ -9,8 +9,11 @@ use crate::tensor::{Dtype, Shape};
 
 const PLACEMENTS: [Placement; 3] = [Placement::Planned, Placement::Random, Placement::RoundRobin];
 
+/// A tensor that a job reads, with its shape.
+type Input = (&'static str, Dtype, &'static [u64]);
+
 /// Jobs with the shapes of their inputs (`scripts/make-inputs`).
-const JOBS: [(&str, &[(&str, Dtype, &[u64])]); 8] = [
+const JOBS: [(&str, &[Input]); 8] = [
     ("heat2d", &[("start", Dtype::F64, &[241, 317])]),
     ("heat3d", &[("start", Dtype::F32, &[45, 38, 52])]),
     ("matmul", &[("a", Dtype::F32, &[517, 389]), ("b", Dtype::F32, &[389, 743])]),

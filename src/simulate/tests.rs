@@ -17,8 +17,13 @@ compute = "x[n,w] -> y[n]"
 
 /// A plan with 5,000 rows of 4 KiB for every rank: about 1 s of work on the default machine, in 8 blocks.
 fn rows(ranks: u32, ranks_per_node: u32) -> Plan {
+    rows_of(ranks, ranks_per_node, 5000, 1024)
+}
+
+/// So many rows for every rank.
+pub(super) fn rows_of(ranks: u32, ranks_per_node: u32, rows: u64, columns: u64) -> Plan {
     let job = Job::parse(JOB, std::path::Path::new("jobs/rows.toml")).unwrap();
-    let shape = Shape::new([u64::from(ranks) * 5000, 1024]).unwrap();
+    let shape = Shape::new([u64::from(ranks) * rows, columns]).unwrap();
     let layouts = BTreeMap::from([("x".to_owned(), Layout { dtype: Dtype::F32, shape, chunk: None })]);
     let machine = plan::Machine { ranks, ranks_per_node, threads: 1, memory_bytes: 1 << 30 };
     plan::plan(&job, &layouts, &machine).unwrap()

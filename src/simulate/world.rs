@@ -3,16 +3,17 @@
 
 use std::collections::VecDeque;
 
-use super::chance::{Draw, bits};
+use super::chores::Chore;
 use super::cores::{Cores, Thread};
-use super::exchange::{Deals, Exchange, Level, Prelude, deals};
-use super::links::{Links, time};
+use super::exchange::deals;
+use super::links::Links;
 use super::phases::{Phase, Run, runs};
 use super::queue::{Queue, Slots};
+use super::stage_world::{StageWorld, stage_world};
 use super::work::Work;
-use super::{Machine, Policy, Setup, Simulation, StageTimes};
-use crate::plan::{Origin, Plan, Role};
-use crate::sched::{Action, CostClass, Costs, Event, Message, Path, Scheduler, Span, Team};
+use super::{Machine, Setup, Simulation, StageTimes};
+use crate::plan::Plan;
+use crate::sched::{Action, CostClass, Event, Message, Scheduler, Span, Team};
 
 const BASELINE: CostClass = CostClass(0);
 const OPTIMIZED: CostClass = CostClass(1);
@@ -45,27 +46,9 @@ pub(super) enum What {
     },
 }
 
-/// What a rank's main thread does, one after the other.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Chore {
-    /// All that comes with a run of a stage, whatever its size.
-    Begin,
-    Fetch {
-        block: u64,
-    },
-    Take {
-        piece: Span,
-    },
-    Write {
-        block: u64,
-    },
-    /// Leaves a barrier.
-    Leave,
-}
-
 /// What runs on cores that are shared.
 #[derive(Clone, Copy, Debug)]
-enum Job {
+pub(super) enum Job {
     Worker { rank: u32, worker: u32 },
     Main { rank: u32 },
     Poll,
@@ -81,20 +64,6 @@ pub(super) enum Parcel {
     Broadcast(usize),
     /// Partial results, on this level.
     Partial(usize),
-}
-
-/// A stage and all that is known of it before it runs.
-pub(super) struct StageWorld {
-    /// By deal, as all that follows.
-    pub work: Vec<Work>,
-    /// Of the first run, and of the others.
-    pub preludes: [Vec<Prelude>; 2],
-    pub levels: Vec<Vec<Vec<Level>>>,
-    pub steals: bool,
-    /// No rank goes on before all have done their part.
-    pub together: bool,
-    pub costs: Option<Costs>,
-    pub begin_ns: u64,
 }
 
 pub(super) struct Rank {
@@ -128,16 +97,16 @@ pub(super) struct World<'a> {
     pub ranks: Vec<Rank>,
     teams: Vec<Team>,
     pub links: Links,
-    cores: Option<Cores<Job>>,
+    pub cores: Option<Cores<Job>>,
     pub threads: u32,
     pub now_ns: u64,
     queue: Queue<(u32, What)>,
     /// What each worker computes, since when, and on which code.
     running: Vec<(Span, u64, bool)>,
-    messages: Slots<(usize, u32, Message)>,
-    parcels: Slots<(usize, Parcel)>,
+    pub messages: Slots<(usize, u32, Message)>,
+    pub parcels: Slots<(usize, Parcel)>,
     pieces: Slots<Span>,
-    sent: u64,
+    pub sent: u64,
     pub ranks_over: u32,
     /// By run: ranks at its barrier.
     pub arrived: Vec<u32>,
@@ -227,7 +196,7 @@ impl<'a> World<'a> {
     }
 
     /// Lets a core work for `work_ns`: one of its own, or of those that are shared.
-    fn compute(&mut self, rank: u32, work_ns: u64, job: Job) -> Option<Thread> {
+    pub fn compute(&mut self, rank: u32, work_ns: u64, job: Job) -> Option<Thread> {
         let node = self.links.node(rank);
         match &mut self.cores {
             Some(cores) => {
@@ -276,7 +245,7 @@ impl<'a> World<'a> {
         (run.stage, run.parity())
     }
 
-    fn work(&self, rank: u32) -> &Work {
+    pub fn work(&self, rank: u32) -> &Work {
         let (stage, parity) = self.place(rank);
         &self.stages[stage].work[parity]
     }
@@ -412,183 +381,8 @@ impl<'a> World<'a> {
         }
     }
 
-    fn taken(&mut self, rank: u32, piece: Span) {
+    pub fn taken(&mut self, rank: u32, piece: Span) {
         let slices = self.work(rank).slices(piece);
         self.tell(rank, Event::Taken { piece, slices });
-    }
-
-    pub fn add_chore(&mut self, rank: u32, chore: Chore) {
-        let chores = &mut self.ranks[rank as usize].chores;
-        chores.push_back(chore);
-        if chores.len() == 1 {
-            self.begin_chore(rank);
-        }
-    }
-
-    /// Begins the first of the chores that wait: first what it reads or writes, then what it computes.
-    fn begin_chore(&mut self, rank: u32) {
-        let Some(chore) = self.ranks[rank as usize].chores.front().copied() else { return };
-        let (machine, (stage, parity)) = (self.machine, self.place(rank));
-        let work = &self.stages[stage].work[parity];
-        let bytes = match chore {
-            Chore::Begin => {
-                let first = self.runs[self.ranks[rank as usize].run].first;
-                self.stages[stage].preludes[usize::from(!first)][parity].read_bytes[rank as usize]
-            }
-            Chore::Fetch { block } => work.of(rank, block).file_bytes,
-            // What was in its owner's memory came with the grant.
-            Chore::Take { piece } => work.of(piece.owner, piece.block).file_bytes,
-            Chore::Write { block } => work.of(rank, block).output_bytes,
-            Chore::Leave => 0,
-        };
-        let is_write = matches!(chore, Chore::Write { .. });
-        let ns_per_byte = if is_write { machine.write_ns_per_byte } else { machine.read_ns_per_byte };
-        let at_ns = self.links.file(self.now_ns, machine, rank, bytes, ns_per_byte);
-        if self.cores.is_some() && self.chore_ns(rank) > 0 {
-            self.at(at_ns, rank, What::Moved);
-        } else {
-            let ns = self.chore_ns(rank);
-            self.at(at_ns + ns, rank, What::ChoreDone);
-        }
-    }
-
-    /// Time of the main thread for the first chore, beside reading and writing.
-    fn chore_ns(&self, rank: u32) -> u64 {
-        let Some(chore) = self.ranks[rank as usize].chores.front() else { return 0 };
-        let (machine, (stage, parity)) = (self.machine, self.place(rank));
-        let world = &self.stages[stage];
-        let work = &world.work[parity];
-        match chore {
-            Chore::Begin => {
-                let prelude = self.prelude(rank);
-                let sent = prelude.sends[rank as usize].len() as u64;
-                let messages = sent + u64::from(prelude.awaits[rank as usize]) + prelude.broadcasts.len() as u64;
-                work.main_ns(rank, world.begin_ns + messages * machine.message_ns)
-            }
-            Chore::Fetch { block } => {
-                let form = work.of(rank, *block);
-                work.main_ns(rank, form.copy_ns) + time(form.memory_bytes, machine.memory_ns_per_byte)
-            }
-            Chore::Take { .. } | Chore::Write { .. } => 0,
-            Chore::Leave => {
-                let rounds = u64::from(u32::BITS - (self.plan.machine.ranks - 1).leading_zeros());
-                work.main_ns(rank, 2 * rounds * machine.message_ns)
-            }
-        }
-    }
-
-    fn chore_done(&mut self, rank: u32) {
-        let done = self.ranks[rank as usize].chores.pop_front();
-        self.begin_chore(rank);
-        match done {
-            Some(Chore::Begin) => self.begun(rank),
-            Some(Chore::Fetch { block }) => {
-                let slices = self.work(rank).of(rank, block).slices;
-                self.tell(rank, Event::Fetched { block, slices });
-            }
-            Some(Chore::Take { piece }) => self.taken(rank, piece),
-            Some(Chore::Write { block }) => self.tell(rank, Event::Written { block }),
-            Some(Chore::Leave) => self.leave(rank),
-            None => {}
-        }
-    }
-
-    fn send_message(&mut self, from: u32, to: u32, message: Message) {
-        let (stage, _) = self.place(from);
-        if !self.stages[stage].steals {
-            // Where nobody steals, nobody need know when the others are done.
-            return;
-        }
-        let bytes = self.attached_bytes(from, &message);
-        let mut at_ns = self.links.send(self.now_ns, self.machine, from, to, bytes);
-        self.count_moved(from, to, bytes);
-        if self.machine.answer_ns > 0 && !self.ranks[to as usize].complete {
-            self.sent += 1;
-            at_ns += bits(self.setup.seed, Draw::Answer, self.sent, u64::from(to)) % self.machine.answer_ns;
-        }
-        let slot = self.messages.put((self.ranks[from as usize].run, from, message));
-        self.at(at_ns, to, What::Arrived { slot });
-    }
-
-    pub fn send_parcel(&mut self, from: u32, to: u32, bytes: u64, parcel: Parcel) {
-        let at_ns = self.links.send(self.now_ns, self.machine, from, to, bytes) + self.machine.message_ns;
-        self.count_moved(from, to, bytes);
-        let slot = self.parcels.put((self.ranks[from as usize].run, parcel));
-        self.at(at_ns, to, What::Parcel { slot });
-    }
-
-    fn count_moved(&mut self, from: u32, to: u32, bytes: u64) {
-        let (stage, near) = (self.place(from).0, self.links.node(from) == self.links.node(to));
-        let bytes = bytes * self.runs[self.ranks[from as usize].run].times;
-        let times = &mut self.times[stage];
-        if near {
-            times.moved_on_node_bytes += bytes;
-        } else {
-            times.moved_between_nodes_bytes += bytes;
-        }
-    }
-
-    /// What the driver of a run would send along.
-    fn attached_bytes(&self, from: u32, message: &Message) -> u64 {
-        let work = self.work(from);
-        match message {
-            Message::Grant { pieces, .. } => pieces
-                .iter()
-                .map(|piece| {
-                    let form = work.of(piece.owner, piece.block);
-                    match piece.len {
-                        0 => form.memory_bytes,
-                        _ => work.part(*piece, form.file_bytes + form.memory_bytes),
-                    }
-                })
-                .sum(),
-            Message::Returned { piece, .. } => work.part(*piece, work.of(piece.owner, piece.block).returned_bytes),
-            _ => 0,
-        }
-    }
-
-    fn count_stolen(&mut self, thief: u32, piece: Span) {
-        let work = self.work(thief);
-        let bytes = work.part(piece, work.of(piece.owner, piece.block).bytes);
-        let near = self.links.node(thief) == self.links.node(piece.owner);
-        let (stage, _) = self.place(thief);
-        if near {
-            self.times[stage].stolen_on_node_bytes += bytes;
-        } else {
-            self.times[stage].stolen_between_nodes_bytes += bytes;
-        }
-    }
-}
-
-fn stage_world(plan: &Plan, setup: &Setup, deals: &Deals, number: usize) -> StageWorld {
-    let (stage, machine) = (&plan.stages[number], &setup.machine);
-    let iterated = setup.iterations.as_ref().is_some_and(|iterations| iterations.stages.contains(&number));
-    let exchange = |parity| Exchange { plan, iterations: setup.iterations.as_ref(), deals, stage: number, parity };
-    let parities = || 0..deals[number].len();
-    let work = deals[number].iter().map(|deal| Work::new(stage, plan.machine.ranks, setup, deal)).collect::<Vec<_>>();
-    let is_written = stage.operands.iter().any(|o| o.role == Role::Output && o.origin == Origin::Created);
-    let later = |parity| if iterated { exchange(parity).prelude(false) } else { Prelude::default() };
-    StageWorld {
-        costs: Some(costs(machine, &work[0])),
-        work,
-        preludes: [parities().map(|parity| exchange(parity).prelude(true)).collect(), parities().map(later).collect()],
-        levels: parities().map(|parity| exchange(parity).combine().0).collect(),
-        steals: setup.policy == Policy::Steal && plan.machine.ranks > 1 && !iterated,
-        together: is_written && !iterated,
-        begin_ns: setup.costs.get(&stage.name).map_or(machine.stage_ns, |costs| costs.begin_ns),
-    }
-}
-
-fn costs(machine: &Machine, work: &Work) -> Costs {
-    let (unfetched, fetched) = work.typical().map_or((0, 0), |form| {
-        let kept = form.memory_bytes + form.returned_bytes;
-        (kept, kept + form.file_bytes)
-    });
-    let path = |latency_ns, ns_per_byte| Path { latency_ns: latency_ns + machine.answer_ns, ns_per_byte };
-    Costs {
-        node: path(machine.node_latency_ns, machine.node_ns_per_byte),
-        network: path(machine.network_latency_ns, machine.network_ns_per_byte),
-        unfetched_block_bytes: unfetched,
-        fetched_block_bytes: fetched,
     }
 }
