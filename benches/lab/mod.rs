@@ -1,0 +1,107 @@
+//! What the benchmarks over real jobs share: building kernels, running jobs under mpirun, and asking the simulator.
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
+#![allow(dead_code, reason = "every benchmark uses a part of it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use exuvia::cli::kernel_build;
+use exuvia::report::Report;
+use serde_json::Value;
+
+pub const EXUVIA: &str = env!("CARGO_BIN_EXE_exuvia");
+
+/// All jobs with inputs of their own, and whether iterations or products tie their tasks to places.
+pub const JOBS: [(&str, bool); 9] = [
+    ("heat2d", true),
+    ("heat3d", true),
+    ("matmul", true),
+    ("kmeans", true),
+    ("pca", true),
+    ("transpose", false),
+    ("histogram", false),
+    ("softmax-regression", true),
+    ("unbalanced", false),
+];
+
+/// What no report tells of a machine of two or so cores with files in memory: one set for all jobs and ranks. A thousand
+/// yields and looks for messages on cores that others want too take about 1.5 us each; main threads look every 0.5 ms.
+/// `message_ns` is rough: with 3 us instead, iterated jobs on 8 and 16 ranks were predicted to be faster than they are.
+pub const MACHINE: &str = "task_ns = 1500\nfile_latency_ns = 20000\nmemory_ns_per_byte = 0.05\nnode_latency_ns = 5000\n\
+                           message_ns = 10000\npoll_ns = 1500000\nanswer_ns = 500000\n";
+
+/// A folder for caches and reports, and the jobs' inputs and kernels in place.
+pub struct Lab {
+    pub folder: tempfile::TempDir,
+    pub cores: usize,
+}
+
+impl Lab {
+    pub fn new() -> Lab {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for kernel in ["heat", "matmul", "kmeans", "pca", "transpose", "histogram", "softmax_regression", "unbalanced"]
+        {
+            let target = root.join(format!("target/kernels/{kernel}.wasm"));
+            kernel_build::build(&root.join(format!("examples/kernels/{kernel}.c")), &target, &[]).unwrap();
+        }
+        if !root.join("target/data/unbalanced.h5").exists() {
+            let made = Command::new(root.join("scripts/make-inputs")).arg(root.join("target/data")).status().unwrap();
+            assert!(made.success(), "scripts/make-inputs failed");
+        }
+        let lab =
+            Lab { folder: tempfile::tempdir().unwrap(), cores: std::thread::available_parallelism().unwrap().get() };
+        fs::write(lab.path("machine.toml"), format!("cores_per_node = {}\n{MACHINE}", lab.cores)).unwrap();
+        lab
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn job(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("jobs/{name}.toml"))
+    }
+
+    /// The command that runs a job; its report goes to `report`.
+    pub fn command(&self, job: &str, ranks: u32, pinned: bool, more: &[&str], report: &Path) -> Command {
+        let mut command = Command::new("mpirun");
+        command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
+        if pinned {
+            command.args(["taskset", "-c", "0"]);
+        }
+        command.arg(EXUVIA).arg("run").arg(Lab::job(job)).args(["--threads", "1", "--cache-dir"]);
+        command.arg(self.path("cache")).arg("--report").arg(report).args(more);
+        command
+    }
+
+    /// Runs a job on so many ranks, or on the first core alone.
+    pub fn run(&self, job: &str, ranks: u32, pinned: bool, more: &[&str], report: &str) -> Report {
+        let report = self.path(report);
+        let output = self.command(job, ranks, pinned, more, &report).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&fs::read(report).unwrap()).unwrap()
+    }
+
+    pub fn simulate(&self, job: &str, arguments: &[String]) -> Value {
+        let mut command = Command::new(EXUVIA);
+        let output = command.arg("simulate").arg(Lab::job(job)).args(arguments).args(["--output", "json"]).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+/// Time inside stages, which leaves out the start of MPI and of the program.
+pub fn in_stages(report: &Report) -> f64 {
+    report.stages.iter().map(|stage| stage.wall_ns).sum::<u64>() as f64
+}
+
+pub fn simulated_in_stages(simulation: &Value) -> f64 {
+    simulation["stages"].as_array().unwrap().iter().map(|stage| stage["makespan_ns"].as_f64().unwrap()).sum()
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,85 @@
+//! Simulation against reality: `cargo bench --bench simulate`.
+//!
+//! Each job runs on 1 and 2 ranks, on one core and on two, which is what the simulator learns from. It then predicts
+//! runs on up to 16 ranks, which share the cores of this machine, and these are made for real: interleaved, medians.
+//! Compared is the time inside stages; starting MPI takes longer than most of these jobs, and is not simulated.
+
+mod lab;
+
+use lab::{JOBS, Lab, in_stages, median, simulated_in_stages};
+
+const ROUNDS: usize = 3;
+const RANKS: [u32; 5] = [2, 3, 4, 8, 16];
+
+/// Times on each number of ranks, as often as measured.
+struct Measured {
+    likes: Vec<String>,
+    stealing: Vec<Vec<f64>>,
+    fixed: Vec<Vec<f64>>,
+}
+
+fn main() {
+    let lab = Lab::new();
+    println!("{} cores; time inside stages in ms, medians of {ROUNDS}; predicted / measured", lab.cores);
+    let mut all: Vec<Measured> = Vec::new();
+    for (job, _) in JOBS {
+        // Fills the cache.
+        lab.run(job, 1, false, &["--tier", "optimized"], "warm.json");
+        all.push(Measured {
+            likes: Vec::new(),
+            stealing: vec![Vec::new(); RANKS.len()],
+            fixed: vec![Vec::new(); RANKS.len()],
+        });
+    }
+    for round in 0..ROUNDS {
+        for ((job, _), measured) in JOBS.iter().zip(&mut all) {
+            // How work lies on ranks is seen where nobody steals.
+            for (ranks, pinned) in [(1, true), (2, true), (2, false)] {
+                let name = format!("{job}-{ranks}-{pinned}-{round}.json");
+                lab.run(job, ranks, pinned, &["--no-steal"], &name);
+                let cores = if pinned { 1 } else { lab.cores };
+                measured.likes.push(format!("{}@{cores}", lab.path(&name).display()));
+            }
+            for (number, ranks) in RANKS.into_iter().enumerate() {
+                measured.stealing[number].push(in_stages(&lab.run(job, ranks, false, &[], "run.json")));
+                if *job == "unbalanced" {
+                    let report = lab.run(job, ranks, false, &["--no-steal"], "run.json");
+                    measured.fixed[number].push(in_stages(&report));
+                }
+            }
+        }
+    }
+    let mut errors = Vec::new();
+    println!("{:<20} {}", "job", RANKS.map(|ranks| format!("{ranks:>16} ranks")).join(""));
+    for ((job, _), measured) in JOBS.iter().zip(&all) {
+        let predict = |ranks: u32, policy: &str| {
+            let mut arguments: Vec<String> = vec!["--nodes".into(), "1".into(), "--ranks".into(), ranks.to_string()];
+            arguments.extend(["--machine".into(), lab.path("machine.toml").display().to_string()]);
+            arguments.extend(["--policy".into(), policy.into()]);
+            measured.likes.iter().for_each(|like| arguments.extend(["--like".into(), like.clone()]));
+            simulated_in_stages(&lab.simulate(job, &arguments))
+        };
+        let mut line = format!("{job:<20} ");
+        for (number, ranks) in RANKS.into_iter().enumerate() {
+            let (predicted, real) = (predict(ranks, "steal"), median(measured.stealing[number].clone()));
+            let error = predicted / real - 1.0;
+            errors.push(error.abs());
+            let text = format!("{:.1} / {:.1} {:+.0} %", predicted / 1e6, real / 1e6, 100.0 * error);
+            line.push_str(&format!("{text:>22}"));
+        }
+        println!("{line}");
+        if !measured.fixed[0].is_empty() {
+            for (number, ranks) in RANKS.into_iter().enumerate() {
+                let fixed = [predict(ranks, "static"), median(measured.fixed[number].clone())];
+                let stealing = [predict(ranks, "steal"), median(measured.stealing[number].clone())];
+                let ratio = [0, 1].map(|at| fixed[at] / stealing[at]);
+                let same = if (ratio[0] > 1.0) == (ratio[1] > 1.0) { "same" } else { "other" };
+                println!(
+                    "  {ranks:>2} ranks, static over stealing: simulated {:.2}, measured {:.2}: {same} ranking",
+                    ratio[0], ratio[1]
+                );
+            }
+        }
+    }
+    println!("median error {:.1} %", 100.0 * median(errors));
+}
