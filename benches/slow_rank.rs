@@ -4,7 +4,8 @@
 //! windows are placed so that no more processes run at a time than there are cores: on two cores, each of three ranks
 //! runs 40 % of the time and the slow one 10 %. The ideal is the time of all kernels, as one undisturbed rank on a core
 //! of its own takes it, over the sum of these shares. A stopped rank answers nobody, so that messages wait for
-//! milliseconds: worse than a rank that is slow in truth.
+//! milliseconds: worse than a rank that is slow in truth. What stopping costs by itself, and whatever else runs on the
+//! machine, shows in a control: one rank alone that runs 40 % of the time, over its own ideal.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 mod lab;
@@ -26,8 +27,11 @@ const RANKS: usize = 4;
 const SLOW: usize = 1;
 const ROWS: u64 = 4000;
 const PERIOD_US: u64 = 4000;
+type Window = (u64, u64);
+/// The control's.
+const ALONE: [Window; 1] = [(0, 4)];
 /// Where each rank's window begins in the period, and how long it is, in parts of 10.
-const WINDOWS: [(u64, u64); RANKS] = [(0, 4), (4, 1), (0, 4), (5, 4)];
+const WINDOWS: [Window; RANKS] = [(0, 4), (4, 1), (0, 4), (5, 4)];
 
 /// The unbalanced job with more rows and steps, for some seconds of work.
 fn job(folder: &Path) -> std::path::PathBuf {
@@ -60,10 +64,10 @@ fn job(folder: &Path) -> std::path::PathBuf {
 }
 
 /// The processes of the ranks, by rank, once all are there.
-fn ranks_of(launcher: &mut Child) -> Vec<Pid> {
+fn ranks_of(launcher: &mut Child, ranks: usize) -> Vec<Pid> {
     loop {
         assert!(launcher.try_wait().unwrap().is_none(), "the run ended before all its ranks were there");
-        let mut found = [None; RANKS];
+        let mut found = vec![None; ranks];
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
             let (Ok(stat), Ok(environ)) =
@@ -75,7 +79,7 @@ fn ranks_of(launcher: &mut Child) -> Vec<Pid> {
             let rank = environ.split(|byte| *byte == 0).find_map(|variable| {
                 std::str::from_utf8(variable).ok()?.strip_prefix("OMPI_COMM_WORLD_RANK=")?.parse::<usize>().ok()
             });
-            if let (Some(rank), true) = (rank.filter(|rank| *rank < RANKS), parent == Some(launcher.id())) {
+            if let (Some(rank), true) = (rank.filter(|rank| *rank < ranks), parent == Some(launcher.id())) {
                 found[rank] = Pid::from_raw(pid);
             }
         }
@@ -87,13 +91,13 @@ fn ranks_of(launcher: &mut Child) -> Vec<Pid> {
 }
 
 /// Lets each rank run in its window only, until the run ends.
-fn drive(launcher: &mut Child, ranks: &[Pid]) {
+fn drive(launcher: &mut Child, ranks: &[Pid], windows: &[Window]) {
     let started = Instant::now();
-    let mut running = [true; RANKS];
+    let mut running = vec![true; ranks.len()];
     let mut looked = 0;
     loop {
         let at = started.elapsed().as_micros() as u64;
-        for (rank, (start, length)) in WINDOWS.into_iter().enumerate() {
+        for (rank, (start, length)) in windows.iter().enumerate() {
             let inside = (start * PERIOD_US / 10..(start + length) * PERIOD_US / 10).contains(&(at % PERIOD_US));
             if inside != running[rank] {
                 running[rank] = inside;
@@ -111,14 +115,16 @@ fn drive(launcher: &mut Child, ranks: &[Pid]) {
     }
 }
 
-fn slowed(lab: &Lab, job: &Path, more: &[&str]) -> Report {
+fn slowed(lab: &Lab, job: &Path, windows: &[Window], more: &[&str]) -> Report {
     let report = lab.path("slow.json");
     let mut command = Command::new("mpirun");
-    command.args(["--oversubscribe", "--bind-to", "none", "-n", &RANKS.to_string(), lab::EXUVIA, "run"]).arg(job);
+    command
+        .args(["--oversubscribe", "--bind-to", "none", "-n", &windows.len().to_string(), lab::EXUVIA, "run"])
+        .arg(job);
     command.args(["--threads", "1", "--cache-dir"]).arg(lab.path("cache")).arg("--report").arg(&report).args(more);
     let mut launcher = command.stdout(Stdio::null()).spawn().unwrap();
-    let ranks = ranks_of(&mut launcher);
-    drive(&mut launcher, &ranks);
+    let ranks = ranks_of(&mut launcher, windows.len());
+    drive(&mut launcher, &ranks, windows);
     assert!(launcher.wait().unwrap().success());
     serde_json::from_slice(&fs::read(report).unwrap()).unwrap()
 }
@@ -136,13 +142,15 @@ fn main() {
     };
     alone("optimized");
     let shares = WINDOWS.iter().map(|(_, length)| *length as f64 / 10.0).sum::<f64>();
-    let (mut kernels, mut stealing, mut fixed) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut kernels, mut stealing, mut fixed, mut control] = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
         kernels.push(alone("auto"));
-        stealing.push(in_stages(&slowed(&lab, &job, &[])));
-        fixed.push(in_stages(&slowed(&lab, &job, &["--no-steal"])));
+        stealing.push(in_stages(&slowed(&lab, &job, &WINDOWS, &[])));
+        fixed.push(in_stages(&slowed(&lab, &job, &WINDOWS, &["--no-steal"])));
+        control.push(in_stages(&slowed(&lab, &job, &ALONE, &[])));
     }
-    let ideal = median(kernels) / shares;
+    let kernels = median(kernels);
+    let ideal = kernels / shares;
     println!(
         "{RANKS} ranks on {} cores, rank {SLOW} at a quarter of the others' speed; medians of {ROUNDS}",
         lab.cores
@@ -152,4 +160,6 @@ fn main() {
         let time = median(times);
         println!("{name:<10} {:.3} s, {:.1} % of the ideal", time / 1e9, 100.0 * ideal / time);
     }
+    let (ideal, time) = (kernels / 0.4, median(control));
+    println!("control    {:.3} s, {:.1} % of its own ideal", time / 1e9, 100.0 * ideal / time);
 }
