@@ -29,8 +29,10 @@ pub(super) enum Step {
 pub(super) struct Hunt {
     /// Of the last question; never used again.
     attempt: u64,
-    /// Who has not answered yet.
-    asked: Option<u32>,
+    /// Who has not answered yet, and since when.
+    asked: Option<(u32, u64)>,
+    /// How long answers take, by the last ones.
+    wait_ns: u64,
     /// Questions of this round.
     turn: u32,
     pause_ns: u64,
@@ -46,6 +48,7 @@ impl Default for Hunt {
         Hunt {
             attempt: 0,
             asked: None,
+            wait_ns: 0,
             turn: 0,
             pause_ns: PAUSE_NS,
             paused_until: None,
@@ -68,7 +71,7 @@ impl Hunt {
                 self.turn += 1;
                 continue;
             };
-            self.asked = Some(victim);
+            self.asked = Some((victim, now_ns));
             return Step::Ask { victim, attempt: self.attempt };
         }
         let until = now_ns + self.pause_ns;
@@ -81,12 +84,14 @@ impl Hunt {
     }
 
     /// Whether this answers the open question; if so it is closed.
-    fn close(&mut self, from: u32, attempt: u64) -> bool {
-        let open = self.asked == Some(from) && self.attempt == attempt;
-        if open {
-            self.asked = None;
-        }
-        open
+    fn close(&mut self, now_ns: u64, from: u32, attempt: u64) -> bool {
+        let Some((_, since_ns)) = self.asked.filter(|(asked, _)| *asked == from && self.attempt == attempt) else {
+            return false;
+        };
+        self.asked = None;
+        let waited_ns = now_ns.saturating_sub(since_ns);
+        self.wait_ns = if self.wait_ns == 0 { waited_ns } else { (3 * self.wait_ns + waited_ns) / 4 };
+        true
     }
 
     /// Takes the busiest of the known ranks, if it has so much work that asking pays.
@@ -101,6 +106,11 @@ impl Hunt {
         let place = self.busy.partition_point(|(end, _)| *end > end_ns);
         self.busy.insert(place, (end_ns, rank));
         self.busy.truncate(KNOWN);
+    }
+
+    /// How long this rank has waited for answers lately.
+    pub fn wait_ns(&self) -> u64 {
+        self.wait_ns
     }
 
     /// The busiest rank that this one knows of, and for how long it will be, for thieves that ask here.
@@ -121,8 +131,8 @@ impl Hunt {
     }
 
     /// A refusal from a rank that has work for `busy_ns`.
-    pub fn refused(&mut self, from: u32, attempt: u64, busy_ns: u64) {
-        if self.close(from, attempt) {
+    pub fn refused(&mut self, now_ns: u64, from: u32, attempt: u64, busy_ns: u64) {
+        if self.close(now_ns, from, attempt) {
             self.turn += 1;
             self.met_busy |= busy_ns > 0;
         }
@@ -130,18 +140,18 @@ impl Hunt {
 
     /// A grant from a rank that still has work for `busy_ns`; false if it answers no open question.
     pub fn granted(&mut self, now_ns: u64, from: u32, attempt: u64, busy_ns: u64) -> bool {
-        let wanted = self.close(from, attempt);
+        let wanted = self.close(now_ns, from, attempt);
         if wanted {
             self.remember(from, now_ns.saturating_add(busy_ns));
             let busy = std::mem::take(&mut self.busy);
-            *self = Hunt { attempt: self.attempt, busy, ..Hunt::default() };
+            *self = Hunt { attempt: self.attempt, wait_ns: self.wait_ns, busy, ..Hunt::default() };
         }
         wanted
     }
 
     /// The dead answer no questions.
     pub fn bury(&mut self, rank: u32) {
-        if self.asked == Some(rank) {
+        if self.asked.is_some_and(|(asked, _)| asked == rank) {
             self.asked = None;
             self.turn += 1;
         }
@@ -158,7 +168,7 @@ mod tests {
             match hunt.next(now_ns, team) {
                 Step::Ask { victim, attempt } => {
                     assert_eq!(hunt.next(now_ns, team), Step::Nothing);
-                    hunt.refused(victim, attempt, busy_ns);
+                    hunt.refused(now_ns, victim, attempt, busy_ns);
                 }
                 Step::WaitUntil(until) => return until - now_ns,
                 Step::Nothing => panic!("nothing to wait for"),

@@ -44,6 +44,8 @@ pub(super) struct Bargain {
     pub own_ns_per_slice: f64,
     pub thief_ns_per_slice: f64,
     pub thief_busy_ns: u64,
+    /// How long it waits for an answer, as it has measured.
+    pub thief_wait_ns: u64,
     pub path: Path,
     pub bytes_per_slice: f64,
     /// What a grant is a multiple of: all slices of an unfetched block, or 1.
@@ -56,10 +58,13 @@ impl Bargain {
     pub fn slices(&self) -> u64 {
         let alone_ns = self.slices as f64 * self.own_ns_per_slice;
         let latency_ns = 2 * self.path.latency_ns;
-        let fixed_ns = (latency_ns + self.thief_busy_ns) as f64;
+        // Its answer is on the way while the thief is at what it has.
+        let fixed_ns = latency_ns.max(self.thief_wait_ns).max(self.thief_busy_ns) as f64;
         let lent_ns = self.thief_ns_per_slice + self.bytes_per_slice * self.path.ns_per_byte;
         let even = (alone_ns - fixed_ns) / (self.own_ns_per_slice + lent_ns);
-        let latest_ns = (alone_ns * GRANT_PART).clamp(GRANT_MIN_NS, GRANT_MAX_NS);
+        // Main threads that share cores with others answer late: then few and long grants.
+        let longest_ns = GRANT_MAX_NS.max(GRANT_PER_LATENCY * self.thief_wait_ns as f64);
+        let latest_ns = (alone_ns * GRANT_PART).clamp(GRANT_MIN_NS, longest_ns);
         let limit = latest_ns.max(GRANT_PER_LATENCY * latency_ns as f64) / lent_ns;
         if self.unit > 1 && self.unit as f64 > limit {
             return 0;
@@ -119,6 +124,7 @@ mod tests {
         own_ns_per_slice: 10_000.0,
         thief_ns_per_slice: 10_000.0,
         thief_busy_ns: 0,
+        thief_wait_ns: 0,
         path: Path { latency_ns: 1000, ns_per_byte: 0.1 },
         bytes_per_slice: 10_000.0,
         unit: 1,
@@ -150,6 +156,10 @@ mod tests {
         assert_eq!(slices, 1818);
         // And shorter when there is less to do: an eighth of 50 ms.
         assert_eq!(Bargain { slices: 5000, ..BARGAIN }.slices(), 568);
+        // Longer for a thief that waits 5 ms each time, if there is enough to do.
+        let late = Bargain { slices: 1_000_000, thief_wait_ns: 5_000_000, ..BARGAIN };
+        assert_eq!(late.slices(), 9090);
+        assert_eq!(Bargain { slices: 5000, ..late }.slices(), 568);
     }
 
     #[test]

@@ -7,15 +7,7 @@ use super::Span;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Message {
     /// Give me work. Answered by a grant or a refusal.
-    Steal {
-        attempt: u64,
-        /// How long the thief takes for a slice, all its workers together; 0: not yet known.
-        ns_per_slice: u64,
-        /// How long the work that the thief still has will last.
-        busy_ns: u64,
-        /// Blocks that the thief has memory for.
-        free_blocks: u32,
-    },
+    Steal(Question),
     /// Compute these spans of the sender's blocks. The driver attaches inputs that the receiver cannot read itself.
     Grant {
         attempt: u64,
@@ -36,13 +28,32 @@ pub enum Message {
         hint: Option<(u32, u64)>,
     },
     /// The granted piece is computed. The driver attaches its outputs.
-    Returned { attempt: u64, piece: Span },
+    Returned {
+        attempt: u64,
+        piece: Span,
+        /// How long the thief took for a slice of it, all its workers together.
+        ns_per_slice: u64,
+    },
     /// The grant of this attempt was not asked for (any more): the owner keeps its pieces.
     Decline { attempt: u64 },
     /// The sender and all ranks below it in the tree have written their blocks.
     Done,
     /// All ranks have written their blocks.
     Over,
+}
+
+/// What a thief says of itself when it asks for work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Question {
+    pub attempt: u64,
+    /// How long it takes for a slice, all its workers together; 0: not yet known.
+    pub ns_per_slice: u64,
+    /// How long the work that it still has will last.
+    pub busy_ns: u64,
+    /// How long it has waited for answers lately; 0: not yet known.
+    pub wait_ns: u64,
+    /// Blocks that it has memory for.
+    pub free_blocks: u32,
 }
 
 const STEAL: u8 = 1;
@@ -59,9 +70,10 @@ impl Message {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         match self {
-            Message::Steal { attempt, ns_per_slice, busy_ns, free_blocks } => {
+            Message::Steal(question) => {
                 bytes.push(STEAL);
-                put(&mut bytes, &[*attempt, *ns_per_slice, *busy_ns]);
+                let Question { attempt, ns_per_slice, busy_ns, wait_ns, free_blocks } = question;
+                put(&mut bytes, &[*attempt, *ns_per_slice, *busy_ns, *wait_ns]);
                 bytes.extend(free_blocks.to_le_bytes());
             }
             Message::Grant { attempt, ns_per_slice, busy_ns, hint, pieces } => {
@@ -76,9 +88,9 @@ impl Message {
                 put(&mut bytes, &[*attempt, *busy_ns]);
                 put_hint(&mut bytes, *hint);
             }
-            Message::Returned { attempt, piece } => {
+            Message::Returned { attempt, piece, ns_per_slice } => {
                 bytes.push(RETURNED);
-                put(&mut bytes, &[*attempt]);
+                put(&mut bytes, &[*attempt, *ns_per_slice]);
                 put_piece(&mut bytes, piece);
             }
             Message::Decline { attempt } => {
@@ -96,12 +108,13 @@ impl Message {
     pub fn decode(bytes: &[u8], from: u32, to: u32) -> Option<(Message, &[u8])> {
         let (tag, mut rest) = bytes.split_first()?;
         let message = match *tag {
-            STEAL => Message::Steal {
+            STEAL => Message::Steal(Question {
                 attempt: take(&mut rest)?,
                 ns_per_slice: take(&mut rest)?,
                 busy_ns: take(&mut rest)?,
+                wait_ns: take(&mut rest)?,
                 free_blocks: take_u32(&mut rest)?,
-            },
+            }),
             GRANT => {
                 let (attempt, ns_per_slice) = (take(&mut rest)?, take(&mut rest)?);
                 let (busy_ns, hint, count) = (take(&mut rest)?, take_hint(&mut rest)?, take(&mut rest)?);
@@ -115,7 +128,10 @@ impl Message {
             REFUSE => {
                 Message::Refuse { attempt: take(&mut rest)?, busy_ns: take(&mut rest)?, hint: take_hint(&mut rest)? }
             }
-            RETURNED => Message::Returned { attempt: take(&mut rest)?, piece: take_piece(&mut rest, to)? },
+            RETURNED => {
+                let (attempt, ns_per_slice) = (take(&mut rest)?, take(&mut rest)?);
+                Message::Returned { attempt, piece: take_piece(&mut rest, to)?, ns_per_slice }
+            }
             DECLINE => Message::Decline { attempt: take(&mut rest)? },
             DONE => Message::Done,
             OVER => Message::Over,
@@ -181,8 +197,8 @@ mod tests {
         let hint = || proptest::option::of((0..u32::MAX, any::<u64>()));
         let pieces = proptest::collection::vec(span(3), 0..9);
         prop_oneof![
-            any::<(u64, u64, u64, u32)>().prop_map(|(attempt, ns_per_slice, busy_ns, free_blocks)| {
-                Message::Steal { attempt, ns_per_slice, busy_ns, free_blocks }
+            any::<(u64, u64, u64, u64, u32)>().prop_map(|(attempt, ns_per_slice, busy_ns, wait_ns, free_blocks)| {
+                Message::Steal(Question { attempt, ns_per_slice, busy_ns, wait_ns, free_blocks })
             }),
             (any::<(u64, u64, u64)>(), hint(), pieces).prop_map(|((attempt, ns_per_slice, busy_ns), hint, pieces)| {
                 Message::Grant { attempt, ns_per_slice, busy_ns, hint, pieces }
@@ -192,7 +208,11 @@ mod tests {
                 busy_ns,
                 hint
             }),
-            (any::<u64>(), span(8)).prop_map(|(attempt, piece)| Message::Returned { attempt, piece }),
+            (any::<(u64, u64)>(), span(8)).prop_map(|((attempt, ns_per_slice), piece)| Message::Returned {
+                attempt,
+                piece,
+                ns_per_slice
+            }),
             any::<u64>().prop_map(|attempt| Message::Decline { attempt }),
             Just(Message::Done),
             Just(Message::Over),

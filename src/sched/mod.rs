@@ -31,7 +31,7 @@ mod tree;
 
 pub use cost::{CostClass, CostTable};
 pub use lend::{Costs, Path};
-pub use message::Message;
+pub use message::{Message, Question};
 pub use steal::StealCounts;
 pub use team::Team;
 
@@ -238,7 +238,7 @@ impl Scheduler {
                 if span.owner == self.team.rank() {
                     self.computed(span, &mut actions);
                 } else {
-                    self.computed_stolen(span, &mut actions);
+                    self.computed_stolen(span, elapsed_ns, &mut actions);
                 }
             }
             Event::Written { block } => {

@@ -4,7 +4,13 @@ use std::collections::BTreeMap;
 
 use super::hunt::{Hunt, Step};
 use super::lend::{Bargain, Costs, Leases};
+use super::message::Question;
 use super::{Action, Block, Message, Scheduler, Span, TARGET_TASK_NS};
+
+/// Thieves whose pace an owner remembers.
+const PACES: usize = 32;
+/// How many times as fast as this rank a thief is taken to be, at most.
+const TRUST: f64 = 4.0;
 
 /// How much of a rank's work was stolen, and from whom it stole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -30,6 +36,8 @@ struct Stolen {
     /// None until the inputs are in memory.
     slices: Option<u64>,
     finished: u64,
+    /// What its tasks took.
+    elapsed_ns: u64,
 }
 
 /// What a rank that steals and lends keeps.
@@ -44,6 +52,8 @@ pub(super) struct Stealing {
     untaken: u64,
     /// Slices of the last block fetched, and so probably of the next.
     pub slices_per_block: u64,
+    /// How long thieves have taken for slices of this rank, all their workers together; the last to return some comes last.
+    paces: Vec<(u32, f64)>,
     /// When the first task began, and its slices.
     first: Option<(u64, u64)>,
     counts: StealCounts,
@@ -58,6 +68,7 @@ impl Stealing {
             stolen: BTreeMap::new(),
             untaken: 0,
             slices_per_block: 0,
+            paces: Vec::new(),
             first: None,
             counts: StealCounts::default(),
         }
@@ -86,7 +97,7 @@ impl Stealing {
         if wanted {
             self.counts.grants += 1;
             for piece in pieces {
-                let stolen = Stolen { piece, attempt, ns_per_slice, slices: None, finished: 0 };
+                let stolen = Stolen { piece, attempt, ns_per_slice, slices: None, finished: 0, elapsed_ns: 0 };
                 self.stolen.insert(key(piece), stolen);
                 self.untaken += 1;
                 actions.push(Action::Take { piece });
@@ -94,6 +105,25 @@ impl Stealing {
         } else if !self.holds(owner, attempt) {
             // The answer to a repeated question. Without this its owner would wait for it for ever.
             actions.push(Action::Send { to: owner, message: Message::Decline { attempt } });
+        }
+    }
+
+    fn note_pace(&mut self, thief: u32, ns_per_slice: u64) {
+        let before = self.paces.iter().position(|(known, _)| *known == thief).map(|at| self.paces.remove(at).1);
+        let newest = ns_per_slice.max(1) as f64;
+        self.paces.push((thief, before.map_or(newest, |before| (before + newest) / 2.0)));
+        if self.paces.len() > PACES {
+            self.paces.remove(0);
+        }
+    }
+
+    /// How long a thief will take for a slice of this rank, who takes `own` and hears that the thief took `said` for its last:
+    /// by what it took for others of them; its next may be dearer, so it is not trusted to be very much faster. Of a thief that
+    /// has returned nothing, less is known: where it was faster, its slices may have been cheaper.
+    fn pace_of(&self, thief: u32, own: f64, said: f64) -> f64 {
+        match self.paces.iter().find(|(known, _)| *known == thief) {
+            Some((_, pace)) => pace.max(own / TRUST),
+            None => own.max(said),
         }
     }
 
@@ -119,8 +149,8 @@ impl Scheduler {
             Message::Done => self.heed_done(from, actions),
             Message::Over => self.heed_over(actions),
             _ if self.finish.over => {}
-            Message::Steal { attempt, ns_per_slice, busy_ns, free_blocks } => {
-                if let Some(answer) = self.answer(now_ns, from, (attempt, ns_per_slice, busy_ns, free_blocks)) {
+            Message::Steal(question) => {
+                if let Some(answer) = self.answer(now_ns, from, question) {
                     actions.push(Action::Send { to: from, message: answer });
                     self.fetch_more(actions);
                 }
@@ -134,10 +164,12 @@ impl Scheduler {
             Message::Refuse { attempt, busy_ns, hint } => {
                 if let Some(stealing) = &mut self.stealing {
                     stealing.hunt.heed_hint(now_ns, &self.team, hint);
-                    stealing.hunt.refused(from, attempt, busy_ns);
+                    stealing.hunt.refused(now_ns, from, attempt, busy_ns);
                 }
             }
-            Message::Returned { attempt, piece } => self.returned(from, attempt, piece, actions),
+            Message::Returned { attempt, piece, ns_per_slice } => {
+                self.returned((from, ns_per_slice), attempt, piece, actions);
+            }
             Message::Decline { attempt } => {
                 let pieces = self.stealing.as_mut().map(|stealing| stealing.leases.cancel(from, attempt));
                 self.restore(pieces.unwrap_or_default(), actions);
@@ -156,8 +188,8 @@ impl Scheduler {
     }
 
     /// The answer to a thief; none if it has been answered.
-    fn answer(&mut self, now_ns: u64, thief: u32, question: (u64, u64, u64, u32)) -> Option<Message> {
-        let (attempt, thief_ns_per_slice, thief_busy_ns, free_blocks) = question;
+    fn answer(&mut self, now_ns: u64, thief: u32, question: Question) -> Option<Message> {
+        let Question { attempt, ns_per_slice, busy_ns: thief_busy_ns, wait_ns, free_blocks } = question;
         let pace_ns = self.ns_per_slice(now_ns).unwrap_or(0.0);
         let own_ns_per_slice = pace_ns / self.worker_count as f64;
         let Some(stealing) = &self.stealing else {
@@ -172,9 +204,9 @@ impl Scheduler {
         let blocks = Bargain {
             slices: unfetched * slices_per_block + fetched,
             own_ns_per_slice,
-            // Where the thief was faster, its slices may have been cheaper than those that it would get.
-            thief_ns_per_slice: own_ns_per_slice.max(thief_ns_per_slice as f64),
+            thief_ns_per_slice: stealing.pace_of(thief, own_ns_per_slice, ns_per_slice as f64),
             thief_busy_ns,
+            thief_wait_ns: wait_ns,
             path: if self.team.is_near(thief) { costs.node } else { costs.network },
             bytes_per_slice: bytes_per_slice(costs.unfetched_block_bytes),
             unit: slices_per_block,
@@ -241,10 +273,13 @@ impl Scheduler {
     }
 
     /// A thief has computed a piece of an own block.
-    fn returned(&mut self, thief: u32, attempt: u64, piece: Span, actions: &mut Vec<Action>) {
+    fn returned(&mut self, (thief, ns_per_slice): (u32, u64), attempt: u64, piece: Span, actions: &mut Vec<Action>) {
         let settled = self.stealing.as_mut().is_some_and(|stealing| stealing.leases.settle(thief, attempt, piece));
         if !settled {
             return;
+        }
+        if let Some(stealing) = &mut self.stealing {
+            stealing.note_pace(thief, ns_per_slice);
         }
         actions.push(Action::Merge { piece, thief });
         if piece.len == 0 {
@@ -272,10 +307,11 @@ impl Scheduler {
     }
 
     /// Counts slices of a stolen piece.
-    pub(super) fn computed_stolen(&mut self, span: Span, actions: &mut Vec<Action>) {
+    pub(super) fn computed_stolen(&mut self, span: Span, elapsed_ns: u64, actions: &mut Vec<Action>) {
         let Some(stealing) = &mut self.stealing else { return };
         let Some(stolen) = stealing.find(span) else { return };
         stolen.finished += span.len;
+        stolen.elapsed_ns += elapsed_ns;
         let (piece, complete) = (stolen.piece, stolen.slices == Some(stolen.finished));
         stealing.counts.slices_stolen += span.len;
         if complete {
@@ -285,8 +321,10 @@ impl Scheduler {
 
     fn give_back(&mut self, piece: Span, actions: &mut Vec<Action>) {
         let stolen = self.stealing.as_mut().and_then(|stealing| stealing.stolen.remove(&key(piece)));
-        if let Some(Stolen { attempt, .. }) = stolen {
-            actions.push(Action::Send { to: piece.owner, message: Message::Returned { attempt, piece } });
+        if let Some(Stolen { attempt, finished, elapsed_ns, .. }) = stolen {
+            let ns_per_slice = elapsed_ns / (finished.max(1) * self.worker_count);
+            let message = Message::Returned { attempt, piece, ns_per_slice };
+            actions.push(Action::Send { to: piece.owner, message });
         }
     }
 
@@ -300,7 +338,9 @@ impl Scheduler {
         let busy_ns = (self.ready.slices() as f64 * pace_ns) as u64;
         let measured = self.class.is_some();
         let Some(stealing) = &mut self.stealing else { return };
-        let sated = busy_ns >= TARGET_TASK_NS || (self.ready.slices() > 0 && !measured);
+        // Who waits long for answers asks early.
+        let sated =
+            busy_ns >= TARGET_TASK_NS.max(2 * stealing.hunt.wait_ns()) || (self.ready.slices() > 0 && !measured);
         let free_blocks = self.in_flight_limit.saturating_sub(in_memory + stealing.stolen.len() as u64);
         if sated || stealing.untaken > 0 || (free_blocks == 0 && self.ready.slices() > 0) {
             return;
@@ -310,8 +350,9 @@ impl Scheduler {
                 stealing.counts.requests += 1;
                 let ns_per_slice = if measured { pace_ns.max(1.0) as u64 } else { 0 };
                 let free_blocks = free_blocks.clamp(1, u64::from(u32::MAX)) as u32;
-                let message = Message::Steal { attempt, ns_per_slice, busy_ns, free_blocks };
-                actions.push(Action::Send { to: victim, message });
+                let wait_ns = stealing.hunt.wait_ns();
+                let question = Question { attempt, ns_per_slice, busy_ns, wait_ns, free_blocks };
+                actions.push(Action::Send { to: victim, message: Message::Steal(question) });
             }
             Step::WaitUntil(ns) => actions.push(Action::WakeAt { ns }),
             Step::Nothing => {}
