@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use exuvia::cli::kernel_build;
 use exuvia::report::Report;
-use exuvia::sched::{Action, CostClass, Costs, Event, Granularity, Message, Path as Way, Scheduler, Team};
+use exuvia::sched::{Action, CostClass, Costs, Event, Granularity, Message, Path as Way, Question, Scheduler, Team};
 
 const ROUNDS: usize = 7;
 const DECISIONS: u64 = 1_000_000;
@@ -70,7 +70,8 @@ fn decide(case: &Case) -> f64 {
                 if case.theft_every > 0 && decisions % case.theft_every == 0 {
                     attempt += 1;
                     let from = 1 + (decisions % u64::from(case.ranks - 1)) as u32;
-                    let message = Message::Steal { attempt, ns_per_slice: 20_000, busy_ns: 0, free_blocks: 4 };
+                    let question = Question { attempt, ns_per_slice: 20_000, busy_ns: 0, wait_ns: 0, free_blocks: 4 };
+                    let message = Message::Steal(question);
                     pending.extend(scheduler.on(now_ns, Event::Message { from, message }));
                 }
                 Event::Idle { worker, class: CLASS }
