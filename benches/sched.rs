@@ -79,7 +79,7 @@ fn decide(case: &Case) -> f64 {
             // Thieves are quick and honest.
             Action::Send { to, message: Message::Grant { attempt, pieces, .. } } => {
                 for piece in pieces {
-                    let message = Message::Returned { attempt, piece };
+                    let message = Message::Returned { attempt, piece, ns_per_slice: 20_000 };
                     pending.extend(scheduler.on(now_ns, Event::Message { from: to, message }));
                 }
                 continue;
