@@ -117,7 +117,10 @@ fn conclude(arguments: &RunArguments, report: &Report) -> ExitCode {
         return ExitCode::Failed;
     }
     match arguments.output {
-        Output::Human => print!("{}", report::summary(report)),
+        Output::Human => {
+            let here = std::env::current_dir().unwrap_or_default();
+            print!("{}", report::summary(report, &here));
+        }
         Output::Json => print_json(report),
     }
     ExitCode::Done

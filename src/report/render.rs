@@ -1,12 +1,13 @@
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
 use super::Report;
 
-/// The end of a run in a few lines for a person.
-pub fn summary(report: &Report) -> String {
+/// The end of a run in a few lines for a person in directory `here`.
+pub fn summary(report: &Report, here: &Path) -> String {
     let mut text = String::new();
     let totals = report.totals();
     let seconds = report.wall_ns as f64 / 1e9;
@@ -74,7 +75,9 @@ pub fn summary(report: &Report) -> String {
         line(&mut text, "stolen", what);
     }
     for output in &report.outputs {
-        let what = format!("{}:{} {} {:?}", output.file, output.dataset, output.dtype, output.shape);
+        let file = Path::new(&output.file);
+        let file = file.strip_prefix(here).unwrap_or(file).display();
+        let what = format!("{file}:{} {} {:?}", output.dataset, output.dtype, output.shape);
         line(&mut text, "wrote", what);
     }
     text
