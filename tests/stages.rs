@@ -241,3 +241,41 @@ fn independent_stages_overlap() {
     assert!(results.iter().all(|result| *result == results[0]));
     assert!(results[0].ends_with(&alone));
 }
+
+/// Each point becomes the one after it: reads the whole tensor, of which the ranks of a node have one copy.
+const NEXT: &str = r#"
+#include "exuvia.h"
+EXUVIA_EXPORT(next) int32_t next(const exuvia_view *v, uint32_t count)
+{
+    const double *u = exuvia_data(&v[0]);
+    double *w = exuvia_data(&v[1]);
+    for (uint32_t i = 0; i < v[1].extent[0]; i++)
+        w[i] = u[(v[1].origin[0] + i + 1) % v[0].extent[0]];
+    return count != 2;
+}
+"#;
+
+#[test]
+fn a_copy_for_a_node_is_a_new_one_in_every_iteration() {
+    const POINTS: u64 = 40_000;
+    let lab = Lab::new(&[]);
+    fs::write(lab.path("next.c"), NEXT).unwrap();
+    kernel_build::build(&lab.path("next.c"), &lab.path("next.wasm"), &[]).unwrap();
+    lab.dataset(Dtype::F64, &[POINTS], (0..POINTS).flat_map(|i| (i as f64).to_le_bytes()).collect());
+    let text = format!(
+        "[tensors.x]\nfile = \"in.h5\"\ndataset = \"x\"\n\
+         [tensors.y]\ncreate = \"out.h5\"\ndataset = \"y\"\ndtype = \"f64\"\n\
+         [[stages]]\nkernel = \"next.wasm\"\ncompute = \"x[a] -> y[b]\"\nsizes = {{ b = {POINTS} }}\n\
+         [iterate]\ncount = 7\nexchange = [[\"x\", \"y\"]]\n"
+    );
+    fs::write(lab.path("job.toml"), text).unwrap();
+    let expected: Vec<u8> = (0..POINTS).flat_map(|i| (((i + 7) % POINTS) as f64).to_le_bytes()).collect();
+    for ranks in [1, 2, 3, 7] {
+        let report = lab.run(ranks, &["--threads", "2"]);
+        assert!(lab.results(&report)[0].1 == expected, "{ranks} ranks");
+        // What a rank maps is no copy, and does not move.
+        let operand = report.totals().moved.operand;
+        let whole = POINTS * 8;
+        assert!(operand.moved() <= 6 * whole && (ranks == 1 || operand.rank >= 6 * whole * u64::from(ranks - 1)));
+    }
+}
