@@ -49,7 +49,7 @@ fn main() {
             }
         }
     }
-    let mut errors = Vec::new();
+    let mut errors = vec![Vec::new(); RANKS.len()];
     println!("{:<20} {}", "job", RANKS.map(|ranks| format!("{ranks:>16} ranks")).join(""));
     for ((job, _), measured) in JOBS.iter().zip(&all) {
         let predict = |ranks: u32, policy: &str| {
@@ -63,7 +63,7 @@ fn main() {
         for (number, ranks) in RANKS.into_iter().enumerate() {
             let (predicted, real) = (predict(ranks, "steal"), median(measured.stealing[number].clone()));
             let error = predicted / real - 1.0;
-            errors.push(error.abs());
+            errors[number].push(error.abs());
             let text = format!("{:.1} / {:.1} {:+.0} %", predicted / 1e6, real / 1e6, 100.0 * error);
             line.push_str(&format!("{text:>22}"));
         }
@@ -81,5 +81,7 @@ fn main() {
             }
         }
     }
-    println!("median error {:.1} %", 100.0 * median(errors));
+    let medians = errors.iter().map(|errors| format!("{:>20.1} %", 100.0 * median(errors.clone())));
+    println!("{:<20} {}", "median error", medians.collect::<String>());
+    println!("median error of all {:.1} %", 100.0 * median(errors.concat()));
 }
