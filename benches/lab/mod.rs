@@ -59,8 +59,22 @@ impl Lab {
         self.folder.path().join(name)
     }
 
+    /// The file of a job: of this repository's, or one that [`Lab::variant`] wrote.
     pub fn job(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("jobs/{name}.toml"))
+        match Path::new(name).is_absolute() {
+            true => name.into(),
+            false => Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("jobs/{name}.toml")),
+        }
+    }
+
+    /// A job of this repository with `from` made `to`; its name is a path.
+    pub fn variant(&self, name: &str, from: &str, to: &str) -> String {
+        let text = fs::read_to_string(Lab::job(name)).unwrap();
+        assert!(text.contains(from), "no '{from}' in {name}");
+        let target = format!("\"{}/target/", env!("CARGO_MANIFEST_DIR"));
+        let file = self.path(&format!("{name}-variant.toml"));
+        fs::write(&file, text.replace(from, to).replace("\"../target/", &target)).unwrap();
+        file.display().to_string()
     }
 
     /// The command that runs a job; its report goes to `report`.
