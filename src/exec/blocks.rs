@@ -14,13 +14,44 @@ use super::tiers::Tiers;
 use super::worker::{BlockData, BlockOutputs, lock};
 use crate::fabric::{Message, Rank};
 use crate::plan::{OperandPlan, Role, StagePlan, Tile};
-use crate::sched::{self, Costs, Event, Path, Span, Team};
+use crate::sched::{self, Action, Costs, Event, Path, Span, Team};
 use crate::topology::Topology;
 
+/// An action of the scheduler that reads inputs, and the transfers that it waits for.
+#[derive(Debug)]
+pub(super) struct Held {
+    missing: Vec<usize>,
+    action: Action,
+}
+
 impl Running<'_> {
+    /// Takes a part of an input from another rank, and does what has waited for it.
+    pub(super) fn arrive(&mut self, link: &mut Link, message: Message) -> Result<(), RunError> {
+        let counts = &mut self.report.counts;
+        let Some(arrived) = self.inputs.take(link, message, counts)? else { return Ok(()) };
+        if self.shared.has_begun() {
+            counts.overlapped_bytes += arrived.bytes;
+        }
+        self.held.iter_mut().for_each(|held| held.missing.retain(|number| *number != arrived.number));
+        let ready: Vec<Held> = self.held.extract_if(.., |held| held.missing.is_empty()).collect();
+        for held in ready {
+            match held.action {
+                Action::Fetch { block } => self.fetch(block)?,
+                Action::Send { to, message } => self.send(link, to, &message)?,
+                action => unreachable!("{action:?} reads no inputs"),
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn fetch(&mut self, number: u64) -> Result<(), RunError> {
         let tile = self.tiles[number as usize].clone();
         let plan = self.shared.stage();
+        let missing = self.inputs.missing(plan, &tile);
+        if !missing.is_empty() {
+            self.held.push(Held { missing, action: Action::Fetch { block: number } });
+            return Ok(());
+        }
         let mut inputs = Vec::new();
         for index in 0..plan.operands.len() {
             let region = plan.region(index, &tile);
@@ -58,6 +89,11 @@ impl Running<'_> {
         let shared = self.shared.clone();
         match message {
             sched::Message::Grant { pieces, .. } => {
+                let missing = self.stealing.missing(shared.stage(), &self.inputs, pieces);
+                if !missing.is_empty() {
+                    self.held.push(Held { missing, action: Action::Send { to, message: message.clone() } });
+                    return Ok(());
+                }
                 let counts = &mut self.report.counts;
                 bytes.extend(self.stealing.inputs_to_send(shared.stage(), &self.inputs, pieces, counts)?);
             }

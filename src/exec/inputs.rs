@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::RunError;
+use super::arrivals::{Arrivals, Arrived};
 use super::link::Link;
 use super::outputs::destination;
 use super::resident::{self, Piece, Resident};
 use super::stamp::Stamp;
 use super::whole::{OnNode, Whole};
-use crate::fabric::{Payload, Rank};
+use crate::fabric::{Message, Payload, Rank};
 use crate::job::{self, Job};
-use crate::plan::{OperandPlan, Plan, Role, StagePlan};
+use crate::plan::{OperandPlan, Plan, Role, StagePlan, Tile};
 use crate::report::{Counts, Reason};
 use crate::store::Reader;
 use crate::tensor::{Boundary, Dtype, Region, clamp_edges, copy_box, copy_region, padded};
@@ -40,7 +41,7 @@ enum Source<'a> {
         bytes: &'a [u8],
         whole: Region,
     },
-    /// All that this rank needs of it.
+    /// All that is here of what this rank needs of it.
     Memory(Vec<Piece>),
 }
 
@@ -49,20 +50,24 @@ pub(super) struct Inputs<'a> {
     /// What all tasks share.
     pub whole: Vec<Option<Whole>>,
     sources: Vec<Option<Source<'a>>>,
+    /// What is on its way into the memory of this rank.
+    arrivals: Arrivals,
 }
 
 impl<'a> Inputs<'a> {
-    /// Opens and gathers the inputs of stage `stage_index`. Counts what it reads and moves. Collective.
+    /// Opens and gathers the inputs of run `run` of stage `stage_index`: waits for those that all tasks share, sends others what
+    /// they need of the rest, and notes what of it is to come. Counts what it reads and moves. Collective.
     pub fn gather(
         link: &mut Link,
         job: &'a Job,
         plan: &Plan,
-        stage_index: usize,
+        (stage_index, run): (usize, u64),
         mut from: Origins<'_>,
         counts: &mut Counts,
     ) -> Result<Inputs<'a>, RunError> {
         let stage = &plan.stages[stage_index];
-        let mut inputs = Inputs { whole: Vec::new(), sources: Vec::new() };
+        let arrivals = Arrivals::new(stage_index, run);
+        let mut inputs = Inputs { whole: Vec::new(), sources: Vec::new(), arrivals };
         for (index, operand) in stage.operands.iter().enumerate() {
             let (mut whole, mut source) = (None, None);
             if operand.role == Role::Input {
@@ -73,16 +78,62 @@ impl<'a> Inputs<'a> {
                     _ => None,
                 };
                 let which = Which { job, plan, stage: stage_index, operand: index };
+                let arrivals = &mut inputs.arrivals;
                 if stage.is_broadcast(index) {
-                    whole = Some(which.whole(link, constant, &mut from, counts)?);
+                    whole = Some(which.whole(link, constant, &mut from, arrivals, counts)?);
                 } else {
-                    source = Some(which.split(link, constant, &mut from, counts)?);
+                    source = Some(which.split(link, constant, &mut from, arrivals, counts)?);
                 }
             }
             inputs.whole.push(whole);
             inputs.sources.push(source);
         }
+        inputs.settle();
+        // For what has come by now, nothing need be put off.
+        let tag = inputs.tag();
+        while !inputs.all_here()
+            && let Some(message) = link.poll(|other| other == tag)?
+        {
+            inputs.take(link, message, counts)?;
+        }
         Ok(inputs)
+    }
+
+    /// The tag of messages that bring parts of them.
+    pub fn tag(&self) -> u32 {
+        self.arrivals.tag()
+    }
+
+    /// Takes such a message, and says which transfer has come with it, if one has.
+    pub fn take(&mut self, link: &Link, message: Message, counts: &mut Counts) -> Result<Option<Arrived>, RunError> {
+        let arrived = self.arrivals.take(link, message, &mut counts.moved)?;
+        self.settle();
+        Ok(arrived)
+    }
+
+    /// Puts what has come to what was here.
+    fn settle(&mut self) {
+        for (operand, piece) in self.arrivals.came() {
+            match &mut self.sources[operand] {
+                Some(Source::Memory(pieces)) => pieces.push(piece),
+                source => unreachable!("operand {operand} is not in memory: {}", source.is_some()),
+            }
+        }
+    }
+
+    /// Whether nothing is on its way to this rank.
+    pub fn all_here(&self) -> bool {
+        self.arrivals.all_here()
+    }
+
+    /// The transfers on their way that have something of what `cover` reads.
+    pub fn missing(&self, stage: &StagePlan, cover: &Tile) -> Vec<usize> {
+        if self.all_here() {
+            return Vec::new();
+        }
+        let inputs = (0..stage.operands.len()).filter(|index| stage.operands[*index].role == Role::Input);
+        let of = |index| self.arrivals.missing(index, &stage.sources(index, &stage.region(index, cover)));
+        inputs.flat_map(of).collect()
     }
 
     /// Whether other ranks cannot read input `operand` themselves.
@@ -134,6 +185,7 @@ impl<'a> Which<'a, '_> {
         link: &mut Link,
         constant: Option<Source<'a>>,
         from: &mut Origins<'_>,
+        arrivals: &mut Arrivals,
         counts: &mut Counts,
     ) -> Result<Whole, RunError> {
         let key = (self.stage, self.operand);
@@ -143,7 +195,8 @@ impl<'a> Which<'a, '_> {
         let on_node = self.stage().is_on_node(self.operand);
         let owner = from.resident.only_owner(link, self.plan, self.stage, self.operand).unwrap_or(0);
         let moved = &mut counts.moved;
-        let found = if let Some(pieces) = from.resident.gather(link, self.plan, self.stage, self.operand, moved)? {
+        let found = if let Some(mut pieces) = from.resident.gather(link, self.plan, key, arrivals, moved)? {
+            pieces.extend(arrivals.wait(link, self.operand, moved)?);
             Source::Memory(pieces)
         } else if let Some(constant) = constant {
             constant
@@ -171,17 +224,19 @@ impl<'a> Which<'a, '_> {
         Ok(whole)
     }
 
-    /// Where the regions of an input come from of which every task needs its own. Collective.
+    /// Where the regions of an input come from of which every task needs its own; other ranks' parts of it may be on their way.
+    /// Collective.
     fn split(
         self,
         link: &mut Link,
         constant: Option<Source<'a>>,
         from: &mut Origins<'_>,
+        arrivals: &mut Arrivals,
         counts: &mut Counts,
     ) -> Result<Source<'a>, RunError> {
         let (key, dtype) = ((self.stage, self.operand), self.operand().dtype);
         let moved = &mut counts.moved;
-        if let Some(pieces) = from.resident.gather(link, self.plan, self.stage, self.operand, moved)? {
+        if let Some(pieces) = from.resident.gather(link, self.plan, key, arrivals, moved)? {
             return Ok(Source::Memory(pieces));
         }
         if let Some(constant) = constant {
@@ -194,7 +249,7 @@ impl<'a> Which<'a, '_> {
         let file = Source::File(Reader::open(&file, &dataset)?);
         let pieces = if self.stage().is_shared(self.operand) {
             let mine = file.piece(self.stage().share(self.operand, link.rank()), dtype, counts)?;
-            resident::share(link, self.plan, key, mine, &mut counts.moved)?
+            resident::share(link, self.stage(), self.operand, mine, arrivals, &mut counts.moved)?
         } else if self.stage().is_held(self.operand) || self.keeps() {
             let needs = self.stage().needs(self.operand, link.rank()).into_iter();
             needs.map(|need| file.piece(need, dtype, counts)).collect::<Result<_, _>>()?

@@ -5,6 +5,7 @@
 //! optimizes them. Refuses to do: deciding who computes what (that is `plan` and `sched`), parsing arguments, printing
 //! results. Invariant: an error on any rank ends all ranks, is printed once, and leaves no output behind.
 
+mod arrivals;
 mod blocks;
 mod combine;
 mod costs;

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::RunError;
-use super::link::{Link, tag};
-use super::stamp::{STAMP_BYTES, Stamp};
+use super::arrivals::{Arrivals, Transfer};
+use super::link::Link;
+use super::stamp::STAMP_BYTES;
 use crate::fabric::{Payload, Rank};
 use crate::plan::{OperandPlan, Plan, StagePlan};
 use crate::report::{Distance, Moved, Reason};
@@ -65,7 +66,7 @@ enum Routes {
     /// All of it, from the first of these to the others.
     Broadcast { members: Vec<Rank> },
     /// Every rank begins with another one. Where nothing goes, there is no entry.
-    Direct { sends: Vec<(Rank, Vec<Region>)>, receives: Vec<(Rank, Vec<Region>)>, here_bytes: u64 },
+    Direct { sends: Vec<(Rank, Vec<Region>)>, receives: Vec<(Rank, Arc<[Region]>)>, here_bytes: u64 },
 }
 
 impl Resident {
@@ -98,14 +99,14 @@ impl Resident {
         dtype.to_f64(&bytes).ok_or(RunError::Protocol { rank: owner, what: "the scalar of 'until'" })
     }
 
-    /// What this rank needs of input `operand` of stage `stage`, from whoever has it; none if the tensor is not resident (an
-    /// iterated one is not at first). Collective.
+    /// Sends what others need of input `operand` of stage `stage`, notes what this rank awaits of it, and returns what of it is
+    /// here; none if the tensor is not resident (an iterated one is not at first). Collective.
     pub fn gather(
         &self,
         link: &mut Link,
         plan: &Plan,
-        stage: usize,
-        operand: usize,
+        (stage, operand): (usize, usize),
+        arrivals: &mut Arrivals,
         moved: &mut Moved,
     ) -> Result<Option<Vec<Piece>>, RunError> {
         let input = &plan.stages[stage].operands[operand];
@@ -115,23 +116,16 @@ impl Resident {
             Routes::Broadcast { members } => return self.broadcast(link, holding, members, input, moved).map(Some),
             Routes::Direct { sends, receives, here_bytes } => (sends, receives, *here_bytes),
         };
-        let (stamp, element_bytes) = (Stamp::operand(stage, operand), input.dtype.size_bytes());
+        let element_bytes = input.dtype.size_bytes();
         for (to, regions) in sends {
-            send(link, *to, &holding.pieces, regions, element_bytes, stamp)?;
+            send(link, *to, &holding.pieces, regions, element_bytes, (arrivals, operand))?;
         }
         let reason = reason(&plan.stages[stage], input);
         moved.count(reason, Distance::Rank, here_bytes);
-        let mut pieces = holding.pieces.clone();
         for (from, regions) in receives {
-            let mut bytes = receive(link, *from, regions, element_bytes, stamp)?;
-            moved.count(reason, link.distance(*from), bytes.len() as u64);
-            for region in regions {
-                let rest = bytes.split_off(region.elements() as usize * element_bytes);
-                pieces.push(Piece { region: region.clone(), bytes: Arc::new(bytes) });
-                bytes = rest;
-            }
+            arrivals.expect(Transfer { from: *from, operand, regions: regions.clone(), element_bytes, reason });
         }
-        Ok(Some(pieces))
+        Ok(Some(holding.pieces.clone()))
     }
 
     /// The rank that has all of an input that everyone needs whole, if one alone has any of it.
@@ -171,7 +165,7 @@ impl Resident {
             let here: u64 = common(&mine, owned(me).iter()).iter().map(Region::elements).sum();
             Arc::new(Routes::Direct {
                 sends: sends.filter(some).collect(),
-                receives: receives.filter(some).collect(),
+                receives: receives.filter(some).map(|(from, regions)| (from, regions.into())).collect(),
                 here_bytes: here * plan.stages[stage].operands[operand].dtype.size_bytes() as u64,
             })
         };
@@ -219,25 +213,25 @@ fn reason(stage: &StagePlan, input: &OperandPlan) -> Reason {
 /// it.
 pub(super) fn share(
     link: &mut Link,
-    plan: &Plan,
-    (stage, operand): (usize, usize),
+    plan: &StagePlan,
+    operand: usize,
     mine: Piece,
+    arrivals: &mut Arrivals,
     moved: &mut Moved,
 ) -> Result<Vec<Piece>, RunError> {
-    let (stamp, plan) = (Stamp::operand(stage, operand), &plan.stages[stage]);
     let (me, element_bytes) = (link.rank(), plan.operands[operand].dtype.size_bytes());
     let others: Vec<Rank> = plan.sharers(operand, me).into_iter().filter(|rank| *rank != me).collect();
     let mut pieces = vec![mine];
     for to in &others {
         let regions = common(&[pieces[0].region.clone()], std::iter::once(&pieces[0].region));
-        send(link, *to, &pieces, &regions, element_bytes, stamp)?;
+        send(link, *to, &pieces, &regions, element_bytes, (arrivals, operand))?;
     }
     for from in others {
-        let region = plan.share(operand, from);
-        let bytes = receive(link, from, std::slice::from_ref(&region), element_bytes, stamp)?;
-        moved.count(Reason::Input, link.distance(from), bytes.len() as u64);
-        pieces.push(Piece { region, bytes: Arc::new(bytes) });
+        let regions = [plan.share(operand, from)].into();
+        arrivals.expect(Transfer { from, operand, regions, element_bytes, reason: Reason::Input });
     }
+    // Every block needs all of them, or nearly so.
+    pieces.extend(arrivals.wait(link, operand, moved)?);
     Ok(pieces)
 }
 
@@ -246,14 +240,15 @@ fn common<'a>(needs: &[Region], owned: impl Iterator<Item = &'a Region> + Clone)
     needs.iter().flat_map(|need| owned.clone().filter_map(|own| own.intersect(need))).collect()
 }
 
-/// Nothing is sent where there is nothing to send: the other side knows.
+/// Nothing is sent where there is nothing to send: the other side knows. The arrivals are those of the same run: they say how
+/// the transfers of an input are told apart.
 fn send(
     link: &mut Link,
     to: Rank,
     pieces: &[Piece],
     regions: &[Region],
     element_bytes: usize,
-    stamp: Stamp,
+    (arrivals, operand): (&Arrivals, usize),
 ) -> Result<(), RunError> {
     let length = regions.iter().map(|region| region.elements() as usize * element_bytes).sum::<usize>();
     if length == 0 {
@@ -267,35 +262,10 @@ fn send(
             piece.copy_to(region, &mut bytes[start..], element_bytes);
         }
     }
-    stamp.put(&mut bytes);
+    arrivals.stamp(operand).put(&mut bytes);
     let (length, bytes) = (bytes.len(), Payload::from(bytes));
     for start in (0..length).step_by(MESSAGE_BYTES) {
-        link.send(to, tag::SHARD, bytes.slice(start..length.min(start + MESSAGE_BYTES)))?;
+        link.send(to, arrivals.tag(), bytes.slice(start..length.min(start + MESSAGE_BYTES)))?;
     }
     Ok(())
-}
-
-fn receive(
-    link: &mut Link,
-    from: Rank,
-    regions: &[Region],
-    element_bytes: usize,
-    stamp: Stamp,
-) -> Result<Vec<u8>, RunError> {
-    let length = regions.iter().map(|region| region.elements() as usize * element_bytes).sum::<usize>();
-    if length == 0 {
-        return Ok(Vec::new());
-    }
-    let length = length + STAMP_BYTES;
-    let mut bytes = Vec::new();
-    while bytes.len() < length {
-        let message = link.receive(from, tag::SHARD)?;
-        if message.is_empty() || bytes.len() + message.len() > length {
-            return Err(RunError::Protocol { rank: from, what: "its part of a tensor" });
-        }
-        // One message is the rule: taken as it is.
-        if bytes.is_empty() { bytes = message } else { bytes.extend_from_slice(&message) }
-    }
-    stamp.check(&mut bytes, from, "a part of a tensor")?;
-    Ok(bytes)
 }

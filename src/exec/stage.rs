@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::blocks::{costs, team};
+use super::blocks::{Held, costs, team};
 use super::data::Data;
 use super::inputs::{Inputs, Origins};
 use super::link::{Link, tag};
@@ -66,6 +66,8 @@ pub(super) struct Running<'a> {
     pub outputs: Outputs,
     pub reduction: Option<Reduction>,
     pub stealing: Stealing,
+    /// What is put off until its inputs have come.
+    pub held: Vec<Held>,
     /// When the scheduler wants to be woken.
     wake_at_ns: Option<u64>,
     /// Whether every rank's blocks are computed; always, where ranks do not steal and need not know.
@@ -96,8 +98,8 @@ pub(super) struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    /// Begins with a stage: on all ranks, which bring their inputs to one another. Its workers are at work when this returns.
-    /// Collective.
+    /// Begins with a stage: on all ranks, which send their inputs to one another. Its workers are at work when this returns, on
+    /// blocks that need nothing of what is still on its way. Collective.
     pub fn begin(
         link: &mut Link,
         tiers: &mut Tiers,
@@ -117,7 +119,8 @@ impl<'a> Running<'a> {
         let together = outputs.has_datasets() || run.is_multiple_of(tag::RUNS / 2);
         let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
         let from = Origins { places: &data.places, resident: &data.resident, kept: &mut data.kept };
-        let mut inputs = Inputs::gather(link, context.job, &context.plan, stage_index, from, &mut report.counts)?;
+        let this = (stage_index, run);
+        let mut inputs = Inputs::gather(link, context.job, &context.plan, this, from, &mut report.counts)?;
         let tiles = data.tiles.remove(&stage_index).unwrap_or_else(|| Arc::new(plan.blocks(link.rank()).collect()));
         if data.deferred {
             data.tiles.insert(stage_index, tiles.clone());
@@ -158,6 +161,7 @@ impl<'a> Running<'a> {
             outputs,
             reduction,
             stealing: Stealing::default(),
+            held: Vec::new(),
             wake_at_ns: None,
             over: !steals,
             report,
@@ -202,15 +206,15 @@ impl Running<'_> {
 
     /// Whether nothing happens before another rank has said something.
     pub fn waits_for_ranks(&self) -> bool {
-        self.done || (self.complete && lock(&self.shared.blocks).is_empty())
+        self.done || ((self.complete || !self.held.is_empty()) && lock(&self.shared.blocks).is_empty())
     }
 
     /// Does what messages of other ranks, time and compilers ask for; notes when all is done: this rank's blocks are written
     /// and, on rank 0, all others'. Returns whether another rank has said something.
     pub fn look(&mut self, link: &mut Link, tiers: &mut Tiers, stagings: &mut Stagings) -> Result<bool, RunError> {
         let kernel = self.context.kernels[self.stage_index];
-        let of_run =
-            [tag::CHUNKS, tag::PARTIAL, tag::STAGE_DONE, tag::SCHEDULER].map(|kind| tag::of_run(kind, self.run));
+        let of_run = [tag::CHUNKS, tag::PARTIAL, tag::STAGE_DONE, tag::SCHEDULER, tag::SHARD];
+        let of_run = of_run.map(|kind| tag::of_run(kind, self.run));
         let wanted = |tag| tag == tag::ARTIFACT || tag == tag::PROGRESS || of_run.contains(&tag);
         let mut heard = false;
         while let Some(message) = link.poll(wanted)? {
@@ -241,7 +245,7 @@ impl Running<'_> {
                 link.send(0, tag::of_run(tag::STAGE_DONE, self.run), sent.into())?;
             }
         }
-        self.done = self.told && self.over && others_done;
+        self.done = self.told && self.over && others_done && self.inputs.all_here();
         Ok(heard)
     }
 
@@ -360,6 +364,7 @@ impl Running<'_> {
                 Ok(())
             }
             _ if kind == tag::of_run(tag::SCHEDULER, self.run) => self.heed_scheduler(message),
+            _ if kind == self.inputs.tag() => self.arrive(link, message),
             _ => Err(wrong("a message of unknown kind")),
         }
     }

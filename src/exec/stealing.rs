@@ -50,6 +50,12 @@ impl Stealing {
         self.attached.remove(&key(piece)).unwrap_or_default()
     }
 
+    /// The transfers that a grant of these own pieces waits for: of what its thief gets, some may be on its way to this rank.
+    pub fn missing(&mut self, plan: &StagePlan, inputs: &Inputs<'_>, pieces: &[Span]) -> Vec<usize> {
+        let missing = |piece: &Span| self.tiles(plan, *piece).map(|(_, cover)| inputs.missing(plan, &cover));
+        pieces.iter().filter_map(missing).flatten().collect()
+    }
+
     /// The inputs that go with a grant of these own pieces.
     pub fn inputs_to_send(
         &mut self,

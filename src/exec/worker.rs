@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -132,6 +132,8 @@ pub(super) struct Shared {
     pub blocks: Mutex<BTreeMap<BlockKey, Arc<BlockData>>>,
     pub current: Vec<Mutex<Option<Current>>>,
     pub counts: [AtomicU64; 3],
+    /// Whether any of them has been given something to compute.
+    begun: AtomicBool,
     pub to_main: Sender<FromRun>,
     /// Of the stage.
     run: u64,
@@ -209,6 +211,7 @@ impl Shared {
             blocks: Mutex::default(),
             current: (0..workers).map(|_| Mutex::default()).collect(),
             counts: Default::default(),
+            begun: AtomicBool::new(false),
             to_main: setup.to_main,
             run: setup.run,
             start: code.clone(),
@@ -242,6 +245,11 @@ impl Shared {
         self.dispatch(&mut board, actions, None);
     }
 
+    /// Whether a worker is at its first task or past it.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
     pub fn now_ns(&self) -> u64 {
         self.process_start.elapsed().as_nanos() as u64
     }
@@ -259,6 +267,7 @@ impl Shared {
             match action {
                 Action::Start { worker, span } => {
                     board.next[worker] = Some(span);
+                    self.begun.store(true, Ordering::Relaxed);
                     if caller != Some(worker) {
                         self.changed.notify_all();
                     }

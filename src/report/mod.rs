@@ -92,6 +92,8 @@ pub struct Counts {
     pub read_bytes: u64,
     /// Bytes that came from other ranks or were here already, by reason and distance.
     pub moved: Moved,
+    /// Those of them that were on their way from other ranks when this rank's first task of the stage began.
+    pub overlapped_bytes: u64,
     /// Written to files.
     pub written_bytes: u64,
     /// Split operands that kernels consumed and produced.
@@ -110,6 +112,7 @@ impl Counts {
         self.optimized_ns += other.optimized_ns;
         self.read_bytes += other.read_bytes;
         self.moved.add(&other.moved);
+        self.overlapped_bytes += other.overlapped_bytes;
         self.written_bytes += other.written_bytes;
         self.processed_bytes += other.processed_bytes;
         self.steals += other.steals;
