@@ -21,7 +21,7 @@ pub struct Choice {
 
 /// The process grid that costs least among those that use nearly all `ranks` and cut nearly evenly, where `units[axis]` is the
 /// most parts that an axis can have. `weight` is what the largest part of a grid has to compute, `cost` the bytes that it
-/// moves. Of equals the first by parts, outermost axis first.
+/// moves. Of equals the one with most parts along the outermost axis: they are contiguous, and so are their borders.
 ///
 /// Brute force over all grids, as COSMA and others do for matrix multiplication (Kwasniewski et al., SC19); about
 /// `ranks * ln(ranks)` candidates for three axes.
@@ -54,6 +54,8 @@ pub fn best_grid(units: &[u64], ranks: u32, weight: impl Fn(&[u64]) -> u64, cost
         let below = |other: &Candidate| other.as_ref().is_none_or(|(_, other)| bytes < *other);
         if below(&best) {
             next = best.replace((grid.to_vec(), bytes)).or(next.take());
+        } else if best.as_ref().is_some_and(|(_, best)| bytes == *best) {
+            best = Some((grid.to_vec(), bytes));
         } else if best.as_ref().is_some_and(|(_, best)| bytes > *best) && below(&next) {
             next = Some((grid.to_vec(), bytes));
         }
