@@ -22,6 +22,13 @@ const PRODUCT_LEAVES: u64 = 8;
 const GROUPS: u64 = 720;
 /// Groups along every reduced axis but the last, where there are several.
 const INNER_GROUPS: [u64; 6] = [12, 6, 4, 3, 2, 1];
+/// A rank that waits for halos while it computes cuts this part of its box off, at most, on each side that needs them: the rest,
+/// at least 42 % of a box with neighbours all around, takes longer than messages do, and thinner sides would be all edge.
+const RIM_PART: u64 = 8;
+/// Copying shorter runs than this costs more than it hides.
+const RIM_RUN_BYTES: u64 = 512;
+/// Nor does a box with fewer bytes take long enough: its halos are there before two more blocks would be.
+const RIM_LEAST_BYTES: u64 = 1 << 20;
 /// A cell is not cut for more parallelism once it has fewer bytes than this.
 const CELL_LEAST_BYTES: u64 = 64 << 10;
 
@@ -104,8 +111,8 @@ impl Boxes<'_> {
         order
     }
 
-    fn grid(&self, choice: Choice, steps: Vec<u64>) -> ProcessGrid {
-        ProcessGrid { parts: choice.grid, order: self.order(), steps, bytes: choice.bytes, next: choice.next }
+    fn grid(&self, choice: Choice, steps: Vec<u64>, rim: Vec<u64>) -> ProcessGrid {
+        ProcessGrid { parts: choice.grid, order: self.order(), steps, rim, bytes: choice.bytes, next: choice.next }
     }
 
     /// Blocks that every rank should get: enough for its workers, while one is brought in and another written. Not more, as a
@@ -137,6 +144,35 @@ impl Boxes<'_> {
         best_grid(most, self.ranks, weight, bytes)
     }
 
+    /// How deep the parts of boxes are that need what other ranks have; see [`ProcessGrid::rim`]. Bands of whole rows would be
+    /// cheapest, but where boxes border on others along their last axis, all of them touch a border.
+    fn rim(&self, units: &[u64], parts: &[u64], costs: &[Cost<'_>], box_bytes: u64) -> Vec<u64> {
+        let none = vec![0; parts.len()];
+        let awaited = |cost: &&Cost<'_>| {
+            let comes = cost.operand.role == Role::Input && cost.operand.resident;
+            comes && cost.parts.as_ref().is_none_or(|found| found == parts)
+        };
+        let along = |axis: usize| {
+            let dims = |cost: &'_ Cost<'_>| {
+                let operand = cost.operand;
+                let reaches = |dim: &usize| operand.halo[*dim] > 0 && operand.dims[*dim] == self.split[axis];
+                let depth = |dim: usize| {
+                    let unit = self.space.aligned[axis] * operand.scale[dim];
+                    let run_bytes = if dim + 1 == operand.dims.len() { RIM_RUN_BYTES } else { 0 };
+                    let run = run_bytes.div_ceil(unit * operand.dtype.size_bytes() as u64);
+                    operand.halo[dim].div_ceil(unit).max(run).max(units[axis] / parts[axis] / RIM_PART)
+                };
+                (0..operand.dims.len()).filter(reaches).map(depth).max()
+            };
+            let depth = costs.iter().filter(awaited).filter_map(dims).max();
+            depth.filter(|_| parts[axis] > 1).unwrap_or(0)
+        };
+        let rim: Vec<u64> = (0..parts.len()).map(along).collect();
+        // Both sides together are at most half of the narrowest box.
+        let leaves_most = |axis: usize| 4 * rim[axis] <= units[axis] / parts[axis];
+        if box_bytes >= RIM_LEAST_BYTES && (0..parts.len()).all(leaves_most) { rim } else { none }
+    }
+
     /// Blocks of a map within boxes of ranks.
     pub fn map(&self) -> Tiling {
         let (space, units, costs) = (self.space, self.units(), self.costs());
@@ -145,6 +181,7 @@ impl Boxes<'_> {
         let local: Vec<u64> = units.iter().zip(&parts).map(|(units, parts)| units.div_ceil(*parts)).collect();
         let fits = |tile: &[u64]| costs.iter().map(|c| c.footprint.bytes(tile)).sum::<u64>() <= self.target_bytes;
         let box_bytes = costs.iter().map(|c| c.footprint.bytes(&self.largest(&units, &parts))).sum::<u64>();
+        let rim = self.rim(&units, &parts, &costs, box_bytes);
         let per_rank = if box_bytes <= WHOLE_BYTES { 1 } else { self.blocks_per_rank() };
         let fair_share = (local.iter().product::<u64>() / per_rank).max(1);
         let block_units = fill(space, &space.aligned, &local, fits).min(fair_share);
@@ -162,7 +199,7 @@ impl Boxes<'_> {
             unit: space.aligned.clone(),
             grid: units.clone(),
             block_units,
-            process_grid: Some(self.grid(choice, units)),
+            process_grid: Some(self.grid(choice, units, rim)),
             leaves: None,
         }
     }
@@ -209,7 +246,8 @@ impl Boxes<'_> {
             }
             block_units /= 2;
         };
-        let grid = self.grid(choice, steps);
+        let rim = vec![0; units.len()];
+        let grid = self.grid(choice, steps, rim);
         let unit = self.space.aligned.clone();
         Tiling { block, unit, grid: units, block_units, process_grid: Some(grid), leaves: Some(leaves) }
     }

@@ -66,30 +66,75 @@ pub(super) fn portion(number: u64, units: u64, steps: u64) -> u64 {
     (u128::from(number) * u128::from(units) / u128::from(steps)) as u64
 }
 
-/// A rank's part of the stage: consecutive numbers of a grid of units, or all of a box of steps.
-#[derive(Debug)]
+/// A rank's part of the stage, or a part of that: consecutive numbers of a grid of units, or all of a box of steps.
+#[derive(Clone, Debug)]
 struct Walk {
     /// First unit or step, per axis.
     offset: Vec<u64>,
     grid: Vec<u64>,
     numbers: Range<u64>,
+    /// Most units or steps of a block.
+    limit: u64,
+}
+
+impl Walk {
+    /// Cuts steps off a box, from its start or its end along `axis`, and returns them as another.
+    fn cut(&mut self, axis: usize, steps: u64, from_start: bool) -> Walk {
+        let mut piece = self.clone();
+        self.grid[axis] -= steps;
+        piece.grid[axis] = steps;
+        match from_start {
+            true => self.offset[axis] += steps,
+            false => piece.offset[axis] += self.grid[axis],
+        }
+        piece
+    }
 }
 
 impl StagePlan {
     /// The part of `rank`: a range of all units, or a box of steps where there is a process grid.
     fn walk(&self, rank: u32) -> Walk {
         assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
+        let limit = self.block_units;
         let Some(grid) = &self.process_grid else {
             let numbers = balanced(self.units(), u64::from(self.ranks), u64::from(rank));
-            return Walk { offset: vec![0; self.grid.len()], grid: self.grid.clone(), numbers };
+            return Walk { offset: vec![0; self.grid.len()], grid: self.grid.clone(), numbers, limit };
         };
         let Some(place) = self.place(rank) else {
-            return Walk { offset: vec![0; self.grid.len()], grid: vec![0; self.grid.len()], numbers: 0..0 };
+            return Walk { offset: vec![0; self.grid.len()], grid: vec![0; self.grid.len()], numbers: 0..0, limit };
         };
         let ranges = (0..place.len()).map(|axis| grid.steps_of(axis, place[axis]));
         let (offset, grid): (Vec<u64>, Vec<u64>) = ranges.map(|r| (r.start, r.end - r.start)).unzip();
         let numbers = 0..grid.iter().product();
-        Walk { offset, grid, numbers }
+        Walk { offset, grid, numbers, limit }
+    }
+
+    /// The parts of `rank`'s part that are cut into blocks each for itself: what needs nothing of other ranks, then the rims.
+    fn walks(&self, rank: u32) -> Vec<Walk> {
+        let mut inside = self.walk(rank);
+        let (Some(grid), Some(place)) = (&self.process_grid, self.place(rank)) else { return vec![inside] };
+        if grid.rim.iter().all(|rim| *rim == 0) {
+            return vec![inside];
+        }
+        let round = self.boundary == Some(Boundary::Periodic);
+        let mut rims = Vec::new();
+        for (axis, rim) in grid.rim.iter().enumerate().filter(|(_, rim)| **rim > 0) {
+            if place[axis] > 0 || round {
+                rims.push(inside.cut(axis, *rim, true));
+            }
+            if place[axis] + 1 < grid.parts[axis] || round {
+                rims.push(inside.cut(axis, *rim, false));
+            }
+        }
+        let mut walks = vec![inside];
+        walks.append(&mut rims);
+        for walk in &mut walks {
+            // Narrow ones have no longer blocks than wide ones: no block is larger along any axis than memory was planned for.
+            let along = |axis: usize| walk.grid[axis].min(self.block[axis].div_ceil(self.unit[axis]));
+            walk.numbers = 0..walk.grid.iter().product();
+            walk.limit = walk.limit.min((0..walk.grid.len()).map(along).product());
+        }
+        walks
     }
 
     /// First element of unit or step `number` of `axis`; the extent for the one after the last.
@@ -169,17 +214,18 @@ impl StagePlan {
         self.shard(rank).iter().map(units).sum()
     }
 
-    /// The blocks of `rank`'s shard, in order of their unit numbers; together they are the shard.
+    /// The blocks of `rank`'s shard; together they are the shard. Those that need what other ranks have come last.
     pub fn blocks(&self, rank: u32) -> impl Iterator<Item = Tile> + '_ {
-        let walk = self.walk(rank);
-        let Range { start: mut at, end } = walk.numbers.clone();
-        std::iter::from_fn(move || {
-            (at < end).then(|| {
-                let run = run_at(&walk.grid, at, end, self.block_units);
-                let rows = first_piece(run.rows, run.stride, self.block_units);
-                let tile = self.tile(&walk, at, Run { rows, ..run });
-                at += rows * run.stride;
-                tile
+        self.walks(rank).into_iter().flat_map(move |walk| {
+            let Range { start: mut at, end } = walk.numbers.clone();
+            std::iter::from_fn(move || {
+                (at < end).then(|| {
+                    let run = run_at(&walk.grid, at, end, walk.limit);
+                    let rows = first_piece(run.rows, run.stride, walk.limit);
+                    let tile = self.tile(&walk, at, Run { rows, ..run });
+                    at += rows * run.stride;
+                    tile
+                })
             })
         })
     }
@@ -308,13 +354,14 @@ impl StagePlan {
     /// Number of `rank`'s blocks, and, in `bytes[i]`, the sum over them of what `footprints[i]` needs.
     /// Counts without visiting the blocks: in a run they are a grid themselves.
     pub(super) fn tally(&self, rank: u32, footprints: &[Footprint], bytes: &mut [u128]) -> u64 {
-        let walk = self.walk(rank);
-        let mut at = walk.numbers.start;
         let mut blocks = 0;
-        while at < walk.numbers.end {
-            let run = run_at(&walk.grid, at, walk.numbers.end, u64::MAX);
-            blocks += self.tally_run(&walk, at, run, footprints, bytes);
-            at += run.rows * run.stride;
+        for walk in self.walks(rank) {
+            let mut at = walk.numbers.start;
+            while at < walk.numbers.end {
+                let run = run_at(&walk.grid, at, walk.numbers.end, u64::MAX);
+                blocks += self.tally_run(&walk, at, run, footprints, bytes);
+                at += run.rows * run.stride;
+            }
         }
         blocks
     }
@@ -335,8 +382,8 @@ impl StagePlan {
             };
             if cut {
                 count[axis] = units;
-            } else if axis == run.axis || stride * walk.grid[axis] > self.block_units {
-                count[axis] = pieces(units, stride, self.block_units);
+            } else if axis == run.axis || stride * walk.grid[axis] > walk.limit {
+                count[axis] = pieces(units, stride, walk.limit);
                 cut = true;
             }
             stride *= walk.grid[axis];

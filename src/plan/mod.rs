@@ -142,6 +142,9 @@ pub struct ProcessGrid {
     pub order: Vec<usize>,
     /// Steps along each axis, at least as many as parts, at most as many as units.
     pub steps: Vec<u64>,
+    /// Steps along each axis that a rank cuts off its box where it borders on another rank's, to compute them last: they need
+    /// what is on its way from there. Zeros where nothing is.
+    pub rim: Vec<u64>,
     /// Bytes that come to a rank from others, in the mean, by the estimate that chose the grid.
     pub bytes: u64,
     /// The parts that would have cost least after these, and their bytes.

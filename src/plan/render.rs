@@ -65,6 +65,10 @@ fn stage_lines(stage: &StagePlan, lines: &mut Vec<String>) {
         let axes = grid.order.iter().map(|axis| format!("{} along {}", grid.parts[*axis], names[*axis]));
         field("ranks", axes.collect::<Vec<_>>().join(", "));
     }
+    if let Some(rim) = stage.process_grid.as_ref().map(|grid| &grid.rim).filter(|rim| rim.iter().any(|rim| *rim > 0)) {
+        let elements: Vec<u64> = rim.iter().zip(&stage.unit).map(|(rim, unit)| rim * unit).collect();
+        field("borders", format!("with other ranks computed last, {} deep", stage.extents_text(&elements)));
+    }
     let size = iec(stage.split_operand_bytes_max());
     field("blocks", format!("{} of at most {} ({size})", stage.block_count, stage.extents_text(&stage.block)));
     let tasks = match stage.split.is_empty() {

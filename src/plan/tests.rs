@@ -349,3 +349,41 @@ fn extents_and_multiples_must_agree() {
     let huge = "again[9223372036854775807*y,x]";
     refused("again[4*y,x]", huge, [70, 93], &[huge, "cannot exist"]);
 }
+
+const HEAT: &str = r#"
+tensors.start = { file = "i", dataset = "start" }
+tensors.end = { create = "o", dataset = "end", dtype = "f64" }
+stages = [{ kernel = "k", compute = "start[y~2,x~1] -> end[y,x]", boundary = "BOUNDARY" }]
+iterate = { count = 9, exchange = [["start", "end"]] }
+"#;
+
+/// What needs nothing of other ranks is most of a box, and comes first.
+#[test]
+fn boxes_are_cut_where_they_wait_for_others() {
+    for (boundary, ranks) in [("clamp", 2), ("periodic", 2), ("clamp", 6), ("periodic", 9), ("zero", 7)] {
+        let heat = job(&HEAT.replace("BOUNDARY", boundary));
+        let layout = |side: u64| layouts([("start", layout(Dtype::F64, &[side, side + 13], None))]);
+        let plan = |side| super::plan(&heat, &layout(side), &machine(ranks)).unwrap();
+        let small = plan(100).stages.remove(0).process_grid.unwrap();
+        assert_eq!(small.rim, [0, 0], "{boundary}, {ranks} ranks: not worth it");
+        let plan = plan(1901);
+        assert!(render(&plan).contains("borders  with other ranks computed last, y="));
+        let stage = &plan.stages[0];
+        let mut blocks = 0;
+        for rank in 0..ranks {
+            let own = &stage.owned(1, rank)[0];
+            let waits =
+                |tile: &Tile| stage.sources(0, &stage.region(0, tile)).iter().any(|part| !own.contains(&part.source));
+            let tiles: Vec<Tile> = stage.blocks(rank).collect();
+            blocks += tiles.len() as u64;
+            assert!(tiles.iter().all(|tile| (0..2).all(|axis| tile.0.extent[axis] <= stage.block[axis])));
+            let elements = |tiles: &[Tile]| tiles.iter().map(|tile| tile.0.elements()).sum::<u64>();
+            let disjoint = |(at, a): (usize, &Tile)| tiles[..at].iter().all(|b| a.0.intersect(&b.0).is_none());
+            assert!(elements(&tiles) == own.elements() && tiles.iter().enumerate().all(disjoint));
+            let interior = tiles.iter().position(waits).unwrap();
+            assert!(tiles[interior..].iter().all(waits), "{boundary}, rank {rank} of {ranks}: {tiles:?}");
+            assert!(elements(&tiles[..interior]) * 2 >= own.elements(), "{boundary}, rank {rank} of {ranks}");
+        }
+        assert_eq!(blocks, stage.block_count);
+    }
+}
