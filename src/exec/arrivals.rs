@@ -146,8 +146,6 @@ impl Arrivals {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
     use super::*;
     use crate::exec::Signal;
     use crate::fabric;

@@ -111,13 +111,24 @@ impl<'a> Inputs<'a> {
         Ok(arrived)
     }
 
+    /// Waits for all that is on its way.
+    pub fn wait(&mut self, link: &mut Link, counts: &mut Counts) -> Result<(), RunError> {
+        for operand in 0..self.sources.len() {
+            let pieces = self.arrivals.wait(link, operand, &mut counts.moved)?;
+            pieces.into_iter().for_each(|piece| self.put(operand, piece));
+        }
+        Ok(())
+    }
+
     /// Puts what has come to what was here.
     fn settle(&mut self) {
-        for (operand, piece) in self.arrivals.came() {
-            match &mut self.sources[operand] {
-                Some(Source::Memory(pieces)) => pieces.push(piece),
-                source => unreachable!("operand {operand} is not in memory: {}", source.is_some()),
-            }
+        self.arrivals.came().into_iter().for_each(|(operand, piece)| self.put(operand, piece));
+    }
+
+    fn put(&mut self, operand: usize, piece: Piece) {
+        match &mut self.sources[operand] {
+            Some(Source::Memory(pieces)) => pieces.push(piece),
+            source => unreachable!("operand {operand} is not in memory: {}", source.is_some()),
         }
     }
 

@@ -128,6 +128,11 @@ impl<'a> Running<'a> {
         let reduction = Reduction::new(plan, link.rank());
         let workers = context.threads;
         let in_flight = workers as u64 + 2;
+        // Where every block reads what is on its way, workers would wake up for nothing, and again when it is here.
+        let waits = |tile: &Tile| !inputs.missing(plan, tile).is_empty();
+        if tiles.len() as u64 <= in_flight && !inputs.all_here() && tiles.iter().all(waits) {
+            inputs.wait(link, &mut report.counts)?;
+        }
         let mut scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity)
             .expecting(data.costs.expected((stage_index, plan), kernel, tiers.kernel(kernel)));
         // Iterations are short, and whoever is done with its part waits for the others' anyway.
