@@ -12,8 +12,9 @@ use crate::topology::{Host, Topology, host};
 const BROADCAST: u32 = TAG_LIMIT;
 const GATHER: u32 = TAG_LIMIT + 1;
 const BARRIER: u32 = TAG_LIMIT + 2;
+const REDUCE: u32 = TAG_LIMIT + 3;
 /// Tags from `TAG_LIMIT` on that collectives keep for themselves.
-pub(super) const TAG_COUNT: u32 = 3;
+pub(super) const TAG_COUNT: u32 = 4;
 
 /// A broadcast goes down its tree in pieces of this size: a rank passes one on while the next arrives.
 const PIECE_BYTES: usize = 4 << 20;
@@ -187,6 +188,38 @@ pub fn allgather(fabric: &mut dyn Fabric, bytes: Vec<u8>, idle: Idle<'_>) -> Res
         .ok_or(FabricError::Malformed { sender: 0, expected: "the bytes of every rank" })
 }
 
+/// Every rank gets what `combine` makes of everybody's numbers, by adding those of another rank to what it has; as many of
+/// each. Up the tree of [`broadcast`] and down again, so that no rank hears from more than two.
+pub fn allreduce(
+    fabric: &mut dyn Fabric,
+    mut numbers: Vec<u64>,
+    combine: impl Fn(&mut [u64], &[u64]),
+    idle: Idle<'_>,
+) -> Result<Vec<u64>, FabricError> {
+    let (rank, count) = (fabric.rank(), numbers.len());
+    let (parent, children) = tree_edges(rank, fabric.size());
+    for child in children {
+        let theirs = receive(fabric, child, REDUCE, idle)?.bytes;
+        let malformed = FabricError::Malformed { sender: child, expected: "the numbers of its branch" };
+        combine(&mut numbers, &decode(&theirs, count).ok_or(malformed)?);
+    }
+    let encoded = Payload::from(numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>());
+    let whole = if rank == 0 {
+        Some(encoded)
+    } else {
+        fabric.send(parent, REDUCE, encoded)?;
+        None
+    };
+    let whole = broadcast(fabric, 0, whole, idle)?;
+    decode(&whole, count).ok_or(FabricError::Malformed { sender: 0, expected: "the numbers of all ranks" })
+}
+
+fn decode(bytes: &[u8], count: usize) -> Option<Vec<u64>> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let numbers: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    (rest.is_empty() && numbers.len() == count).then_some(numbers)
+}
+
 /// All lengths, then all bytes.
 fn frame(all: &[Vec<u8>]) -> Vec<u8> {
     let lengths = all.iter().flat_map(|bytes| (bytes.len() as u64).to_le_bytes());
@@ -318,6 +351,23 @@ mod tests {
                 allgather(fabric, mine, &mut never()).unwrap()
             });
             assert!(got.iter().all(|got| *got == expected), "{size}");
+        }
+    }
+
+    #[test]
+    fn allreduce_hears_everybody_once() {
+        for size in SIZES {
+            let add = |sum: &mut [u64], more: &[u64]| {
+                sum[0] += more[0];
+                sum[1] = sum[1].max(more[1]);
+            };
+            let got = on_ranks(size, |fabric| {
+                let mine = vec![1 << (8 * fabric.rank()), u64::from(fabric.rank() * 3 % 7)];
+                allreduce(fabric, mine, add, &mut never()).unwrap()
+            });
+            let sum = (0..size).map(|rank| 1 << (8 * rank)).sum();
+            let largest = (0..size).map(|rank| u64::from(rank * 3 % 7)).max().unwrap();
+            assert!(got.iter().all(|got| *got == [sum, largest]), "{size}: {got:?}");
         }
     }
 
