@@ -48,6 +48,11 @@ impl Data {
         }
     }
 
+    /// The number of the next run of a stage.
+    pub fn next_run(&self) -> u64 {
+        self.runs + 1
+    }
+
     /// The number of a new run of a stage, the same on every rank.
     pub fn begin_run(&mut self) -> u64 {
         self.runs += 1;

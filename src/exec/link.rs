@@ -36,6 +36,12 @@ pub(super) mod tag {
     pub fn of_run(kind: u32, run: u64) -> u32 {
         kind + KINDS * (run % RUNS) as u32
     }
+
+    /// Whether it is of a scheduler in a run before this one.
+    pub fn is_late(tag: u32, run: u64) -> bool {
+        let behind = (run % RUNS + RUNS - u64::from(tag / KINDS)) % RUNS;
+        tag % KINDS == SCHEDULER && (1..=RUNS / 2).contains(&behind)
+    }
 }
 
 /// How long a failed rank waits for rank 0 to take note.
@@ -205,6 +211,12 @@ impl Link {
         Ok(at.and_then(|at| self.senses.inbox.remove(at)))
     }
 
+    /// Drops what schedulers said to one another that has arrived after the end of their run: nobody needs it any more, and
+    /// its tag will come again. `run` is the next one of this rank.
+    pub fn forget_late(&mut self, run: u64) {
+        self.senses.inbox.retain(|message| !tag::is_late(message.tag, run));
+    }
+
     /// Waits for the next message of this source and tag; others stay, in their order.
     pub fn receive(&mut self, source: Rank, tag: u32) -> Result<Vec<u8>, RunError> {
         let mut backoff = Backoff::default();
@@ -327,5 +339,34 @@ impl Link {
             backoff.wait();
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_schedulers_say_after_the_end_is_dropped_before_its_tag_comes_again() {
+        let mut link = Link::new(crate::fabric::solo(), Signal::default());
+        let run = 3 * tag::RUNS + 5;
+        let late = [run - 1, run - tag::RUNS / 2].map(|run| tag::of_run(tag::SCHEDULER, run));
+        // Other ranks may be this far ahead; and what is no scheduler's is waited for by somebody.
+        let others = [
+            tag::of_run(tag::SCHEDULER, run),
+            tag::of_run(tag::SCHEDULER, run + tag::RUNS / 2 - 1),
+            tag::of_run(tag::PARTIAL, run - 1),
+            tag::SHARD,
+        ];
+        for tag in late.into_iter().chain(others) {
+            link.send(0, tag, Vec::new().into()).unwrap();
+        }
+        assert!(link.poll(|_| false).unwrap().is_none());
+        link.forget_late(run);
+        let mut left = Vec::new();
+        while let Some(message) = link.poll(|_| true).unwrap() {
+            left.push(message.tag);
+        }
+        assert_eq!(left, others);
     }
 }

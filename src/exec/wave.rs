@@ -25,6 +25,7 @@ pub(super) fn run_wave(
     data: &mut Data,
     stagings: &mut Stagings,
 ) -> Result<Vec<StageOutcome>, RunError> {
+    link.forget_late(data.next_run());
     let mut stages = Vec::with_capacity(wave.len());
     for stage_index in wave {
         stages.push(Running::begin(link, tiers, context, stage_index, data, stagings)?);
