@@ -279,3 +279,59 @@ fn a_copy_for_a_node_is_a_new_one_in_every_iteration() {
         assert!(operand.moved() <= 6 * whole && (ranks == 1 || operand.rank >= 6 * whole * u64::from(ranks - 1)));
     }
 }
+
+/// Rows differ in cost by 30, and so do ranks: in iterations, too, those with little to do help the others.
+#[test]
+fn iterations_that_are_unbalanced_steal_and_change_no_bit() {
+    const ROWS: usize = 6400;
+    const COLUMNS: usize = 20;
+    const ITERATIONS: usize = 9;
+    let lab = Lab::new(&["reaction"]);
+    // Less than a rank's part of four, and so many steps that a rank can lend some.
+    let steps: Vec<u32> = (0..ROWS).map(|y| if y < 1560 { 360 } else { 12 }).collect();
+    let mut u: Vec<f64> = (0..ROWS * COLUMNS).map(|i| (i * 7919 % 1009) as f64 / 1009.0).collect();
+    let (rows, columns) = (ROWS as u64, COLUMNS as u64);
+    lab.dataset_of("u.h5", Dtype::F64, &[rows, columns], u.iter().flat_map(|u| u.to_le_bytes()).collect());
+    lab.dataset_of("steps.h5", Dtype::U32, &[rows], steps.iter().flat_map(|n| n.to_le_bytes()).collect());
+    let text = format!(
+        "[tensors.u]\nfile = \"u.h5\"\ndataset = \"x\"\n\
+         [tensors.steps]\nfile = \"steps.h5\"\ndataset = \"x\"\n\
+         [tensors.v]\ncreate = \"out.h5\"\ndataset = \"v\"\ndtype = \"f64\"\n\
+         [tensors.heat]\ncreate = \"out.h5\"\ndataset = \"heat\"\ndtype = \"f64\"\n\
+         [[stages]]\nkernel = \"reaction.wasm\"\nexport = \"react\"\n\
+         compute = \"u[y~1,x~1], steps[y] -> v[y,x]\"\nboundary = \"clamp\"\n\
+         [[stages]]\nkernel = \"reaction.wasm\"\nexport = \"released\"\n\
+         compute = \"v[y,x], steps[y] -> heat[]\"\ncombine = \"sum\"\n\
+         [iterate]\ncount = {ITERATIONS}\nexchange = [[\"u\", \"v\"]]\n"
+    );
+    fs::write(lab.path("job.toml"), text).unwrap();
+    let expected = lab.results(&lab.run(1, &["--threads", "1"]));
+    for _ in 0..ITERATIONS {
+        let at = |y: usize, x: usize| u[y * COLUMNS + x];
+        let next = |i: usize| {
+            let (y, x) = (i / COLUMNS, i % COLUMNS);
+            let vertical = at(y.saturating_sub(1), x) + at((y + 1).min(ROWS - 1), x);
+            let around = vertical + at(y, x.saturating_sub(1)) + at(y, (x + 1).min(COLUMNS - 1));
+            let step = 0.5 / f64::from(steps[y]);
+            let spread = at(y, x) + 0.1 * (around - 4.0 * at(y, x));
+            (0..steps[y]).fold(spread, |value, _| value + step * (value * (1.0 - value)))
+        };
+        u = (0..ROWS * COLUMNS).map(next).collect();
+    }
+    assert!(expected[0].1 == u.iter().flat_map(|u| u.to_le_bytes()).collect::<Vec<u8>>());
+    let mut sums_stolen = 0;
+    for ranks in [2, 3, 4] {
+        let left = lab.run(ranks, &["--threads", "1", "--no-steal"]);
+        assert!(lab.results(&left) == expected, "{ranks} ranks");
+        assert_eq!((left.totals().steals, left.totals().moved.steal.moved()), (0, 0));
+        let report = lab.run(ranks, &["--threads", "1"]);
+        assert!(lab.results(&report) == expected, "{ranks} ranks, stealing");
+        let stolen = |stage: usize| report.stages[stage].counts.stolen_slices;
+        assert!(report.totals().steals > 0 && stolen(0) > 0, "{ranks} ranks");
+        sums_stolen += stolen(1);
+        // Its inputs are in the memory of its owner, and go with it.
+        assert!(report.totals().moved.steal.moved() > 0);
+    }
+    // Of a reduction there is less to lend: its slices are longer.
+    assert!(sums_stolen > 0);
+}

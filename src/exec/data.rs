@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use super::balance::Balance;
 use super::costs::CostBook;
 use super::inputs::{Kept, Places};
 use super::instances::Instances;
@@ -20,6 +21,8 @@ pub(super) struct Data {
     pub kept: Kept,
     pub instances: BTreeMap<usize, Vec<Instances>>,
     pub costs: CostBook,
+    /// Which iterated stages steal.
+    pub balance: Balance,
     /// Their blocks on this rank.
     pub tiles: BTreeMap<usize, Arc<Vec<Tile>>>,
     /// From the workers of all stages to the main thread.
@@ -40,6 +43,7 @@ impl Data {
             kept: Kept::default(),
             instances: BTreeMap::new(),
             costs,
+            balance: Balance::default(),
             tiles: BTreeMap::new(),
             to_main,
             from_workers,

@@ -263,6 +263,11 @@ impl Link {
         Ok((bytes, self.distance(source)))
     }
 
+    /// See [`collective::allreduce`].
+    pub fn allreduce(&mut self, numbers: Vec<u64>, combine: impl Fn(&mut [u64], &[u64])) -> Result<Vec<u64>, RunError> {
+        self.wait(|fabric, idle| collective::allreduce(fabric, numbers, combine, idle))
+    }
+
     fn wait<T>(
         &mut self,
         collective: impl FnOnce(&mut dyn Fabric, collective::Idle<'_>) -> Result<T, FabricError>,

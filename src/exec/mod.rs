@@ -6,6 +6,7 @@
 //! results. Invariant: an error on any rank ends all ranks, is printed once, and leaves no output behind.
 
 mod arrivals;
+mod balance;
 mod blocks;
 mod combine;
 mod costs;

@@ -187,6 +187,7 @@ fn run_iterations(
     share: &mut RankReport,
 ) -> Result<u64, RunError> {
     data.deferred = true;
+    data.balance.begin();
     let mut iteration = 0;
     loop {
         for stage_index in iterate.stages.clone() {
@@ -204,6 +205,9 @@ fn run_iterations(
         }
         for pair in &iterate.exchange {
             data.resident.exchange(&pair.read, &pair.written);
+        }
+        if context.options.steal {
+            data.balance.end_iteration(link)?;
         }
     }
     data.deferred = false;

@@ -135,8 +135,7 @@ impl<'a> Running<'a> {
         }
         let mut scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity)
             .expecting(data.costs.expected((stage_index, plan), kernel, tiers.kernel(kernel)));
-        // Iterations are short, and whoever is done with its part waits for the others' anyway.
-        let steals = context.options.steal && link.size() > 1 && !data.deferred;
+        let steals = context.options.steal && link.size() > 1 && (!data.deferred || data.balance.steals(stage_index));
         if steals {
             scheduler = scheduler.in_team(team(context.topology, link.rank())).stealing(costs(plan, &inputs));
         }
@@ -447,6 +446,10 @@ impl Running<'_> {
             }
         }
         self.outputs.keep(stage_index, &mut data.resident);
+        if data.deferred {
+            let bytes = costs(plan, &self.inputs).fetched_block_bytes * self.tiles.len() as u64;
+            data.balance.note(stage_index, shared.load_ns(), bytes);
+        }
         data.costs.note(stage_index, context.kernels[stage_index], shared.take_costs());
         let steals = shared.steal_counts();
         self.report.counts.steals = steals.grants;

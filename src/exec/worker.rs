@@ -289,6 +289,11 @@ impl Shared {
         lock(&self.board).scheduler.take_costs()
     }
 
+    /// How long the own blocks would have taken this rank alone.
+    pub fn load_ns(&self) -> u64 {
+        lock(&self.board).scheduler.load_ns()
+    }
+
     /// Hands partial results to the workers, who send them back merged.
     pub fn hand(&self, handed: Box<Handed>) {
         lock(&self.board).merges.push_back(handed);

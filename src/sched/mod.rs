@@ -21,6 +21,7 @@ mod faults;
 mod finish;
 mod hunt;
 mod lend;
+mod load;
 mod message;
 mod ready;
 mod steal;
@@ -38,6 +39,7 @@ pub use team::Team;
 use std::collections::{BTreeMap, VecDeque};
 
 use finish::Finish;
+use load::Load;
 use ready::{Ready, Run};
 use steal::Stealing;
 
@@ -157,6 +159,7 @@ pub struct Scheduler {
     /// Idle workers with the class of their code, longest idle first.
     idle: VecDeque<(usize, CostClass)>,
     costs: CostTable,
+    load: Load,
     /// Class of the last task.
     class: Option<CostClass>,
     /// None: this rank neither steals nor lends.
@@ -185,6 +188,7 @@ impl Scheduler {
             ready: Ready::default(),
             idle: VecDeque::new(),
             costs: CostTable::default(),
+            load: Load::default(),
             class: None,
             stealing: None,
             finish: Finish::default(),
@@ -209,6 +213,11 @@ impl Scheduler {
     /// What it has measured, for a later run of the stage.
     pub fn take_costs(&mut self) -> CostTable {
         std::mem::take(&mut self.costs)
+    }
+
+    /// How long this rank's blocks would have taken it alone, as far as they are computed: an estimate where thieves had some.
+    pub fn load_ns(&self) -> u64 {
+        self.load.ns() / self.worker_count
     }
 
     /// Whether no worker will get anything any more: every slice is started, and no other rank can send one.
@@ -236,6 +245,7 @@ impl Scheduler {
                 self.costs.record(class, span.len, elapsed_ns);
                 self.class = Some(class);
                 if span.owner == self.team.rank() {
+                    self.load.add_own(span.len, elapsed_ns);
                     self.computed(span, &mut actions);
                 } else {
                     self.computed_stolen(span, elapsed_ns, &mut actions);

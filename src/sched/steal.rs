@@ -280,6 +280,8 @@ impl Scheduler {
         }
         if let Some(stealing) = &mut self.stealing {
             stealing.note_pace(thief, ns_per_slice);
+            let slices = if piece.len == 0 { stealing.slices_per_block } else { piece.len };
+            self.load.add_lent(slices, slices.saturating_mul(ns_per_slice).saturating_mul(self.worker_count));
         }
         actions.push(Action::Merge { piece, thief });
         if piece.len == 0 {

@@ -63,9 +63,14 @@ impl Lab {
 
     /// Makes dataset `x` of `in.h5`.
     pub fn dataset(&self, dtype: Dtype, extents: &[u64], bytes: Vec<u8>) {
+        self.dataset_of("in.h5", dtype, extents, bytes);
+    }
+
+    /// Makes dataset `x` of a file of this name.
+    pub fn dataset_of(&self, file: &str, dtype: Dtype, extents: &[u64], bytes: Vec<u8>) {
         let shape = Shape::new(extents.to_vec()).unwrap();
         let spec = OutputSpec { dataset: "x".into(), dtype, shape: shape.clone(), chunk: None, deflate: None };
-        let mut staging = Staging::begin(&self.path("in.h5")).unwrap();
+        let mut staging = Staging::begin(&self.path(file)).unwrap();
         let layout = staging.create(&[spec]).unwrap().remove(0);
         Writer::open(&layout).unwrap().write(&Region::whole(&shape), &bytes).unwrap();
         staging.publish().unwrap();
