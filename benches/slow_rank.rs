@@ -4,6 +4,8 @@
 //! its neighbour gets (1 to 3.9 by Linux's weights): a rank that is slow in truth, though it answers at once. The cores are
 //! never idle as long as there is work, so the ideal is the time that four equal ranks take, and the time of all kernels over
 //! two cores bounds both.
+//!
+//! Then an iterated job of short iterations with an exchange between them: its rows differ in cost by 30, or a rank is slow.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 mod lab;
@@ -19,27 +21,19 @@ use lab::{Lab, in_stages, median};
 
 const ROUNDS: usize = 5;
 const ROWS: u64 = 4000;
+const COLUMNS: u64 = 100;
+const ITERATIONS: u64 = 20;
 /// The core of each rank, and how nice it is where one is slow.
 const RANKS: [(&str, &str); 4] = [("0", "0"), ("0", "6"), ("1", "0"), ("1", "0")];
 
 /// The unbalanced job with more rows and steps, for some seconds of work.
 fn job(folder: &Path) -> std::path::PathBuf {
-    let mut staging = Staging::begin(&folder.join("in.h5")).unwrap();
-    let spec = |name: &str, count| OutputSpec {
-        dataset: name.into(),
-        dtype: Dtype::F64,
-        shape: Shape::new([count]).unwrap(),
-        chunk: None,
-        deflate: None,
+    let points = |count: u64, from: f64, to: f64| {
+        let at = move |i| from + (to - from) * i as f64 / (count - 1) as f64;
+        (0..count).flat_map(|i| f64::to_le_bytes(at(i))).collect::<Vec<u8>>()
     };
-    let layouts = staging.create(&[spec("im", ROWS), spec("re", 520)]).unwrap();
-    for (layout, (count, from, to)) in layouts.iter().zip([(ROWS, -0.1, 2.2), (520, -2.0, 0.6)]) {
-        let at = |i| from + (to - from) * i as f64 / (count - 1) as f64;
-        let bytes: Vec<u8> = (0..count).flat_map(|i| f64::to_le_bytes(at(i))).collect();
-        let whole = Region { offset: vec![0], extent: vec![count] };
-        Writer::open(layout).unwrap().write(&whole, &bytes).unwrap();
-    }
-    staging.publish().unwrap();
+    let (im, re) = (points(ROWS, -0.1, 2.2), points(520, -2.0, 0.6));
+    write(&folder.join("in.h5"), &[("im", Dtype::F64, &[ROWS], im), ("re", Dtype::F64, &[520], re)]);
     let kernel = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernels/unbalanced.wasm");
     let text = format!(
         "[tensors.im]\nfile = \"in.h5\"\ndataset = \"im\"\n[tensors.re]\nfile = \"in.h5\"\ndataset = \"re\"\n\
@@ -50,6 +44,38 @@ fn job(folder: &Path) -> std::path::PathBuf {
     );
     fs::write(folder.join("large.toml"), text).unwrap();
     folder.join("large.toml")
+}
+
+/// Reaction and diffusion, so many steps to a row.
+fn iterated(folder: &Path, name: &str, steps: impl Fn(u64) -> u32) -> std::path::PathBuf {
+    let u = (0..ROWS * COLUMNS).flat_map(|i| ((i * 7919 % 1009) as f64 / 1009.0).to_le_bytes()).collect();
+    let steps = (0..ROWS).flat_map(|y| steps(y).to_le_bytes()).collect();
+    let file = format!("{name}.h5");
+    write(&folder.join(&file), &[("u", Dtype::F64, &[ROWS, COLUMNS], u), ("steps", Dtype::U32, &[ROWS], steps)]);
+    let kernel = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernels/reaction.wasm");
+    let text = format!(
+        "[tensors.u]\nfile = \"{file}\"\ndataset = \"u\"\n[tensors.steps]\nfile = \"{file}\"\ndataset = \"steps\"\n\
+         [tensors.v]\ncreate = \"out.h5\"\ndataset = \"v\"\ndtype = \"f64\"\n\
+         [[stages]]\nname = \"react\"\nkernel = \"{}\"\nexport = \"react\"\n\
+         compute = \"u[y~1,x~1], steps[y] -> v[y,x]\"\nboundary = \"clamp\"\n\
+         [iterate]\ncount = {ITERATIONS}\nexchange = [[\"u\", \"v\"]]\n",
+        kernel.display()
+    );
+    let job = folder.join(format!("{name}.toml"));
+    fs::write(&job, text).unwrap();
+    job
+}
+
+fn write(file: &Path, datasets: &[(&str, Dtype, &[u64], Vec<u8>)]) {
+    let mut staging = Staging::begin(file).unwrap();
+    for (name, dtype, extents, bytes) in datasets {
+        let shape = Shape::new(extents.to_vec()).unwrap();
+        let spec =
+            OutputSpec { dataset: (*name).into(), dtype: *dtype, shape: shape.clone(), chunk: None, deflate: None };
+        let layout = staging.create(&[spec]).unwrap().remove(0);
+        Writer::open(&layout).unwrap().write(&Region::whole(&shape), bytes).unwrap();
+    }
+    staging.publish().unwrap();
 }
 
 fn run(lab: &Lab, job: &Path, slow: bool, more: &[&str]) -> Report {
@@ -68,9 +94,13 @@ fn run(lab: &Lab, job: &Path, slow: bool, more: &[&str]) -> Report {
 fn main() {
     let lab = Lab::new();
     let job = job(lab.folder.path());
-    let mut command = Command::new(lab::EXUVIA);
-    command.arg("run").arg(&job).args(["--tier", "optimized", "--cache-dir"]).arg(lab.path("cache"));
-    assert!(command.stdout(Stdio::null()).status().unwrap().success());
+    let uneven = iterated(lab.folder.path(), "uneven", |y| if y < ROWS / 5 { 300 } else { 10 });
+    let even = iterated(lab.folder.path(), "even", |_| 70);
+    for job in [&job, &even] {
+        let mut command = Command::new(lab::EXUVIA);
+        command.arg("run").arg(job).args(["--tier", "optimized", "--cache-dir"]).arg(lab.path("cache"));
+        assert!(command.stdout(Stdio::null()).status().unwrap().success());
+    }
     let [mut equal, mut stealing, mut fixed, mut share] = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
         equal.push(in_stages(&run(&lab, &job, false, &[])));
@@ -93,4 +123,18 @@ fn main() {
         );
     }
     println!("bytes that the slow rank computed, over its neighbour's: {:.2}", median(share));
+    println!("{ITERATIONS} iterations with an exchange; medians of {ROUNDS}");
+    for (name, job, slow) in
+        [("rows differ by 30", &uneven, false), ("one slow", &even, true), ("all alike", &even, false)]
+    {
+        let [mut stealing, mut fixed, mut steals] = [const { Vec::new() }; 3];
+        for _ in 0..ROUNDS {
+            let report = run(&lab, job, slow, &[]);
+            steals.push(report.totals().steals as f64);
+            stealing.push(in_stages(&report));
+            fixed.push(in_stages(&run(&lab, job, slow, &["--no-steal"])));
+        }
+        let [stealing, fixed] = [stealing, fixed].map(|times| median(times) / 1e9);
+        println!("{name:<20} stealing {stealing:.3} s, static {fixed:.3} s; {} steals", median(steals));
+    }
 }

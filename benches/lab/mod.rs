@@ -40,8 +40,17 @@ pub struct Lab {
 impl Lab {
     pub fn new() -> Lab {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for kernel in ["heat", "matmul", "kmeans", "pca", "transpose", "histogram", "softmax_regression", "unbalanced"]
-        {
+        for kernel in [
+            "heat",
+            "matmul",
+            "kmeans",
+            "pca",
+            "transpose",
+            "histogram",
+            "softmax_regression",
+            "unbalanced",
+            "reaction",
+        ] {
             let target = root.join(format!("target/kernels/{kernel}.wasm"));
             kernel_build::build(&root.join(format!("examples/kernels/{kernel}.c")), &target, &[]).unwrap();
         }
