@@ -54,6 +54,23 @@ impl Region {
         }
         Some(common)
     }
+
+    /// What is left of it without `other`: at most two boxes per dimension, none of which meet.
+    pub fn without(&self, other: &Region) -> Vec<Region> {
+        let Some(common) = self.intersect(other) else { return vec![self.clone()] };
+        let (mut rest, mut left) = (self.clone(), Vec::new());
+        for d in 0..self.rank() {
+            for (start, end) in [(rest.offset[d], common.offset[d]), (common.end(d), rest.end(d))] {
+                if start < end {
+                    let mut side = rest.clone();
+                    (side.offset[d], side.extent[d]) = (start, end - start);
+                    left.push(side);
+                }
+            }
+            (rest.offset[d], rest.extent[d]) = (common.offset[d], common.extent[d]);
+        }
+        left
+    }
 }
 
 impl fmt::Display for Region {
@@ -116,6 +133,21 @@ mod tests {
         assert!(a.contains(&region(&[3, 7], &[1, 1])));
         assert!(!a.contains(&region(&[3, 7], &[1, 2])));
         assert_eq!(a.to_string(), "[0..4, 4..8]");
+    }
+
+    #[test]
+    fn without_leaves_every_other_point_once() {
+        let whole = region(&[0, 0, 2], &[4, 5, 3]);
+        for other in [region(&[1, 1, 3], &[2, 2, 1]), region(&[0, 3, 0], &[9, 9, 9]), region(&[4, 0, 0], &[1, 1, 1])] {
+            let left = whole.without(&other);
+            let common = whole.intersect(&other).map_or(0, |common| common.elements());
+            assert_eq!(left.iter().map(Region::elements).sum::<u64>() + common, whole.elements());
+            for (at, part) in left.iter().enumerate() {
+                assert!(whole.contains(part) && part.intersect(&other).is_none());
+                assert!(left[..at].iter().all(|earlier| earlier.intersect(part).is_none()));
+            }
+        }
+        assert_eq!(whole.without(&whole), []);
     }
 
     #[test]

@@ -1,0 +1,112 @@
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::ManifestError;
+
+const LOCK: &str = "lock";
+
+/// The folder of a manifest, held by one run at a time: by its rank 0.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    /// Locked while it is open.
+    _lock: File,
+}
+
+impl Folder {
+    /// Takes the folder at `path` for this run, and makes it if there is none.
+    pub fn open(path: &Path) -> Result<Folder, ManifestError> {
+        let failed = |what| move |source| ManifestError::Io { path: path.to_owned(), what, source };
+        loop {
+            fs::create_dir_all(path).map_err(failed("create the folder"))?;
+            let mut options = OpenOptions::new();
+            let mut lock = match options.read(true).write(true).create(true).truncate(false).open(path.join(LOCK)) {
+                Ok(lock) => lock,
+                // The run that had it is just removing it.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed("lock")(error)),
+            };
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {
+                    let mut by = String::new();
+                    let _ = lock.read_to_string(&mut by);
+                    return Err(ManifestError::Busy { folder: path.to_owned(), by: by.trim().to_owned() });
+                }
+                // Some file systems cannot lock: then nobody is kept out, as without a manifest.
+                Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                Err(error) => return Err(failed("lock")(error.into())),
+            }
+            let same = |there: fs::Metadata| lock.metadata().is_ok_and(|here| here.ino() == there.ino());
+            if !fs::metadata(path.join(LOCK)).is_ok_and(same) {
+                continue;
+            }
+            let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            let by = format!("process {} on {hostname}", std::process::id());
+            let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{by}"));
+            written.map_err(failed("lock"))?;
+            return Ok(Folder { path: path.to_owned(), _lock: lock });
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What was last written under this name; nothing if it cannot be understood.
+    pub fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        serde_json::from_slice(&fs::read(self.path.join(name)).ok()?).ok()
+    }
+
+    /// Writes `value` under this name, whole or not at all.
+    pub fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), ManifestError> {
+        write_whole(&self.path, name, value)
+    }
+
+    /// Removes it with all that is in it.
+    pub fn remove(self) -> Result<(), ManifestError> {
+        let failed = |source| ManifestError::Io { path: self.path.clone(), what: "remove", source };
+        fs::remove_dir_all(&self.path).map_err(failed)
+    }
+}
+
+/// Writes `value` under this name in a folder that this or another thread holds, whole or not at all.
+pub fn write_whole<T: Serialize>(folder: &Path, name: &str, value: &T) -> Result<(), ManifestError> {
+    let path = folder.join(name);
+    let write = || -> std::io::Result<()> {
+        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+        temporary.write_all(&serde_json::to_vec_pretty(value)?)?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(&path).map_err(|e| e.error)?;
+        Ok(())
+    };
+    write().map_err(|source| ManifestError::Io { path: path.clone(), what: "write", source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_run_at_a_time_has_it() {
+        let lab = tempfile::tempdir().unwrap();
+        let path = lab.path().join("m");
+        let first = Folder::open(&path).unwrap();
+        first.write("header", &7).unwrap();
+        let busy = Folder::open(&path).unwrap_err().to_string();
+        assert!(busy.contains(&format!("process {}", std::process::id())), "{busy}");
+        drop(first);
+        let second = Folder::open(&path).unwrap();
+        assert_eq!((second.read::<i32>("header"), second.read::<i32>("nothing")), (Some(7), None));
+        fs::write(path.join("header"), "tor").unwrap();
+        assert_eq!(second.read::<i32>("header"), None);
+        second.remove().unwrap();
+        assert!(!path.exists());
+    }
+}
