@@ -67,7 +67,7 @@ fn iterated(folder: &Path, name: &str, steps: impl Fn(u64) -> u32) -> std::path:
 }
 
 fn write(file: &Path, datasets: &[(&str, Dtype, &[u64], Vec<u8>)]) {
-    let mut staging = Staging::begin(file).unwrap();
+    let mut staging = Staging::begin(file, "input").unwrap();
     for (name, dtype, extents, bytes) in datasets {
         let shape = Shape::new(extents.to_vec()).unwrap();
         let spec =

@@ -69,7 +69,7 @@ fn large_job(folder: &Path) -> PathBuf {
     kernel_build::build(&folder.join("large.c"), &folder.join("large.wasm"), &[]).unwrap();
     let shape = Shape::new([ROWS, COLUMNS]).unwrap();
     let spec = OutputSpec { dataset: "x".into(), dtype: Dtype::F64, shape: shape.clone(), chunk: None, deflate: None };
-    let mut staging = Staging::begin(&folder.join("in.h5")).unwrap();
+    let mut staging = Staging::begin(&folder.join("in.h5"), "input").unwrap();
     let layout = staging.create(&[spec]).unwrap().remove(0);
     let bytes: Vec<u8> = (0..ROWS * COLUMNS).flat_map(|i| ((i * 37 % 101) as f64 / 9.0).to_le_bytes()).collect();
     Writer::open(&layout).unwrap().write(&Region::whole(&shape), &bytes).unwrap();

@@ -46,7 +46,7 @@ impl Lab {
         let bytes: Vec<u8> = numbers.flat_map(|i| (((i * 37 % 101) as f32 - 50.0) / 9.0).to_le_bytes()).collect();
         let whole = Region::whole(&shape);
         let spec = OutputSpec { dataset: "x".into(), dtype: Dtype::F32, shape, chunk: None, deflate: None };
-        let mut staging = Staging::begin(&self.path("in.h5")).unwrap();
+        let mut staging = Staging::begin(&self.path("in.h5"), "input").unwrap();
         let layout = staging.create(&[spec]).unwrap().remove(0);
         Writer::open(&layout).unwrap().write(&whole, &bytes).unwrap();
         staging.publish().unwrap();
@@ -86,7 +86,8 @@ impl Lab {
     /// Nothing that could be taken for a result, and nothing left lying about.
     fn assert_no_output(&self) {
         let names = fs::read_dir(self.folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        let outputs: Vec<String> = names.filter(|name| name.contains("out.h5") || name.contains("scratch")).collect();
+        let is_output = |name: &String| ["out.h5", "scratch", ".exuvia"].iter().any(|part| name.contains(part));
+        let outputs: Vec<String> = names.filter(is_output).collect();
         assert!(outputs.is_empty(), "{outputs:?}");
     }
 
@@ -334,13 +335,13 @@ fn signal(pid: u32, name: &str) {
 #[test]
 fn an_interrupted_run_leaves_nothing() {
     let lab = Lab::new();
-    for (name, text) in [("-INT", "SIGINT"), ("-TERM", "SIGTERM")] {
+    for (name, text) in [("-INT", "SIGINT"), ("-TERM", "SIGTERM"), ("-USR1", "SIGUSR1")] {
         let (child, pids) = endless(&lab, 1);
         let started = Instant::now();
         signal(pids[0], name);
         let output = child.wait_with_output().unwrap();
         assert!(started.elapsed() < Duration::from_secs(10));
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(75));
         assert!(stderr(&output).contains(&format!("interrupted by {text}")), "{}", stderr(&output));
         lab.assert_no_output();
     }

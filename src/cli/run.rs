@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 
 use super::{Output, fail, print_json, progress};
-use crate::exec::{self, ExitCode, Options, Signal, TierPolicy};
+use crate::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
 use crate::fabric;
 use crate::report::{self, Report};
 use crate::sched::Granularity;
@@ -28,6 +28,16 @@ pub(super) struct RunArguments {
     /// Leave work with the ranks that the plan gives it to, even if others have none
     #[arg(long)]
     no_steal: bool,
+    /// Begin anew, whatever an earlier run of this job has finished
+    #[arg(long)]
+    fresh: bool,
+    /// Keep nothing for a later run
+    #[arg(long, hide = true, conflicts_with = "fresh")]
+    forgetful: bool,
+    /// Time from one checkpoint of iterated stages to the next, such as 5min [default: what their cost and the end of the
+    /// allocation call for]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    checkpoint_every: Option<std::time::Duration>,
     /// Slices of every task, where the scheduler would choose
     #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
     task_slices: Option<u64>,
@@ -68,7 +78,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         Err(error) => return fail(&error, ExitCode::Environment, Some("run `exuvia doctor` for more")),
     };
     let signal = Signal::default();
-    for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+    for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1] {
         if let Err(error) = signal_hook::flag::register_usize(number, signal.clone(), number as usize) {
             tracing::warn!("signal {number} cannot be caught: {error}");
         }
@@ -85,7 +95,14 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         granularity: arguments.task_slices.map_or(Granularity::Adaptive, Granularity::Fixed),
         steal: !arguments.no_steal,
         helper: std::env::current_exe().ok(),
+        resume: match (arguments.fresh, arguments.forgetful) {
+            (_, true) => Resume::Never,
+            (true, false) => Resume::Fresh,
+            (false, false) => Resume::GoOn,
+        },
+        checkpoint_every: arguments.checkpoint_every,
         say: Some(say),
+        note: Some(note),
         progress: Some(progress::show),
         ..Options::default()
     };
@@ -107,6 +124,11 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
 fn say(error: &str) {
     progress::clear();
     eprintln!("{error}");
+}
+
+fn note(text: &str) {
+    progress::clear();
+    eprintln!("note: {text}");
 }
 
 fn conclude(arguments: &RunArguments, report: &Report) -> ExitCode {

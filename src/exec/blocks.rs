@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::RunError;
+use super::finished::Finished;
 use super::inputs::Inputs;
 use super::link::{Link, tag};
 use super::outputs::Stagings;
@@ -71,7 +72,11 @@ impl Running<'_> {
         let shared = self.shared.clone();
         let plan = shared.stage();
         match (&mut *lock(&block.outputs), &mut self.reduction) {
-            (BlockOutputs::Tiles(tiles), _) => self.emit(link, &block.tile, tiles, stagings)?,
+            (BlockOutputs::Tiles(tiles), _) => {
+                for (tile, results) in tiles.take_rest(plan, &block.tile) {
+                    self.emit(link, &tile, &results, stagings)?;
+                }
+            }
             (BlockOutputs::Groups(_, groups), Some(reduction)) => {
                 let outcomes = reduction.add(plan, &block.tile, std::mem::take(groups));
                 self.follow(link, outcomes, stagings)?;
@@ -153,7 +158,7 @@ impl Running<'_> {
     }
 
     /// Writes the outputs of a tile, in their order.
-    fn emit(
+    pub(super) fn emit(
         &mut self,
         link: &mut Link,
         tile: &Tile,
@@ -161,10 +166,15 @@ impl Running<'_> {
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
         let plan = self.shared.stage();
-        let outputs = (0..plan.operands.len()).filter(|index| plan.operands[*index].role == Role::Output);
-        for ((number, index), bytes) in outputs.enumerate().zip(results) {
+        let mut kept = Vec::with_capacity(results.len());
+        for ((number, index), bytes) in plan.outputs().enumerate().zip(results) {
             let region = plan.region(index, tile);
-            self.report.counts.written_bytes += self.outputs.write(link, number, &region, bytes, stagings)?;
+            let (written, stored) = self.outputs.write(link, number, &region, bytes, stagings)?;
+            self.report.counts.written_bytes += written;
+            kept.extend(stored);
+        }
+        if kept.len() == results.len() {
+            stagings.manifest.note(&Finished { stage: plan.name.clone(), tile: tile.clone(), outputs: kept });
         }
         Ok(())
     }

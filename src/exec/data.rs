@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::balance::Balance;
+use super::checkpoint::Checkpoints;
 use super::costs::CostBook;
 use super::inputs::{Kept, Places};
 use super::instances::Instances;
@@ -23,6 +24,7 @@ pub(super) struct Data {
     pub costs: CostBook,
     /// Which iterated stages steal.
     pub balance: Balance,
+    pub checkpoints: Checkpoints,
     /// Their blocks on this rank.
     pub tiles: BTreeMap<usize, Arc<Vec<Tile>>>,
     /// From the workers of all stages to the main thread.
@@ -35,7 +37,7 @@ pub(super) struct Data {
 }
 
 impl Data {
-    pub fn new(costs: CostBook) -> Data {
+    pub fn new(costs: CostBook, checkpoints: Checkpoints) -> Data {
         let (to_main, from_workers) = unbounded();
         Data {
             places: Places::default(),
@@ -44,6 +46,7 @@ impl Data {
             instances: BTreeMap::new(),
             costs,
             balance: Balance::default(),
+            checkpoints,
             tiles: BTreeMap::new(),
             to_main,
             from_workers,

@@ -3,6 +3,7 @@ use std::time::Duration;
 use crate::engine::{EngineError, KernelFault, Tier};
 use crate::fabric::{FabricError, Rank};
 use crate::job::JobError;
+use crate::manifest::ManifestError;
 use crate::plan::PlanError;
 use crate::store::StoreError;
 
@@ -16,6 +17,11 @@ pub enum RunError {
     Plan(#[from] Box<PlanError>),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// What an earlier run had finished, and this one has counted on.
+    #[error("finished parts of '{tensor}' have vanished while the run went on")]
+    Lost { tensor: String },
     #[error("kernel '{kernel}' of stage '{stage}'")]
     Engine { kernel: String, stage: String, source: Box<EngineError> },
     #[error(transparent)]
@@ -57,6 +63,7 @@ impl RunError {
             RunError::Fabric(FabricError::LauncherMismatch { .. } | FabricError::Threads { .. }) => {
                 ExitCode::Environment
             }
+            RunError::Interrupted { .. } => ExitCode::Resumable,
             RunError::Elsewhere { code } => ExitCode::from_i32(*code),
             _ => ExitCode::Failed,
         }

@@ -55,6 +55,12 @@ pub(super) struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
+    /// Of a stage that does not run.
+    pub fn none(stage: &StagePlan, (stage_index, run): (usize, u64)) -> Inputs<'a> {
+        let (whole, sources) = stage.operands.iter().map(|_| (None, None)).unzip();
+        Inputs { whole, sources, arrivals: Arrivals::new(stage_index, run) }
+    }
+
     /// Opens and gathers the inputs of run `run` of stage `stage_index`: waits for those that all tasks share, sends others what
     /// they need of the rest, and notes what of it is to come. Counts what it reads and moves. Collective.
     pub fn gather(

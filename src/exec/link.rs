@@ -28,6 +28,7 @@ pub(super) mod tag {
     pub const PARTIAL: u32 = 8;
     pub const SCHEDULER: u32 = 9;
     pub const SHARED: u32 = 10;
+    pub const DRAIN: u32 = 11;
     const KINDS: u32 = 16;
     /// Runs of stages that one rank may be ahead of another; a barrier sees to it.
     pub const RUNS: u64 = 1024;
@@ -45,7 +46,11 @@ pub(super) mod tag {
 }
 
 /// How long a failed rank waits for rank 0 to take note.
-const FAREWELL: Duration = Duration::from_secs(3);
+const FAREWELL: Duration = Duration::from_secs(4);
+/// How long a signal may wait for the end of an iteration.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How much longer than rank 0 others may take to finish what they had begun.
+const DRAINED: Duration = Duration::from_secs(1);
 /// How long the last words of a rank that is gone may be on their way.
 const LATE: Duration = Duration::from_millis(200);
 
@@ -68,6 +73,10 @@ struct Senses {
     inbox: VecDeque<Message>,
     /// Set once: every later look fails in the same way.
     ending: Option<Ending>,
+    /// Ranks that have said that they failed.
+    failed: u32,
+    /// Where a signal need not end the run at once: since when there is one.
+    patience: Option<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -89,7 +98,12 @@ impl Senses {
     fn look(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
         while let Some(message) = fabric.poll()? {
             match message.tag {
+                tag::DRAIN => {
+                    let number = message.bytes.first().map_or(15, |number| usize::from(*number));
+                    self.signal.store(number, Ordering::Relaxed);
+                }
                 tag::FAIL | tag::STOP => {
+                    self.failed += u32::from(message.tag == tag::FAIL);
                     self.ending.get_or_insert(Ending::Elsewhere(Failure::decode(&message.bytes)));
                 }
                 _ => self.inbox.push_back(message),
@@ -105,7 +119,11 @@ impl Senses {
         }
         let signal = self.signal.load(Ordering::Relaxed);
         if self.ending.is_none() && signal != 0 {
-            self.ending = Some(Ending::Signal(signal));
+            let waits =
+                self.patience.as_mut().is_some_and(|since| since.get_or_insert_with(Instant::now).elapsed() < PATIENCE);
+            if !waits {
+                self.ending = Some(Ending::Signal(signal));
+            }
         }
         match self.ending {
             Some(_) => Err(FabricError::Interrupted),
@@ -119,11 +137,17 @@ impl Senses {
             (Some(Ending::Died { rank, pid, hostname }), _) => {
                 RunError::RankDied { rank: *rank, pid: *pid, hostname: hostname.clone() }
             }
-            (Some(Ending::Signal(signal)), _) => {
-                RunError::Interrupted { signal: if *signal == 2 { "SIGINT" } else { "SIGTERM" } }
-            }
+            (Some(Ending::Signal(signal)), _) => RunError::Interrupted { signal: signal_name(*signal) },
             (None, error) => RunError::Fabric(error),
         }
+    }
+}
+
+fn signal_name(signal: usize) -> &'static str {
+    match signal as i32 {
+        signal_hook::consts::SIGINT => "SIGINT",
+        signal_hook::consts::SIGUSR1 => "SIGUSR1",
+        _ => "SIGTERM",
     }
 }
 
@@ -144,7 +168,10 @@ impl Failure {
 
 impl Link {
     pub fn new(fabric: Box<dyn Fabric>, signal: Signal) -> Link {
-        Link { fabric, senses: Senses { watch: None, signal, inbox: VecDeque::new(), ending: None } }
+        Link {
+            fabric,
+            senses: Senses { watch: None, signal, inbox: VecDeque::new(), ending: None, failed: 0, patience: None },
+        }
     }
 
     pub fn rank(&self) -> Rank {
@@ -283,10 +310,48 @@ impl Link {
         self.fabric.finalize(code as i32).map_err(RunError::Fabric)
     }
 
+    /// Whether a signal may wait for a while, since the ranks are soon going to ask for it ([`Link::signal`]).
+    pub fn wait_with_signals(&mut self, waits: bool) {
+        self.senses.patience = waits.then_some(None);
+    }
+
+    /// The signal that asks the run to end, if there is one.
+    pub fn signal(&self) -> Option<usize> {
+        Some(self.senses.signal.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
+    }
+
+    /// Ends the run for a signal that this or another rank got.
+    pub fn end_by(&mut self, signal: usize) -> RunError {
+        self.senses.ending.get_or_insert(Ending::Signal(signal));
+        self.senses.error(FabricError::Interrupted)
+    }
+
+    /// Lets all ranks know of the signal that ends the run: some launchers send it to one rank alone.
+    pub fn pass_on_ending(&mut self) {
+        if let Some(Ending::Signal(number)) = self.senses.ending {
+            let others = if self.rank() == 0 { 1..self.size() } else { 0..1 };
+            for rank in others {
+                let _ = self.fabric.send(rank, tag::DRAIN, vec![number as u8].into());
+            }
+        }
+    }
+
+    /// On rank 0, after a signal: waits until the others have finished what they had begun and said so.
+    pub fn await_others(&mut self) {
+        if self.rank() == 0 && matches!(self.senses.ending, Some(Ending::Signal(_))) {
+            self.linger(DRAINED, |link| {
+                let _ = link.senses.look(&mut *link.fabric);
+                link.senses.failed + 1 >= link.fabric.size()
+            });
+        }
+    }
+
     /// Tells the others that this rank failed. Returns the run's exit status and what this rank has to print: rank 0
     /// prints for all, rank 1 where rank 0 is gone, and others only when nobody hears them. Rank 0 gives it to `say`, if there
     /// is one, before it tells the others: once they leave, the launcher may end this process at any moment.
-    pub fn fail(mut self, error: &RunError, text: String, say: Option<fn(&str)>) -> (ExitCode, Option<String>) {
+    /// `note` goes with the text of whichever rank rank 0 prints.
+    pub fn fail(mut self, error: &RunError, note: Option<&str>, say: Option<fn(&str)>) -> (ExitCode, Option<String>) {
+        let text = error.render();
         // From here on only messages count.
         self.senses.signal = Signal::default();
         let died = matches!(self.senses.ending, Some(Ending::Died { .. }));
@@ -303,7 +368,9 @@ impl Link {
         };
         let code = heard.as_ref().map_or(error.code(), |(code, _)| *code);
         if self.rank() == 0 {
-            let mut text = Some(heard.map(|(_, text)| text).filter(|heard| !heard.is_empty()).unwrap_or(text));
+            let text = heard.map(|(_, text)| text).filter(|heard| !heard.is_empty()).unwrap_or(text);
+            let note = note.map(|note| format!("\nnote: {note}")).unwrap_or_default();
+            let mut text = Some(text + &note);
             if let Some(say) = say {
                 text.take().iter().for_each(|text| say(text));
             }

@@ -3,21 +3,28 @@
 //!
 //! The main thread talks MPI and HDF5, and nothing else does; the workers of a rayon pool run kernels; a helper process
 //! optimizes them. Refuses to do: deciding who computes what (that is `plan` and `sched`), parsing arguments, printing
-//! results. Invariant: an error on any rank ends all ranks, is printed once, and leaves no output behind.
+//! results. Invariant: an error on any rank ends all ranks, is printed once, and leaves no output behind; what is
+//! finished is kept for the next run.
 
 mod arrivals;
 mod balance;
 mod blocks;
+mod checkpoint;
 mod combine;
 mod costs;
 mod data;
 mod error;
+mod finished;
+mod identity;
 mod inputs;
 mod instances;
+mod keeper;
 mod link;
 mod outputs;
+mod parts;
 mod reduction;
 mod resident;
+mod resume;
 mod run;
 mod stage;
 mod stamp;
@@ -28,6 +35,7 @@ mod whole;
 mod worker;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use error::{ExitCode, RunError};
 pub use link::Signal;
@@ -58,6 +66,18 @@ impl TierPolicy {
     }
 }
 
+/// What becomes of what earlier runs of the job have finished, and of what this one does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Resume {
+    /// Goes on with it; what this run finishes outlives it.
+    #[default]
+    GoOn,
+    /// Begins anew; what this run finishes outlives it.
+    Fresh,
+    /// Begins anew and keeps nothing: for comparison.
+    Never,
+}
+
 /// How to run a job.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -75,8 +95,14 @@ pub struct Options {
     pub swap_before_task: Option<u64>,
     /// The program whose `compile-kernel` verb optimizes; none: a thread of this process does.
     pub helper: Option<PathBuf>,
+    /// What becomes of finished work.
+    pub resume: Resume,
+    /// Time from one checkpoint to the next; by default it follows from what they cost.
+    pub checkpoint_every: Option<Duration>,
     /// Tells a person at once why the run failed; without it, [`Failure`] has the text.
     pub say: Option<fn(&str)>,
+    /// Tells a person what is worth knowing, but no error.
+    pub note: Option<fn(&str)>,
     /// Where a person sees how far the run is.
     pub progress: Option<fn(&Progress)>,
 }
@@ -92,7 +118,10 @@ impl Default for Options {
             steal: true,
             swap_before_task: None,
             helper: None,
+            resume: Resume::default(),
+            checkpoint_every: None,
             say: None,
+            note: None,
             progress: None,
         }
     }

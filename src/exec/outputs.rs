@@ -6,19 +6,42 @@ use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 
 use super::RunError;
+use super::finished::{Finished, Stored};
 use super::inputs::Places;
 use super::link::{Link, tag};
 use super::resident::{Holding, Piece, Resident};
+use super::resume::Manifest;
 use super::stamp::Stamp;
 use crate::fabric::{Message, Payload};
 use crate::job::{Job, Source};
 use crate::plan::{OperandPlan, Origin, Plan, Role, StagePlan};
 use crate::report::{Counts, Moved, OutputReport, Reason};
-use crate::store::{OutputLayout, OutputSpec, Staging, Storage, Writer, compress_chunks};
+use crate::store::{OutputLayout, OutputSpec, Staging, Storage, StoreError, Writer, compress_chunks, expand_chunks};
 use crate::tensor::{Region, copy_region};
 
-/// Files under way, by final name; rank 0's.
-pub(super) type Stagings = BTreeMap<PathBuf, Staging>;
+/// Files under way, and the record of what in them is finished.
+#[derive(Default)]
+pub(super) struct Stagings {
+    /// By final name; rank 0's.
+    pub files: BTreeMap<PathBuf, Staging>,
+    pub manifest: Manifest,
+}
+
+impl Stagings {
+    /// After a failure: leaves what a later run can go on with, and says whether there is anything.
+    pub fn abandon(&mut self) -> bool {
+        let stays = self.manifest.abandon();
+        for staging in std::mem::take(&mut self.files).into_values().filter(|_| stays) {
+            staging.leave();
+        }
+        stays
+    }
+
+    /// Closes all files, so that others can read what is in them so far.
+    pub fn settle(&mut self) -> Result<(), StoreError> {
+        self.files.values_mut().try_for_each(Staging::settle)
+    }
+}
 
 /// Number and stored bytes of a chunk.
 type StoredChunk = (u64, Vec<u8>);
@@ -41,6 +64,17 @@ struct Output {
     dataset: Option<Dataset>,
     /// This rank's part, if it stays in memory.
     resident: Option<Vec<(Region, Vec<u8>)>>,
+}
+
+impl Output {
+    /// Copies what of these bytes stays in the memory of this rank.
+    fn keep(&mut self, region: &Region, bytes: &[u8]) {
+        for (own, target) in self.resident.iter_mut().flatten() {
+            if let Some(common) = own.intersect(region) {
+                copy_region(bytes, region, target, own, &common, self.element_bytes);
+            }
+        }
+    }
 }
 
 struct Dataset {
@@ -82,6 +116,7 @@ impl Outputs {
                 && let Some(layout) = layouts.next()
             {
                 places.insert(operand.tensor.clone(), (layout.temporary.clone(), layout.dataset.clone()));
+                stagings.manifest.writes_to(&layout.temporary);
                 let compressed = matches!(layout.storage, Storage::Compressed { .. });
                 let writer = if compressed { None } else { Some(Writer::open(&layout)?) };
                 dataset = Some(Dataset { layout, writer });
@@ -97,7 +132,8 @@ impl Outputs {
         Ok(Outputs { outputs, sent: 0, received: 0, expected: 0, run })
     }
 
-    /// Takes a region of the output of this number. Returns how many bytes that took in a file.
+    /// Takes a region of the output of this number. Returns how many bytes that took in a file, and where a later run finds
+    /// them, if it can.
     pub fn write(
         &mut self,
         link: &mut Link,
@@ -105,27 +141,79 @@ impl Outputs {
         region: &Region,
         bytes: &[u8],
         stagings: &mut Stagings,
-    ) -> Result<u64, RunError> {
+    ) -> Result<(u64, Option<Stored>), RunError> {
         let output = &mut self.outputs[number];
-        for (own, target) in output.resident.iter_mut().flatten() {
-            if let Some(common) = own.intersect(region) {
-                copy_region(bytes, region, target, own, &common, output.element_bytes);
-            }
-        }
-        let Some(dataset) = &mut output.dataset else { return Ok(0) };
+        output.keep(region, bytes);
+        let Some(dataset) = &mut output.dataset else { return Ok((0, None)) };
         if let Some(writer) = &mut dataset.writer {
-            return Ok(writer.write(region, bytes)?);
+            let written = writer.write(region, bytes)?;
+            return Ok((written, Some(Stored::InPlace(crc32fast::hash(bytes)))));
         }
         let chunks = compress_chunks(&dataset.layout, region, bytes)?;
+        let encoded = encode_chunks(number, &chunks);
+        let stored = stagings.manifest.store(&encoded);
+        self.give_chunks(link, number, &chunks, encoded, stagings)?;
+        Ok((chunks.iter().map(|(_, stored)| stored.len() as u64).sum(), stored))
+    }
+
+    /// Brings compressed chunks, also in their `encoded` form, to rank 0.
+    fn give_chunks(
+        &mut self,
+        link: &mut Link,
+        number: usize,
+        chunks: &[StoredChunk],
+        mut encoded: Vec<u8>,
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
         if link.rank() == 0 {
-            self.write_chunks(number, &chunks, stagings)?;
-        } else {
-            let mut bytes = encode_chunks(number, &chunks);
-            Stamp::run(self.run).put(&mut bytes);
-            link.send(0, tag::of_run(tag::CHUNKS, self.run), bytes.into())?;
-            self.sent += 1;
+            return self.write_chunks(number, chunks, stagings);
         }
-        Ok(chunks.iter().map(|(_, stored)| stored.len() as u64).sum())
+        Stamp::run(self.run).put(&mut encoded);
+        link.send(0, tag::of_run(tag::CHUNKS, self.run), encoded.into())?;
+        self.sent += 1;
+        Ok(())
+    }
+
+    /// Takes up what earlier runs have finished of the stage: their share of it goes into datasets that are not theirs, and
+    /// into the memory of this rank what it has of it.
+    pub fn recover(&mut self, link: &mut Link, plan: &StagePlan, stagings: &mut Stagings) -> Result<(), RunError> {
+        for (at, finished) in stagings.manifest.earlier(&plan.name).to_vec().into_iter().enumerate() {
+            let is_mine = at as u64 % u64::from(link.size()) == u64::from(link.rank());
+            for (number, stored) in finished.outputs.iter().enumerate() {
+                let output = &self.outputs[number];
+                let region = plan.region(output.operand, &finished.tile);
+                let Some(dataset) = &output.dataset else { continue };
+                let is_near = output.resident.iter().flatten().any(|(own, _)| own.intersect(&region).is_some());
+                let missing = || RunError::Lost { tensor: output.tensor.clone() };
+                match stored {
+                    Stored::InPlace(_) => {
+                        let layout = stagings.manifest.earlier_layout(&output.tensor).ok_or_else(missing)?;
+                        let is_elsewhere = *layout != dataset.layout;
+                        if is_near || (is_mine && is_elsewhere) {
+                            let bytes = Writer::open(layout)?.read(&region)?;
+                            let output = &mut self.outputs[number];
+                            output.keep(&region, &bytes);
+                            let writer = output.dataset.as_mut().and_then(|dataset| dataset.writer.as_mut());
+                            if let Some(writer) = writer.filter(|_| is_mine && is_elsewhere) {
+                                writer.write(&region, &bytes)?;
+                            }
+                        }
+                    }
+                    Stored::Beside(payload) if is_near || is_mine => {
+                        let encoded = stagings.manifest.payload(payload).ok_or_else(missing)?;
+                        let (_, chunks) = decode_chunks(&encoded).ok_or_else(missing)?;
+                        for (region, bytes) in expand_chunks(&dataset.layout, &chunks)? {
+                            self.outputs[number].keep(&region, &bytes);
+                        }
+                        if is_mine {
+                            self.give_chunks(link, number, &chunks, encoded, stagings)?;
+                        }
+                    }
+                    Stored::Beside(_) => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Writes what an iteration left in memory to datasets made for it now. Collective.
@@ -141,11 +229,19 @@ impl Outputs {
         counts: &mut Counts,
     ) -> Result<(), RunError> {
         let mut outputs = Outputs::create(link, job, plan, true, run, places, stagings)?;
-        for number in 0..outputs.outputs.len() {
-            outputs.outputs[number].resident = None;
-            let Some(holding) = resident.get(&outputs.outputs[number].tensor) else { continue };
-            for piece in &holding.pieces {
-                counts.written_bytes += outputs.write(link, number, &piece.region, &piece.bytes, stagings)?;
+        let held: Vec<Option<&Holding>> = outputs.outputs.iter().map(|output| resident.get(&output.tensor)).collect();
+        outputs.outputs.iter_mut().for_each(|output| output.resident = None);
+        for (at, mut tile) in plan.shard(link.rank()).into_iter().enumerate() {
+            plan.widen(&mut tile);
+            let mut kept = Vec::with_capacity(held.len());
+            for (number, holding) in held.iter().enumerate() {
+                let Some(piece) = holding.and_then(|holding| holding.pieces.get(at)) else { continue };
+                let (written, stored) = outputs.write(link, number, &piece.region, &piece.bytes, stagings)?;
+                counts.written_bytes += written;
+                kept.extend(stored);
+            }
+            if !held.is_empty() && kept.len() == held.len() {
+                stagings.manifest.note(&Finished { stage: plan.name.clone(), tile, outputs: kept });
             }
         }
         let sent = link.gather(outputs.sent.to_le_bytes().to_vec())?;
@@ -158,16 +254,14 @@ impl Outputs {
             }
         }
         link.barrier()?;
-        for staging in stagings.values_mut() {
-            staging.settle()?;
-        }
+        stagings.settle()?;
         Ok(())
     }
 
-    /// Leaves in memory what stays there.
-    pub fn keep(self, stage: usize, resident: &mut Resident) {
+    /// Leaves in memory what stays there, unless it is there already, as what a stage that did not run has left earlier.
+    pub fn keep(self, stage: usize, ran: bool, resident: &mut Resident) {
         for output in self.outputs {
-            if let Some(pieces) = output.resident {
+            if let Some(pieces) = output.resident.filter(|_| ran || resident.get(&output.tensor).is_none()) {
                 let pieces = pieces.into_iter().map(|(region, bytes)| Piece { region, bytes: bytes.into() }).collect();
                 resident.keep(&output.tensor, Holding { stage, operand: output.operand, pieces });
             }
@@ -193,7 +287,7 @@ impl Outputs {
 
     fn write_chunks(&self, output: usize, chunks: &[StoredChunk], stagings: &mut Stagings) -> Result<(), RunError> {
         let Some(Dataset { layout, .. }) = &self.outputs[output].dataset else { return Ok(()) };
-        if let Some(staging) = stagings.values_mut().find(|staging| staging.temporary() == layout.temporary) {
+        if let Some(staging) = stagings.files.values_mut().find(|staging| staging.temporary() == layout.temporary) {
             staging.write_chunks(layout, chunks)?;
         }
         Ok(())
@@ -220,11 +314,14 @@ impl Outputs {
 }
 
 fn create_dataset(job: &Job, operand: &OperandPlan, stagings: &mut Stagings) -> Result<OutputLayout, RunError> {
+    if let Some(layout) = stagings.manifest.adopted(&operand.tensor) {
+        return Ok(layout.clone());
+    }
     let (file, dataset) = destination(job, &operand.tensor);
-    let staging = match stagings.entry(file) {
+    let staging = match stagings.files.entry(file) {
         Entry::Occupied(staging) => staging.into_mut(),
         Entry::Vacant(room) => {
-            let staging = Staging::begin(room.key())?;
+            let staging = Staging::begin(room.key(), &stagings.manifest.tag())?;
             room.insert(staging)
         }
     };
@@ -235,7 +332,9 @@ fn create_dataset(job: &Job, operand: &OperandPlan, stagings: &mut Stagings) -> 
         chunk: operand.chunk.clone(),
         deflate: operand.deflate,
     };
-    Ok(staging.create(&[spec])?.remove(0))
+    let layout = staging.create(&[spec])?.remove(0);
+    stagings.manifest.begin_writing(staging, &operand.tensor, &layout);
+    Ok(layout)
 }
 
 /// The file and dataset that a tensor is written to. Scratch tensors lie in a file of their own beside the first output,
@@ -243,14 +342,17 @@ fn create_dataset(job: &Job, operand: &OperandPlan, stagings: &mut Stagings) -> 
 pub(super) fn destination(job: &Job, tensor: &str) -> (PathBuf, String) {
     match job.tensors.get(tensor).map(|decl| &decl.source) {
         Some(Source::Create { file, dataset, .. }) => (file.clone(), dataset.clone()),
-        _ => {
-            let created = job.tensors.values().find_map(|decl| match &decl.source {
-                Source::Create { file, .. } => file.parent(),
-                _ => None,
-            });
-            (created.unwrap_or_else(|| ".".as_ref()).join(format!("{}-scratch.h5", job.name)), tensor.to_owned())
-        }
+        _ => (first_folder(job).join(format!("{}-scratch.h5", job.name)), tensor.to_owned()),
     }
+}
+
+/// The folder of the first output, where whatever else a run needs lies too.
+pub(super) fn first_folder(job: &Job) -> PathBuf {
+    let created = job.tensors.values().find_map(|decl| match &decl.source {
+        Source::Create { file, .. } => file.parent().filter(|folder| !folder.as_os_str().is_empty()),
+        _ => None,
+    });
+    created.unwrap_or_else(|| ".".as_ref()).to_owned()
 }
 
 /// Gives every output its name and says where it is.
@@ -260,7 +362,7 @@ pub(super) fn publish(job: &Job, plan: &Plan, stagings: &mut Stagings) -> Result
     for operand in plan.stages.iter().flat_map(|stage| &stage.operands) {
         if operand.role == Role::Output && created(&operand.tensor) {
             let (file, dataset) = destination(job, &operand.tensor);
-            if let Some(staging) = stagings.remove(&file) {
+            if let Some(staging) = stagings.files.remove(&file) {
                 staging.publish()?;
             }
             outputs.push(OutputReport {
@@ -273,7 +375,8 @@ pub(super) fn publish(job: &Job, plan: &Plan, stagings: &mut Stagings) -> Result
         }
     }
     // What is left is scratch: dropping it removes it.
-    stagings.clear();
+    stagings.files.clear();
+    stagings.manifest.conclude();
     Ok(outputs)
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::combine::{Fold, Merge, Merger, Results};
+use super::finished::Done;
 use crate::fabric::Rank;
 use crate::plan::{Role, StagePlan, Tile};
 
@@ -59,8 +60,8 @@ struct Axis {
 }
 
 impl Reduction {
-    /// Of a stage that reduces; none on ranks without a part in it.
-    pub fn new(plan: &StagePlan, rank: Rank) -> Option<Reduction> {
+    /// Of a stage that reduces, without the cells that are done; none on ranks without a part in it.
+    pub fn new(plan: &StagePlan, rank: Rank, done: &Done) -> Option<Reduction> {
         let (reduce, grid) = (plan.reduce.as_ref()?, plan.process_grid.as_ref()?);
         let place = plan.place(rank)?;
         let axis = |axis: usize| Axis {
@@ -70,8 +71,21 @@ impl Reduction {
         };
         let first = plan.split.len() - reduce.axes;
         let axes: Vec<Axis> = (first..plan.split.len()).map(axis).collect();
-        let mut chains: u64 =
-            (0..first).map(|axis| grid.steps_of(axis, place[axis])).map(|steps| steps.end - steps.start).product();
+        let cells: Vec<Range<u64>> = (0..first).map(|axis| grid.steps_of(axis, place[axis])).collect();
+        let mut chains: u64 = cells.iter().map(|steps| steps.end - steps.start).product();
+        if !done.tiles().is_empty() {
+            let is_left = |number: &u64| {
+                let (mut rest, mut cell, mut stride) = (*number, 0, 1);
+                for (axis, steps) in cells.iter().enumerate().rev() {
+                    let length = steps.end - steps.start;
+                    cell += (steps.start + rest % length) * stride;
+                    rest /= length;
+                    stride *= grid.steps[axis];
+                }
+                plan.cell_tile(cell).is_none_or(|tile| !done.has(&tile))
+            };
+            chains = (0..chains).filter(is_left).count() as u64;
+        }
         let mut left = 0;
         for (level, axis) in axes.iter().enumerate() {
             // Sums of an axis come together on the last rank along the axes after it.

@@ -78,6 +78,20 @@ impl Resident {
         self.holdings.get(tensor)
     }
 
+    /// All of them, in the order of their names.
+    pub fn all(&self) -> impl Iterator<Item = (&String, &Holding)> {
+        self.holdings.iter()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.holdings.is_empty()
+    }
+
+    /// Of this rank.
+    pub fn bytes(&self) -> u64 {
+        self.holdings.values().flat_map(|holding| &holding.pieces).map(|piece| piece.bytes.len() as u64).sum()
+    }
+
     /// Two tensors change places.
     pub fn exchange(&mut self, a: &str, b: &str) {
         let (of_a, of_b) = (self.holdings.remove(a), self.holdings.remove(b));

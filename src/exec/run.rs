@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Checkpoints;
 use super::costs::{self, CostBook};
 use super::data::Data;
 use super::link::{Link, Signal};
 use super::outputs::{Outputs, Stagings, publish};
+use super::resume::{Manifest, Resumed};
 use super::stage::{Context, StageOutcome};
 use super::tiers::{TierSetup, Tiers};
 use super::wave::run_wave;
@@ -59,7 +61,7 @@ struct Introduction {
 /// been told.
 pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Signal) -> Result<Option<Report>, Failure> {
     let mut link = Link::new(fabric, signal);
-    let mut stagings = BTreeMap::new();
+    let mut stagings = Stagings::default();
     match run_rank(&mut link, path, options, &mut stagings) {
         Ok(report) => {
             // Everything is written and published; what goes wrong from here on changes no result.
@@ -69,8 +71,11 @@ pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Sign
             Ok(report)
         }
         Err(error) => {
-            drop(stagings);
-            let (code, text) = link.fail(&error, error.render(), options.say);
+            link.await_others();
+            let note = stagings
+                .abandon()
+                .then_some("what is finished is kept: run the same command again to go on from there");
+            let (code, text) = link.fail(&error, note, options.say);
             Err(Failure { code, text })
         }
     }
@@ -90,6 +95,12 @@ fn run_rank(
     let plan = Arc::new(plan(&job, &opening.layouts, &machine).map_err(Box::new)?);
     let class = agree(link, &plan)?;
     let Loaded { kernels, of_stage, merges } = load_kernels(link, &job)?;
+    let of_stages: Vec<&Kernel> = of_stage.iter().map(|kernel| &kernels[*kernel]).collect();
+    let (manifest, resumed) = Manifest::open(link, (&job, &plan), &of_stages, options.resume, &mut stagings.files)?;
+    stagings.manifest = manifest;
+    if link.rank() == 0 {
+        tell(&resumed, options);
+    }
     let cache = open_cache(options);
     let costs = CostBook::load(link, cache.as_ref(), &kernels)?;
     let setup = TierSetup {
@@ -121,11 +132,26 @@ fn run_rank(
         kernels: of_stage,
         merges,
     };
-    let mut data = Data::new(costs);
+    let mut data = Data::new(costs, Checkpoints::new(options.checkpoint_every));
+    let gone_on = stagings.manifest.load(&plan, &mut data.resident)?;
     for wave in waves.into_iter().filter(|wave| wave.start == iterated.start || !iterated.contains(&wave.start)) {
-        if let Some(iterate) = job.iterate.as_ref().filter(|iterate| iterate.stages.contains(&wave.start)) {
-            let iterations = run_iterations(link, &mut tiers, &context, iterate, &mut data, stagings, &mut share)?;
+        if wave.start > 0 {
+            data.checkpoints.look(link, &plan, (wave.start, 0), &data.resident, stagings)?;
+        }
+        let runs = !stagings.manifest.skips(&plan.stages[wave.start].name);
+        let iterate = job.iterate.as_ref().filter(|iterate| runs && iterate.stages.contains(&wave.start));
+        if let Some(iterate) = iterate {
+            let first = gone_on.filter(|(next, _)| *next == wave.start).map_or(0, |(_, iteration)| iteration);
+            link.wait_with_signals(true);
+            let iterations =
+                run_iterations(link, &mut tiers, &context, (iterate, first), &mut data, stagings, &mut share)?;
+            link.wait_with_signals(false);
             share.iterations = Some(iterations);
+        } else if iterated.contains(&wave.start) {
+            // All of them are finished: what they left is taken up.
+            for stage in iterated.clone() {
+                run_wave(link, &mut tiers, &context, stage..stage + 1, &mut data, stagings)?;
+            }
         } else {
             for outcome in run_wave(link, &mut tiers, &context, wave, &mut data, stagings)? {
                 add_stage(&mut share, outcome, process_start);
@@ -160,7 +186,23 @@ fn run_rank(
     let wall_ns = process_start.elapsed().as_nanos() as u64;
     let mut report = Report::join(job.name.clone(), hash, environment, wall_ns, ranks);
     report.outputs = outputs;
+    report.resumed_bytes = resumed.bytes;
     Ok(Some(report))
+}
+
+/// Tells a person what is taken up from an earlier run.
+fn tell(resumed: &Resumed, options: &Options) {
+    let size = bytesize::ByteSize::b(resumed.bytes).display().iec();
+    let went_on = (resumed.bytes > 0).then(|| match resumed.iteration {
+        0 => format!("going on with what an earlier run finished: {size} of tensors"),
+        iteration => format!("going on after iteration {iteration} of an earlier run, with {size} of tensors"),
+    });
+    for note in went_on.iter().chain(&resumed.notes) {
+        match options.note {
+            Some(tell) => tell(note),
+            None => tracing::info!("{note}"),
+        }
+    }
 }
 
 /// Adds what a stage did to the rank's share of the report; a stage that ran before adds to its own.
@@ -175,20 +217,21 @@ fn add_stage(share: &mut RankReport, outcome: StageOutcome, process_start: Insta
     share.first_task_ns = share.first_task_ns.or(outcome.first_task.map(since_start));
 }
 
-/// Runs the iterated stages until their condition holds, or as often as the job says, and writes what they left. Returns the
-/// number of iterations.
+/// Runs the iterated stages until their condition holds, or as often as the job says, and writes what they left; `first` of these
+/// iterations were made by earlier runs. Returns the number of iterations, those included.
 fn run_iterations(
     link: &mut Link,
     tiers: &mut Tiers,
     context: &Context<'_>,
-    iterate: &Iterate,
+    (iterate, first): (&Iterate, u64),
     data: &mut Data,
     stagings: &mut Stagings,
     share: &mut RankReport,
 ) -> Result<u64, RunError> {
     data.deferred = true;
     data.balance.begin();
-    let mut iteration = 0;
+    let mut iteration = first;
+    data.checkpoints.begin_iterations(first);
     loop {
         for stage_index in iterate.stages.clone() {
             for outcome in run_wave(link, tiers, context, stage_index..stage_index + 1, data, stagings)? {
@@ -208,6 +251,10 @@ fn run_iterations(
         }
         if context.options.steal {
             data.balance.end_iteration(link)?;
+        }
+        if data.checkpoints.looks_after(iteration) {
+            let next = (iterate.stages.start, iteration);
+            data.checkpoints.look(link, &context.plan, next, &data.resident, stagings)?;
         }
     }
     data.deferred = false;

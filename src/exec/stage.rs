@@ -10,6 +10,7 @@ use super::data::Data;
 use super::inputs::{Inputs, Origins};
 use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
+use super::parts::SAVE_INTERVAL;
 use super::reduction::Reduction;
 use super::stamp::Stamp;
 use super::stealing::Stealing;
@@ -86,6 +87,7 @@ pub(super) struct Running<'a> {
     ranks_done: u32,
     others: BTreeMap<u32, Progress>,
     last_progress: Instant,
+    last_save: Instant,
     /// When the stage began, in time and in CPU time; none once it is judged.
     to_judge: Option<(Instant, Duration)>,
     started: Instant,
@@ -114,18 +116,25 @@ impl<'a> Running<'a> {
         // Before anything slow: whoever compiles can start while inputs are read.
         let code = tiers.code(link, kernel, &stage.name, context.options.swap_before_task.is_some())?;
         let run = data.begin_run();
-        let outputs = Outputs::create(link, context.job, plan, !data.deferred, run, &mut data.places, stagings)?;
+        let mut outputs = Outputs::create(link, context.job, plan, !data.deferred, run, &mut data.places, stagings)?;
+        outputs.recover(link, plan, stagings)?;
         // What goes into files is complete for all ranks at once; what stays in memory is fetched when it is needed.
         let together = outputs.has_datasets() || run.is_multiple_of(tag::RUNS / 2);
         let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
         let from = Origins { places: &data.places, resident: &data.resident, kept: &mut data.kept };
         let this = (stage_index, run);
-        let mut inputs = Inputs::gather(link, context.job, &context.plan, this, from, &mut report.counts)?;
-        let tiles = data.tiles.remove(&stage_index).unwrap_or_else(|| Arc::new(plan.blocks(link.rank()).collect()));
+        let skips = stagings.manifest.skips(&plan.name);
+        let mut inputs = match skips {
+            true => Inputs::none(plan, this),
+            false => Inputs::gather(link, context.job, &context.plan, this, from, &mut report.counts)?,
+        };
+        let done = stagings.manifest.done(&plan.name);
+        let blocks = || if skips { Vec::new() } else { done.blocks_left(plan, link.rank()) };
+        let tiles = data.tiles.remove(&stage_index).unwrap_or_else(|| Arc::new(blocks()));
         if data.deferred {
             data.tiles.insert(stage_index, tiles.clone());
         }
-        let reduction = Reduction::new(plan, link.rank());
+        let reduction = if skips { None } else { Reduction::new(plan, link.rank(), &done) };
         let workers = context.threads;
         let in_flight = workers as u64 + 2;
         // Where every block reads what is on its way, workers would wake up for nothing, and again when it is here.
@@ -164,7 +173,7 @@ impl<'a> Running<'a> {
             inputs,
             outputs,
             reduction,
-            stealing: Stealing::default(),
+            stealing: Stealing::new(done),
             held: Vec::new(),
             wake_at_ns: None,
             over: !steals,
@@ -178,6 +187,7 @@ impl<'a> Running<'a> {
             ranks_done: 0,
             others: BTreeMap::new(),
             last_progress: Instant::now(),
+            last_save: Instant::now(),
             // Nothing is being optimized for a stage that begins on optimized code.
             to_judge: (!optimized).then(|| (Instant::now(), cpu_time())),
             started,
@@ -228,6 +238,10 @@ impl Running<'_> {
         if self.wake_at_ns.is_some_and(|ns| self.shared.now_ns() >= ns) {
             self.wake_at_ns = None;
             self.shared.event(Event::Tick);
+        }
+        if self.last_save.elapsed() >= SAVE_INTERVAL {
+            self.save_parts(link, stagings)?;
+            self.last_save = Instant::now();
         }
         tiers.poll(link)?;
         if !self.optimized
@@ -441,11 +455,9 @@ impl Running<'_> {
         let plan = &context.plan.stages[stage_index];
         if self.together {
             link.barrier()?;
-            for staging in stagings.values_mut() {
-                staging.settle()?;
-            }
+            stagings.settle()?;
         }
-        self.outputs.keep(stage_index, &mut data.resident);
+        self.outputs.keep(stage_index, !stagings.manifest.skips(&plan.name), &mut data.resident);
         if data.deferred {
             let bytes = costs(plan, &self.inputs).fetched_block_bytes * self.tiles.len() as u64;
             data.balance.note(stage_index, shared.load_ns(), bytes);

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::RunError;
+use super::finished::Done;
 use super::inputs::Inputs;
 use super::worker::{BlockData, BlockKey, BlockOutputs, lock};
 use crate::fabric::Rank;
@@ -19,6 +20,8 @@ use crate::tensor::copy_region;
 pub(super) struct Stealing {
     attached: BTreeMap<BlockKey, Vec<Vec<u8>>>,
     tiles: BTreeMap<Rank, Vec<Tile>>,
+    /// What earlier runs have finished.
+    done: Done,
 }
 
 pub(super) fn key(piece: Span) -> BlockKey {
@@ -26,9 +29,13 @@ pub(super) fn key(piece: Span) -> BlockKey {
 }
 
 impl Stealing {
+    pub fn new(done: Done) -> Stealing {
+        Stealing { done, ..Stealing::default() }
+    }
+
     /// The tile of the block that `piece` is of, and the tile of the piece; `None` if there is no such block or slice.
     pub fn tiles(&mut self, plan: &StagePlan, piece: Span) -> Option<(Tile, Tile)> {
-        let tiles = self.tiles.entry(piece.owner).or_insert_with(|| plan.blocks(piece.owner).collect());
+        let tiles = self.tiles.entry(piece.owner).or_insert_with(|| self.done.blocks_left(plan, piece.owner));
         let tile = tiles.get(usize::try_from(piece.block).ok()?)?.clone();
         let slices = plan.slices(&tile);
         let len = if piece.len == 0 { slices } else { piece.len };
@@ -114,7 +121,7 @@ impl Stealing {
     /// The outputs of a stolen piece.
     pub fn outputs_to_send(block: &BlockData) -> Vec<u8> {
         let buffers = match &mut *lock(&block.outputs) {
-            BlockOutputs::Tiles(tiles) => std::mem::take(tiles),
+            BlockOutputs::Tiles(tiles) => std::mem::take(&mut tiles.buffers),
             BlockOutputs::Slices(_, slices) => std::mem::take(slices).into_iter().flatten().collect(),
             BlockOutputs::Groups(..) => unreachable!("a thief does not combine"),
         };
@@ -143,11 +150,12 @@ impl Stealing {
         };
         match &mut *lock(&block.outputs) {
             BlockOutputs::Tiles(tiles) => {
-                for (target, index) in tiles.iter_mut().zip(plan.outputs()) {
+                for (target, index) in tiles.buffers.iter_mut().zip(plan.outputs()) {
                     let (region, to) = (plan.region(index, &cover), plan.region(index, &block.cover));
                     let element_bytes = plan.operands[index].dtype.size_bytes();
                     copy_region(&next(index)?, &region, target, &to, &region, element_bytes);
                 }
+                tiles.computed.add(piece.start, piece.start + slices);
             }
             BlockOutputs::Groups(reduce, groups) => {
                 // Merged by the worker that adds to the group next, or after the block.

@@ -1,20 +1,27 @@
 //! Stages that run at the same time, each with workers of its own, under one main loop.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::RunError;
+use crossbeam_channel::Receiver;
+
 use super::data::Data;
 use super::link::Link;
 use super::outputs::Stagings;
 use super::stage::{Context, Running, StageOutcome};
 use super::tiers::Tiers;
+use super::worker::{FromRun, FromWorker};
+use super::{ExitCode, RunError};
 use crate::fabric::Backoff;
+use crate::sched::Action;
 
 /// Messages of workers after which the main thread looks for those of ranks all the same.
 const MESSAGES_AT_ONCE: usize = 16;
 /// How long a worker that was told to may take to leave.
 const LEAVE: Duration = Duration::from_secs(10);
+
+/// How long the tasks under way may take, once the run is asked to end.
+const DRAIN: Duration = Duration::from_secs(3);
 
 /// Runs the stages of a wave to their ends on all ranks.
 pub(super) fn run_wave(
@@ -31,6 +38,27 @@ pub(super) fn run_wave(
         stages.push(Running::begin(link, tiers, context, stage_index, data, stagings)?);
     }
     let from_workers = data.from_workers.clone();
+    if let Err(error) = watch(link, tiers, &mut stages, &from_workers, stagings) {
+        if error.code() == ExitCode::Resumable {
+            drain(link, &mut stages, &from_workers, stagings);
+        }
+        return Err(error);
+    }
+    let mut outcomes = Vec::with_capacity(stages.len());
+    for stage in stages {
+        outcomes.push(stage.finish(link, data, stagings)?);
+    }
+    Ok(outcomes)
+}
+
+/// Looks after stages until all is done and their workers have left.
+fn watch(
+    link: &mut Link,
+    tiers: &mut Tiers,
+    stages: &mut [Running<'_>],
+    from_workers: &Receiver<FromRun>,
+    stagings: &mut Stagings,
+) -> Result<(), RunError> {
     let mut backoff = Backoff::default();
     while stages.iter().any(|stage| !stage.is_done()) {
         // While workers are at work they wake this thread; after that it waits for other ranks alone.
@@ -43,6 +71,7 @@ pub(super) fn run_wave(
                 stage.heed_worker(link, message, stagings)?;
             }
         }
+        stagings.manifest.tend();
         for stage in stages.iter_mut().filter(|stage| !stage.is_done()) {
             if stage.look(link, tiers, stagings)? {
                 backoff.reset();
@@ -61,9 +90,29 @@ pub(super) fn run_wave(
             stage.heed_worker(link, message, stagings)?;
         }
     }
-    let mut outcomes = Vec::with_capacity(stages.len());
-    for stage in stages {
-        outcomes.push(stage.finish(link, data, stagings)?);
+    Ok(())
+}
+
+/// The run is asked to end: finishes the tasks that workers are at, as long as that takes no longer than one may wait, and
+/// writes what is computed.
+fn drain(link: &mut Link, stages: &mut [Running<'_>], from_workers: &Receiver<FromRun>, stagings: &mut Stagings) {
+    stagings.manifest.flush();
+    link.pass_on_ending();
+    let until = Instant::now() + DRAIN;
+    stages.iter_mut().for_each(Running::release);
+    let finish = || -> Result<(), RunError> {
+        while stages.iter().any(Running::has_workers) && Instant::now() < until {
+            let Ok((run, message)) = from_workers.recv_timeout(Duration::from_millis(20)) else { continue };
+            let begins =
+                matches!(message, FromWorker::Do(Action::Fetch { .. } | Action::Take { .. } | Action::Send { .. }));
+            if let Some(stage) = stages.iter_mut().find(|stage| stage.run == run && !begins) {
+                stage.heed_worker(link, message, stagings)?;
+            }
+        }
+        stages.iter_mut().try_for_each(|stage| stage.save_parts(link, stagings))
+    };
+    if let Err(error) = { finish }() {
+        tracing::warn!("while finishing what was begun: {error}");
     }
-    Ok(outcomes)
+    stagings.manifest.flush();
 }

@@ -18,6 +18,7 @@ use crate::tensor::{copy_box, copy_region};
 
 use super::combine::{Fold, Merger};
 use super::instances::{Instances, merge_group, view};
+use super::parts::TileOutputs;
 use super::reduction::Handed;
 use super::whole::Whole;
 
@@ -72,8 +73,7 @@ pub(super) struct BlockData {
 /// What the tasks of a block have made so far.
 #[derive(Debug)]
 pub(super) enum BlockOutputs {
-    /// The bytes of each output.
-    Tiles(Vec<Vec<u8>>),
+    Tiles(TileOutputs),
     /// Partial results of each group, merged in the order of its leaves.
     Groups(Reduce, Vec<Fold>),
     /// Partial results of each slice from this one on, for their owner to combine.
@@ -96,7 +96,7 @@ impl BlockOutputs {
     pub fn tiles(plan: &StagePlan, cover: &Tile) -> BlockOutputs {
         let bytes =
             |index| vec![0; plan.region(index, cover).elements() as usize * plan.operands[index].dtype.size_bytes()];
-        BlockOutputs::Tiles(plan.outputs().map(bytes).collect())
+        BlockOutputs::Tiles(TileOutputs::new(plan.outputs().map(bytes).collect()))
     }
 }
 
@@ -453,10 +453,11 @@ fn task(
     }
     let copies = || results.iter().map(|(_, _, bytes)| bytes.to_vec()).collect();
     match &mut *lock(&block.outputs) {
-        BlockOutputs::Tiles(targets) => {
-            for (target, (view, to, bytes)) in targets.iter_mut().zip(&results) {
+        BlockOutputs::Tiles(tiles) => {
+            for (target, (view, to, bytes)) in tiles.buffers.iter_mut().zip(&results) {
                 copy_region(bytes, &view.region, target, to, &view.region, view.dtype.size_bytes());
             }
+            tiles.computed.add(start, start + len);
         }
         BlockOutputs::Groups(reduce, groups) => {
             groups[(start / reduce.leaves) as usize].put(start % reduce.leaves, copies());

@@ -2,7 +2,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -18,7 +17,7 @@ const AGE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
-    file: Arc<File>,
+    file: File,
     /// Lines that are not in the file yet.
     pending: String,
     records: usize,
@@ -51,7 +50,7 @@ impl Log {
         let file = OpenOptions::new().append(true).create(true).open(&path);
         let file = file.map_err(|source| ManifestError::Io { path: path.clone(), what: "write", source })?;
         let (pending, oldest) = (String::new(), Instant::now());
-        Ok(Log { path, file: file.into(), pending, records: 0, oldest, payloads: None })
+        Ok(Log { path, file, pending, records: 0, oldest, payloads: None })
     }
 
     /// Notes a record; it is in the file soon.
@@ -91,16 +90,16 @@ impl Log {
     /// Writes all: from now on this process may die.
     pub fn flush(&mut self) -> Result<(), ManifestError> {
         // In one call: lines of a process that dies are whole, but for the last.
-        let written = (&*self.file).write_all(self.pending.as_bytes());
+        let written = self.file.write_all(self.pending.as_bytes());
         written.map_err(|source| self.failed(source))?;
         self.pending.clear();
         self.records = 0;
         Ok(())
     }
 
-    /// The file, for whoever brings it to the disk.
-    pub fn file(&self) -> Arc<File> {
-        self.file.clone()
+    /// Its file, and the one where payloads go.
+    pub fn files(&self) -> [PathBuf; 2] {
+        [self.path.clone(), self.path.with_extension("bin")]
     }
 
     fn failed(&self, source: std::io::Error) -> ManifestError {

@@ -8,11 +8,13 @@
 
 mod folder;
 mod log;
+mod syncer;
 
 use std::path::PathBuf;
 
 pub use folder::{Folder, write_whole};
 pub use log::{Log, Payload, Records, read_payload};
+pub use syncer::Syncer;
 
 /// Why a manifest cannot be had.
 #[derive(Debug, thiserror::Error)]

@@ -118,6 +118,14 @@ impl StagePlan {
         (rest == 0).then_some(Tile(region))
     }
 
+    /// Makes it a box of outputs: along the whole of the reduced axes.
+    pub fn widen(&self, tile: &mut Tile) {
+        let axes = self.reduce.as_ref().map_or(0, |reduce| reduce.axes);
+        for axis in self.split.len() - axes..self.split.len() {
+            (tile.0.offset[axis], tile.0.extent[axis]) = (0, self.extent(axis));
+        }
+    }
+
     /// Parts in which output `operand` lies, per dimension.
     pub(super) fn parts_by_dim(&self, operand: usize) -> Vec<u64> {
         let parts = |axis: usize| match &self.process_grid {

@@ -25,6 +25,9 @@ pub struct Report {
     pub environment: Environment,
     /// From the start of rank 0's process to the end of the last stage.
     pub wall_ns: u64,
+    /// Of outputs, which an earlier run of the job had finished.
+    #[serde(default)]
+    pub resumed_bytes: u64,
     /// From the start of the process to the end of its first task: the earliest over ranks.
     pub first_task_ns: Option<u64>,
     pub kernels: Vec<KernelReport>,
@@ -237,6 +240,7 @@ impl Report {
             plan_hash,
             environment,
             wall_ns,
+            resumed_bytes: 0,
             first_task_ns,
             kernels,
             stages,

@@ -22,6 +22,10 @@ pub fn summary(report: &Report, here: &Path) -> String {
     );
     let tiers = format!("{} baseline + {} optimized", totals.baseline_tasks, totals.optimized_tasks);
     line(&mut text, "tasks", format!("{} ({tiers}) in {}", totals.tasks(), time(report.wall_ns)));
+    if report.resumed_bytes > 0 {
+        let size = ByteSize::b(report.resumed_bytes).display().iec();
+        line(&mut text, "resumed", format!("{size} of tensors from an earlier run"));
+    }
     if let Some(iterations) = report.ranks.first().and_then(|rank| rank.iterations) {
         line(&mut text, "iterated", format!("{iterations} time(s)"));
     }

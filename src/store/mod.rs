@@ -14,7 +14,7 @@ mod write;
 
 pub use error::StoreError;
 pub use read::{DatasetInfo, Reader, describe, list};
-pub use write::{OutputLayout, OutputSpec, Staging, Storage, Writer, compress_chunks};
+pub use write::{OutputLayout, OutputSpec, Staging, Storage, Writer, compress_chunks, expand_chunks};
 
 /// Version of the HDF5 library at run time.
 pub fn library_version() -> String {

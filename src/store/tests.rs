@@ -2,7 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
-use crate::tensor::{Dtype, Region, Shape};
+use crate::tensor::{Dtype, Region, Shape, copy_region};
 
 fn spec(dataset: &str, dtype: Dtype, shape: &[u64], chunk: Option<&[u64]>, deflate: Option<u8>) -> OutputSpec {
     let shape = Shape::new(shape).unwrap();
@@ -20,7 +20,7 @@ fn pattern(bytes: usize) -> Vec<u8> {
 
 /// Writes a dataset in bands of `rows`, as ranks would.
 fn write(file: &Path, spec: &OutputSpec, rows: u64) -> Vec<u8> {
-    let mut staging = Staging::begin(file).unwrap();
+    let mut staging = Staging::begin(file, "test").unwrap();
     let layout = staging.create(std::slice::from_ref(spec)).unwrap().remove(0);
     let bytes = pattern(spec.shape.elements() as usize * spec.dtype.size_bytes());
     let row_bytes = bytes.len() as u64 / spec.shape[0];
@@ -33,10 +33,20 @@ fn write(file: &Path, spec: &OutputSpec, rows: u64) -> Vec<u8> {
         match layout.storage {
             Storage::Compressed { .. } => {
                 let chunks = compress_chunks(&layout, &band, part).unwrap();
+                let mut again = vec![0; part.len()];
+                for (clipped, bytes) in expand_chunks(&layout, &chunks).unwrap() {
+                    copy_region(&bytes, &clipped, &mut again, &band, &clipped, spec.dtype.size_bytes());
+                }
+                assert_eq!(again, part);
                 staging.write_chunks(&layout, &chunks).unwrap();
             }
             _ => {
-                Writer::open(&layout).unwrap().write(&band, part).unwrap();
+                let mut writer = Writer::open(&layout).unwrap();
+                writer.write(&band, part).unwrap();
+                assert_eq!(writer.read(&band).unwrap(), part);
+                // Less than a chunk.
+                let corner = Region { offset: band.offset.clone(), extent: vec![1; band.rank()] };
+                assert_eq!(writer.read(&corner).unwrap(), part[..spec.dtype.size_bytes()]);
             }
         }
         start += count;
@@ -89,7 +99,7 @@ fn other_datasets_survive_and_an_abandoned_run_leaves_nothing() {
     let file = folder.path().join("x.h5");
     write(&file, &spec("one", Dtype::U8, &[4], None, None), 4);
     let before = fs::read(&file).unwrap();
-    let mut abandoned = Staging::begin(&file).unwrap();
+    let mut abandoned = Staging::begin(&file, "test").unwrap();
     abandoned.create(&[spec("one", Dtype::F64, &[9], None, None)]).unwrap();
     drop(abandoned);
     assert_eq!(fs::read(&file).unwrap(), before);
@@ -98,13 +108,25 @@ fn other_datasets_survive_and_an_abandoned_run_leaves_nothing() {
     assert_eq!(describe(&file, "one").unwrap().dtype, Dtype::U32);
     assert_eq!(describe(&file, "two").unwrap().dtype, Dtype::I16);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    // A stale temporary of a process that is no more goes; one of a living process stays.
-    let dead = folder.path().join(".x.h5.exuvia-4000000000-a.part");
-    let alive = folder.path().join(format!(".x.h5.exuvia-{}-b.part", std::process::id()));
-    fs::write(&dead, "").unwrap();
-    fs::write(&alive, "").unwrap();
-    drop(Staging::begin(&file).unwrap());
-    assert!(!dead.exists() && alive.exists());
+}
+
+#[test]
+fn what_a_run_left_can_be_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.h5");
+    let mut first = Staging::begin(&file, "job").unwrap();
+    let layout = first.create(&[spec("x", Dtype::U16, &[6], None, None)]).unwrap().remove(0);
+    Writer::open(&layout).unwrap().write(&region(&[0], &[2]), &[1, 0, 2, 0]).unwrap();
+    let temporary = first.temporary().to_owned();
+    first.leave();
+    let second = Staging::adopt(&file, &temporary);
+    let mut writer = Writer::open(&layout).unwrap();
+    assert_eq!(writer.read(&region(&[1], &[1])).unwrap(), [2, 0]);
+    writer.write(&region(&[2], &[4]), &[3, 0, 4, 0, 5, 0, 6, 0]).unwrap();
+    second.publish().unwrap();
+    let mut bytes = Vec::new();
+    Reader::open(&file, "x").unwrap().read(&region(&[0], &[6]), &mut bytes).unwrap();
+    assert_eq!(bytes, [1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0]);
 }
 
 #[test]
@@ -143,7 +165,7 @@ fn what_is_missing_or_wrong_is_named_with_the_nearest_right_thing() {
     let text = folder.path().join("text.h5");
     fs::write(&text, "no HDF5 at all").unwrap();
     assert!(error(&text, "x").contains("not an HDF5 file"));
-    assert!(Staging::begin(&text).unwrap_err().to_string().contains("not an HDF5 file"), "never overwritten");
+    assert!(Staging::begin(&text, "test").unwrap_err().to_string().contains("not an HDF5 file"), "never overwritten");
     assert_eq!(fs::read(&text).unwrap(), b"no HDF5 at all");
 }
 

@@ -1,17 +1,16 @@
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::io::{Read as _, Write as _};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use flate2::Compression;
+use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, raw};
 use crate::tensor::{Dtype, Region, Shape, chunks_of, copy_region};
-
-/// Of a new output, before the umask: an output is a file like any other, though it begins as a temporary one.
-const SHARED_MODE: u32 = 0o666;
 
 /// A dataset to be written.
 #[derive(Clone, Debug)]
@@ -33,6 +32,13 @@ pub struct OutputLayout {
     pub dtype: Dtype,
     pub shape: Shape,
     pub storage: Storage,
+}
+
+impl OutputLayout {
+    /// Of all its elements.
+    pub fn bytes(&self) -> u64 {
+        self.shape.elements() * self.dtype.size_bytes() as u64
+    }
 }
 
 /// How a dataset lies in its file.
@@ -61,37 +67,47 @@ pub struct Staging {
     temporary: PathBuf,
     /// Open only while compressed chunks are written.
     open: Option<hdf5::File>,
-    published: bool,
+    /// Published, or left for a later run.
+    stays: bool,
 }
 
 impl Staging {
-    /// Begins to write `target`. What an existing file holds beside the new datasets is kept; its folder is created.
-    pub fn begin(target: &Path) -> Result<Staging, StoreError> {
+    /// Begins to write `target`. What an existing file holds beside the new datasets is kept; its folder is created. `run`
+    /// is part of the temporary's name: another run of that name begins anew, or goes on with [`Staging::adopt`].
+    pub fn begin(target: &Path, run: &str) -> Result<Staging, StoreError> {
         let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(StoreError::io(folder, "create the folder"))?;
         if target.is_dir() {
             return Err(StoreError::Directory { file: target.to_owned() });
         }
         let name = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let prefix = format!(".{name}.exuvia-");
-        remove_stale(folder, &prefix);
-        let pid = std::process::id();
-        let own_prefix = format!("{prefix}{pid}-");
-        let permissions = fs::Permissions::from_mode(SHARED_MODE);
-        let temporary =
-            tempfile::Builder::new().prefix(&own_prefix).suffix(".part").permissions(permissions).tempfile_in(folder);
-        let temporary = temporary.map_err(StoreError::io(folder, "write to"))?;
-        let (file, temporary) = temporary.keep().map_err(|e| StoreError::io(folder, "write to")(e.error))?;
-        let staging = Staging { target: target.to_owned(), temporary, open: None, published: false };
+        let temporary = folder.join(format!(".{name}.exuvia-{run}.part"));
+        let staging = Staging { target: target.to_owned(), temporary, open: None, stays: false };
         if target.exists() {
             // What is no HDF5 file is somebody's something else.
             super::list(target)?;
             fs::copy(target, &staging.temporary).map_err(StoreError::io(target, "copy"))?;
         } else {
-            drop(file);
+            // HDF5 would say less well why not.
+            File::create(&staging.temporary).map_err(StoreError::io(folder, "write to"))?;
             private().create(&staging.temporary).map_err(StoreError::hdf5(target, "create the file"))?;
         }
         Ok(staging)
+    }
+
+    /// Goes on with what an earlier run left in `temporary` on its way to `target`.
+    pub fn adopt(target: &Path, temporary: &Path) -> Staging {
+        Staging { target: target.to_owned(), temporary: temporary.to_owned(), open: None, stays: false }
+    }
+
+    /// Leaves the temporary where it is, for a later run.
+    pub fn leave(mut self) {
+        self.stays = true;
+    }
+
+    /// The file that it is going to be.
+    pub fn target(&self) -> &Path {
+        &self.target
     }
 
     /// The file as it is before it is published.
@@ -197,11 +213,7 @@ impl Staging {
         let dataset = file.dataset(&layout.dataset).map_err(StoreError::hdf5(&target, what()))?;
         let grid = crate::tensor::chunk_count(&layout.shape, chunk);
         for (linear, stored) in chunks {
-            let (mut offset, mut rest) = (vec![0; grid.len()], *linear);
-            for d in (0..grid.len()).rev() {
-                offset[d] = rest % grid[d] * chunk[d];
-                rest /= grid[d];
-            }
+            let offset = chunk_offset(*linear, &grid, chunk);
             raw::write_chunk(&dataset, &offset, stored).map_err(StoreError::hdf5(&target, what()))?;
         }
         self.open = Some(file);
@@ -222,7 +234,7 @@ impl Staging {
         let failed = StoreError::io(&self.target, "write");
         File::open(&self.temporary).and_then(|file| file.sync_all()).map_err(&failed)?;
         fs::rename(&self.temporary, &self.target).map_err(&failed)?;
-        self.published = true;
+        self.stays = true;
         if let Some(folder) = self.target.parent().filter(|p| !p.as_os_str().is_empty()) {
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(&failed)?;
         }
@@ -233,7 +245,7 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         self.open = None;
-        if !self.published {
+        if !self.stays {
             let _ = fs::remove_file(&self.temporary);
         }
     }
@@ -247,20 +259,8 @@ fn private() -> hdf5::FileBuilder {
     options
 }
 
-/// Removes temporaries of runs on this machine that are no more.
-fn remove_stale(folder: &Path, prefix: &str) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(prefix).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if let Some(pid) = pid.filter(|_| name.ends_with(".part"))
-            && !Path::new(&format!("/proc/{pid}")).exists()
-        {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
-/// Writes a rank's parts of one uncompressed dataset at their places in the file: no HDF5, no lock, no other rank.
+/// Writes a rank's parts of one uncompressed dataset at their places in the file, and reads them back: no HDF5, no lock, no
+/// other rank.
 #[derive(Debug)]
 pub struct Writer {
     file: File,
@@ -269,7 +269,7 @@ pub struct Writer {
 
 impl Writer {
     pub fn open(layout: &OutputLayout) -> Result<Writer, StoreError> {
-        let file = OpenOptions::new().write(true).open(&layout.temporary);
+        let file = OpenOptions::new().read(true).write(true).open(&layout.temporary);
         let file = file.map_err(StoreError::io(&layout.temporary, "open"))?;
         Ok(Writer { file, layout: layout.clone() })
     }
@@ -281,8 +281,8 @@ impl Writer {
         let failed = StoreError::io(&self.layout.temporary, "write to");
         match &self.layout.storage {
             Storage::Contiguous { offset_bytes } => {
-                write_rows(&self.file, *offset_bytes, &self.layout.shape, region, bytes, element_bytes)
-                    .map_err(failed)?;
+                let write = |part: Range<usize>, at| self.file.write_all_at(&bytes[part], offset_bytes + at);
+                each_row(&self.layout.shape, region, element_bytes, write).map_err(failed)?;
                 Ok(bytes.len() as u64)
             }
             Storage::Chunked { chunk, offsets_bytes } => {
@@ -296,20 +296,41 @@ impl Writer {
             Storage::Compressed { .. } => unreachable!("compressed datasets are written by rank 0"),
         }
     }
+
+    /// Reads the packed row-major bytes of a region, which need not be whole chunks.
+    pub fn read(&self, region: &Region) -> Result<Vec<u8>, StoreError> {
+        let element_bytes = self.layout.dtype.size_bytes();
+        let mut bytes = vec![0; region.elements() as usize * element_bytes];
+        let failed = StoreError::io(&self.layout.temporary, "read");
+        match &self.layout.storage {
+            Storage::Contiguous { offset_bytes } => {
+                let read = |part: Range<usize>, at| self.file.read_exact_at(&mut bytes[part], offset_bytes + at);
+                each_row(&self.layout.shape, region, element_bytes, read).map_err(failed)?;
+            }
+            Storage::Chunked { chunk, offsets_bytes } => {
+                let mut stored = vec![0; chunk.iter().product::<u64>() as usize * element_bytes];
+                for (linear, clipped) in chunks_of(&self.layout.shape, chunk, region) {
+                    self.file.read_exact_at(&mut stored, offsets_bytes[linear as usize]).map_err(&failed)?;
+                    let full = Region { offset: clipped.offset.clone(), extent: chunk.clone() };
+                    if let Some(common) = clipped.intersect(region) {
+                        copy_region(&stored, &full, &mut bytes, region, &common, element_bytes);
+                    }
+                }
+            }
+            Storage::Compressed { .. } => unreachable!("compressed datasets are read by HDF5"),
+        }
+        Ok(bytes)
+    }
 }
 
-/// Writes a box of a contiguous dataset as runs of the innermost dimensions that it spans wholly.
-fn write_rows(
-    file: &File,
-    base: u64,
+/// A box of a packed array of `shape` as runs of the innermost dimensions that it spans wholly: calls `row` with the bytes of
+/// each in the box, and with where they begin in the array.
+fn each_row(
     shape: &[u64],
     region: &Region,
-    bytes: &[u8],
     element_bytes: usize,
+    mut row: impl FnMut(Range<usize>, u64) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
-    if bytes.is_empty() {
-        return Ok(());
-    }
     let rank = shape.len();
     let (mut outer, mut run) = (rank, element_bytes as u64);
     while outer > 0 {
@@ -319,10 +340,13 @@ fn write_rows(
             break;
         }
     }
+    let (run, length) = (run as usize, region.elements() as usize * element_bytes);
     let mut at = region.offset.clone();
-    for part in bytes.chunks_exact(run as usize) {
+    let mut start = 0;
+    while start < length {
         let linear = (0..rank).fold(0, |linear, d| linear * shape[d] + at[d]);
-        file.write_all_at(part, base + linear * element_bytes as u64)?;
+        row(start..start + run, linear * element_bytes as u64)?;
+        start += run;
         if let Some(d) = (0..outer).rev().find(|d| at[*d] + 1 < region.end(*d)) {
             at[d] += 1;
             at[d + 1..].copy_from_slice(&region.offset[d + 1..]);
@@ -363,4 +387,33 @@ pub fn compress_chunks(
     };
     let failed = StoreError::io(&layout.temporary, "compress for");
     padded_chunks(layout, chunk, region, bytes).map(compress).collect::<std::io::Result<_>>().map_err(failed)
+}
+
+/// The opposite of [`compress_chunks`]: the elements of each chunk that are in the dataset. An error if they are damaged.
+pub fn expand_chunks(layout: &OutputLayout, chunks: &[(u64, Vec<u8>)]) -> Result<Vec<(Region, Vec<u8>)>, StoreError> {
+    let Storage::Compressed { chunk, .. } = &layout.storage else { return Ok(Vec::new()) };
+    let element_bytes = layout.dtype.size_bytes();
+    let grid = crate::tensor::chunk_count(&layout.shape, chunk);
+    let expand = |(linear, stored): &(u64, Vec<u8>)| {
+        let mut bytes = vec![0; chunk.iter().product::<u64>() as usize * element_bytes];
+        ZlibDecoder::new(&stored[..]).read_exact(&mut bytes)?;
+        let full = Region { offset: chunk_offset(*linear, &grid, chunk), extent: chunk.clone() };
+        let beyond = || std::io::Error::new(std::io::ErrorKind::InvalidData, "there is no such chunk");
+        let clipped = full.intersect(&Region::whole(&layout.shape)).ok_or_else(beyond)?;
+        let mut packed = vec![0; clipped.elements() as usize * element_bytes];
+        copy_region(&bytes, &full, &mut packed, &clipped, &clipped, element_bytes);
+        Ok((clipped, packed))
+    };
+    let failed = StoreError::io(&layout.temporary, "expand chunks of");
+    chunks.iter().map(expand).collect::<std::io::Result<_>>().map_err(failed)
+}
+
+/// First element of a chunk, by its number in the row-major `grid` of chunks.
+fn chunk_offset(linear: u64, grid: &[u64], chunk: &[u64]) -> Vec<u64> {
+    let (mut offset, mut rest) = (vec![0; grid.len()], linear);
+    for d in (0..grid.len()).rev() {
+        offset[d] = rest % grid[d] * chunk[d];
+        rest /= grid[d];
+    }
+    offset
 }

@@ -1,3 +1,5 @@
+use std::time::{Duration, SystemTime};
+
 /// Who started this process, as the environment tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Launcher {
@@ -63,6 +65,12 @@ fn detect(env: Environment) -> Launcher {
         Some(size) if size > 1 => launched("srun without PMI", Some(size), number("SLURM_PROCID")),
         _ => Launcher::None,
     }
+}
+
+/// When the allocation that this process is in ends, if Slurm says so.
+pub fn allocation_end() -> Option<SystemTime> {
+    let seconds = number(&|name| std::env::var(name).ok(), "SLURM_JOB_END_TIME")?;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(seconds)))
 }
 
 #[cfg(test)]

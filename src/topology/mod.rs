@@ -15,7 +15,7 @@ mod watch;
 
 pub use cpu::{CpuClass, common_features};
 pub use host::{Host, host};
-pub use launcher::{Launcher, allocated_tasks, launcher};
+pub use launcher::{Launcher, allocated_tasks, allocation_end, launcher};
 pub use process::process_alive;
 pub use watch::Watch;
 

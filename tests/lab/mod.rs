@@ -70,7 +70,7 @@ impl Lab {
     pub fn dataset_of(&self, file: &str, dtype: Dtype, extents: &[u64], bytes: Vec<u8>) {
         let shape = Shape::new(extents.to_vec()).unwrap();
         let spec = OutputSpec { dataset: "x".into(), dtype, shape: shape.clone(), chunk: None, deflate: None };
-        let mut staging = Staging::begin(&self.path(file)).unwrap();
+        let mut staging = Staging::begin(&self.path(file), "input").unwrap();
         let layout = staging.create(&[spec]).unwrap().remove(0);
         Writer::open(&layout).unwrap().write(&Region::whole(&shape), &bytes).unwrap();
         staging.publish().unwrap();
@@ -80,12 +80,18 @@ impl Lab {
         self.run_with(ranks, arguments, &[])
     }
 
+    /// What runs the job.
+    pub fn command(&self, ranks: u32, arguments: &[&str]) -> Command {
+        let mut command = if ranks == 1 { Command::new(EXUVIA) } else { launch::ranks(ranks, EXUVIA.as_ref()) };
+        command.arg("run").args(arguments).arg(self.path("job.toml")).env("EXUVIA_CACHE_DIR", self.path("cache"));
+        command
+    }
+
     /// With these environment variables.
     pub fn run_with(&self, ranks: u32, arguments: &[&str], environment: &[(&str, &Path)]) -> Report {
-        let mut command = if ranks == 1 { Command::new(EXUVIA) } else { launch::ranks(ranks, EXUVIA.as_ref()) };
-        command.arg("run").args(arguments).arg("--report").arg(self.path("report.json")).arg(self.path("job.toml"));
-        command.envs(environment.iter().copied());
-        let output = command.env("EXUVIA_CACHE_DIR", self.path("cache")).output().unwrap();
+        let mut command = self.command(ranks, arguments);
+        command.arg("--report").arg(self.path("report.json")).envs(environment.iter().copied());
+        let output = command.output().unwrap();
         assert!(output.status.success(), "{ranks} ranks, {arguments:?}: {}", text(&output));
         serde_json::from_slice(&fs::read(self.path("report.json")).unwrap()).unwrap()
     }

@@ -1,0 +1,251 @@
+//! What a stage's outputs depend on, so that what is finished counts only as long as nothing of that has changed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Kernel;
+use crate::job::{Job, Source};
+use crate::plan::{Plan, Role};
+
+/// Inputs up to this size are hashed as wholes, ...
+const WHOLE_BYTES: u64 = 1 << 30;
+/// ... of larger ones so many samples of this size.
+const SAMPLES: u64 = 256;
+const SAMPLE_BYTES: usize = 1 << 20;
+
+/// What a stage computes, whatever the number of ranks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    pub stage: String,
+    /// Hash of the module.
+    pub kernel: String,
+    /// Hash of everything that the job says about the stage, its constants included.
+    pub definition: String,
+    /// Tensors that it reads and writes.
+    pub reads: Vec<String>,
+    pub writes: Vec<String>,
+}
+
+/// What tells whether an input file is what it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Fingerprint {
+    pub file: PathBuf,
+    pub bytes: u64,
+    pub modified_ns: i128,
+    pub hash: String,
+}
+
+/// The stages of a job, with the kernel of each.
+pub(super) fn identities(job: &Job, plan: &Plan, kernels: &[&Kernel]) -> Vec<Identity> {
+    let stages = job.stages.iter().zip(&plan.stages).zip(kernels).enumerate();
+    stages
+        .map(|(position, ((stage, planned), kernel))| {
+            let mut hasher = blake3::Hasher::new_derive_key("exuvia stage 1");
+            let mut note = |what: String| {
+                hasher.update(&(what.len() as u64).to_le_bytes());
+                hasher.update(what.as_bytes());
+            };
+            note(format!("{:?}", (kernel.export(), stage.combine, &stage.merge, stage.boundary)));
+            for index in &planned.indices {
+                note(format!("{:?}", (&index.name, index.extent, index.split, index.reduced)));
+            }
+            for operand in &planned.operands {
+                let layout = (operand.dtype, &*operand.shape, &operand.chunk, operand.deflate);
+                note(format!(
+                    "{:?}",
+                    (&operand.tensor, operand.role, &operand.dims, &operand.scale, &operand.halo, layout)
+                ));
+                match job.tensors.get(&operand.tensor).map(|decl| &decl.source) {
+                    Some(Source::Inline { bytes, .. }) => note(blake3::hash(bytes).to_hex().to_string()),
+                    Some(Source::Create { file, dataset, .. } | Source::File { file, dataset }) => {
+                        note(format!("{file:?} {dataset}"));
+                    }
+                    _ => {}
+                }
+            }
+            if let Some(iterate) = job.iterate.as_ref().filter(|iterate| iterate.stages.contains(&position)) {
+                let until = iterate.until.as_ref().map(|until| (&until.tensor, until.relation, until.bound.to_bits()));
+                let pairs: Vec<_> = iterate.exchange.iter().map(|pair| (&pair.read, &pair.written)).collect();
+                note(format!("{:?}", (&iterate.stages, iterate.count, until, pairs)));
+            }
+            let tensors = |role| {
+                let operands = planned.operands.iter().filter(move |operand| operand.role == role);
+                operands.map(|operand| operand.tensor.clone()).collect()
+            };
+            Identity {
+                stage: stage.name.clone(),
+                kernel: kernel.hash().to_owned(),
+                definition: hasher.finalize().to_hex().to_string(),
+                reads: tensors(Role::Input),
+                writes: tensors(Role::Output),
+            }
+        })
+        .collect()
+}
+
+/// Of the stages now, those that are not what they were before, and why. Iterated ones stand and fall together.
+pub(super) fn changes(
+    job: &Job,
+    before: &[Identity],
+    now: &[Identity],
+    changed_inputs: &[String],
+) -> BTreeMap<String, String> {
+    let mut changed: BTreeMap<String, String> = BTreeMap::new();
+    let written_by = |tensor: &String| now.iter().find(|stage| stage.writes.contains(tensor)).map(|stage| &stage.stage);
+    // Twice, since in a loop a stage may read what a later one writes.
+    for _ in 0..2 {
+        for (position, stage) in now.iter().enumerate() {
+            let why = match before.iter().find(|earlier| earlier.stage == stage.stage) {
+                _ if changed.contains_key(&stage.stage) => continue,
+                None => Some("it is new".to_owned()),
+                Some(earlier) if earlier.kernel != stage.kernel => Some("its kernel has changed".to_owned()),
+                Some(earlier) if earlier.definition != stage.definition => Some("the job has changed".to_owned()),
+                Some(_) => {
+                    let input = stage.reads.iter().find(|tensor| changed_inputs.contains(tensor));
+                    let earlier = stage.reads.iter().filter_map(written_by).find(|by| changed.contains_key(*by));
+                    let iterated = job.iterate.as_ref().filter(|iterate| iterate.stages.contains(&position));
+                    let other = iterated.and_then(|iterate| {
+                        now[iterate.stages.clone()].iter().find(|other| changed.contains_key(&other.stage))
+                    });
+                    let stage = earlier.or(other.map(|other| &other.stage));
+                    input
+                        .map(|tensor| format!("its input '{tensor}' has changed"))
+                        .or(stage.map(|stage| format!("it depends on stage '{stage}'")))
+                }
+            };
+            changed.extend(why.map(|why| (stage.stage.clone(), why)));
+        }
+    }
+    changed
+}
+
+/// The input files of a job, by tensor.
+pub(super) fn input_files(job: &Job) -> BTreeMap<String, PathBuf> {
+    let file = |source: &Source| match source {
+        Source::File { file, .. } => Some(file.clone()),
+        _ => None,
+    };
+    job.tensors.values().filter_map(|decl| Some((decl.name.clone(), file(&decl.source)?))).collect()
+}
+
+impl Fingerprint {
+    /// Of a file as it is now; `None` if it cannot be read, or `stop` is set meanwhile.
+    pub fn take(file: &Path, stop: &AtomicBool) -> Option<Fingerprint> {
+        let mut opened = File::open(file).ok()?;
+        let (bytes, modified_ns) = stat(&opened)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; SAMPLE_BYTES];
+        if bytes <= WHOLE_BYTES {
+            loop {
+                let read = opened.read(&mut buffer).ok()?;
+                if read == 0 {
+                    break;
+                }
+                hasher.update(&buffer[..read]);
+                if stop.load(Ordering::Relaxed) {
+                    return None;
+                }
+            }
+        } else {
+            for sample in 0..SAMPLES {
+                let last = bytes - SAMPLE_BYTES as u64;
+                let at = (u128::from(last) * u128::from(sample) / u128::from(SAMPLES - 1)) as u64;
+                opened.read_exact_at(&mut buffer, at).ok()?;
+                hasher.update(&buffer);
+                if stop.load(Ordering::Relaxed) {
+                    return None;
+                }
+            }
+        }
+        let hash = hasher.finalize().to_hex().to_string();
+        // What is being written has no fingerprint.
+        (stat(&opened)? == (bytes, modified_ns)).then(|| Fingerprint {
+            file: file.to_owned(),
+            bytes,
+            modified_ns,
+            hash,
+        })
+    }
+
+    /// Whether the file has the same content, as far as can be told: untouched, or hashed again.
+    pub fn holds(&self, file: &Path) -> bool {
+        let now = File::open(file).ok().and_then(|file| stat(&file));
+        let untouched = self.file == file && now == Some((self.bytes, self.modified_ns));
+        let same_length = now.is_some_and(|(bytes, _)| bytes == self.bytes);
+        let again = || Fingerprint::take(file, &AtomicBool::new(false));
+        untouched || (same_length && again().is_some_and(|now| now.hash == self.hash))
+    }
+}
+
+/// Length and time of the last change.
+fn stat(file: &File) -> Option<(u64, i128)> {
+    let stat = file.metadata().ok()?;
+    Some((stat.len(), i128::from(stat.mtime()) * 1_000_000_000 + i128::from(stat.mtime_nsec())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(stage: &str, kernel: &str, reads: &[&str], writes: &[&str]) -> Identity {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Identity {
+            stage: stage.to_owned(),
+            kernel: kernel.to_owned(),
+            definition: "d".to_owned(),
+            reads: names(reads),
+            writes: names(writes),
+        }
+    }
+
+    #[test]
+    fn only_what_depends_on_a_change_is_changed() {
+        let text = "[tensors]\nx = { file = \"i\", dataset = \"x\" }\nw = { file = \"i\", dataset = \"w\" }\n\
+                    a = { dtype = \"f64\" }\nb = { create = \"o\", dataset = \"b\", dtype = \"f64\" }\n\
+                    c = { create = \"o\", dataset = \"c\", dtype = \"f64\" }\n\
+                    [[stages]]\nname = \"one\"\nkernel = \"k\"\ncompute = \"x[n] -> a[n]\"\n\
+                    [[stages]]\nname = \"two\"\nkernel = \"k\"\ncompute = \"a[n] -> b[n]\"\n\
+                    [[stages]]\nname = \"three\"\nkernel = \"k\"\ncompute = \"w[n] -> c[n]\"\n";
+        let job = Job::parse(text, "job.toml".as_ref()).unwrap();
+        let stages = |kernels: [&str; 3]| {
+            vec![
+                identity("one", kernels[0], &["x"], &["a"]),
+                identity("two", kernels[1], &["a"], &["b"]),
+                identity("three", kernels[2], &["w"], &["c"]),
+            ]
+        };
+        let before = stages(["k", "k", "k"]);
+        let why = |now: [&str; 3], inputs: &[&str]| {
+            let inputs: Vec<String> = inputs.iter().map(|name| (*name).to_owned()).collect();
+            changes(&job, &before, &stages(now), &inputs).into_iter().collect::<Vec<_>>()
+        };
+        let pair = |stage: &str, why: &str| (stage.to_owned(), why.to_owned());
+        assert_eq!(why(["k", "k", "k"], &[]), []);
+        assert_eq!(why(["k", "j", "k"], &[]), [pair("two", "its kernel has changed")]);
+        let first = [pair("one", "its kernel has changed"), pair("two", "it depends on stage 'one'")];
+        assert_eq!(why(["j", "k", "k"], &[]), first);
+        assert_eq!(why(["k", "k", "k"], &["w"]), [pair("three", "its input 'w' has changed")]);
+    }
+
+    #[test]
+    fn a_file_is_what_it_was_by_its_content() {
+        let lab = tempfile::tempdir().unwrap();
+        let file = lab.path().join("x");
+        std::fs::write(&file, [1, 2, 3]).unwrap();
+        let stop = AtomicBool::new(false);
+        let print = Fingerprint::take(&file, &stop).unwrap();
+        assert!(print.holds(&file));
+        let copy = lab.path().join("y");
+        std::fs::copy(&file, &copy).unwrap();
+        assert!(print.holds(&copy), "the same content elsewhere, at another time");
+        std::fs::write(&copy, [1, 2, 4]).unwrap();
+        assert!(!print.holds(&copy) && !print.holds(&lab.path().join("z")));
+        assert!(Fingerprint::take(&file, &AtomicBool::new(true)).is_none());
+    }
+}

@@ -1,0 +1,154 @@
+//! Parts of blocks: what of a block is computed goes into its files while the rest still is, so that little is lost where blocks
+//! take long.
+
+use std::time::Duration;
+
+use super::RunError;
+use super::link::Link;
+use super::outputs::Stagings;
+use super::stage::Running;
+use super::worker::{BlockData, BlockOutputs, lock};
+use crate::plan::{StagePlan, Tile};
+use crate::tensor::copy_region;
+
+/// How much of a run may be lost because it was not written yet, roughly.
+pub(super) const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Slices of a block: disjoint runs in ascending order, no two of which touch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slices(Vec<(u64, u64)>);
+
+impl Slices {
+    /// Adds `start..end`.
+    pub fn add(&mut self, start: u64, end: u64) {
+        let (from, to) = (self.0.partition_point(|run| run.1 < start), self.0.partition_point(|run| run.0 <= end));
+        let joined =
+            self.0[from..to].iter().fold((start, end), |joined, run| (joined.0.min(run.0), joined.1.max(run.1)));
+        self.0.splice(from..to, [joined]);
+    }
+
+    /// Those that are not in `other`.
+    fn without(&self, other: &Slices) -> Vec<(u64, u64)> {
+        let mut left = Vec::new();
+        for &(start, end) in &self.0 {
+            let mut from = start;
+            for run in other.0.iter().filter(|run| run.1 > start && run.0 < end) {
+                if run.0 > from {
+                    left.push((from, run.0));
+                }
+                from = run.1;
+            }
+            if from < end {
+                left.push((from, end));
+            }
+        }
+        left
+    }
+}
+
+/// What the tasks of a map have made of a block so far.
+#[derive(Debug, Default)]
+pub(super) struct TileOutputs {
+    /// The bytes of each output.
+    pub buffers: Vec<Vec<u8>>,
+    /// Slices that are computed, and of these, those that are written.
+    pub computed: Slices,
+    written: Slices,
+}
+
+/// A box of outputs, and their bytes.
+pub(super) type Part = (Tile, Vec<Vec<u8>>);
+
+impl TileOutputs {
+    pub fn new(buffers: Vec<Vec<u8>>) -> TileOutputs {
+        TileOutputs { buffers, ..TileOutputs::default() }
+    }
+
+    /// What of `block` is computed and not written, in whole units, as boxes. It counts as written from now on.
+    fn take_parts(&mut self, plan: &StagePlan, block: &Tile) -> Vec<Part> {
+        let axis = plan.task_axis(block);
+        let Some(unit) = plan.unit.get(axis).copied() else { return Vec::new() };
+        let offset = block.0.offset[axis];
+        let mut parts = Vec::new();
+        for (start, end) in self.computed.without(&self.written) {
+            let first = (offset + start).next_multiple_of(unit) - offset;
+            let is_last = offset + end == plan.extent(axis);
+            let last = if is_last { end } else { ((offset + end) / unit * unit).saturating_sub(offset) };
+            if first < last {
+                self.written.add(first, last);
+                parts.push(self.part(plan, block, (first, last)));
+            }
+        }
+        parts
+    }
+
+    fn part(&self, plan: &StagePlan, block: &Tile, (start, end): (u64, u64)) -> Part {
+        let tile = plan.task(block, start, end - start);
+        let copy = |(index, buffer): (usize, &Vec<u8>)| {
+            let element_bytes = plan.operands[index].dtype.size_bytes();
+            let (whole, part) = (plan.region(index, block), plan.region(index, &tile));
+            let mut bytes = vec![0; part.elements() as usize * element_bytes];
+            copy_region(buffer, &whole, &mut bytes, &part, &part, element_bytes);
+            bytes
+        };
+        let buffers = plan.outputs().zip(&self.buffers).map(copy).collect();
+        (tile, buffers)
+    }
+
+    /// All of a computed block that is not written yet.
+    pub fn take_rest(&mut self, plan: &StagePlan, block: &Tile) -> Vec<Part> {
+        if self.written.0.is_empty() {
+            return vec![(block.clone(), std::mem::take(&mut self.buffers))];
+        }
+        let mut all = Slices::default();
+        all.add(0, plan.slices(block));
+        all.without(&self.written).into_iter().map(|run| self.part(plan, block, run)).collect()
+    }
+}
+
+impl Running<'_> {
+    /// Writes what of this rank's blocks in memory is computed, if what is written outlives the run.
+    pub(super) fn save_parts(&mut self, link: &mut Link, stagings: &mut Stagings) -> Result<(), RunError> {
+        if !self.outputs.has_datasets() || self.reduction.is_some() || !stagings.manifest.lasts() {
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        let is_own = |(owner, ..): &(u32, u64, u64)| *owner == self.owner;
+        let blocks: Vec<_> =
+            lock(&shared.blocks).iter().filter(|(key, _)| is_own(key)).map(|(_, b)| b.clone()).collect();
+        for block in blocks {
+            for (tile, results) in parts(shared.stage(), &block) {
+                self.emit(link, &tile, &results, stagings)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn parts(plan: &StagePlan, block: &BlockData) -> Vec<Part> {
+    match &mut *lock(&block.outputs) {
+        BlockOutputs::Tiles(tiles) => tiles.take_parts(plan, &block.tile),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_join_where_they_touch() {
+        let mut slices = Slices::default();
+        for (start, end) in [(4, 6), (0, 1), (8, 9), (6, 8), (1, 2)] {
+            slices.add(start, end);
+        }
+        assert_eq!(slices.0, [(0, 2), (4, 9)]);
+        slices.add(1, 5);
+        assert_eq!(slices.0, [(0, 9)]);
+        let mut some = Slices::default();
+        [(0, 1), (3, 5), (8, 12)].into_iter().for_each(|(start, end)| some.add(start, end));
+        assert_eq!(slices.without(&some), [(1, 3), (5, 8)]);
+        assert_eq!(slices.without(&Slices::default()), [(0, 9)]);
+        assert_eq!(some.without(&slices), [(9, 12)]);
+    }
+}

@@ -1,0 +1,357 @@
+//! What is finished of a run outlives it: whatever ends it, the next one goes on from there, on any number of ranks, does nothing
+//! of it again, and leaves the same bits.
+#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+
+mod lab;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use exuvia::report::Report;
+use exuvia::tensor::Dtype;
+use lab::{EXUVIA, Lab, text};
+
+const ROWS: u64 = 4001;
+const COLUMNS: u64 = 16;
+
+/// A job of two stages; a row of the first takes 4 `spin` steps. Its outputs are contiguous, chunked and compressed.
+fn slow_job(lab: &Lab, spin: u32) {
+    let job = format!(
+        "[tensors]\nx = {{ file = \"in.h5\", dataset = \"x\" }}\nspin = {{ value = {spin}, dtype = \"u32\" }}\n\
+         y = {{ create = \"out.h5\", dataset = \"y\", dtype = \"f64\" }}\n\
+         z = {{ create = \"out.h5\", dataset = \"z\", dtype = \"f64\", chunk = [7, 16], deflate = 1 }}\n\
+         w = {{ create = \"other.h5\", dataset = \"w\", dtype = \"f64\", chunk = [9, 16] }}\n\
+         [[stages]]\nname = \"one\"\nkernel = \"slow.wasm\"\ncompute = \"x[n,d], spin[] -> y[n,d]\"\n\
+         [[stages]]\nname = \"two\"\nkernel = \"slow.wasm\"\ncompute = \"y[n,d], spin[] -> z[n,d]\"\n\
+         [[stages]]\nname = \"three\"\nkernel = \"slow.wasm\"\ncompute = \"z[n,d], spin[] -> w[n,d]\"\n"
+    );
+    fs::write(lab.path("job.toml"), job).unwrap();
+}
+
+fn input(lab: &Lab, first: f64) {
+    let numbers = (0..ROWS * COLUMNS).map(|i| if i == 0 { first } else { i as f64 });
+    lab.dataset(Dtype::F64, &[ROWS, COLUMNS], numbers.flat_map(f64::to_le_bytes).collect());
+}
+
+fn slow_lab(spin: u32) -> Lab {
+    let lab = Lab::new(&["slow"]);
+    input(&lab, 1.0);
+    slow_job(&lab, spin);
+    lab
+}
+
+/// What [`slow_job`] makes of the input.
+fn expected(first: f64) -> Vec<(String, Vec<u8>)> {
+    let times = |factor: f64| {
+        let numbers = (0..ROWS * COLUMNS).map(|i| factor * if i == 0 { first } else { i as f64 });
+        numbers.flat_map(f64::to_le_bytes).collect()
+    };
+    vec![("y".to_owned(), times(2.0)), ("z".to_owned(), times(4.0)), ("w".to_owned(), times(8.0))]
+}
+
+/// Numbers that repeat from run to run (the finalizer of SplitMix64).
+fn chance(seed: u64) -> u64 {
+    let mut z = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// How many runs are killed: as many as EXUVIA_KILLS says, for a long look.
+fn kills(usual: u64) -> u64 {
+    std::env::var("EXUVIA_KILLS").ok().and_then(|count| count.parse().ok()).unwrap_or(usual)
+}
+
+/// A run under way; its ranks can be found by its folder.
+struct Started {
+    child: Child,
+    /// Bytes of records before it.
+    before: u64,
+}
+
+fn start(lab: &Lab, ranks: u32, arguments: &[&str]) -> Started {
+    let before = record_bytes(lab);
+    let mut command = lab.command(ranks, arguments);
+    Started { child: command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap(), before }
+}
+
+impl Started {
+    /// Waits until the run has noted something as finished; false if it has ended before.
+    fn await_record(&mut self, lab: &Lab) -> bool {
+        let until = Instant::now() + Duration::from_secs(60);
+        while record_bytes(lab) == self.before {
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            assert!(Instant::now() < until, "nothing is finished");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Kills its ranks; false if it had ended well before.
+    fn kill(mut self, lab: &Lab, name: &str) -> bool {
+        signal(&pids(lab), name);
+        let ended_well = self.child.wait().unwrap().success();
+        while !pids(lab).is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        !ended_well
+    }
+}
+
+/// Of the logs of all ranks, and of the checkpoint's record with its number.
+fn record_bytes(lab: &Lab) -> u64 {
+    let entries = fs::read_dir(lab.path(".job.exuvia")).into_iter().flatten().flatten();
+    let bytes = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        let is_log = name.ends_with(".log");
+        // Each checkpoint is a file of another name.
+        let checkpoint =
+            name.strip_prefix("checkpoint-").map_or(0, |rest| rest.bytes().map(u64::from).sum::<u64>() << 32);
+        checkpoint + entry.metadata().map_or(0, |metadata| if is_log { metadata.len() } else { 0 })
+    };
+    entries.map(bytes).sum()
+}
+
+/// The processes of a run in this folder.
+fn pids(lab: &Lab) -> Vec<u32> {
+    let folder = lab.path("").display().to_string();
+    let of = |entry: fs::DirEntry| {
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).into_owned();
+        let is_rank = command.starts_with(EXUVIA) && command.contains(&folder) && !command.contains("compile-kernel");
+        is_rank.then(|| entry.file_name().to_str()?.parse().ok()).flatten()
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect()
+}
+
+fn signal(pids: &[u32], name: &str) {
+    for pid in pids {
+        let _ = Command::new("kill").args([name, &pid.to_string()]).stderr(Stdio::null()).status();
+    }
+}
+
+/// Nothing of the run is left but its outputs.
+fn assert_tidy(lab: &Lab) {
+    let names = fs::read_dir(lab.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> = names.filter(|name| name.contains(".part") || name.contains(".exuvia")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Elements that the stages of a run computed: a row has 16 of each operand of 8 bytes.
+fn rows_computed(report: &Report) -> u64 {
+    report.totals().processed_bytes / (2 * 8 * COLUMNS)
+}
+
+fn rows_resumed(report: &Report) -> u64 {
+    report.resumed_bytes / (8 * COLUMNS)
+}
+
+#[test]
+fn killed_runs_go_on_where_they_were() {
+    let lab = slow_lab(100_000);
+    let ranks = [2, 1, 3, 4];
+    let mut went_on = 0;
+    for seed in 0..kills(4) {
+        // Killed a few times each, on other numbers of ranks.
+        for attempt in 0..3 {
+            let draw = chance(seed * 8 + attempt);
+            let mut run = start(&lab, ranks[(draw % 4) as usize], &["--threads", "1", "--tier", "baseline"]);
+            if run.await_record(&lab) {
+                std::thread::sleep(Duration::from_millis(draw / 4 % 400));
+            }
+            run.kill(&lab, "-KILL");
+        }
+        let noted = record_bytes(&lab) > 0;
+        let report = lab.run(ranks[(chance(seed) % 4) as usize], &["--threads", "1"]);
+        assert_eq!(rows_computed(&report) + rows_resumed(&report), 3 * ROWS, "seed {seed}: all rows once");
+        assert!(lab.results(&report) == expected(1.0), "seed {seed}");
+        assert_eq!(rows_resumed(&report) > 0, noted, "seed {seed}: what was finished");
+        went_on += u64::from(rows_resumed(&report) > 0);
+        assert_tidy(&lab);
+        fs::remove_file(lab.path("out.h5")).unwrap();
+        fs::remove_file(lab.path("other.h5")).unwrap();
+    }
+    assert!(went_on > 0);
+}
+
+#[test]
+fn a_run_that_is_asked_to_end_finishes_what_it_is_at() {
+    // A stage in one block a rank would take 10 s.
+    let lab = slow_lab(2_000_000);
+    for (name, ranks) in [("-TERM", 1), ("-USR1", 2), ("-INT", 3)] {
+        let mut run = start(&lab, ranks, &["--threads", "1", "--tier", "baseline"]);
+        assert!(run.await_record(&lab));
+        let noted = record_bytes(&lab);
+        let asked = Instant::now();
+        // One rank alone.
+        signal(&pids(&lab)[..1], name);
+        let output = run.child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(75), "{said}");
+        assert!(asked.elapsed() < Duration::from_secs(20), "it took {:?}", asked.elapsed());
+        assert!(said.contains("interrupted by SIG") && said.contains("is kept: run the same command again"), "{said}");
+        assert!(record_bytes(&lab) > noted, "what was begun is finished");
+        assert!(!lab.path("out.h5").exists());
+    }
+    slow_job(&lab, 10);
+    let output = lab.command(2, &[]).output().unwrap();
+    // The number of steps is part of what the stages compute.
+    assert!(text(&output).contains("stage 'one' is computed again: the job has changed"), "{}", text(&output));
+    assert_tidy(&lab);
+}
+
+#[test]
+fn only_what_depends_on_a_change_is_computed_again() {
+    let lab = slow_lab(10);
+    let fails = || {
+        // Stage two fails at the first row of what stage one left there.
+        let output = lab.command(2, &["--threads", "1"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        text(&output)
+    };
+    let kernel = fs::read(lab.path("slow.wasm")).unwrap();
+    let job = fs::read_to_string(lab.path("job.toml")).unwrap();
+    let with_bad = job.replacen("slow.wasm\"\ncompute = \"y", "bad.wasm\"\ncompute = \"y", 1);
+    fs::write(lab.path("job.toml"), &with_bad).unwrap();
+    let bad = "(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) (i32.const 9)))";
+    fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
+    let said = fails();
+    assert!(said.contains("status 9") && said.contains("what is finished is kept"), "{said}");
+    // The kernel is mended: the first stage is not computed again.
+    fs::write(lab.path("bad.wasm"), &kernel).unwrap();
+    let output = lab.command(2, &["--threads", "1"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("going on with what an earlier run finished"), "{}", text(&output));
+    // The same, seen from the report: stage one has no tasks.
+    fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
+    fails();
+    fs::write(lab.path("bad.wasm"), &kernel).unwrap();
+    let report = lab.run(3, &["--threads", "1"]);
+    assert_eq!(report.stages.iter().map(|stage| stage.counts.tasks() > 0).collect::<Vec<_>>(), [false, true, true]);
+    assert!(lab.results(&report) == expected(1.0));
+    // Another input: all of it is, and the user is told.
+    fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
+    fails();
+    input(&lab, 5.0);
+    fs::write(lab.path("bad.wasm"), &kernel).unwrap();
+    let output = lab.command(1, &["--threads", "1"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("stage 'one' is computed again: its input 'x' has changed"), "{}", text(&output));
+    let report = lab.run(1, &["--threads", "1"]);
+    assert!(report.resumed_bytes == 0 && lab.results(&report) == expected(5.0));
+    // Whoever wants all of it anew gets that.
+    fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
+    fails();
+    fs::write(lab.path("bad.wasm"), &kernel).unwrap();
+    assert_eq!(lab.run(2, &["--fresh"]).resumed_bytes, 0);
+    assert_tidy(&lab);
+}
+
+#[test]
+fn damaged_parts_are_computed_again() {
+    let lab = slow_lab(100_000);
+    // All of stage one and a part of stage two.
+    let leave = || {
+        let mut run = start(&lab, 2, &["--threads", "1", "--tier", "baseline"]);
+        let until = Instant::now() + Duration::from_secs(60);
+        while !logs(&lab).iter().any(|log| fs::read_to_string(log).is_ok_and(|text| text.contains("\"two\""))) {
+            assert!(Instant::now() < until && run.child.try_wait().unwrap().is_none());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(run.kill(&lab, "-KILL"));
+    };
+    let flip = |file: PathBuf, at: usize| {
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[at] ^= 4;
+        fs::write(&file, bytes).unwrap();
+    };
+    let part = || {
+        let names = fs::read_dir(lab.path("")).unwrap().map(|entry| entry.unwrap().path());
+        { names }.find(|path| path.to_string_lossy().contains(".out.h5.exuvia")).unwrap()
+    };
+    let finishes = |what: &str| {
+        let output =
+            lab.command(3, &["--threads", "1", "--report", lab.path("r.json").to_str().unwrap()]).output().unwrap();
+        assert!(output.status.success(), "{what}: {}", text(&output));
+        let report: Report = serde_json::from_slice(&fs::read(lab.path("r.json")).unwrap()).unwrap();
+        assert!(lab.results(&report) == expected(1.0), "{what}");
+        assert_eq!(rows_computed(&report) + rows_resumed(&report), 3 * ROWS, "{what}");
+        assert_tidy(&lab);
+        text(&output)
+    };
+    leave();
+    // In the middle of what stage one wrote.
+    let length = fs::metadata(part()).unwrap().len() as usize;
+    flip(part(), length / 2);
+    assert!(finishes("a flipped bit in an output").contains("damaged, and computed again"));
+    leave();
+    fs::OpenOptions::new().write(true).open(part()).unwrap().set_len(length as u64 / 2).unwrap();
+    finishes("half an output");
+    leave();
+    let log = logs(&lab).remove(0);
+    let last = fs::metadata(&log).unwrap().len() as usize - 20;
+    flip(log, last);
+    assert!(finishes("a flipped bit in a log").contains("torn or damaged"));
+    leave();
+    fs::remove_file(part()).unwrap();
+    assert!(finishes("no output").contains("is gone"));
+    leave();
+    fs::write(lab.path(".job.exuvia/header.json"), "{").unwrap();
+    finishes("no header");
+}
+
+fn logs(lab: &Lab) -> Vec<PathBuf> {
+    let entries = fs::read_dir(lab.path(".job.exuvia")).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let mut logs: Vec<PathBuf> = entries
+        .filter(|path| path.extension().is_some_and(|e| e == "log") && fs::metadata(path).unwrap().len() > 0)
+        .collect();
+    logs.sort();
+    logs
+}
+
+#[test]
+fn iterations_go_on_from_a_checkpoint() {
+    let lab = Lab::new(&["heat"]);
+    lab.job("heat2d", |job| job.replace("count = 1000", "count = 1500").replace("< 0.1", "< 0.0001"));
+    let whole = lab.run(1, &["--threads", "1"]);
+    let expected = lab.results(&whole);
+    let mut went_on = 0;
+    for (seed, ranks) in [(1, [2, 3, 4]), (2, [3, 1, 2])] {
+        for (attempt, ranks) in ranks.into_iter().enumerate() {
+            let mut run = start(&lab, ranks, &["--threads", "1", "--checkpoint-every", "20ms"]);
+            if run.await_record(&lab) {
+                std::thread::sleep(Duration::from_millis(chance(seed + attempt as u64) % 200));
+            }
+            // Ranks that are killed, and a run that is asked to end.
+            run.kill(&lab, if attempt == 1 { "-TERM" } else { "-KILL" });
+        }
+        let noted = record_bytes(&lab) > 0;
+        let report = lab.run(2, &["--threads", "1"]);
+        assert_eq!(report.ranks[0].iterations, whole.ranks[0].iterations);
+        assert!(lab.results(&report) == expected, "seed {seed}");
+        assert_eq!(report.resumed_bytes > 0, noted, "seed {seed}");
+        went_on += u64::from(noted);
+        assert_tidy(&lab);
+        fs::remove_file(lab.path("heat2d.h5")).unwrap();
+    }
+    assert!(went_on > 0);
+}
+
+#[test]
+fn two_runs_of_a_job_do_not_meet() {
+    let lab = slow_lab(2_000_000);
+    let mut run = start(&lab, 1, &["--threads", "1", "--tier", "baseline"]);
+    assert!(run.await_record(&lab));
+    for ranks in [1, 3] {
+        let output = lab.command(ranks, &[]).output().unwrap();
+        let said = text(&output);
+        assert!(output.status.code() == Some(1) && said.matches("error: ").count() == 1, "{said}");
+        assert!(said.contains("another run writes the outputs of this job (process"), "{said}");
+    }
+    assert!(run.child.try_wait().unwrap().is_none(), "the first run goes on");
+    assert!(run.kill(&lab, "-KILL"));
+}
