@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::CpuClass;
 use super::process::start_ticks;
+use super::slurm::Grant;
 
 /// What one rank knows of the machine it runs on. Gathered from every rank into a [`super::Topology`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,9 +19,12 @@ pub struct Host {
     pub cpu: CpuClass,
     /// CPUs this rank may run on (its affinity mask).
     pub cpus_allowed: Vec<u32>,
-    /// CPUs' worth of time it may use: the mask, or less where a cgroup quota says so.
+    /// CPUs' worth of time it may use with the other ranks of the node: the mask, or less where a cgroup quota or Slurm says
+    /// so.
     pub cores: u32,
-    /// Memory it may use: the machine's, or less where a cgroup says so.
+    /// Of a rank, if Slurm was asked for a number.
+    pub cpus_per_task: Option<u32>,
+    /// Memory it may use with the other ranks of the node: the machine's, or less where a cgroup or Slurm says so.
     pub memory_bytes: u64,
 }
 
@@ -28,6 +32,7 @@ pub struct Host {
 pub fn host() -> Host {
     let pid = std::process::id();
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let grant = Grant::here();
     let status = read_to_string("/proc/self/status").unwrap_or_default();
     let mut cpus_allowed = status
         .lines()
@@ -46,8 +51,10 @@ pub fn host() -> Host {
         start_ticks: start_ticks(pid).unwrap_or(0),
         cpu: CpuClass::here(),
         cpus_allowed,
-        cores,
-        memory_bytes: memory_bytes(),
+        // Slurm leaves the mask alone where it does not bind.
+        cores: cores.min(grant.cpus.unwrap_or(u32::MAX)),
+        cpus_per_task: grant.cpus_per_task,
+        memory_bytes: memory_bytes().min(grant.memory_bytes.unwrap_or(u64::MAX)),
     }
 }
 

@@ -11,6 +11,7 @@ mod cpu;
 mod host;
 mod launcher;
 mod process;
+mod slurm;
 mod watch;
 
 pub use cpu::{CpuClass, common_features};
@@ -101,7 +102,7 @@ impl Topology {
     }
 
     /// Threads for kernels on this rank so that its node is full and not overfull: every CPU the rank may run on,
-    /// divided by the ranks of the node that may run there too; at least 1.
+    /// divided by the ranks of the node that may run there too; at most what Slurm was asked for; at least 1.
     pub fn default_threads(&self, rank: Rank) -> u32 {
         let host = self.host(rank);
         let neighbours = self.ranks_on_node(rank);
@@ -110,10 +111,11 @@ impl Topology {
             masks.filter(|mask| mask.contains(cpu)).count().max(1)
         };
         let share: f64 = host.cpus_allowed.iter().map(|cpu| 1.0 / sharers(cpu) as f64).sum();
-        // `cores` is below the mask where a cgroup quota says so; the quota is the container's, so it is shared alike.
+        // `cores` is below the mask where a cgroup quota or Slurm says so, to all ranks of the node together: shared alike.
         let quota = f64::from(host.cores) / host.cpus_allowed.len().max(1) as f64;
         // Sums of 1/3 fall just short of whole numbers.
-        ((share * quota.min(1.0) + 1e-6) as u32).max(1)
+        let threads = (share * quota.min(1.0) + 1e-6) as u32;
+        threads.min(host.cpus_per_task.unwrap_or(u32::MAX)).max(1)
     }
 }
 
@@ -154,8 +156,10 @@ mod tests {
         assert_eq!(apart.default_threads(0), 8);
         let mut limited = on("a", "1", 0..8);
         limited.cores = 4;
-        let limited = Topology::new(vec![limited.clone(), limited]);
-        assert_eq!(limited.default_threads(0), 2);
+        let shared = Topology::new(vec![limited.clone(), limited.clone()]);
+        assert_eq!(shared.default_threads(0), 2);
+        limited.cpus_per_task = Some(3);
+        assert_eq!(Topology::new(vec![limited]).default_threads(0), 3);
     }
 
     #[test]
