@@ -14,6 +14,7 @@ pub mod plan;
 pub mod report;
 pub mod sched;
 pub mod simulate;
+pub mod slurm;
 pub mod store;
 pub mod tensor;
 pub mod topology;

@@ -2,14 +2,20 @@
 //!
 //! Refuses to do: anything but parsing, printing and exit statuses. The only user of clap.
 
+mod cancel;
 mod doctor;
+mod estimate;
 mod inspect;
+mod jobs;
 pub mod kernel_build;
 mod like;
+mod logs;
 mod plan;
 mod progress;
 mod run;
 mod simulate;
+mod status;
+mod submit;
 
 use std::path::PathBuf;
 
@@ -33,6 +39,14 @@ enum Verb {
     Plan(plan::PlanArguments),
     /// Show what a run would take on a machine that is not at hand
     Simulate(simulate::SimulateArguments),
+    /// Check a job and hand it to Slurm
+    Submit(submit::SubmitArguments),
+    /// Say how submitted jobs are getting on
+    Status(status::StatusArguments),
+    /// Take submitted jobs back, or end them
+    Cancel(cancel::CancelArguments),
+    /// Print the log of a submitted job
+    Logs(logs::LogsArguments),
     /// Describe a kernel module, or an HDF5 file or dataset
     Inspect(inspect::InspectArguments),
     /// Build kernels
@@ -85,6 +99,10 @@ pub fn main() -> i32 {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Plan(arguments) => plan::plan(&arguments),
         Verb::Simulate(arguments) => simulate::simulate(&arguments),
+        Verb::Submit(arguments) => submit::submit(&arguments),
+        Verb::Status(arguments) => status::status(&arguments),
+        Verb::Cancel(arguments) => cancel::cancel(&arguments),
+        Verb::Logs(arguments) => logs::logs(&arguments),
         Verb::Inspect(arguments) => inspect::inspect(&arguments),
         Verb::Kernel(KernelVerb::Build { source, out, extra }) => build(&source, &out, &extra),
         Verb::Doctor(arguments) => doctor::doctor(&arguments),
@@ -122,6 +140,12 @@ fn fail(error: &dyn std::error::Error, code: ExitCode, help: Option<&str>) -> Ex
         eprintln!("help: {help}");
     }
     code
+}
+
+/// Prints why Slurm did not do what it was asked to do.
+fn slurm_failed(error: crate::slurm::SlurmError) -> ExitCode {
+    let code = if error.is_environment() { ExitCode::Environment } else { ExitCode::Failed };
+    fail(&error, code, error.help())
 }
 
 /// Prints a JSON value as the command's one result.

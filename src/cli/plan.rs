@@ -36,6 +36,12 @@ pub(super) struct PlanArguments {
 /// The job and the layouts of its datasets; what is wrong with them has been said.
 pub(super) fn open(path: &Path) -> Result<(Job, BTreeMap<String, Layout>), ExitCode> {
     let job = Job::load(path).map_err(|error| fail(&error, ExitCode::Usage, None))?;
+    let layouts = layouts(&job)?;
+    Ok((job, layouts))
+}
+
+/// The layouts of the datasets that a job reads; what is wrong with them has been said.
+pub(super) fn layouts(job: &Job) -> Result<BTreeMap<String, Layout>, ExitCode> {
     let mut layouts = BTreeMap::new();
     for decl in job.tensors.values() {
         if let Source::File { file, dataset } = &decl.source {
@@ -43,7 +49,7 @@ pub(super) fn open(path: &Path) -> Result<(Job, BTreeMap<String, Layout>), ExitC
             layouts.insert(decl.name.clone(), Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk });
         }
     }
-    Ok((job, layouts))
+    Ok(layouts)
 }
 
 pub(super) fn plan(arguments: &PlanArguments) -> ExitCode {

@@ -18,13 +18,13 @@ pub(super) struct RunArguments {
     job: PathBuf,
     /// Worker threads per rank [default: the node's CPUs shared among its ranks]
     #[arg(long)]
-    threads: Option<u32>,
+    pub(super) threads: Option<u32>,
     /// Code that kernels run on
     #[arg(long, value_enum, default_value_t)]
     tier: Tier,
     /// Memory that one rank may use, such as 2GiB [default: the job's, or a share of the node's]
     #[arg(long, value_parser = size)]
-    memory: Option<u64>,
+    pub(super) memory: Option<u64>,
     /// Leave work with the ranks that the plan gives it to, even if others have none
     #[arg(long)]
     no_steal: bool,
@@ -43,7 +43,7 @@ pub(super) struct RunArguments {
     task_slices: Option<u64>,
     /// Where optimized code is kept [default: $EXUVIA_CACHE_DIR, or exuvia in the user's cache]
     #[arg(long)]
-    cache_dir: Option<PathBuf>,
+    pub(super) cache_dir: Option<PathBuf>,
     /// Write the record of the run to this file
     #[arg(long)]
     report: Option<PathBuf>,

@@ -131,3 +131,15 @@ pub(super) fn save(cache: &Cache, kernels: &[Kernel], ranks: &[RankReport]) {
         }
     }
 }
+
+/// What a slice of `stage` took in earlier runs on code of this tier: on a CPU like this one's, or else on the slowest of those
+/// that it ran on. Compute nodes keep their costs in the same cache as the node where a job is submitted.
+pub fn known_ns_per_slice(cache: &Cache, stage: &StagePlan, kernel: &Kernel, tier: Tier) -> Option<f64> {
+    let known = notes(cache, kernel);
+    let elsewhere = || {
+        let any_cpu = key("", stage, kernel, tier);
+        let those = known.range(any_cpu.clone()..).take_while(|(key, _)| key.starts_with(&any_cpu));
+        those.map(|(_, ns)| *ns).max_by(f64::total_cmp)
+    };
+    known.get(&key(&Cpu::host().name, stage, kernel, tier)).copied().or_else(elsewhere)
+}

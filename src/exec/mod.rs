@@ -37,6 +37,7 @@ mod worker;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use costs::known_ns_per_slice;
 pub use error::{ExitCode, RunError};
 pub use link::Signal;
 pub use run::{Failure, run};

@@ -1,0 +1,74 @@
+use clap::Args;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use super::{Output, jobs, print_json, slurm_failed};
+use crate::exec::ExitCode;
+use crate::slurm::{Record, State};
+
+/// Arguments of `exuvia status`.
+#[derive(Debug, Args)]
+pub(super) struct StatusArguments {
+    /// Name or id of a job, or its file [default: all that were submitted in this folder]
+    job: Option<String>,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// What `--output json` prints.
+#[derive(Debug, Serialize)]
+struct Status<'a> {
+    schema: u32,
+    /// In the order of ids; tasks of an array each for itself.
+    jobs: &'a [State],
+    /// What was submitted here.
+    records: &'a [Record],
+}
+
+pub(super) fn status(arguments: &StatusArguments) -> ExitCode {
+    let target = arguments.job.as_deref();
+    let found = jobs::records(target).and_then(|records| Ok((jobs::states(target, &records)?, records)));
+    let (states, records) = match found {
+        Ok(found) => found,
+        Err(error) => return slurm_failed(error),
+    };
+    if let (Some(target), [], []) = (target, &states[..], &records[..]) {
+        return jobs::unknown(target);
+    }
+    match arguments.output {
+        Output::Json => print_json(&Status { schema: 1, jobs: &states, records: &records }),
+        Output::Human => print_states(&states, &records),
+    }
+    ExitCode::Done
+}
+
+fn print_states(states: &[State], records: &[Record]) {
+    let forgotten = records.iter().filter(|record| !states.iter().any(|state| record.is(&state.id)));
+    let mut rows: Vec<[String; 5]> = forgotten
+        .map(|record| {
+            let what = format!("forgotten by Slurm, submitted {}", record.submitted);
+            [record.id.clone(), record.name.clone(), "-".to_owned(), "-".to_owned(), what]
+        })
+        .collect();
+    rows.extend(states.iter().map(|state| {
+        let time = format!("{} of {}", state.time_used, state.time_limit);
+        [state.id.clone(), state.name.clone(), in_words(state), time, state.place.clone()]
+    }));
+    if rows.is_empty() {
+        println!("nothing was submitted in this folder");
+        return;
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(["ID", "NAME", "STATE", "TIME", "WHERE"]);
+    table.add_rows(rows);
+    println!("{}", table.trim_fmt());
+}
+
+/// The state, and what it ended with, if that says more.
+fn in_words(state: &State) -> String {
+    match (state.exit_code, state.signal) {
+        (_, Some(signal)) => format!("{} (signal {signal})", state.state),
+        (Some(code), None) if code > 0 => format!("{} (exit {code})", state.state),
+        _ => state.state.clone(),
+    }
+}

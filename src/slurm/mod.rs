@@ -1,0 +1,77 @@
+//! Jobs under Slurm: batch scripts, the records that submissions leave, and what Slurm says of them.
+//!
+//! Starts `sbatch`, `squeue`, `sacct`, `scontrol`, `scancel`, `sinfo` and `srun --mpi=list`, and nothing else does. Refuses
+//! to do: reading `SLURM_*` (that is `topology`), checking jobs, printing.
+//! Invariant: everything Slurm says is read from formats that were asked for field by field, never from its tables.
+
+mod error;
+mod program;
+mod queue;
+mod record;
+mod script;
+mod units;
+
+pub use error::SlurmError;
+pub use queue::{State, cancel, log_file, queue, states};
+pub use record::{Record, records};
+pub use script::{Script, TASK_PLACE};
+pub use units::{array_tasks, memory_bytes, time};
+
+use std::io::Write;
+
+/// Hands a batch script to Slurm and keeps it among the runs; returns the job's id.
+pub fn submit(script: &Script<'_>) -> Result<String, SlurmError> {
+    let failed = |source| SlurmError::Write { path: script.directory.to_owned(), source };
+    std::fs::create_dir_all(script.directory).map_err(failed)?;
+    // Only sbatch knows by which id it will be called.
+    let mut file = tempfile::Builder::new().suffix(".sbatch").tempfile_in(script.directory).map_err(failed)?;
+    file.write_all(script.render().as_bytes()).and_then(|()| file.flush()).map_err(failed)?;
+    let said = program::output("sbatch", ["--parsable".as_ref(), file.path().as_os_str()])?;
+    // `ID` or `ID;CLUSTER`
+    let id = said.trim().split(';').next().unwrap_or_default().to_owned();
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(SlurmError::NotUnderstood { program: "sbatch", said });
+    }
+    file.persist(script.file(&id)).map_err(|error| failed(error.error))?;
+    Ok(id)
+}
+
+/// Fails where nothing can be submitted, or where `srun` cannot start ranks of an MPI library that wants this PMI.
+pub fn check(pmi: &str) -> Result<(), SlurmError> {
+    program::output("sbatch", ["--version"])?;
+    let said = program::output("srun", ["--mpi=list"])?;
+    match said.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == pmi) {
+        true => Ok(()),
+        false => Err(SlurmError::NoPmi { pmi: pmi.to_owned() }),
+    }
+}
+
+/// Memory of the smallest node of a partition, the default one if none is named; `None` where Slurm does not say.
+pub fn node_memory_bytes(partition: Option<&str>) -> Option<u64> {
+    let said = program::output("sinfo", ["--noheader", "--format=%P %m"]).ok()?;
+    smallest_node_bytes(&said, partition)
+}
+
+fn smallest_node_bytes(said: &str, partition: Option<&str>) -> Option<u64> {
+    let of_line = |line: &str| {
+        let (name, megabytes) = line.split_once(' ')?;
+        let (name, default) = name.strip_suffix('*').map_or((name, false), |name| (name, true));
+        // `8000+`: some have more.
+        let megabytes: u64 = megabytes.trim().trim_end_matches('+').parse().ok()?;
+        partition.map_or(default, |wanted| wanted.split(',').any(|one| one == name)).then_some(megabytes << 20)
+    };
+    said.lines().filter_map(of_line).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_node_of_the_partition_counts() {
+        let said = "main* 8000+\nmain* 4000\nbig 64000\n";
+        assert_eq!(smallest_node_bytes(said, None), Some(4000 << 20));
+        assert_eq!(smallest_node_bytes(said, Some("big")), Some(64000 << 20));
+        assert_eq!(smallest_node_bytes(said, Some("none")), None);
+    }
+}
