@@ -3,6 +3,7 @@
 //! Refuses to do: anything but parsing, printing and exit statuses. The only user of clap.
 
 mod cancel;
+mod check;
 mod doctor;
 mod estimate;
 mod inspect;
