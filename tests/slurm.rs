@@ -338,7 +338,7 @@ fn jobs_wait_for_those_that_they_depend_on() {
 }
 
 #[test]
-fn the_time_limit_ends_a_job_and_leaves_no_output() {
+fn a_job_is_ended_by_the_time_limit_and_leaves_no_output() {
     in_cluster(2, |desk| {
         desk.job("job", "endless");
         // Slurm counts in minutes.
