@@ -35,7 +35,7 @@ fn main() {
         let job = format!(
             "[tensors]\nx = {{ file = \"in.h5\", dataset = \"x\" }}\nspin = {{ value = {spin}, dtype = \"u32\" }}\n\
              y = {{ create = \"out.h5\", dataset = \"y\", dtype = \"f64\"{deflate} }}\n\
-             [[stages]]\nkernel = \"slow.wasm\"\ncompute = \"x[n,d], spin[] -> y[n,d]\"\n"
+             [[stages]]\nkernel = \"slow.wasm\"\nexport = \"slow\"\ncompute = \"x[n,d], spin[] -> y[n,d]\"\n"
         );
         fs::write(path("job.toml"), job).unwrap();
         let run = |forgetful: bool| {

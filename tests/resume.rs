@@ -23,9 +23,9 @@ fn slow_job(lab: &Lab, spin: u32) {
          y = {{ create = \"out.h5\", dataset = \"y\", dtype = \"f64\" }}\n\
          z = {{ create = \"out.h5\", dataset = \"z\", dtype = \"f64\", chunk = [7, 16], deflate = 1 }}\n\
          w = {{ create = \"other.h5\", dataset = \"w\", dtype = \"f64\", chunk = [9, 16] }}\n\
-         [[stages]]\nname = \"one\"\nkernel = \"slow.wasm\"\ncompute = \"x[n,d], spin[] -> y[n,d]\"\n\
-         [[stages]]\nname = \"two\"\nkernel = \"slow.wasm\"\ncompute = \"y[n,d], spin[] -> z[n,d]\"\n\
-         [[stages]]\nname = \"three\"\nkernel = \"slow.wasm\"\ncompute = \"z[n,d], spin[] -> w[n,d]\"\n"
+         [[stages]]\nname = \"one\"\nkernel = \"slow.wasm\"\nexport = \"slow\"\ncompute = \"x[n,d], spin[] -> y[n,d]\"\n\
+         [[stages]]\nname = \"two\"\nkernel = \"slow.wasm\"\nexport = \"slow\"\ncompute = \"y[n,d], spin[] -> z[n,d]\"\n\
+         [[stages]]\nname = \"three\"\nkernel = \"slow.wasm\"\nexport = \"slow\"\ncompute = \"z[n,d], spin[] -> w[n,d]\"\n"
     );
     fs::write(lab.path("job.toml"), job).unwrap();
 }
@@ -215,9 +215,13 @@ fn only_what_depends_on_a_change_is_computed_again() {
     };
     let kernel = fs::read(lab.path("slow.wasm")).unwrap();
     let job = fs::read_to_string(lab.path("job.toml")).unwrap();
-    let with_bad = job.replacen("slow.wasm\"\ncompute = \"y", "bad.wasm\"\ncompute = \"y", 1);
+    let with_bad = job.replacen(
+        "slow.wasm\"\nexport = \"slow\"\ncompute = \"y",
+        "bad.wasm\"\nexport = \"slow\"\ncompute = \"y",
+        1,
+    );
     fs::write(lab.path("job.toml"), &with_bad).unwrap();
-    let bad = "(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) (i32.const 9)))";
+    let bad = "(module (memory 1) (func (export \"slow\") (param i32 i32) (result i32) (i32.const 9)))";
     fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
     let said = fails();
     assert!(said.contains("status 9") && said.contains("what is finished is kept"), "{said}");

@@ -2,6 +2,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -10,6 +11,10 @@ use crate::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
 use crate::fabric;
 use crate::report::{self, Report};
 use crate::sched::Granularity;
+use crate::topology::{Launcher, launcher};
+
+/// What other ranks may need to leave.
+const LAST: Duration = Duration::from_millis(500);
 
 /// Arguments of `exuvia run`.
 #[derive(Debug, Args)]
@@ -37,7 +42,7 @@ pub(super) struct RunArguments {
     /// Time from one checkpoint of iterated stages to the next, such as 5min [default: what their cost and the end of the
     /// allocation call for]
     #[arg(long, value_parser = humantime::parse_duration)]
-    checkpoint_every: Option<std::time::Duration>,
+    checkpoint_every: Option<Duration>,
     /// Slices of every task, where the scheduler would choose
     #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
     task_slices: Option<u64>,
@@ -106,6 +111,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         progress: Some(progress::show),
         ..Options::default()
     };
+    let rank = fabric.rank();
     let result = exec::run(fabric, &arguments.job, &options, signal);
     progress::clear();
     match result {
@@ -116,9 +122,21 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
                 say(&text);
             }
             // Workers may be in a kernel that never returns, and MPI may have lost ranks: leave without asking them.
-            std::process::exit(failure.code as i32);
+            std::process::exit(leave(rank, failure.code) as i32);
         }
     }
+}
+
+/// The status that this rank leaves with. Where one rank fails, `srun -K` ends the others and forgets the status; of a run that
+/// stopped early rank 0 alone tells it, and as the last one.
+fn leave(rank: fabric::Rank, code: ExitCode) -> ExitCode {
+    let by_srun = matches!(launcher(), Launcher::Mpi { name, .. } if name.starts_with("srun"));
+    match (code, rank) {
+        (ExitCode::Resumable, 0) if by_srun => std::thread::sleep(LAST),
+        (ExitCode::Resumable, _) if by_srun => return ExitCode::Done,
+        _ => {}
+    }
+    code
 }
 
 fn say(error: &str) {

@@ -75,6 +75,8 @@ struct Senses {
     ending: Option<Ending>,
     /// Ranks that have said that they failed.
     failed: u32,
+    /// Whether this rank is leaving.
+    leaves: bool,
     /// Where a signal need not end the run at once: since when there is one.
     patience: Option<Option<Instant>>,
 }
@@ -98,6 +100,8 @@ impl Senses {
     fn look(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
         while let Some(message) = fabric.poll()? {
             match message.tag {
+                // Once this rank leaves, only how the others end counts.
+                tag::DRAIN if self.leaves => {}
                 tag::DRAIN => {
                     let number = message.bytes.first().map_or(15, |number| usize::from(*number));
                     self.signal.store(number, Ordering::Relaxed);
@@ -170,7 +174,15 @@ impl Link {
     pub fn new(fabric: Box<dyn Fabric>, signal: Signal) -> Link {
         Link {
             fabric,
-            senses: Senses { watch: None, signal, inbox: VecDeque::new(), ending: None, failed: 0, patience: None },
+            senses: Senses {
+                watch: None,
+                signal,
+                inbox: VecDeque::new(),
+                ending: None,
+                failed: 0,
+                leaves: false,
+                patience: None,
+            },
         }
     }
 
@@ -354,6 +366,7 @@ impl Link {
         let text = error.render();
         // From here on only messages count.
         self.senses.signal = Signal::default();
+        self.senses.leaves = true;
         let died = matches!(self.senses.ending, Some(Ending::Died { .. }));
         let rank_0_died = matches!(self.senses.ending, Some(Ending::Died { rank: 0, .. }));
         if died {
@@ -378,6 +391,10 @@ impl Link {
                 let _ = self.fabric.send(rank, tag::STOP, Failure::encode(code as i32, "").into());
             }
             self.linger(FAREWELL, |link| link.fabric.sends_pending() == 0);
+            // What MPI calls sent may still be on its way out of this process.
+            if self.size() as usize > self.node().len() {
+                self.linger(LATE, |_| false);
+            }
             return (code, text);
         }
         if heard.is_some() {

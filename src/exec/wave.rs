@@ -21,7 +21,7 @@ const MESSAGES_AT_ONCE: usize = 16;
 const LEAVE: Duration = Duration::from_secs(10);
 
 /// How long the tasks under way may take, once the run is asked to end.
-const DRAIN: Duration = Duration::from_secs(3);
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// Runs the stages of a wave to their ends on all ranks.
 pub(super) fn run_wave(
