@@ -338,9 +338,18 @@ fn jobs_wait_for_those_that_they_depend_on() {
 }
 
 #[test]
-fn a_job_is_ended_by_the_time_limit_and_leaves_no_output() {
+fn a_job_is_ended_by_the_time_limit_and_another_goes_on() {
     in_cluster(2, |desk| {
-        desk.job("job", "endless");
+        let text = "[tensors]\na = { file = \"in.h5\", dataset = \"x\" }\n\
+                    y = { create = \"job.h5\", dataset = \"y\", dtype = \"f32\" }\n\
+                    x = { create = \"job.h5\", dataset = \"x\", dtype = \"f32\" }\n\
+                    [[stages]]\nname = \"one\"\nkernel = \"softmax.wasm\"\ncompute = \"a[n,d] -> y[n,d]\"\n\
+                    [[stages]]\nname = \"two\"\nkernel = \"late.wasm\"\ncompute = \"y[n,d] -> x[n,d]\"\n\
+                    limits = { time = \"1h\" }\n";
+        fs::write(desk.path("job.toml"), text).unwrap();
+        fs::copy(desk.path("softmax.wasm"), desk.path("late.wasm")).unwrap();
+        let expected = desk.expected("job");
+        fs::copy(desk.path("endless.wasm"), desk.path("late.wasm")).unwrap();
         // Slurm counts in minutes.
         let id = desk.submit_script("run.sbatch", &["--time=1", "job.toml"]);
         desk.wait_for(&id, "TIMEOUT");
@@ -348,35 +357,14 @@ fn a_job_is_ended_by_the_time_limit_and_leaves_no_output() {
         assert!(log.contains("DUE TO TIME LIMIT") && log.contains("interrupted by SIGTERM"), "{log}");
         assert_eq!(log.matches("error: interrupted").count(), 1, "{log}");
         assert!(!desk.has_output("job"));
-    });
-}
-
-#[test]
-fn a_job_that_is_short_of_time_goes_on_when_it_is_put_back() {
-    in_cluster(2, |desk| {
-        let slow = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/kernels/slow.c");
-        kernel_build::build(&slow, &desk.path("slow.wasm"), &[]).unwrap();
-        // About half a minute on one rank: it is not over before Slurm looks at the time.
-        let text = "[tensors]\na = { file = \"in.h5\", dataset = \"x\" }\nspin = { value = 100000000, dtype = \"u32\" }\n\
-                    x = { create = \"job.h5\", dataset = \"x\", dtype = \"f32\" }\n\
-                    [[stages]]\nkernel = \"slow.wasm\"\nexport = \"slow_f32\"\ncompute = \"a[n,d], spin[] -> x[n,d]\"\n";
-        fs::write(desk.path("job.toml"), text.replace("100000000", "1")).unwrap();
-        let expected = desk.expected("job");
-        fs::write(desk.path("job.toml"), text).unwrap();
-        let id = desk.submit(&["job.toml", "--nodes", "2", "--time", "1", "--signal", "USR1@45", "--requeue"]);
-        desk.wait_for_work(&id, "job");
-        desk.wait_for(&id, "PENDING");
-        let log = desk.exuvia(&["logs", &id]);
-        assert!(log.contains("interrupted by SIGUSR1") && log.contains("what is finished is kept"), "{log}");
-        desk.run("scontrol", &["update", &format!("JobId={id}"), "TimeLimit=10"]);
-        desk.start_again(&id);
+        // The first stage was finished.
+        fs::copy(desk.path("softmax.wasm"), desk.path("late.wasm")).unwrap();
+        let id = desk.submit(&["job.toml", "--nodes", "1", "--ntasks-per-node", "3"]);
         desk.wait_for(&id, "COMPLETED");
         assert!(desk.take_output("job") == expected);
-        let (report, log) = (desk.report(&id), desk.exuvia(&["logs", &id]));
-        assert!(log.contains("going on with what an earlier run finished"), "{log}");
-        let all = ROWS * COLUMNS * 4;
-        assert!(report.resumed_bytes > 0);
-        assert_eq!(report.totals().processed_bytes + 2 * report.resumed_bytes, 2 * all, "no row is computed twice");
+        let report = desk.report(&id);
+        assert_eq!(report.resumed_bytes, ROWS * COLUMNS * 4);
+        assert_eq!(report.stages[0].counts.tasks(), 0);
     });
 }
 
