@@ -135,6 +135,14 @@ impl Fabric for Late {
         self.inner.counters()
     }
 
+    fn outlives_ranks(&self) -> bool {
+        self.inner.outlives_ranks()
+    }
+
+    fn keep(&mut self, survivors: &[Rank]) {
+        self.inner.keep(survivors);
+    }
+
     fn abort(&mut self, code: i32) -> ! {
         self.inner.abort(code)
     }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::abort::end_all_ranks;
+use super::members::{Judgement, Members};
 use super::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, TAG_LIMIT, check_send};
 
 /// One rank alone, without MPI.
@@ -31,8 +32,9 @@ struct Hub {
 
 #[derive(Debug)]
 struct Parcel {
-    source: Rank,
-    tag: u32,
+    /// What the sender was at the start.
+    origin: Rank,
+    stamped: u32,
     bytes: Payload,
 }
 
@@ -54,7 +56,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 struct Local {
     hub: Arc<Hub>,
-    rank: Rank,
+    members: Members,
     counters: Counters,
     /// Abort ends the process, not the thread.
     owns_process: bool,
@@ -64,7 +66,8 @@ impl Local {
     const LEAVE_DEADLINE: Duration = Duration::from_secs(60);
 
     fn new(hub: Arc<Hub>, rank: Rank, owns_process: bool) -> Local {
-        Local { hub, rank, counters: Counters::default(), owns_process }
+        let members = Members::new(rank, hub.inboxes.len() as u32);
+        Local { hub, members, counters: Counters::default(), owns_process }
     }
 
     fn check_alive(&self) -> Result<(), FabricError> {
@@ -76,39 +79,49 @@ impl Local {
 
     fn take(&mut self, wanted: impl Fn(&Parcel) -> bool) -> Result<Option<Message>, FabricError> {
         self.check_alive()?;
-        let mut inbox = lock(&self.hub.inboxes[self.rank as usize]);
+        let mut inbox = lock(&self.hub.inboxes[self.origin() as usize]);
+        let judge = |parcel: &Parcel| self.members.judge(parcel.origin, parcel.stamped);
+        inbox.retain(|parcel| judge(parcel) != Judgement::Drop);
+        let wanted = |parcel: &Parcel| judge(parcel) == Judgement::Take && wanted(parcel);
         let parcel = inbox.iter().position(wanted).and_then(|i| inbox.remove(i));
         drop(inbox);
         Ok(parcel.map(|parcel| {
             self.counters.received(parcel.bytes.len());
-            Message { source: parcel.source, tag: parcel.tag, bytes: parcel.bytes.into_vec() }
+            self.members.admit(parcel.origin, parcel.stamped, parcel.bytes.into_vec())
         }))
+    }
+
+    /// What this rank was at the start.
+    fn origin(&self) -> Rank {
+        self.members.origin(self.members.rank())
     }
 }
 
 impl Fabric for Local {
     fn rank(&self) -> Rank {
-        self.rank
+        self.members.rank()
     }
 
     fn size(&self) -> u32 {
-        self.hub.inboxes.len() as u32
+        self.members.size()
     }
 
     fn send(&mut self, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError> {
         check_send(self.size(), to, tag, bytes.len())?;
         self.check_alive()?;
         self.counters.sent(bytes.len());
-        lock(&self.hub.inboxes[to as usize]).push_back(Parcel { source: self.rank, tag, bytes });
+        let parcel = Parcel { origin: self.origin(), stamped: self.members.stamp(tag), bytes };
+        lock(&self.hub.inboxes[self.members.origin(to) as usize]).push_back(parcel);
         Ok(())
     }
 
     fn poll(&mut self) -> Result<Option<Message>, FabricError> {
-        self.take(|parcel| parcel.tag < TAG_LIMIT)
+        self.take(|parcel| Members::tag(parcel.stamped) < TAG_LIMIT)
     }
 
     fn poll_from(&mut self, source: Rank, tag: u32) -> Result<Option<Message>, FabricError> {
-        self.take(|parcel| parcel.source == source && parcel.tag == tag)
+        let (origin, stamped) = (self.members.origin(source), self.members.stamp(tag));
+        self.take(|parcel| parcel.origin == origin && parcel.stamped == stamped)
     }
 
     fn progress(&mut self) -> Result<(), FabricError> {
@@ -123,13 +136,21 @@ impl Fabric for Local {
         self.counters
     }
 
+    fn outlives_ranks(&self) -> bool {
+        true
+    }
+
+    fn keep(&mut self, survivors: &[Rank]) {
+        self.members.keep(survivors);
+    }
+
     fn abort(&mut self, code: i32) -> ! {
         if self.owns_process {
             end_all_ranks(code);
         }
-        self.hub.aborted.get_or_init(|| (self.rank, code));
+        self.hub.aborted.get_or_init(|| (self.origin(), code));
         // Unlike a panic, this does not run the panic hook: the thread ends without a word.
-        resume_unwind(Box::new(FabricError::Aborted { rank: self.rank, code }))
+        resume_unwind(Box::new(FabricError::Aborted { rank: self.origin(), code }))
     }
 
     fn finalize(self: Box<Self>, _code: i32) -> Result<(), FabricError> {
@@ -154,7 +175,7 @@ impl Drop for Local {
     fn drop(&mut self) {
         // No rank ever waits for a dead one.
         if std::thread::panicking() {
-            self.hub.aborted.get_or_init(|| (self.rank, 101));
+            self.hub.aborted.get_or_init(|| (self.origin(), 101));
         }
     }
 }
@@ -214,6 +235,30 @@ mod tests {
         assert_eq!(alone.poll().unwrap().unwrap().bytes, [11]);
         assert!(alone.poll().unwrap().is_none());
         alone.finalize(0).unwrap();
+    }
+
+    #[test]
+    fn survivors_go_on_and_hear_nothing_from_before() {
+        let mut fabrics = local(4);
+        drop(fabrics.remove(1));
+        let [zero, two, three] = &mut fabrics[..] else { panic!("three are left") };
+        two.send(3, 5, vec![1].into()).unwrap();
+        two.keep(&[0, 2, 3]);
+        assert_eq!((two.rank(), two.size()), (1, 3));
+        two.send(2, 5, vec![2].into()).unwrap();
+        two.send(0, super::super::LASTING_TAG, vec![3].into()).unwrap();
+        assert_eq!(zero.poll().unwrap().map(|message| (message.source, message.bytes)), Some((2, vec![3])));
+        // From before the death, and not from after it.
+        assert_eq!(receive(&mut **three).bytes, [1]);
+        two.send(2, 6, vec![4].into()).unwrap();
+        assert!(three.poll().unwrap().is_none());
+        three.keep(&[0, 2, 3]);
+        zero.send(3, 5, vec![9].into()).unwrap();
+        zero.keep(&[0, 2, 3]);
+        zero.send(2, 6, vec![5].into()).unwrap();
+        let heard: Vec<_> = (0..3).map(|_| receive(&mut **three)).map(|m| (m.source, m.tag, m.bytes[0])).collect();
+        assert_eq!(heard, [(1, 5, 2), (1, 6, 4), (0, 6, 5)]);
+        assert!(three.poll().unwrap().is_none());
     }
 
     #[test]

@@ -8,12 +8,16 @@
 //! messages never meet: they use separate tag spaces (on MPI, separate communicators), so a rank may still receive
 //! other messages after a neighbour has entered a collective. Only the thread that called [`mpi()`] calls MPI, the
 //! panic hook apart. After a failure MPI is aborted, never finalized.
+//!
+//! Where ranks may die without ending the others ([`Fabric::outlives_ranks`]), those that are left agree on who they are
+//! (`exec`'s matter) and call [`Fabric::keep`]: no MPI call is needed for that, so none can wait for a rank that died meanwhile.
 
 mod abort;
 mod backoff;
 pub mod collective;
 mod error;
 mod local;
+mod members;
 mod mpi;
 mod payload;
 
@@ -21,7 +25,8 @@ pub use abort::install_panic_hook;
 pub use backoff::Backoff;
 pub use error::FabricError;
 pub use local::{local, solo};
-pub use mpi::{library, mpi};
+pub use members::LASTING_TAG;
+pub use mpi::{is_open_mpi, library, mpi};
 pub use payload::Payload;
 
 pub use crate::topology::Rank;
@@ -89,6 +94,14 @@ pub trait Fabric: std::fmt::Debug {
 
     /// Messages and bytes so far.
     fn counters(&self) -> Counters;
+
+    /// Whether the ranks that are left can go on when others die.
+    fn outlives_ranks(&self) -> bool;
+
+    /// From now on only `survivors` count: ascending, by their numbers so far, this rank among them. They are numbered anew,
+    /// from 0, and what was sent among more ranks than these is lost, [`LASTING_TAG`] apart. Every survivor calls it, with
+    /// the same ranks; what one of them sends after that waits for the others to do so.
+    fn keep(&mut self, survivors: &[Rank]);
 
     /// Ends every rank with this exit code, now. Prints nothing, so say why before. Between threads
     /// ([`local()`]) it unwinds this one, and the others get [`FabricError::Aborted`] from their next call.

@@ -67,6 +67,11 @@ fn detect(env: Environment) -> Launcher {
     }
 }
 
+/// Whether the launcher leaves the other ranks alone when one dies: Open MPI's mpirun, if it was asked to.
+pub fn launcher_outlives_ranks() -> bool {
+    number(&|name| std::env::var(name).ok(), "OMPI_MCA_orte_enable_recovery") == Some(1)
+}
+
 /// When the allocation that this process is in ends, if Slurm says so.
 pub fn allocation_end() -> Option<SystemTime> {
     let seconds = number(&|name| std::env::var(name).ok(), "SLURM_JOB_END_TIME")?;

@@ -16,7 +16,7 @@ mod watch;
 
 pub use cpu::{CpuClass, common_features};
 pub use host::{Host, host};
-pub use launcher::{Launcher, allocated_tasks, allocation_end, launcher};
+pub use launcher::{Launcher, allocated_tasks, allocation_end, launcher, launcher_outlives_ranks};
 pub use process::process_alive;
 pub use watch::Watch;
 

@@ -11,8 +11,9 @@ use ::mpi::Threading;
 
 use self::raw::{Communicator, Pending, Receive, Send};
 use super::abort::{end_all_ranks, exit_now, flush_output, set_mpi_live};
+use super::members::{Judgement, LASTING_TAG, Members};
 use super::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, TAG_LIMIT, check_send};
-use crate::topology::{Launcher, launcher};
+use crate::topology::{Launcher, launcher, launcher_outlives_ranks};
 
 /// Messages being received for [`Fabric::poll`]; the rest wait inside MPI, which slows their senders down.
 const RECEIVES_AT_ONCE: usize = 16;
@@ -36,13 +37,17 @@ pub fn mpi() -> Result<Box<dyn Fabric>, FabricError> {
     let size = world.size()?;
     check_launcher(size, launcher())?;
     let collectives = world.duplicate(|pending| meet(pending, "setting up a second communicator"))?;
+    let members = Members::new(world.rank()?, size);
+    // Of the libraries here only Open MPI's ranks live on, and go on talking, when one is gone.
+    let outlives_ranks = launcher_outlives_ranks() && is_open_mpi() && members.fit(world.highest_tag()?);
     Ok(Box::new(Mpi {
-        rank: world.rank()?,
-        size,
+        members,
+        outlives_ranks,
         world,
         collectives,
         sends: Vec::new(),
         receives: Vec::new(),
+        early: Vec::new(),
         counters: Counters::default(),
         this_thread_only: PhantomData,
     }))
@@ -52,6 +57,11 @@ pub fn mpi() -> Result<Box<dyn Fabric>, FabricError> {
 pub fn library() -> String {
     let version = raw::library_version();
     version.map_or_else(|| "an unknown MPI library".to_owned(), |version| short_version(&version))
+}
+
+/// Whether the library is Open MPI. May be asked before MPI starts.
+pub fn is_open_mpi() -> bool {
+    library().starts_with("Open MPI")
 }
 
 /// Open MPI: `Open MPI v4.1.4, package: ...`. MPICH: `MPICH Version:\t4.0.2\nMPICH Release date: ...`.
@@ -111,15 +121,17 @@ fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool, FabricError>) -
 
 #[derive(Debug)]
 struct Mpi {
-    rank: Rank,
-    size: u32,
-    /// Callers' messages.
+    members: Members,
+    outlives_ranks: bool,
+    /// Callers' messages. Its ranks are those of the start, here and below.
     world: Communicator,
     /// Tags from `TAG_LIMIT` on.
     collectives: Communicator,
     sends: Vec<Send>,
-    /// In the order MPI matched them, which is the order they were sent in per source and tag.
+    /// In the order MPI matched them, which is the order they were sent in per source and tag; their tags are stamped.
     receives: Vec<Receive>,
+    /// Messages from ranks that know of more deaths than this one: what the source was at the start, stamped tag, bytes.
+    early: Vec<(Rank, u32, Vec<u8>)>,
     counters: Counters,
     /// MPICH's handles are integers: without this the same code would be `Send` there and not with Open MPI.
     this_thread_only: PhantomData<*mut ()>,
@@ -129,21 +141,33 @@ impl Mpi {
     /// The communicator for a tag, and what the tag is there.
     fn route(&self, tag: u32) -> (Communicator, u32) {
         match tag.checked_sub(TAG_LIMIT) {
-            Some(tag) => (self.collectives, tag),
-            None => (self.world, tag),
+            Some(tag) => (self.collectives, self.members.stamp(TAG_LIMIT + tag) - TAG_LIMIT),
+            None => (self.world, self.members.stamp(tag)),
         }
     }
 
-    /// Takes the receive at `index` if it is complete.
-    fn take(&mut self, index: usize) -> Result<Option<Message>, FabricError> {
-        if !self.receives[index].done()? {
-            return Ok(None);
-        }
+    /// Takes the receive at `index`, which is complete; `None` if it is of another time.
+    fn take(&mut self, index: usize) -> Option<Message> {
         let receive = self.receives.remove(index);
-        let (source, tag) = (receive.source, receive.tag);
+        let (origin, stamped) = (receive.source, receive.tag);
         let bytes = receive.into_bytes();
         self.counters.received(bytes.len());
-        Ok(Some(Message { source, tag, bytes }))
+        match self.members.judge(origin, stamped) {
+            Judgement::Take => return Some(self.members.admit(origin, stamped, bytes)),
+            Judgement::Later => self.early.push((origin, stamped, bytes)),
+            Judgement::Drop => {}
+        }
+        None
+    }
+
+    /// A message that came too early, and no longer is.
+    fn take_early(&mut self, wanted: impl Fn(Rank, u32) -> bool) -> Option<Message> {
+        let due = |(origin, stamped, _): &(Rank, u32, Vec<u8>)| {
+            self.members.judge(*origin, *stamped) == Judgement::Take && wanted(*origin, *stamped)
+        };
+        let index = self.early.iter().position(due)?;
+        let (origin, stamped, bytes) = self.early.remove(index);
+        Some(self.members.admit(origin, stamped, bytes))
     }
 
     /// Whether a message of the same source and tag was matched before this one and is still being received.
@@ -156,18 +180,18 @@ impl Mpi {
 
 impl Fabric for Mpi {
     fn rank(&self) -> Rank {
-        self.rank
+        self.members.rank()
     }
 
     fn size(&self) -> u32 {
-        self.size
+        self.members.size()
     }
 
     fn send(&mut self, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError> {
-        check_send(self.size, to, tag, bytes.len())?;
+        check_send(self.size(), to, tag, bytes.len())?;
         let length = bytes.len();
         let (communicator, tag) = self.route(tag);
-        let mut send = communicator.send(to, tag, bytes)?;
+        let mut send = communicator.send(self.members.origin(to), tag, bytes)?;
         self.counters.sent(length);
         // Short messages are gone already.
         if !send.done()? {
@@ -178,15 +202,21 @@ impl Fabric for Mpi {
 
     fn poll(&mut self) -> Result<Option<Message>, FabricError> {
         self.progress()?;
-        if self.receives.len() < RECEIVES_AT_ONCE {
-            self.receives.extend(self.world.receive(None, None)?);
+        if let Some(message) = self.take_early(|_, stamped| Members::tag(stamped) < TAG_LIMIT) {
+            return Ok(Some(message));
         }
-        for index in 0..self.receives.len() {
-            if self.receives[index].tag < TAG_LIMIT
-                && !self.must_wait(index)
-                && let Some(message) = self.take(index)?
-            {
-                return Ok(Some(message));
+        // What is received from a rank that died may never be complete: word of that must not wait for it.
+        let tag = (self.receives.len() >= RECEIVES_AT_ONCE).then_some(LASTING_TAG);
+        self.receives.extend(self.world.receive(None, tag)?);
+        let mut index = 0;
+        while index < self.receives.len() {
+            let ours = Members::tag(self.receives[index].tag) < TAG_LIMIT;
+            if ours && !self.must_wait(index) && self.receives[index].done()? {
+                if let Some(message) = self.take(index) {
+                    return Ok(Some(message));
+                }
+            } else {
+                index += 1;
             }
         }
         Ok(None)
@@ -194,17 +224,24 @@ impl Fabric for Mpi {
 
     fn poll_from(&mut self, source: Rank, tag: u32) -> Result<Option<Message>, FabricError> {
         self.progress()?;
-        let wanted = |receive: &Receive| receive.source == source && receive.tag == tag;
-        if let Some(index) = self.receives.iter().position(wanted) {
-            return self.take(index);
+        let (origin, stamped) = (self.members.origin(source), self.members.stamp(tag));
+        if let Some(message) = self.take_early(|from, tag| from == origin && tag == stamped) {
+            return Ok(Some(message));
         }
-        let (communicator, routed_tag) = self.route(tag);
-        let Some(mut receive) = communicator.receive(Some(source), Some(routed_tag))? else {
-            return Ok(None);
+        let wanted = |receive: &Receive| receive.source == origin && receive.tag == stamped;
+        let index = match self.receives.iter().position(wanted) {
+            Some(index) => index,
+            None => {
+                let (communicator, routed_tag) = self.route(tag);
+                let Some(mut receive) = communicator.receive(Some(origin), Some(routed_tag))? else {
+                    return Ok(None);
+                };
+                receive.tag = stamped;
+                self.receives.push(receive);
+                self.receives.len() - 1
+            }
         };
-        receive.tag = tag;
-        self.receives.push(receive);
-        self.take(self.receives.len() - 1)
+        Ok(if self.receives[index].done()? { self.take(index) } else { None })
     }
 
     fn progress(&mut self) -> Result<(), FabricError> {
@@ -227,6 +264,17 @@ impl Fabric for Mpi {
         self.counters
     }
 
+    fn outlives_ranks(&self) -> bool {
+        self.outlives_ranks
+    }
+
+    fn keep(&mut self, survivors: &[Rank]) {
+        self.members.keep(survivors);
+        // What goes to those who are gone never leaves; the bytes stay where MPI may still read or write them.
+        self.sends.clear();
+        self.receives.retain(|receive| self.members.judge(receive.source, receive.tag) != Judgement::Drop);
+    }
+
     fn abort(&mut self, code: i32) -> ! {
         end_all_ranks(code)
     }
@@ -236,6 +284,11 @@ impl Fabric for Mpi {
             self.progress()?;
             Ok(self.sends.is_empty())
         })?;
+        if self.outlives_ranks {
+            // MPI_Finalize waits for ranks that are gone, or may be any moment. The launcher knows that ranks may leave without.
+            set_mpi_live(false);
+            return Ok(());
+        }
         let mut everyone = self.collectives.barrier()?;
         meet(&mut everyone, "waiting for the other ranks to leave")?;
         self.collectives.free()?;

@@ -70,6 +70,19 @@ impl Communicator {
         Ok(size.unsigned_abs())
     }
 
+    /// The highest tag that a message may have: at least 32767, by the standard.
+    pub(super) fn highest_tag(self) -> Result<u32, FabricError> {
+        let mut value: *mut c_int = std::ptr::null_mut();
+        let mut flag: c_int = 0;
+        // SAFETY: MPI sets the pointer to an integer of its own, as the standard says of this attribute.
+        check("MPI_Comm_get_attr", unsafe {
+            ffi::MPI_Comm_get_attr(self.0, ffi::MPI_TAG_UB as c_int, (&raw mut value).cast::<c_void>(), &mut flag)
+        })?;
+        // SAFETY: set, and valid as long as MPI is initialised.
+        let found = if flag != 0 { unsafe { value.as_ref() } } else { None };
+        Ok(found.and_then(|tag| u32::try_from(*tag).ok()).unwrap_or(super::super::TAG_LIMIT - 1))
+    }
+
     /// A second communicator over the same ranks, whose messages never meet this one's. Waits with `wait`.
     pub(super) fn duplicate(
         self,
