@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ use crate::store::{OutputLayout, Staging, Storage};
 const HEADER: &str = "header.json";
 const INPUTS: &str = "inputs.json";
 const CHECKPOINT: &str = "checkpoint.json";
+/// How long a run that begins again waits for them.
+const FINGERPRINTS: Duration = Duration::from_secs(1);
 /// Of the header and the records. Others are no use.
 const SCHEMA: u32 = 1;
 
@@ -253,6 +256,14 @@ impl Keeper {
             (is_log || is_checkpoint) && entry.metadata().is_ok_and(|metadata| metadata.len() > 0)
         };
         fs::read_dir(self.folder.path()).is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(is_record)))
+    }
+
+    /// Without them nothing counts that this run has finished.
+    pub fn await_fingerprints(&self) {
+        let until = Instant::now() + FINGERPRINTS;
+        while self.fingerprints.as_ref().is_some_and(|(thread, _)| !thread.is_finished()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub fn stop(&mut self) {

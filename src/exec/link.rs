@@ -2,22 +2,24 @@
 //!
 //! Failure protocol: the rank that fails tells rank 0 ([`tag::FAIL`]), rank 0 prints the first failure it hears of and
 //! tells everyone ([`tag::STOP`]). Whoever waits, in a collective or not, keeps looking for these messages, for
-//! signals and for dead neighbours, so no rank waits for one that is gone.
+//! signals and for dead neighbours, so no rank waits for one that is gone. Where the fabric outlives them, whoever learns of a
+//! death tells all others ([`tag::DEAD`]), and `survive` goes on from there.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::agree::Agreement;
+use super::{ExitCode, RunError};
 use crate::fabric::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, collective};
 use crate::report::{Distance, Traffic};
 use crate::topology::{Topology, Watch};
 
-use super::{ExitCode, RunError};
-
 /// Tags of the messages between ranks. Those that belong to a run of a stage have its number in the tag as well: a rank that is
 /// ahead may send them before others have begun with it.
 pub(super) mod tag {
+    pub const DEAD: u32 = crate::fabric::LASTING_TAG;
     pub const FAIL: u32 = 1;
     pub const STOP: u32 = 2;
     pub const ARTIFACT: u32 = 3;
@@ -29,6 +31,7 @@ pub(super) mod tag {
     pub const SCHEDULER: u32 = 9;
     pub const SHARED: u32 = 10;
     pub const DRAIN: u32 = 11;
+    pub const OVER: u32 = 15;
     const KINDS: u32 = 16;
     /// Runs of stages that one rank may be ahead of another; a barrier sees to it.
     pub const RUNS: u64 = 1024;
@@ -46,7 +49,7 @@ pub(super) mod tag {
 }
 
 /// How long a failed rank waits for rank 0 to take note.
-const FAREWELL: Duration = Duration::from_secs(4);
+pub(super) const FAREWELL: Duration = Duration::from_secs(4);
 /// How long a signal may wait for the end of an iteration.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How much longer than rank 0 others may take to finish what they had begun.
@@ -59,45 +62,58 @@ pub type Signal = Arc<AtomicUsize>;
 
 /// What ended the run, as seen by [`Senses`].
 #[derive(Debug)]
-struct Failure {
+pub(super) struct Failure {
     code: i32,
+    /// Whether it is the death of a rank.
+    died: bool,
     /// What to print; empty when the rank that sent it is not the one to print.
     text: String,
 }
 
 /// What a rank looks out for while it waits; apart from the fabric, so that a collective can borrow both.
 #[derive(Debug)]
-struct Senses {
-    watch: Option<(Watch, Topology)>,
+pub(super) struct Senses {
+    pub(super) watch: Option<(Watch, Topology)>,
     signal: Signal,
-    inbox: VecDeque<Message>,
+    pub(super) inbox: VecDeque<Message>,
+    /// What each rank was at the start.
+    pub(super) members: Vec<Rank>,
+    pub(super) agreement: Agreement,
+    /// Ranks that have said that the run is over.
+    pub(super) over: BTreeSet<Rank>,
     /// Set once: every later look fails in the same way.
-    ending: Option<Ending>,
+    pub(super) ending: Option<Ending>,
     /// Ranks that have said that they failed.
-    failed: u32,
+    pub(super) failed: u32,
     /// Whether this rank is leaving.
     leaves: bool,
     /// Where a signal need not end the run at once: since when there is one.
-    patience: Option<Option<Instant>>,
+    pub(super) patience: Option<Option<Instant>>,
 }
 
 #[derive(Debug)]
-enum Ending {
+pub(super) enum Ending {
     Elsewhere(Failure),
-    Died { rank: Rank, pid: u32, hostname: String },
+    /// Called what it was at the start.
+    Died {
+        rank: Rank,
+        pid: u32,
+        hostname: String,
+    },
     Signal(usize),
 }
 
 /// One rank's connection to the others.
 #[derive(Debug)]
 pub(super) struct Link {
-    fabric: Box<dyn Fabric>,
-    senses: Senses,
+    pub(super) fabric: Box<dyn Fabric>,
+    pub(super) senses: Senses,
 }
 
 impl Senses {
-    /// Takes in what has arrived; fails when the run must end.
-    fn look(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
+    /// Takes in what has arrived, and who has died.
+    pub(super) fn notice(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
+        let mut news = false;
         while let Some(message) = fabric.poll()? {
             match message.tag {
                 // Once this rank leaves, only how the others end counts.
@@ -106,21 +122,63 @@ impl Senses {
                     let number = message.bytes.first().map_or(15, |number| usize::from(*number));
                     self.signal.store(number, Ordering::Relaxed);
                 }
+                tag::DEAD => {
+                    if let (Some(from), Ok(dead)) =
+                        (self.members.get(message.source as usize), serde_json::from_slice(&message.bytes))
+                    {
+                        news |= self.agreement.hear(*from, dead);
+                    }
+                }
+                tag::OVER => drop(self.over.insert(message.source)),
                 tag::FAIL | tag::STOP => {
                     self.failed += u32::from(message.tag == tag::FAIL);
-                    self.ending.get_or_insert(Ending::Elsewhere(Failure::decode(&message.bytes)));
+                    // It explains a death.
+                    if matches!(self.ending, None | Some(Ending::Died { .. })) {
+                        self.ending = Some(Ending::Elsewhere(Failure::decode(&message.bytes)));
+                    }
                 }
                 _ => self.inbox.push_back(message),
             }
         }
-        if self.ending.is_none()
-            && let Some((watch, topology)) = &mut self.watch
+        if let Some((watch, _)) = &mut self.watch
             && let Some(rank) = watch.dead()
         {
-            let host = topology.host(rank);
-            // A rank that failed by itself has said so before it left; its message may still be on the way.
-            self.ending = Some(Ending::Died { rank, pid: host.pid, hostname: host.hostname.clone() });
+            news |= self.agreement.see(self.members[rank as usize]);
         }
+        if news && fabric.outlives_ranks() {
+            self.tell_of_deaths(fabric)?;
+        }
+        // A rank that failed by itself has said so before it left; its message may still be on the way.
+        if self.ending.is_none() {
+            self.ending = self.died();
+        }
+        Ok(())
+    }
+
+    fn tell_of_deaths(&self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
+        let dead = Payload::from(serde_json::to_vec(self.agreement.dead()).unwrap_or_default());
+        for other in self.agreement.others() {
+            if let Ok(rank) = self.members.binary_search(&other) {
+                fabric.send(rank as Rank, tag::DEAD, dead.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The death of a rank that still counts.
+    fn died(&self) -> Option<Ending> {
+        if self.members.len() == self.agreement.alive() {
+            return None;
+        }
+        let (at, rank) = self.members.iter().enumerate().find(|(_, rank)| self.agreement.dead().contains(rank))?;
+        let host = self.watch.as_ref().map(|(_, topology)| topology.host(at as Rank));
+        let (pid, hostname) = host.map(|host| (host.pid, host.hostname.clone())).unwrap_or_default();
+        Some(Ending::Died { rank: *rank, pid, hostname })
+    }
+
+    /// Takes in what has arrived; fails when the run must end.
+    fn look(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
+        self.notice(fabric)?;
         let signal = self.signal.load(Ordering::Relaxed);
         if self.ending.is_none() && signal != 0 {
             let waits =
@@ -135,7 +193,7 @@ impl Senses {
         }
     }
 
-    fn error(&self, error: FabricError) -> RunError {
+    pub(super) fn error(&self, error: FabricError) -> RunError {
         match (&self.ending, error) {
             (Some(Ending::Elsewhere(failure)), _) => RunError::Elsewhere { code: failure.code },
             (Some(Ending::Died { rank, pid, hostname }), _) => {
@@ -156,34 +214,38 @@ fn signal_name(signal: usize) -> &'static str {
 }
 
 impl Failure {
-    fn encode(code: i32, text: &str) -> Vec<u8> {
+    fn encode(code: i32, died: bool, text: &str) -> Vec<u8> {
         let mut bytes = code.to_le_bytes().to_vec();
+        bytes.push(u8::from(died));
         bytes.extend_from_slice(text.as_bytes());
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Failure {
-        let (code, text) = bytes
-            .split_first_chunk::<4>()
-            .map_or((ExitCode::Failed as i32, bytes), |(code, text)| (i32::from_le_bytes(*code), text));
-        Failure { code, text: String::from_utf8_lossy(text).into_owned() }
+        let (code, died, text) = match bytes {
+            [a, b, c, d, died, text @ ..] => (i32::from_le_bytes([*a, *b, *c, *d]), *died == 1, text),
+            _ => (ExitCode::Failed as i32, false, bytes),
+        };
+        Failure { code, died, text: String::from_utf8_lossy(text).into_owned() }
     }
 }
 
 impl Link {
     pub fn new(fabric: Box<dyn Fabric>, signal: Signal) -> Link {
-        Link {
-            fabric,
-            senses: Senses {
-                watch: None,
-                signal,
-                inbox: VecDeque::new(),
-                ending: None,
-                failed: 0,
-                leaves: false,
-                patience: None,
-            },
-        }
+        let (rank, size) = (fabric.rank(), fabric.size());
+        let senses = Senses {
+            watch: None,
+            signal,
+            inbox: VecDeque::new(),
+            members: (0..size).collect(),
+            agreement: Agreement::new(rank, size),
+            over: BTreeSet::new(),
+            ending: None,
+            failed: 0,
+            leaves: false,
+            patience: None,
+        };
+        Link { fabric, senses }
     }
 
     pub fn rank(&self) -> Rank {
@@ -243,9 +305,14 @@ impl Link {
         self.fabric.send(to, tag, bytes).map_err(|e| self.senses.error(e))
     }
 
+    /// Looks for whatever ends the run.
+    pub(super) fn look(&mut self) -> Result<(), RunError> {
+        self.senses.look(&mut *self.fabric).map_err(|e| self.senses.error(e))
+    }
+
     /// The next message with a tag that is `wanted`; others stay, in their order. Never waits.
     pub fn poll(&mut self, wanted: impl Fn(u32) -> bool) -> Result<Option<Message>, RunError> {
-        self.senses.look(&mut *self.fabric).map_err(|e| self.senses.error(e))?;
+        self.look()?;
         let at = self.senses.inbox.iter().position(|message| wanted(message.tag));
         Ok(at.and_then(|at| self.senses.inbox.remove(at)))
     }
@@ -260,7 +327,7 @@ impl Link {
     pub fn receive(&mut self, source: Rank, tag: u32) -> Result<Vec<u8>, RunError> {
         let mut backoff = Backoff::default();
         loop {
-            self.senses.look(&mut *self.fabric).map_err(|e| self.senses.error(e))?;
+            self.look()?;
             let wanted = |message: &Message| message.source == source && message.tag == tag;
             if let Some(message) = self.senses.inbox.iter().position(wanted).and_then(|at| self.senses.inbox.remove(at))
             {
@@ -362,13 +429,14 @@ impl Link {
     /// prints for all, rank 1 where rank 0 is gone, and others only when nobody hears them. Rank 0 gives it to `say`, if there
     /// is one, before it tells the others: once they leave, the launcher may end this process at any moment.
     /// `note` goes with the text of whichever rank rank 0 prints.
-    pub fn fail(mut self, error: &RunError, note: Option<&str>, say: Option<fn(&str)>) -> (ExitCode, Option<String>) {
+    pub fn fail(mut self, error: &RunError, note: Option<&str>, say: Option<fn(&str)>) -> super::Failure {
         let text = error.render();
         // From here on only messages count.
         self.senses.signal = Signal::default();
         self.senses.leaves = true;
         let died = matches!(self.senses.ending, Some(Ending::Died { .. }));
-        let rank_0_died = matches!(self.senses.ending, Some(Ending::Died { rank: 0, .. }));
+        let rank_0_died =
+            matches!(self.senses.ending, Some(Ending::Died { rank, .. }) if rank == self.senses.members[0]);
         if died {
             // Whoever left may have failed and said so, in a message that is only now arriving.
             self.senses.ending = None;
@@ -376,38 +444,41 @@ impl Link {
             self.linger(LATE, Link::has_heard);
         }
         let heard = match &self.senses.ending {
-            Some(Ending::Elsewhere(failure)) => Some((ExitCode::from_i32(failure.code), failure.text.clone())),
+            Some(Ending::Elsewhere(failure)) => {
+                Some((ExitCode::from_i32(failure.code), failure.died, failure.text.clone()))
+            }
             _ => None,
         };
-        let code = heard.as_ref().map_or(error.code(), |(code, _)| *code);
+        let (code, died) = heard.as_ref().map_or((error.code(), died), |(code, died, _)| (*code, *died));
+        let failure = |text| super::Failure { code, text, died };
         if self.rank() == 0 {
-            let text = heard.map(|(_, text)| text).filter(|heard| !heard.is_empty()).unwrap_or(text);
+            let text = heard.map(|(.., text)| text).filter(|heard| !heard.is_empty()).unwrap_or(text);
             let note = note.map(|note| format!("\nnote: {note}")).unwrap_or_default();
             let mut text = Some(text + &note);
             if let Some(say) = say {
                 text.take().iter().for_each(|text| say(text));
             }
             for rank in 1..self.size() {
-                let _ = self.fabric.send(rank, tag::STOP, Failure::encode(code as i32, "").into());
+                let _ = self.fabric.send(rank, tag::STOP, Failure::encode(code as i32, died, "").into());
             }
             self.linger(FAREWELL, |link| link.fabric.sends_pending() == 0);
             // What MPI calls sent may still be on its way out of this process.
             if self.size() as usize > self.node().len() {
                 self.linger(LATE, |_| false);
             }
-            return (code, text);
+            return failure(text);
         }
         if heard.is_some() {
-            return (code, None);
+            return failure(None);
         }
         if rank_0_died {
-            return (code, (self.rank() == 1).then_some(text));
+            return failure((self.rank() == 1).then_some(text));
         }
-        let _ = self.fabric.send(0, tag::FAIL, Failure::encode(code as i32, &text).into());
+        let _ = self.fabric.send(0, tag::FAIL, Failure::encode(code as i32, died, &text).into());
         self.senses.ending = None;
         self.senses.watch = None;
         let heard = self.linger(FAREWELL, Link::has_heard);
-        (code, (!heard).then_some(text))
+        failure((!heard).then_some(text))
     }
 
     /// Whether another rank's failure has become known.
@@ -416,7 +487,7 @@ impl Link {
         matches!(self.senses.ending, Some(Ending::Elsewhere(_)))
     }
 
-    fn linger(&mut self, patience: Duration, mut done: impl FnMut(&mut Link) -> bool) -> bool {
+    pub(super) fn linger(&mut self, patience: Duration, mut done: impl FnMut(&mut Link) -> bool) -> bool {
         let (mut backoff, until) = (Backoff::default(), Instant::now() + patience);
         while Instant::now() < until {
             if done(self) {

@@ -4,8 +4,10 @@
 //! The main thread talks MPI and HDF5, and nothing else does; the workers of a rayon pool run kernels; a helper process
 //! optimizes them. Refuses to do: deciding who computes what (that is `plan` and `sched`), parsing arguments, printing
 //! results. Invariant: an error on any rank ends all ranks, is printed once, and leaves no output behind; what is
-//! finished is kept for the next run.
+//! finished is kept for the next run. A death is an error too, unless the fabric outlives it: then the ranks that are left
+//! are that next run (`survive`).
 
+mod agree;
 mod arrivals;
 mod balance;
 mod blocks;
@@ -20,6 +22,7 @@ mod inputs;
 mod instances;
 mod keeper;
 mod link;
+mod opening;
 mod outputs;
 mod parts;
 mod reduction;
@@ -29,6 +32,7 @@ mod run;
 mod stage;
 mod stamp;
 mod stealing;
+mod survive;
 mod tiers;
 mod wave;
 mod whole;
@@ -79,6 +83,16 @@ pub enum Resume {
     Never,
 }
 
+impl Resume {
+    /// When the run begins again without ranks that died: what it has finished is no longer an earlier run's.
+    fn once_begun(self) -> Resume {
+        match self {
+            Resume::GoOn | Resume::Fresh => Resume::GoOn,
+            Resume::Never => Resume::Never,
+        }
+    }
+}
+
 /// How to run a job.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -106,6 +120,8 @@ pub struct Options {
     pub note: Option<fn(&str)>,
     /// Where a person sees how far the run is.
     pub progress: Option<fn(&Progress)>,
+    /// Called on each rank once it notices when others die.
+    pub watched: Option<fn()>,
 }
 
 impl Default for Options {
@@ -124,6 +140,7 @@ impl Default for Options {
             say: None,
             note: None,
             progress: None,
+            watched: None,
         }
     }
 }

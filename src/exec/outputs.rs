@@ -31,10 +31,23 @@ impl Stagings {
     /// After a failure: leaves what a later run can go on with, and says whether there is anything.
     pub fn abandon(&mut self) -> bool {
         let stays = self.manifest.abandon();
-        for staging in std::mem::take(&mut self.files).into_values().filter(|_| stays) {
-            staging.leave();
+        if stays {
+            self.leave();
         }
         stays
+    }
+
+    /// Leaves everything for the run to go on with, when it begins again on fewer ranks.
+    pub fn suspend(mut self) {
+        if self.manifest.lasts() {
+            self.leave();
+        }
+        self.manifest.suspend();
+    }
+
+    /// Leaves the files where they are.
+    pub fn leave(&mut self) {
+        std::mem::take(&mut self.files).into_values().for_each(Staging::leave);
     }
 
     /// Closes all files, so that others can read what is in them so far.
@@ -376,7 +389,6 @@ pub(super) fn publish(job: &Job, plan: &Plan, stagings: &mut Stagings) -> Result
     }
     // What is left is scratch: dropping it removes it.
     stagings.files.clear();
-    stagings.manifest.conclude();
     Ok(outputs)
 }
 

@@ -315,6 +315,15 @@ impl Manifest {
         }
     }
 
+    /// The run is about to begin again: lets go of the folder.
+    pub fn suspend(&mut self) {
+        self.flush();
+        if let Some(mut keeper) = self.keeper.take() {
+            keeper.await_fingerprints();
+            keeper.stop();
+        }
+    }
+
     /// The run failed. Says whether there is something for a later one to go on with; if not, nothing is left. On rank 0.
     pub fn abandon(&mut self) -> bool {
         self.flush();

@@ -1,32 +1,28 @@
 //! A whole run on one rank.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Checkpoints;
 use super::costs::{self, CostBook};
 use super::data::Data;
 use super::link::{Link, Signal};
+use super::opening::{Loaded, Opening, agree, load_kernels, machine, open};
 use super::outputs::{Outputs, Stagings, publish};
 use super::resume::{Manifest, Resumed};
 use super::stage::{Context, StageOutcome};
+use super::survive::{Dead, Regrouped};
 use super::tiers::{TierSetup, Tiers};
 use super::wave::run_wave;
 use super::{ExitCode, Options, RunError};
-use crate::engine::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline};
-use crate::fabric::{Fabric, Payload, Rank};
-use crate::job::{Iterate, Job, Source};
-use crate::plan::{Layout, Machine, Plan, plan};
-use crate::report::{Environment, RankReport, Report};
+use crate::engine::{Cache, Cpu, Engine, Kernel, Pipeline};
+use crate::fabric::{Fabric, Payload};
+use crate::job::Iterate;
+use crate::plan::{Machine, plan};
+use crate::report::{Death, Environment, RankReport, Report};
 use crate::store;
 use crate::topology::Topology;
-
-/// Part of a node's memory that its ranks may plan with.
-const MEMORY_SHARE: f64 = 0.8;
 
 /// How much a worker gives way (on Linux a priority is a thread's own): to the main thread, which other ranks wait for,
 /// and to the optimizing compiler, whose code will be many times faster than what the worker runs meanwhile.
@@ -38,68 +34,115 @@ pub struct Failure {
     pub code: ExitCode,
     /// Nothing where it has been said already ([`Options::say`]).
     pub text: Option<String>,
+    /// Whether it was the death of a rank.
+    pub died: bool,
 }
 
-/// What rank 0 found out for all.
-#[derive(Serialize, Deserialize)]
-struct Opening {
-    path: PathBuf,
-    text: String,
-    layouts: BTreeMap<String, Layout>,
-    threads: Option<u32>,
-    memory_bytes: Option<u64>,
+/// What a rank takes along when the run begins again without ranks that died.
+struct Kept {
+    process_start: Instant,
+    /// The job as it was, and its modules by stage, whatever has become of their files.
+    opening: Option<Opening>,
+    modules: Vec<Payload>,
+    tiers: Option<Tiers>,
+    /// What earlier runs of the job have left, once that is taken up or cleared away.
+    resumed_bytes: Option<u64>,
+    /// What the rank did so far.
+    share: RankReport,
 }
 
-/// What a rank tells the others before work begins.
-#[derive(Serialize, Deserialize)]
-struct Introduction {
-    plan_hash: [u8; 32],
-    cpu: Cpu,
+impl Kept {
+    fn note(&mut self, dead: &[Dead]) {
+        let at_ns = self.process_start.elapsed().as_nanos() as u64;
+        let death =
+            |dead: &Dead| Death { rank: dead.rank, hostname: dead.hostname.clone(), at_ns, first_task_ns: None };
+        self.share.deaths.extend(dead.iter().map(death));
+    }
 }
 
-/// Runs the job at `path` as one rank of `fabric`. Rank 0 gets the report of the whole run. On failure the others have
-/// been told.
+/// Runs the job at `path` as one rank of `fabric`. Rank 0, as it is in the end, gets the report of the whole run. On failure the
+/// others have been told.
 pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Signal) -> Result<Option<Report>, Failure> {
     let mut link = Link::new(fabric, signal);
-    let mut stagings = Stagings::default();
-    match run_rank(&mut link, path, options, &mut stagings) {
-        Ok(report) => {
-            // Everything is written and published; what goes wrong from here on changes no result.
-            if let Err(error) = link.finalize(ExitCode::Done) {
-                tracing::warn!("leaving MPI: {error}");
+    let (process_start, share) = (process_start(), RankReport::default());
+    let mut kept = Kept { process_start, opening: None, modules: Vec::new(), tiers: None, resumed_bytes: None, share };
+    loop {
+        let mut stagings = Stagings::default();
+        let result = run_rank(&mut link, path, options, &mut kept, &mut stagings);
+        let regrouped = match result {
+            Ok(report) => {
+                leave(link);
+                return Ok(report);
             }
-            Ok(report)
-        }
-        Err(error) => {
-            link.await_others();
-            let note = stagings
-                .abandon()
-                .then_some("what is finished is kept: run the same command again to go on from there");
-            let (code, text) = link.fail(&error, note, options.say);
-            Err(Failure { code, text })
+            Err(error) => link.regroup(error),
+        };
+        match regrouped {
+            Ok(Regrouped::Over) => {
+                leave(link);
+                return Ok(None);
+            }
+            Ok(Regrouped::Without(dead)) => {
+                stagings.suspend();
+                kept.note(&dead);
+                if link.rank() == 0 {
+                    tell(&[lament(&dead, link.size())], options);
+                }
+            }
+            Err(error) => {
+                link.await_others();
+                let note = stagings
+                    .abandon()
+                    .then_some("what is finished is kept: run the same command again to go on from there");
+                return Err(link.fail(&error, note, options.say));
+            }
         }
     }
+}
+
+/// Everything is written and published; what goes wrong from here on changes no result.
+fn leave(link: Link) {
+    if let Err(error) = link.finalize(ExitCode::Done) {
+        tracing::warn!("leaving MPI: {error}");
+    }
+}
+
+fn lament(dead: &[Dead], left: u32) -> String {
+    let each = |dead: &Dead| match dead.hostname.as_str() {
+        "" => format!("rank {}", dead.rank),
+        hostname => format!("rank {} ({hostname})", dead.rank),
+    };
+    let dead: Vec<String> = dead.iter().map(each).collect();
+    format!("{} died; going on with {left} rank(s)", dead.join(" and "))
 }
 
 fn run_rank(
     link: &mut Link,
     path: &Path,
     options: &Options,
+    kept: &mut Kept,
     stagings: &mut Stagings,
 ) -> Result<Option<Report>, RunError> {
-    let process_start = process_start();
+    let process_start = kept.process_start;
     let topology = link.topology()?;
     link.watch(&topology);
-    let (opening, job) = open(link, path, options)?;
+    if let Some(watched) = options.watched {
+        watched();
+    }
+    let (opening, job) = open(link, path, options, &mut kept.opening)?;
     let machine = machine(&topology, &opening, &job);
     let plan = Arc::new(plan(&job, &opening.layouts, &machine).map_err(Box::new)?);
     let class = agree(link, &plan)?;
-    let Loaded { kernels, of_stage, merges } = load_kernels(link, &job)?;
+    let Loaded { kernels, of_stage, merges } = load_kernels(link, &job, &mut kept.modules)?;
     let of_stages: Vec<&Kernel> = of_stage.iter().map(|kernel| &kernels[*kernel]).collect();
-    let (manifest, resumed) = Manifest::open(link, (&job, &plan), &of_stages, options.resume, &mut stagings.files)?;
+    let again = kept.resumed_bytes.is_some();
+    let resume = if again { options.resume.once_begun() } else { options.resume };
+    let opened = Manifest::open(link, (&job, &plan), &of_stages, resume, &mut stagings.files);
+    // They are an earlier run's, and stay so until this one has taken them up.
+    let (manifest, resumed) = opened.inspect_err(|_| stagings.leave())?;
     stagings.manifest = manifest;
+    let resumed_bytes = *kept.resumed_bytes.get_or_insert(resumed.bytes);
     if link.rank() == 0 {
-        tell(&resumed, options);
+        tell(&taken_up(&resumed, again), options);
     }
     let cache = open_cache(options);
     let costs = CostBook::load(link, cache.as_ref(), &kernels)?;
@@ -111,16 +154,16 @@ fn run_rank(
         threads: machine.threads as usize,
         class,
     };
-    let mut tiers = Tiers::start(link, setup, kernels.clone())?;
+    let tiers = Tiers::start(link, setup, kernels.clone(), &mut kept.tiers)?;
     let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
     let waves = plan.waves(iterated.clone());
     let (threads, width) = (machine.threads as usize, waves.iter().map(|wave| wave.len()).max().unwrap_or(1));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads * width).start_handler(|_| step_back());
     let pool = pool.build();
     let pool = pool.map_err(|e| RunError::Worker { message: e.to_string() })?;
-    let rank = link.rank();
-    let hostname = topology.host(rank).hostname.clone();
-    let mut share = RankReport { rank, hostname, ..RankReport::default() };
+    let share = &mut kept.share;
+    share.rank = link.rank();
+    share.hostname = topology.host(share.rank).hostname.clone();
     let context = Context {
         job: &job,
         plan: plan.clone(),
@@ -143,18 +186,17 @@ fn run_rank(
         if let Some(iterate) = iterate {
             let first = gone_on.filter(|(next, _)| *next == wave.start).map_or(0, |(_, iteration)| iteration);
             link.wait_with_signals(true);
-            let iterations =
-                run_iterations(link, &mut tiers, &context, (iterate, first), &mut data, stagings, &mut share)?;
+            let iterations = run_iterations(link, tiers, &context, (iterate, first), &mut data, stagings, share)?;
             link.wait_with_signals(false);
             share.iterations = Some(iterations);
         } else if iterated.contains(&wave.start) {
             // All of them are finished: what they left is taken up.
             for stage in iterated.clone() {
-                run_wave(link, &mut tiers, &context, stage..stage + 1, &mut data, stagings)?;
+                run_wave(link, tiers, &context, stage..stage + 1, &mut data, stagings)?;
             }
         } else {
-            for outcome in run_wave(link, &mut tiers, &context, wave, &mut data, stagings)? {
-                add_stage(&mut share, outcome, process_start);
+            for outcome in run_wave(link, tiers, &context, wave, &mut data, stagings)? {
+                add_stage(share, outcome, process_start);
             }
         }
     }
@@ -164,14 +206,15 @@ fn run_rank(
         kernel.ns_per_slice = data.costs.measured(index).clone();
     }
     share.fabric = link.traffic();
-    let shares = link.gather(serde_json::to_vec(&share).unwrap_or_default())?;
+    let shares = link.gather(serde_json::to_vec(share).unwrap_or_default())?;
     let Some(shares) = shares else {
         // Nobody leaves before the outputs are in place: a rank that fails now must still be heard.
-        link.barrier()?;
+        link.part()?;
         return Ok(None);
     };
     let outputs = publish(&job, &plan, stagings)?;
-    link.barrier()?;
+    link.part()?;
+    stagings.manifest.conclude();
     let mut ranks = Vec::new();
     for (rank, bytes) in (0..).zip(&shares) {
         let share: RankReport =
@@ -186,23 +229,28 @@ fn run_rank(
     let wall_ns = process_start.elapsed().as_nanos() as u64;
     let mut report = Report::join(job.name.clone(), hash, environment, wall_ns, ranks);
     report.outputs = outputs;
-    report.resumed_bytes = resumed.bytes;
+    report.resumed_bytes = resumed_bytes;
     Ok(Some(report))
 }
 
-/// Tells a person what is taken up from an earlier run.
-fn tell(resumed: &Resumed, options: &Options) {
-    let size = bytesize::ByteSize::b(resumed.bytes).display().iec();
-    let went_on = (resumed.bytes > 0).then(|| match resumed.iteration {
-        0 => format!("going on with what an earlier run finished: {size} of tensors"),
-        iteration => format!("going on after iteration {iteration} of an earlier run, with {size} of tensors"),
-    });
-    for note in went_on.iter().chain(&resumed.notes) {
+fn tell(notes: &[String], options: &Options) {
+    for note in notes {
         match options.note {
             Some(tell) => tell(note),
             None => tracing::info!("{note}"),
         }
     }
+}
+
+/// What is taken up from an earlier run, or from this one before deaths, for a person.
+fn taken_up(resumed: &Resumed, again: bool) -> Vec<String> {
+    let size = bytesize::ByteSize::b(resumed.bytes).display().iec();
+    let went_on = (resumed.bytes > 0).then(|| match resumed.iteration {
+        _ if again => format!("{size} of tensors are finished, and not computed again"),
+        0 => format!("going on with what an earlier run finished: {size} of tensors"),
+        iteration => format!("going on after iteration {iteration} of an earlier run, with {size} of tensors"),
+    });
+    went_on.into_iter().chain(resumed.notes.iter().cloned()).collect()
 }
 
 /// Adds what a stage did to the rank's share of the report; a stage that ran before adds to its own.
@@ -214,7 +262,11 @@ fn add_stage(share: &mut RankReport, outcome: StageOutcome, process_start: Insta
     total.wall_ns += outcome.started.elapsed().as_nanos() as u64;
     total.counts.add(&outcome.report.counts);
     share.swaps.extend(outcome.swaps);
-    share.first_task_ns = share.first_task_ns.or(outcome.first_task.map(since_start));
+    let first_task_ns = outcome.first_task.map(since_start);
+    share.first_task_ns = share.first_task_ns.or(first_task_ns);
+    for death in share.deaths.iter_mut().filter(|death| death.first_task_ns.is_none()) {
+        death.first_task_ns = first_task_ns;
+    }
 }
 
 /// Runs the iterated stages until their condition holds, or as often as the job says, and writes what they left; `first` of these
@@ -265,107 +317,6 @@ fn run_iterations(
         Outputs::flush(link, context.job, plan, run, resident, &mut data.places, stagings, counts)?;
     }
     Ok(iteration)
-}
-
-/// Rank 0 reads the job and looks at its datasets; everyone learns the outcome. Collective.
-fn open(link: &mut Link, path: &Path, options: &Options) -> Result<(Opening, Job), RunError> {
-    let mut encoded = None;
-    if link.rank() == 0 {
-        let job = Job::load(path).map_err(Box::new)?;
-        let mut layouts = BTreeMap::new();
-        for decl in job.tensors.values() {
-            if let Source::File { file, dataset } = &decl.source {
-                let info = store::describe(file, dataset)?;
-                let layout = Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk };
-                layouts.insert(decl.name.clone(), layout);
-            }
-        }
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let text = job.text().to_owned();
-        let (threads, memory_bytes) = (options.threads, options.memory_bytes);
-        let opening = Opening { path, text, layouts, threads, memory_bytes };
-        encoded = Some(Payload::from(serde_json::to_vec(&opening).unwrap_or_default()));
-    }
-    let encoded = link.broadcast(encoded)?;
-    let opening: Opening =
-        serde_json::from_slice(&encoded).map_err(|_| RunError::Protocol { rank: 0, what: "the job" })?;
-    let job = Job::parse(&opening.text, &opening.path).map_err(Box::new)?;
-    Ok((opening, job))
-}
-
-/// The same on every rank: made of what was gathered and of what rank 0 said.
-fn machine(topology: &Topology, opening: &Opening, job: &Job) -> Machine {
-    let ranks = 0..topology.size();
-    let on_node = |rank: Rank| topology.ranks_on_node(rank).len() as u32;
-    let ranks_per_node = ranks.clone().map(on_node).max().unwrap_or(1);
-    let threads =
-        opening.threads.unwrap_or_else(|| ranks.clone().map(|r| topology.default_threads(r)).min().unwrap_or(1));
-    let share = |rank: Rank| {
-        let node = topology.host(rank).memory_bytes as f64 * MEMORY_SHARE;
-        (node / f64::from(on_node(rank))) as u64
-    };
-    let memory_bytes = opening.memory_bytes.or(job.memory_bytes).or_else(|| ranks.map(share).min()).unwrap_or(u64::MAX);
-    Machine { ranks: topology.size(), ranks_per_node, threads: threads.max(1), memory_bytes }
-}
-
-/// All ranks must have made the same plan. Returns the ranks whose CPU is like this rank's. Collective.
-fn agree(link: &mut Link, plan: &Plan) -> Result<Vec<Rank>, RunError> {
-    let mine = Introduction { plan_hash: plan.hash(), cpu: Cpu::host() };
-    let all = link.allgather(serde_json::to_vec(&mine).unwrap_or_default())?;
-    let mut introductions = Vec::new();
-    for (rank, bytes) in (0..).zip(&all) {
-        let one: Introduction =
-            serde_json::from_slice(bytes).map_err(|_| RunError::Protocol { rank, what: "its plan" })?;
-        introductions.push(one);
-    }
-    let ranks = || (0..).zip(&introductions);
-    let differing: Vec<Rank> =
-        ranks().filter(|(_, i)| i.plan_hash != introductions[0].plan_hash).map(|(rank, _)| rank).collect();
-    if !differing.is_empty() {
-        return Err(RunError::PlanDisagreement { ranks: differing });
-    }
-    Ok(ranks().filter(|(_, i)| i.cpu == mine.cpu).map(|(rank, _)| rank).collect())
-}
-
-/// The kernels of a job.
-#[derive(Default)]
-struct Loaded {
-    /// The distinct ones that compute tiles.
-    kernels: Vec<Kernel>,
-    /// Which of them each stage runs.
-    of_stage: Vec<usize>,
-    /// The one that merges the partial results of each stage, if one does.
-    merges: Vec<Option<Kernel>>,
-}
-
-/// Rank 0 reads each module once and sends it to the others, so that all run the same bytes. Collective.
-fn load_kernels(link: &mut Link, job: &Job) -> Result<Loaded, RunError> {
-    let mut loaded = Loaded::default();
-    let Loaded { kernels, of_stage, merges } = &mut loaded;
-    for stage in &job.stages {
-        let failed = |source: EngineError| RunError::Engine {
-            kernel: stage.kernel.display().to_string(),
-            stage: stage.name.clone(),
-            source: Box::new(source),
-        };
-        let mut bytes = None;
-        if link.rank() == 0 {
-            let kernel = Kernel::load(&stage.kernel, stage.export.as_deref()).map_err(failed)?;
-            // Here, so that it is told before any other rank stumbles over it.
-            stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(failed)?;
-            bytes = Some(Payload::from(kernel.bytes().to_vec()));
-        }
-        let bytes = link.broadcast(bytes)?;
-        let name = stage.kernel.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let kernel = Kernel::from_bytes(&name, &bytes, stage.export.as_deref()).map_err(failed)?;
-        merges.push(stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(failed)?);
-        let same = |other: &Kernel| other.hash() == kernel.hash() && other.export() == kernel.export();
-        of_stage.push(kernels.iter().position(same).unwrap_or(kernels.len()));
-        if !kernels.iter().any(same) {
-            kernels.push(kernel);
-        }
-    }
-    Ok(loaded)
 }
 
 /// Without a usable cache the run works all the same, only it compiles again.

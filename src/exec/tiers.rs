@@ -39,6 +39,8 @@ struct State {
     kernel: Kernel,
     start: Option<Code>,
     optimized: Option<Code>,
+    /// It as bytes, for ranks that have to get it when the run begins again.
+    artifact: Option<Payload>,
     /// Why there will be no optimized code.
     failed: Option<String>,
     report: KernelReport,
@@ -71,48 +73,25 @@ pub(super) struct TierSetup {
 }
 
 impl Tiers {
-    /// Begins: cached artifacts are sent out at once, the others queued for compiling. Collective.
-    pub fn start(link: &mut Link, setup: TierSetup, kernels: Vec<Kernel>) -> Result<Tiers, RunError> {
-        let position = setup.class.iter().position(|rank| *rank == link.rank()).unwrap_or(0);
-        let state = |kernel: Kernel| {
-            let report = KernelReport {
-                kernel: kernel.name().to_owned(),
-                module_hash: kernel.hash().to_owned(),
-                module_bytes: kernel.bytes().len() as u64,
-                ..KernelReport::default()
-            };
-            State { kernel, start: None, optimized: None, failed: None, report }
-        };
-        let TierSetup { engine, policy, cache, helper, threads, class } = setup;
-        let kernels: Vec<State> = kernels.into_iter().map(state).collect();
-        let mut tiers = Tiers {
-            engine,
-            policy,
-            cache,
-            helper,
-            threads,
-            class,
-            position,
-            kernels,
-            waiting: VecDeque::new(),
-            running: None,
-            paused: Vec::new(),
-        };
-        if policy == TierPolicy::Baseline {
+    /// Begins, or begins again with what was `kept`: artifacts that are there, or in the cache, are sent out at once, the
+    /// others queued for compiling. Collective.
+    pub fn start<'a>(
+        link: &mut Link,
+        setup: TierSetup,
+        kernels: Vec<Kernel>,
+        kept: &'a mut Option<Tiers>,
+    ) -> Result<&'a mut Tiers, RunError> {
+        let class = setup.class.clone();
+        let tiers = kept.get_or_insert_with(|| Tiers::new(setup, kernels));
+        tiers.position = class.iter().position(|rank| *rank == link.rank()).unwrap_or(0);
+        tiers.class = class;
+        if tiers.policy == TierPolicy::Baseline {
             return Ok(tiers);
         }
         let mut hits = vec![0u8; tiers.kernels.len()];
-        if position == 0 {
+        if tiers.position == 0 {
             for (index, hit) in hits.iter_mut().enumerate() {
-                let cached = tiers.cache.as_ref().and_then(|c| c.get(&tiers.engine, &tiers.kernels[index].kernel));
-                match cached {
-                    Some(artifact) => {
-                        *hit = 1;
-                        tiers.kernels[index].report.cache_hit = true;
-                        tiers.arrived(link, index, artifact)?;
-                    }
-                    None => tiers.waiting.push_back(index),
-                }
+                *hit = u8::from(tiers.send_out(link, index)?);
             }
         }
         // Who will get code from the cache waits for it, so that the first task runs on it.
@@ -125,6 +104,58 @@ impl Tiers {
         }
         tiers.poll(link)?;
         Ok(tiers)
+    }
+
+    /// Where ranks of this one's class get optimized code of a kernel from, unless it is to be compiled first. True if they
+    /// get it now.
+    fn send_out(&mut self, link: &mut Link, index: usize) -> Result<bool, RunError> {
+        let state = &mut self.kernels[index];
+        if let Some(message) = state.failed.clone() {
+            self.pass_on(link, index, 0, message.as_bytes())?;
+            return Ok(false);
+        }
+        if let Some(artifact) = state.artifact.clone() {
+            self.pass_on(link, index, 1, &artifact)?;
+            return Ok(true);
+        }
+        if let Some(artifact) = self.cache.as_ref().and_then(|cache| cache.get(&self.engine, &state.kernel)) {
+            state.report.cache_hit = true;
+            self.arrived(link, index, artifact)?;
+            return Ok(true);
+        }
+        let running = self.running.iter().map(|(running, _)| *running);
+        let mut under_way =
+            running.chain(self.paused.iter().map(|(paused, _)| *paused)).chain(self.waiting.iter().copied());
+        if !under_way.any(|other| other == index) {
+            self.waiting.push_back(index);
+        }
+        Ok(false)
+    }
+
+    fn new(setup: TierSetup, kernels: Vec<Kernel>) -> Tiers {
+        let state = |kernel: Kernel| {
+            let report = KernelReport {
+                kernel: kernel.name().to_owned(),
+                module_hash: kernel.hash().to_owned(),
+                module_bytes: kernel.bytes().len() as u64,
+                ..KernelReport::default()
+            };
+            State { kernel, start: None, optimized: None, artifact: None, failed: None, report }
+        };
+        let TierSetup { engine, policy, cache, helper, threads, class } = setup;
+        Tiers {
+            engine,
+            policy,
+            cache,
+            helper,
+            threads,
+            class,
+            position: 0,
+            kernels: kernels.into_iter().map(state).collect(),
+            waiting: VecDeque::new(),
+            running: None,
+            paused: Vec::new(),
+        }
     }
 
     pub fn kernel(&self, index: usize) -> &Kernel {
@@ -287,11 +318,15 @@ impl Tiers {
     fn arrived(&mut self, link: &mut Link, index: usize, artifact: Vec<u8>) -> Result<(), RunError> {
         self.pass_on(link, index, 1, &artifact)?;
         let state = &mut self.kernels[index];
+        if state.optimized.is_some() {
+            return Ok(());
+        }
         match self.engine.load_artifact(&state.kernel, &artifact) {
             Ok(code) => {
                 state.report.artifact_bytes = Some(artifact.len() as u64);
                 state.report.optimize_ns = Some(code.compile_ns());
                 state.optimized = Some(code);
+                state.artifact = Some(artifact.into());
             }
             Err(error) => self.note(index, error.to_string()),
         }

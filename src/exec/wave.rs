@@ -34,12 +34,14 @@ pub(super) fn run_wave(
 ) -> Result<Vec<StageOutcome>, RunError> {
     link.forget_late(data.next_run());
     let mut stages = Vec::with_capacity(wave.len());
-    for stage_index in wave {
+    let begun = { wave }.try_for_each(|stage_index| {
         stages.push(Running::begin(link, tiers, context, stage_index, data, stagings)?);
-    }
+        Ok(())
+    });
     let from_workers = data.from_workers.clone();
-    if let Err(error) = watch(link, tiers, &mut stages, &from_workers, stagings) {
-        if error.code() == ExitCode::Resumable {
+    let watched = begun.and_then(|()| watch(link, tiers, &mut stages, &from_workers, stagings));
+    if let Err(error) = watched {
+        if error.code() == ExitCode::Resumable || link.outlives(&error) {
             drain(link, &mut stages, &from_workers, stagings);
         }
         return Err(error);
@@ -93,7 +95,7 @@ fn watch(
     Ok(())
 }
 
-/// The run is asked to end: finishes the tasks that workers are at, as long as that takes no longer than one may wait, and
+/// The run is asked to end, or to go on without some ranks: finishes the tasks that workers are at, as long as that takes no longer than one may wait, and
 /// writes what is computed.
 fn drain(link: &mut Link, stages: &mut [Running<'_>], from_workers: &Receiver<FromRun>, stagings: &mut Stagings) {
     stagings.manifest.flush();

@@ -2,6 +2,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -11,6 +12,8 @@ use serde::de::DeserializeOwned;
 use super::ManifestError;
 
 const LOCK: &str = "lock";
+/// For the lock of a run that was just killed to go.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The folder of a manifest, held by one run at a time: by its rank 0.
 #[derive(Debug)]
@@ -24,6 +27,7 @@ impl Folder {
     /// Takes the folder at `path` for this run, and makes it if there is none.
     pub fn open(path: &Path) -> Result<Folder, ManifestError> {
         let failed = |what| move |source| ManifestError::Io { path: path.to_owned(), what, source };
+        let until = Instant::now() + PATIENCE;
         loop {
             fs::create_dir_all(path).map_err(failed("create the folder"))?;
             let mut options = OpenOptions::new();
@@ -34,6 +38,10 @@ impl Folder {
                 Err(error) => return Err(failed("lock")(error)),
             };
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
                 Err(Errno::WOULDBLOCK) => {
                     let mut by = String::new();
                     let _ = lock.read_to_string(&mut by);

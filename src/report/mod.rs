@@ -28,12 +28,27 @@ pub struct Report {
     /// Of outputs, which an earlier run of the job had finished.
     #[serde(default)]
     pub resumed_bytes: u64,
+    /// Ranks that died, which the others went on without.
+    #[serde(default)]
+    pub deaths: Vec<Death>,
     /// From the start of the process to the end of its first task: the earliest over ranks.
     pub first_task_ns: Option<u64>,
     pub kernels: Vec<KernelReport>,
     pub stages: Vec<StageReport>,
     pub ranks: Vec<RankReport>,
     pub outputs: Vec<OutputReport>,
+}
+
+/// A rank that died.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Death {
+    /// Its number when the run was started. The ranks that went on have been numbered anew.
+    pub rank: u32,
+    pub hostname: String,
+    /// When the others had agreed on it, since their processes started: the earliest.
+    pub at_ns: u64,
+    /// End of the first task after it: the earliest.
+    pub first_task_ns: Option<u64>,
 }
 
 /// Where and with what the run was made.
@@ -139,6 +154,9 @@ pub struct RankReport {
     pub rank: u32,
     pub hostname: String,
     pub first_task_ns: Option<u64>,
+    /// Ranks whose death this one has outlived, in the order in which that was agreed on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deaths: Vec<Death>,
     /// How often the iterated stages ran; none in a job without any.
     pub iterations: Option<u64>,
     /// What the fabric itself counted until the last stage was over: tensors and control messages alike.
@@ -234,6 +252,17 @@ impl Report {
             }
         }
         let first_task_ns = ranks.iter().filter_map(|r| r.first_task_ns).min();
+        // A rank may not have heard of every hostname, but of every death.
+        let mut deaths = ranks.first().map(|rank| rank.deaths.clone()).unwrap_or_default();
+        for death in &mut deaths {
+            for other in ranks.iter().flat_map(|rank| &rank.deaths).filter(|other| other.rank == death.rank) {
+                death.at_ns = death.at_ns.min(other.at_ns);
+                death.first_task_ns = [death.first_task_ns, other.first_task_ns].into_iter().flatten().min();
+                if death.hostname.is_empty() {
+                    death.hostname = other.hostname.clone();
+                }
+            }
+        }
         Report {
             schema: Report::SCHEMA,
             job,
@@ -241,6 +270,7 @@ impl Report {
             environment,
             wall_ns,
             resumed_bytes: 0,
+            deaths,
             first_task_ns,
             kernels,
             stages,

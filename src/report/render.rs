@@ -26,6 +26,17 @@ pub fn summary(report: &Report, here: &Path) -> String {
         let size = ByteSize::b(report.resumed_bytes).display().iec();
         line(&mut text, "resumed", format!("{size} of tensors from an earlier run"));
     }
+    for death in &report.deaths {
+        let went_on = match death.first_task_ns.and_then(|first| first.checked_sub(death.at_ns)) {
+            Some(ns) => format!(", the next task was done {} later", time(ns)),
+            None => String::new(),
+        };
+        line(
+            &mut text,
+            "died",
+            format!("rank {} on {} after {}{went_on}", death.rank, death.hostname, time(death.at_ns)),
+        );
+    }
     if let Some(iterations) = report.ranks.first().and_then(|rank| rank.iterations) {
         line(&mut text, "iterated", format!("{iterations} time(s)"));
     }

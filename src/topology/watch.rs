@@ -35,7 +35,7 @@ impl Watch {
         Watch { peers: others.map(peer).collect(), next_peer: 0, next_look: Instant::now() }
     }
 
-    /// A rank of this node that has died, if one was found. Cheap enough for every turn of a wait loop: it looks at
+    /// A rank of this node that has died, if one was found; each is told once. Cheap enough for every turn of a wait loop: it looks at
     /// most every 20 ms, at 8 peers a time.
     pub fn dead(&mut self) -> Option<Rank> {
         if self.peers.is_empty() {
@@ -47,11 +47,11 @@ impl Watch {
         }
         self.next_look = now + INTERVAL;
         for _ in 0..self.peers.len().min(PROBES_PER_LOOK) {
+            self.next_peer = (self.next_peer + 1) % self.peers.len();
             let peer = &self.peers[self.next_peer];
             if !same_process_alive(peer.pid, peer.start_ticks) {
-                return Some(peer.rank);
+                return Some(self.peers.swap_remove(self.next_peer).rank);
             }
-            self.next_peer = (self.next_peer + 1) % self.peers.len();
         }
         None
     }
@@ -91,5 +91,7 @@ mod tests {
             assert!(killed.elapsed() < Duration::from_secs(1), "not noticed");
         };
         assert_eq!(dead, 2);
+        std::thread::sleep(2 * INTERVAL);
+        assert_eq!(watch.dead(), None, "it is told once");
     }
 }

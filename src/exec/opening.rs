@@ -1,0 +1,155 @@
+//! How a run begins: the job, the plan that all ranks agree on, and the kernels, the same on every rank.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::link::Link;
+use super::{Options, RunError};
+use crate::engine::{Cpu, EngineError, Kernel};
+use crate::fabric::{Payload, Rank};
+use crate::job::{Job, Source};
+use crate::plan::{Layout, Machine, Plan};
+use crate::store;
+use crate::topology::Topology;
+
+/// Part of a node's memory that its ranks may plan with.
+const MEMORY_SHARE: f64 = 0.8;
+
+/// What rank 0 found out for all.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Opening {
+    path: PathBuf,
+    text: String,
+    pub layouts: BTreeMap<String, Layout>,
+    threads: Option<u32>,
+    memory_bytes: Option<u64>,
+}
+
+/// What a rank tells the others before work begins.
+#[derive(Serialize, Deserialize)]
+struct Introduction {
+    plan_hash: [u8; 32],
+    cpu: Cpu,
+}
+
+/// Rank 0 reads the job and looks at its datasets; everyone learns the outcome. Collective.
+pub(super) fn open(
+    link: &mut Link,
+    path: &Path,
+    options: &Options,
+    kept: &mut Option<Opening>,
+) -> Result<(Opening, Job), RunError> {
+    let mut encoded = None;
+    if link.rank() == 0 {
+        let opening = match kept.take() {
+            Some(opening) => opening,
+            None => read(path, options)?,
+        };
+        encoded = Some(Payload::from(serde_json::to_vec(&opening).unwrap_or_default()));
+    }
+    let encoded = link.broadcast(encoded)?;
+    let opening: Opening =
+        serde_json::from_slice(&encoded).map_err(|_| RunError::Protocol { rank: 0, what: "the job" })?;
+    let job = Job::parse(&opening.text, &opening.path).map_err(Box::new)?;
+    *kept = Some(opening.clone());
+    Ok((opening, job))
+}
+
+fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
+    let job = Job::load(path).map_err(Box::new)?;
+    let mut layouts = BTreeMap::new();
+    for decl in job.tensors.values() {
+        if let Source::File { file, dataset } = &decl.source {
+            let info = store::describe(file, dataset)?;
+            let layout = Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk };
+            layouts.insert(decl.name.clone(), layout);
+        }
+    }
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let text = job.text().to_owned();
+    let (threads, memory_bytes) = (options.threads, options.memory_bytes);
+    Ok(Opening { path, text, layouts, threads, memory_bytes })
+}
+
+/// The same on every rank: made of what was gathered and of what rank 0 said.
+pub(super) fn machine(topology: &Topology, opening: &Opening, job: &Job) -> Machine {
+    let ranks = 0..topology.size();
+    let on_node = |rank: Rank| topology.ranks_on_node(rank).len() as u32;
+    let ranks_per_node = ranks.clone().map(on_node).max().unwrap_or(1);
+    let threads =
+        opening.threads.unwrap_or_else(|| ranks.clone().map(|r| topology.default_threads(r)).min().unwrap_or(1));
+    let share = |rank: Rank| {
+        let node = topology.host(rank).memory_bytes as f64 * MEMORY_SHARE;
+        (node / f64::from(on_node(rank))) as u64
+    };
+    let memory_bytes = opening.memory_bytes.or(job.memory_bytes).or_else(|| ranks.map(share).min()).unwrap_or(u64::MAX);
+    Machine { ranks: topology.size(), ranks_per_node, threads: threads.max(1), memory_bytes }
+}
+
+/// All ranks must have made the same plan. Returns the ranks whose CPU is like this rank's. Collective.
+pub(super) fn agree(link: &mut Link, plan: &Plan) -> Result<Vec<Rank>, RunError> {
+    let mine = Introduction { plan_hash: plan.hash(), cpu: Cpu::host() };
+    let all = link.allgather(serde_json::to_vec(&mine).unwrap_or_default())?;
+    let mut introductions = Vec::new();
+    for (rank, bytes) in (0..).zip(&all) {
+        let one: Introduction =
+            serde_json::from_slice(bytes).map_err(|_| RunError::Protocol { rank, what: "its plan" })?;
+        introductions.push(one);
+    }
+    let ranks = || (0..).zip(&introductions);
+    let differing: Vec<Rank> =
+        ranks().filter(|(_, i)| i.plan_hash != introductions[0].plan_hash).map(|(rank, _)| rank).collect();
+    if !differing.is_empty() {
+        return Err(RunError::PlanDisagreement { ranks: differing });
+    }
+    Ok(ranks().filter(|(_, i)| i.cpu == mine.cpu).map(|(rank, _)| rank).collect())
+}
+
+/// The kernels of a job.
+#[derive(Default)]
+pub(super) struct Loaded {
+    /// The distinct ones that compute tiles.
+    pub kernels: Vec<Kernel>,
+    /// Which of them each stage runs.
+    pub of_stage: Vec<usize>,
+    /// The one that merges the partial results of each stage, if one does.
+    pub merges: Vec<Option<Kernel>>,
+}
+
+/// Rank 0 reads each module once and sends it to the others, so that all run the same bytes; when the run begins again, those
+/// that were `kept`, by stage. Collective.
+pub(super) fn load_kernels(link: &mut Link, job: &Job, kept: &mut Vec<Payload>) -> Result<Loaded, RunError> {
+    let mut loaded = Loaded::default();
+    let Loaded { kernels, of_stage, merges } = &mut loaded;
+    for (index, stage) in job.stages.iter().enumerate() {
+        let failed = |source: EngineError| RunError::Engine {
+            kernel: stage.kernel.display().to_string(),
+            stage: stage.name.clone(),
+            source: Box::new(source),
+        };
+        let mut bytes = None;
+        if link.rank() == 0 && index < kept.len() {
+            bytes = Some(kept[index].clone());
+        } else if link.rank() == 0 {
+            let kernel = Kernel::load(&stage.kernel, stage.export.as_deref()).map_err(failed)?;
+            // Here, so that it is told before any other rank stumbles over it.
+            stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(failed)?;
+            bytes = Some(Payload::from(kernel.bytes().to_vec()));
+        }
+        let bytes = link.broadcast(bytes)?;
+        if index == kept.len() {
+            kept.push(bytes.clone());
+        }
+        let name = stage.kernel.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let kernel = Kernel::from_bytes(&name, &bytes, stage.export.as_deref()).map_err(failed)?;
+        merges.push(stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(failed)?);
+        let same = |other: &Kernel| other.hash() == kernel.hash() && other.export() == kernel.export();
+        of_stage.push(kernels.iter().position(same).unwrap_or(kernels.len()));
+        if !kernels.iter().any(same) {
+            kernels.push(kernel);
+        }
+    }
+    Ok(loaded)
+}
