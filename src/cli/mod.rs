@@ -9,6 +9,7 @@ mod estimate;
 mod inspect;
 mod jobs;
 pub mod kernel_build;
+mod launch;
 mod like;
 mod logs;
 mod plan;
@@ -34,7 +35,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Run a job: alone on one rank, or on every rank that mpirun or srun starts
+    /// Run a job: alone on one rank, on as many as --ranks says, or on every rank that mpirun or srun starts
     Run(run::RunArguments),
     /// Show what a run would do, without running
     Plan(plan::PlanArguments),

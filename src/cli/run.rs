@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{Output, fail, print_json, progress};
+use super::{Output, fail, launch, print_json, progress};
 use crate::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
 use crate::fabric;
 use crate::report::{self, Report};
@@ -21,6 +21,9 @@ const LAST: Duration = Duration::from_millis(500);
 pub(super) struct RunArguments {
     /// The job file
     job: PathBuf,
+    /// Ranks to start on this machine; under mpirun or srun those that there are
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    ranks: Option<u32>,
     /// Worker threads per rank [default: the node's CPUs shared among its ranks]
     #[arg(long)]
     pub(super) threads: Option<u32>,
@@ -73,20 +76,35 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 }
 
 pub(super) fn run(arguments: &RunArguments) -> ExitCode {
+    launch::tell_of_panics();
     fabric::install_panic_hook();
     if arguments.threads == Some(0) {
         eprintln!("error: --threads must be at least 1");
         return ExitCode::Usage;
     }
-    let fabric = match fabric::connect() {
-        Ok(fabric) => fabric,
-        Err(error) => return fail(&error, ExitCode::Environment, Some("run `exuvia doctor` for more")),
-    };
     let signal = Signal::default();
     for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1] {
         if let Err(error) = signal_hook::flag::register_usize(number, signal.clone(), number as usize) {
             tracing::warn!("signal {number} cannot be caught: {error}");
         }
+    }
+    if let (Some(ranks), Launcher::None) = (arguments.ranks.filter(|ranks| *ranks > 1), launcher()) {
+        return launch::supervise(ranks, &signal);
+    }
+    let fabric = match fabric::connect() {
+        Ok(fabric) => fabric,
+        Err(error) => {
+            launch::ended(ExitCode::Environment);
+            return fail(&error, ExitCode::Environment, Some("run `exuvia doctor` for more"));
+        }
+    };
+    let (rank, size) = (fabric.rank(), fabric.size());
+    if let Some(ranks) = arguments.ranks.filter(|ranks| *ranks != size) {
+        if rank == 0 {
+            eprintln!("error: --ranks is {ranks}, but the launcher has started {size}");
+            eprintln!("help: leave out --ranks under mpirun and srun");
+        }
+        return ExitCode::Usage;
     }
     let options = Options {
         threads: arguments.threads,
@@ -109,15 +127,24 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         say: Some(say),
         note: Some(note),
         progress: Some(progress::show),
+        watched: Some(launch::watched),
         ..Options::default()
     };
     let rank = fabric.rank();
     let result = exec::run(fabric, &arguments.job, &options, signal);
     progress::clear();
     match result {
-        Ok(Some(report)) => conclude(arguments, &report),
+        Ok(Some(report)) => {
+            let code = conclude(arguments, &report);
+            launch::ended(code);
+            code
+        }
         Ok(None) => ExitCode::Done,
         Err(failure) => {
+            // A death is what whoever started the ranks can help: by starting them again.
+            if !failure.died && (rank == 0 || failure.text.is_some()) {
+                launch::ended(failure.code);
+            }
             if let Some(text) = failure.text {
                 say(&text);
             }

@@ -2,7 +2,8 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 #[path = "../launch/mod.rs"]
-mod launch;
+pub mod launch;
+pub mod slow;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,100 @@
+//! A job that takes its time, and what becomes of it when ranks are killed.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use exuvia::tensor::Dtype;
+
+use super::{EXUVIA, Lab};
+
+pub const ROWS: u64 = 4001;
+pub const COLUMNS: u64 = 16;
+
+/// A job of three stages; a row of the first takes 4 `spin` steps. Its outputs are contiguous, chunked and compressed.
+pub fn slow_job(lab: &Lab, spin: u32) {
+    let job = format!(
+        "[tensors]\nx = {{ file = \"in.h5\", dataset = \"x\" }}\nspin = {{ value = {spin}, dtype = \"u32\" }}\n\
+         y = {{ create = \"out.h5\", dataset = \"y\", dtype = \"f64\" }}\n\
+         z = {{ create = \"out.h5\", dataset = \"z\", dtype = \"f64\", chunk = [7, 16], deflate = 1 }}\n\
+         w = {{ create = \"other.h5\", dataset = \"w\", dtype = \"f64\", chunk = [9, 16] }}\n\
+         [[stages]]\nname = \"one\"\nkernel = \"slow.wasm\"\nexport = \"slow\"\ncompute = \"x[n,d], spin[] -> y[n,d]\"\n\
+         [[stages]]\nname = \"two\"\nkernel = \"slow.wasm\"\nexport = \"slow\"\ncompute = \"y[n,d], spin[] -> z[n,d]\"\n\
+         [[stages]]\nname = \"three\"\nkernel = \"slow.wasm\"\nexport = \"slow\"\ncompute = \"z[n,d], spin[] -> w[n,d]\"\n"
+    );
+    fs::write(lab.path("job.toml"), job).unwrap();
+}
+
+pub fn input(lab: &Lab, first: f64) {
+    let numbers = (0..ROWS * COLUMNS).map(|i| if i == 0 { first } else { i as f64 });
+    lab.dataset(Dtype::F64, &[ROWS, COLUMNS], numbers.flat_map(f64::to_le_bytes).collect());
+}
+
+pub fn slow_lab(spin: u32) -> Lab {
+    let lab = Lab::new(&["slow"]);
+    input(&lab, 1.0);
+    slow_job(&lab, spin);
+    lab
+}
+
+/// What [`slow_job`] makes of the input.
+pub fn expected(first: f64) -> Vec<(String, Vec<u8>)> {
+    let times = |factor: f64| {
+        let numbers = (0..ROWS * COLUMNS).map(|i| factor * if i == 0 { first } else { i as f64 });
+        numbers.flat_map(f64::to_le_bytes).collect()
+    };
+    vec![("y".to_owned(), times(2.0)), ("z".to_owned(), times(4.0)), ("w".to_owned(), times(8.0))]
+}
+
+/// Numbers that repeat from run to run (the finalizer of SplitMix64).
+pub fn chance(seed: u64) -> u64 {
+    let mut z = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// How many runs are killed: as many as EXUVIA_KILLS says, for a long look.
+pub fn kills(usual: u64) -> u64 {
+    std::env::var("EXUVIA_KILLS").ok().and_then(|count| count.parse().ok()).unwrap_or(usual)
+}
+
+/// Of the logs of all ranks, and of the checkpoint's record with its number.
+pub fn record_bytes(lab: &Lab) -> u64 {
+    let entries = fs::read_dir(lab.path(".job.exuvia")).into_iter().flatten().flatten();
+    let bytes = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        let is_log = name.ends_with(".log");
+        // Each checkpoint is a file of another name.
+        let checkpoint =
+            name.strip_prefix("checkpoint-").map_or(0, |rest| rest.bytes().map(u64::from).sum::<u64>() << 32);
+        checkpoint + entry.metadata().map_or(0, |metadata| if is_log { metadata.len() } else { 0 })
+    };
+    entries.map(bytes).sum()
+}
+
+/// The processes of a run in this folder that are alive, ascending.
+pub fn pids(lab: &Lab) -> Vec<u32> {
+    let folder = lab.path("").display().to_string();
+    let of = |entry: fs::DirEntry| {
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).into_owned();
+        let is_rank = command.starts_with(EXUVIA) && command.contains(&folder) && !command.contains("compile-kernel");
+        is_rank.then(|| entry.file_name().to_str()?.parse().ok()).flatten()
+    };
+    let mut pids: Vec<u32> = fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect();
+    pids.sort_unstable();
+    pids
+}
+
+pub fn signal(pids: &[u32], name: &str) {
+    for pid in pids {
+        let _ = Command::new("kill").args([name, &pid.to_string()]).stderr(Stdio::null()).status();
+    }
+}
+
+/// Nothing of the run is left but its outputs.
+pub fn assert_tidy(lab: &Lab) {
+    let names = fs::read_dir(lab.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> = names.filter(|name| name.contains(".part") || name.contains(".exuvia")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}

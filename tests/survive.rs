@@ -1,0 +1,149 @@
+//! Ranks that die do not end a run, nor change its bits: those that are left go on with what is finished.
+#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+
+mod lab;
+
+use std::fs;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use exuvia::report::{Death, Report};
+use lab::launch::open_mpi;
+use lab::slow::{assert_tidy, chance, expected, kills, pids, record_bytes, signal, slow_job, slow_lab};
+use lab::{EXUVIA, Lab, text};
+
+/// A run on ranks that it starts itself.
+struct Supervised {
+    child: Child,
+    ranks: u32,
+}
+
+fn start(lab: &Lab, ranks: u32, arguments: &[&str]) -> Supervised {
+    let mut command = Command::new(EXUVIA);
+    command.args(["run", "--ranks", &ranks.to_string(), "--threads", "1", "--report"]).arg(lab.path("report.json"));
+    command.args(arguments).arg(lab.path("job.toml")).env("EXUVIA_CACHE_DIR", lab.path("cache"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Supervised { child: command.spawn().unwrap(), ranks }
+}
+
+impl Supervised {
+    /// Its ranks that are alive, without itself.
+    fn pids(&self, lab: &Lab) -> Vec<u32> {
+        let is_alive = |pid: &u32| *pid != self.child.id() && exuvia::topology::process_alive(*pid);
+        pids(lab).into_iter().filter(is_alive).collect()
+    }
+
+    /// Waits until more than `bytes` of records are written. False if the run has ended before.
+    fn await_record(&mut self, lab: &Lab, bytes: u64) -> bool {
+        while record_bytes(lab) <= bytes {
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+
+    /// Kills one of its ranks; says whether there was one.
+    fn kill(&mut self, lab: &Lab, draw: u64) -> bool {
+        let pids = self.pids(lab);
+        let Some(victim) = pids.get(draw as usize % pids.len().max(1)) else { return false };
+        signal(&[*victim], "-KILL");
+        true
+    }
+
+    fn wait(self) -> Output {
+        self.child.wait_with_output().unwrap()
+    }
+}
+
+/// A run has ended well, and is as it would have been without deaths. Returns those.
+fn assert_done(lab: &Lab, output: &Output, expected: &[(String, Vec<u8>)], what: &str) -> Vec<Death> {
+    assert_eq!(output.status.code(), Some(0), "{what}: {}", text(output));
+    let report: Report = serde_json::from_slice(&fs::read(lab.path("report.json")).unwrap()).unwrap();
+    assert!(lab.results(&report) == expected, "{what}");
+    assert_tidy(lab);
+    let said = text(output);
+    for death in &report.deaths {
+        assert!(said.contains(&format!("rank {} ", death.rank)) && said.contains(" died; going on"), "{what}: {said}");
+        assert!(said.contains(&format!("died  rank {} on", death.rank)), "{what}: {said}");
+    }
+    for output in &report.outputs {
+        let _ = fs::remove_file(&output.file);
+    }
+    report.deaths
+}
+
+#[test]
+fn a_killed_rank_does_not_end_the_run_nor_change_its_bits() {
+    let lab = slow_lab(100_000);
+    for seed in 0..kills(4) {
+        let ranks = 4 + (chance(seed) % 5) as u32;
+        let mut run = start(&lab, ranks, &[]);
+        let mut killed = 0;
+        // The first of them rank 0, any other rank later; as many records later as chance wills.
+        for attempt in 0..1 + seed % 3 {
+            let draw = chance(seed * 8 + attempt);
+            if run.await_record(&lab, record_bytes(&lab) + draw % 4000) {
+                killed += usize::from(run.kill(&lab, if attempt + seed == 0 { 0 } else { draw >> 16 }));
+            }
+        }
+        let (pids, what) = (run.ranks, format!("seed {seed}, {ranks} ranks"));
+        let deaths = assert_done(&lab, &run.wait(), &expected(1.0), &what);
+        if open_mpi() {
+            assert!(deaths.len() <= killed && killed < pids as usize, "{what}: {deaths:?}");
+            // What was killed as it left is not missed.
+            assert!(seed > 0 || deaths.iter().any(|death| death.rank == 0), "{what}: {deaths:?}");
+        }
+    }
+}
+
+#[test]
+fn ranks_killed_as_they_start_are_started_again() {
+    let lab = slow_lab(100);
+    for seed in 0..kills(3) {
+        let mut run = start(&lab, 4, &[]);
+        while run.pids(&lab).is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(chance(seed) % 300));
+        run.kill(&lab, chance(seed) >> 16);
+        assert_done(&lab, &run.wait(), &expected(1.0), &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn iterations_survive_from_their_last_checkpoint() {
+    let lab = Lab::new(&["heat"]);
+    lab.job("heat2d", |job| job.replace("count = 1000", "count = 1500").replace("< 0.1", "< 0.0001"));
+    let whole = lab.run(1, &["--threads", "1"]);
+    let expected = lab.results(&whole);
+    for seed in 0..kills(2) {
+        let mut run = start(&lab, 4, &["--checkpoint-every", "20ms"]);
+        if run.await_record(&lab, 0) {
+            std::thread::sleep(Duration::from_millis(chance(seed) % 200));
+            run.kill(&lab, chance(seed) >> 16);
+        }
+        assert_done(&lab, &run.wait(), &expected, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn a_run_that_starts_its_ranks_ends_as_they_do() {
+    let lab = slow_lab(2_000_000);
+    let mut run = start(&lab, 3, &["--tier", "baseline"]);
+    assert!(run.await_record(&lab, 0));
+    // The supervisor alone.
+    signal(&[run.child.id()], "-TERM");
+    let output = run.wait();
+    assert_eq!(output.status.code(), Some(75), "{}", text(&output));
+    assert!(text(&output).contains("is kept: run the same command again"), "{}", text(&output));
+    slow_job(&lab, 10);
+    let bad = "(module (memory 1) (func (export \"slow\") (param i32 i32) (result i32) (i32.const 9)))";
+    fs::write(lab.path("slow.wasm"), wat::parse_str(bad).unwrap()).unwrap();
+    let output = start(&lab, 3, &[]).wait();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert_eq!(text(&output).matches("error: ").count(), 1, "{}", text(&output));
+    fs::write(lab.path("job.toml"), "[").unwrap();
+    assert_eq!(start(&lab, 2, &[]).wait().status.code(), Some(2));
+}
