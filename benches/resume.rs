@@ -1,7 +1,7 @@
 //! What it costs that finished work outlives a run: `cargo bench --bench resume`.
 //!
-//! Whole jobs of tasks of about 10 and about 1 ms on one rank, each task a block's only one and so a record of its own, with and
-//! without a manifest, in turn; then the same with outputs that are compressed, of which copies are kept.
+//! Whole jobs of tasks of a row, of about 10 and about 1 ms, on one rank, with and without a manifest, in turn; then the same with
+//! outputs that are compressed, of which copies are kept.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 mod lab;
@@ -17,8 +17,8 @@ use exuvia::tensor::{Dtype, Region, Shape};
 use lab::{EXUVIA, median};
 
 const ROUNDS: usize = 7;
-/// A row of the input is 512 KiB, so that a block has few.
-const COLUMNS: u64 = 65_536;
+/// A row of the input is 64 KiB, so that a block has few.
+const COLUMNS: u64 = 8192;
 
 fn main() {
     let folder = tempfile::tempdir().unwrap();
@@ -27,9 +27,9 @@ fn main() {
     kernel_build::build(&source, &path("slow.wasm"), &[]).unwrap();
     println!("{:<34}{:>10}{:>12}{:>12}{:>9}", "job", "tasks", "without s", "with s", "ratio");
     for (name, rows, spin, deflate) in [
-        ("10 ms tasks", 256, 20_000_000, ""),
-        ("1 ms tasks", 1024, 2_000_000, ""),
-        ("1 ms tasks, compressed outputs", 1024, 2_000_000, ", chunk = [1, 65536], deflate = 1"),
+        ("10 ms tasks", 256, 3_800_000, ""),
+        ("1 ms tasks", 1024, 380_000, ""),
+        ("1 ms tasks, compressed outputs", 1024, 380_000, ", chunk = [1, 8192], deflate = 1"),
     ] {
         input(&path("in.h5"), rows);
         let job = format!(
