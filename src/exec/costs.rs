@@ -1,5 +1,5 @@
-//! What slices of a stage have cost, in this run and in earlier ones: the sizes of first tasks come from it, and what a job will
-//! take can be reckoned with it.
+//! What slices of a stage have cost, in this run and in earlier ones: the sizes of tasks come from it, and what a job will take
+//! can be reckoned with it.
 //!
 //! Costs are of a kernel's export, a CPU, a tier and a *shape class*: the sizes of what a slice reads and writes, each to a power
 //! of two. They are estimates: they decide who computes what and when, never what comes out.

@@ -6,12 +6,8 @@ pub struct CostClass(pub u8);
 const NEWEST_WEIGHT: f64 = 0.3;
 
 /// A task may grow by at most this factor over the last one of its class, so that one measurement that fell below
-/// the clock's resolution cannot hand the whole shard to one worker.
+/// the clock's resolution cannot hand the whole shard to one worker; further only to what was expected.
 const GROWTH: u64 = 64;
-
-/// A first task goes by what another run measured; that may have been another kind of data, or a faster machine, so it gets
-/// this part of the time that it should take.
-const FIRST_PART: f64 = 0.25;
 
 /// Cost per slice, by class of code: measured, and until then as it was expected.
 #[derive(Debug, Default)]
@@ -59,15 +55,13 @@ impl CostTable {
         measured.or_else(|| self.expected.iter().find(|(c, _)| *c == class).map(|(_, ns)| *ns))
     }
 
-    /// How many slices take about `target_ns`; 1 while nothing is known of the class, so that the first task is short.
+    /// How many slices take about `target_ns`; 1 while nothing is measured of the class. What was expected may have been of
+    /// other data or parameters: a first task that went by it could take any time, and more than a task may.
     pub fn slices_in(&self, class: CostClass, target_ns: u64) -> u64 {
-        match self.entries.iter().find(|(c, _)| *c == class) {
-            Some((_, entry)) => {
-                let wanted = (target_ns as f64 / entry.ns_per_slice) as u64;
-                wanted.clamp(1, entry.last_len.saturating_mul(GROWTH))
-            }
-            None => self.ns_per_slice(class).map_or(1, |ns| ((FIRST_PART * target_ns as f64 / ns) as u64).max(1)),
-        }
+        let Some((_, entry)) = self.entries.iter().find(|(c, _)| *c == class) else { return 1 };
+        let slices = |ns: f64| (target_ns as f64 / ns) as u64;
+        let expected = self.expected.iter().find(|(c, _)| *c == class).map_or(0, |(_, ns)| slices(*ns));
+        slices(entry.ns_per_slice).clamp(1, entry.last_len.saturating_mul(GROWTH).max(expected))
     }
 }
 
@@ -91,15 +85,19 @@ mod tests {
     }
 
     #[test]
-    fn expectations_make_the_first_task_and_measurements_the_others() {
+    fn expectations_shorten_the_way_and_measurements_decide() {
         let class = CostClass(1);
-        let mut table = CostTable::expecting([(class, 100.0), (CostClass(0), f64::NAN), (CostClass(2), 0.0)]);
-        assert_eq!(table.slices_in(class, 1_000_000), 2500);
-        assert_eq!((table.slices_in(CostClass(0), 1_000_000), table.slices_in(CostClass(2), 1_000_000)), (1, 1));
-        assert_eq!(table.measured().count(), 0);
-        table.record(class, 2500, 2_500_000);
-        assert_eq!((table.slices_in(class, 1_000_000), table.ns_per_slice(class)), (1000, Some(1000.0)));
-        assert_eq!(table.measured().collect::<Vec<_>>(), [(class, 1000.0)]);
+        let expecting = || CostTable::expecting([(class, 100.0), (CostClass(0), f64::NAN), (CostClass(2), 0.0)]);
+        let mut table = expecting();
+        assert_eq!([0, 1, 2].map(|class| table.slices_in(CostClass(class), 1_000_000)), [1, 1, 1]);
+        assert_eq!((table.measured().count(), table.ns_per_slice(class)), (0, Some(100.0)));
+        table.record(class, 1, 125);
+        assert_eq!(table.slices_in(class, 1_000_000), 8000, "at once as many as were expected to be right");
+        // The same kernel with other parameters.
+        let mut table = expecting();
+        table.record(class, 1, 10_000_000);
+        assert_eq!((table.slices_in(class, 1_000_000), table.ns_per_slice(class)), (1, Some(1e7)));
+        assert_eq!(table.measured().collect::<Vec<_>>(), [(class, 1e7)]);
     }
 
     #[test]
