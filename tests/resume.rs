@@ -258,6 +258,45 @@ fn iterations_go_on_from_a_checkpoint() {
 }
 
 #[test]
+fn reductions_go_on_with_their_partial_results() {
+    let lab = slow_lab(1);
+    let job = |spin: u32| {
+        let text = format!(
+            "[tensors]\nx = {{ file = \"in.h5\", dataset = \"x\" }}\nspin = {{ value = {spin}, dtype = \"u32\" }}\n\
+             s = {{ create = \"out.h5\", dataset = \"s\", dtype = \"f64\" }}\n\
+             [[stages]]\nkernel = \"slow.wasm\"\nexport = \"slow_sum\"\ncompute = \"x[n,d], spin[] -> s[d]\"\ncombine = \"sum\"\n"
+        );
+        fs::write(lab.path("job.toml"), text).unwrap();
+    };
+    // Tasks, and the sums, of runs that nothing ends.
+    job(1);
+    let ranks = [1, 2, 3, 4];
+    let whole: Vec<Report> = ranks.iter().map(|ranks| lab.run(*ranks, &["--threads", "1"])).collect();
+    let expected = lab.results(&whole[0]);
+    fs::remove_file(lab.path("out.h5")).unwrap();
+    job(1_000_000);
+    for seed in 0..kills(2) {
+        // Asked to end, and killed.
+        for (attempt, name) in ["-TERM", "-KILL"].into_iter().enumerate() {
+            let draw = chance(seed * 8 + attempt as u64);
+            let mut run = start(&lab, ranks[(draw % 4) as usize], &["--threads", "1", "--tier", "optimized"]);
+            assert!(run.await_record(&lab), "seed {seed}");
+            std::thread::sleep(Duration::from_millis(draw / 4 % 400));
+            assert!(run.kill(&lab, name), "seed {seed}");
+        }
+        // The number of steps is part of what the stage computes, so it stays, and the rest takes its time.
+        let at = (chance(seed) % 4) as usize;
+        let report = lab.run(ranks[at], &["--threads", "1", "--tier", "optimized"]);
+        let tasks = |report: &Report| report.totals().tasks();
+        assert!(report.resumed_tasks > 0, "seed {seed}");
+        assert_eq!(tasks(&report) + report.resumed_tasks, tasks(&whole[at]), "seed {seed}: all tasks once");
+        assert!(lab.results(&report) == expected, "seed {seed}");
+        assert_tidy(&lab);
+        fs::remove_file(lab.path("out.h5")).unwrap();
+    }
+}
+
+#[test]
 fn two_runs_of_a_job_do_not_meet() {
     let lab = slow_lab(2_000_000);
     let mut run = start(&lab, 1, &["--threads", "1", "--tier", "baseline"]);

@@ -4,6 +4,17 @@
  */
 #include "exuvia.h"
 
+static uint32_t spin_for(uint32_t steps)
+{
+    uint32_t state = 1;
+    for (uint32_t step = 0; step < steps; step++) {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+    }
+    return state;
+}
+
 #define SLOW(NAME, TYPE, DTYPE)                                                                                       \
     EXUVIA_EXPORT(NAME) int32_t NAME(const exuvia_view *views, uint32_t count)                                         \
     {                                                                                                                  \
@@ -14,12 +25,7 @@
         TYPE *y = exuvia_data(&views[2]);                                                                              \
         uint32_t spin = *(const uint32_t *)exuvia_data(&views[1]);                                                     \
         for (uint32_t row = 0; row < views[0].extent[0]; row++) {                                                      \
-            uint32_t state = 1;                                                                                        \
-            for (uint32_t step = 0; step < spin; step++) {                                                             \
-                state ^= state << 13;                                                                                  \
-                state ^= state >> 17;                                                                                  \
-                state ^= state << 5;                                                                                   \
-            }                                                                                                          \
+            uint32_t state = spin_for(spin);                                                                           \
             for (uint32_t d = 0; d < views[0].extent[1]; d++, x++)                                                     \
                 *y++ = state ? 2 * *x : *x;                                                                            \
         }                                                                                                              \
@@ -28,3 +34,22 @@
 
 SLOW(slow, double, EXUVIA_F64)
 SLOW(slow_f32, float, EXUVIA_F32)
+
+/* The sum of all rows, each of which takes as long: x[n,d], spin[] -> s[d], f64 and u32, with combine = "sum". */
+EXUVIA_EXPORT(slow_sum) int32_t slow_sum(const exuvia_view *views, uint32_t count)
+{
+    if (count != 3 || !exuvia_is(&views[0], EXUVIA_F64, 2) || !exuvia_is(&views[1], EXUVIA_U32, 0) ||
+        !exuvia_is(&views[2], EXUVIA_F64, 1))
+        return 1;
+    const double *x = exuvia_data(&views[0]);
+    double *s = exuvia_data(&views[2]);
+    uint32_t spin = *(const uint32_t *)exuvia_data(&views[1]);
+    for (uint32_t d = 0; d < views[2].extent[0]; d++)
+        s[d] = 0;
+    for (uint32_t row = 0; row < views[0].extent[0]; row++) {
+        uint32_t state = spin_for(spin);
+        for (uint32_t d = 0; d < views[0].extent[1]; d++, x++)
+            s[d] += state ? *x : 0;
+    }
+    return 0;
+}

@@ -58,9 +58,9 @@ impl Running<'_> {
             let region = plan.region(index, &tile);
             inputs.push(self.inputs.read(plan, index, &region, &mut self.report.counts)?);
         }
-        let outputs = BlockOutputs::own(plan, &tile).into();
-        let slices = plan.slices(&tile);
-        let block = Arc::new(BlockData { cover: tile.clone(), tile, inputs, outputs });
+        let outputs = self.sums.outputs(plan, &tile).into();
+        let (slices, summed) = (plan.slices(&tile), self.stealing.done().sums.leaves(plan, &tile));
+        let block = Arc::new(BlockData { cover: tile.clone(), tile, inputs, outputs, summed });
         lock(&self.shared.blocks).insert((self.owner, number, 0), block);
         self.shared.event(Event::Fetched { block: number, slices });
         Ok(())
@@ -71,6 +71,8 @@ impl Running<'_> {
         let Some(block) = block else { panic!("block {number} is not in memory") };
         let shared = self.shared.clone();
         let plan = shared.stage();
+        self.note_sums(&block, stagings, false);
+        self.forget_sums(&block.tile);
         match (&mut *lock(&block.outputs), &mut self.reduction) {
             (BlockOutputs::Tiles(tiles), _) => {
                 for (tile, results) in tiles.take_rest(plan, &block.tile) {
@@ -148,8 +150,9 @@ impl Running<'_> {
         let plan = shared.stage();
         if piece.len == 0 {
             let tile = self.tiles[piece.block as usize].clone();
-            let outputs = BlockOutputs::own(plan, &tile).into();
-            let block = BlockData { cover: tile.clone(), tile, inputs: Vec::new(), outputs };
+            let outputs = self.sums.outputs(plan, &tile).into();
+            let summed = self.stealing.done().sums.leaves(plan, &tile);
+            let block = BlockData { cover: tile.clone(), tile, inputs: Vec::new(), outputs, summed };
             lock(&shared.blocks).insert(key(piece), Arc::new(block));
         }
         let Some(block) = shared.block(piece) else { panic!("{piece:?} is not in memory") };
@@ -174,7 +177,8 @@ impl Running<'_> {
             kept.extend(stored);
         }
         if kept.len() == results.len() {
-            stagings.manifest.note(&Finished { stage: plan.name.clone(), tile: tile.clone(), outputs: kept });
+            let (stage, tile) = (plan.name.clone(), tile.clone());
+            stagings.manifest.note(&Finished { stage, tile, outputs: kept, leaves: None });
         }
         Ok(())
     }

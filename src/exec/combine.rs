@@ -161,6 +161,17 @@ impl Fold {
         Fold { next: first, ..Fold::default() }
     }
 
+    /// A fold that goes on with the sum of all before `next`.
+    pub fn going_on(next: u64, sum: Results) -> Fold {
+        Fold { next, sum: Some(sum), ..Fold::default() }
+    }
+
+    /// How many partial results are in the sum, of a fold that started at 0, and the sum; `None` while there is none, or somebody
+    /// else has it.
+    pub fn so_far(&self) -> Option<(u64, &Results)> {
+        self.sum.as_ref().map(|sum| (self.next, sum))
+    }
+
     /// Takes partial result `number`.
     pub fn put(&mut self, number: u64, results: Results) {
         if self.sum.is_none() && !self.is_out && number == self.next {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::sums::Sums;
 use crate::fabric::Rank;
 use crate::manifest::Payload;
 use crate::plan::{StagePlan, Tile};
@@ -10,10 +11,13 @@ use crate::plan::{StagePlan, Tile};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Finished {
     pub stage: String,
-    /// Of a reduction all of its reduced axes.
+    /// Of a reduction all of its reduced axes, unless it is a partial result.
     pub tile: Tile,
     /// In their order.
     pub outputs: Vec<Stored>,
+    /// Of a partial result: how many of its group's leaves are in it. The tile is their box.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaves: Option<u64>,
 }
 
 /// Where the bytes of an output are.
@@ -22,13 +26,16 @@ pub(super) struct Finished {
 pub(super) enum Stored {
     /// At their places in the dataset; the CRC-32 of the packed region.
     InPlace(u32),
-    /// Compressed chunks, which have no places before the file is whole.
+    /// Compressed chunks, which have no places before the file is whole; or the packed bytes of a partial result.
     Beside(Payload),
 }
 
-/// Finished boxes of a stage. They do not meet.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Done(Vec<Tile>);
+/// Finished boxes of a stage, which do not meet; and, of a reduction, what of its other cells is summed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Done {
+    tiles: Vec<Tile>,
+    pub sums: Sums,
+}
 
 impl Done {
     pub fn new(mut tiles: Vec<Tile>) -> Done {
@@ -50,38 +57,44 @@ impl Done {
             }
             tiles = joined;
         }
-        Done(tiles)
+        Done { tiles, sums: Sums::default() }
     }
 
     pub fn tiles(&self) -> &[Tile] {
-        &self.0
+        &self.tiles
     }
 
     /// Whether it is all of the stage.
     pub fn is_all(&self, plan: &StagePlan) -> bool {
         let all: u64 = (0..plan.split.len()).map(|axis| plan.extent(axis)).product();
-        all > 0 && self.0.iter().map(|tile| tile.0.elements()).sum::<u64>() == all
+        all > 0 && self.tiles.iter().map(|tile| tile.0.elements()).sum::<u64>() == all
+    }
+
+    /// Whether the cell of a reduction that `block` is of is finished.
+    pub fn has_cell_of(&self, plan: &StagePlan, block: &Tile) -> bool {
+        !self.tiles.is_empty() && plan.cell_tile(plan.cell(block)).is_some_and(|cell| self.has(&cell))
     }
 
     /// Whether all of `tile` is in one of them.
     pub fn has(&self, tile: &Tile) -> bool {
-        self.0.iter().any(|done| done.0.contains(&tile.0))
+        self.tiles.iter().any(|done| done.0.contains(&tile.0))
     }
 
-    /// The blocks of `rank` without what is finished: boxes of whole units, as finished ones are. A cell of a reduction is
-    /// finished as a whole or not at all.
+    /// The blocks of `rank` without what is finished: boxes of whole units, as finished ones are. A block of a reduction is
+    /// left as a whole or not at all; some of its leaves may be summed.
     pub fn blocks_left(&self, plan: &StagePlan, rank: Rank) -> Vec<Tile> {
         let blocks = plan.blocks(rank);
-        if self.0.is_empty() {
+        if plan.reduce.is_some() {
+            let is_left = |block: &Tile| !self.has_cell_of(plan, block) && !self.sums.have(plan, block);
+            return blocks.filter(is_left).collect();
+        }
+        if self.tiles.is_empty() {
             return blocks.collect();
         }
-        if plan.reduce.is_some() {
-            return blocks
-                .filter(|block| plan.cell_tile(plan.cell(block)).is_none_or(|cell| !self.has(&cell)))
-                .collect();
-        }
         let left = |block: Tile| {
-            self.0.iter().fold(vec![block.0], |left, done| left.iter().flat_map(|part| part.without(&done.0)).collect())
+            self.tiles
+                .iter()
+                .fold(vec![block.0], |left, done| left.iter().flat_map(|part| part.without(&done.0)).collect())
         };
         blocks.flat_map(left).map(Tile).collect()
     }

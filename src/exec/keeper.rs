@@ -140,7 +140,8 @@ impl Keeper {
             .into_iter()
             .filter(counts)
             .map(|finished| {
-                ((finished.stage.clone(), finished.tile.0.offset.clone(), finished.tile.0.extent.clone()), finished)
+                let Finished { stage, tile, leaves, .. } = &finished;
+                ((stage.clone(), tile.0.offset.clone(), tile.0.extent.clone(), *leaves), finished)
             })
             .collect();
         let tensors: BTreeSet<&String> = plan
@@ -225,6 +226,11 @@ impl Keeper {
         self.folder.write(HEADER, &self.header)
     }
 
+    /// Without a header records count for nothing.
+    pub fn begin_noting(&self) -> Result<(), ManifestError> {
+        self.folder.write(HEADER, &self.header)
+    }
+
     /// Looks at the inputs on a thread of its own: nothing waits for that, only no run can go on with this one before.
     fn take_fingerprints(&mut self, job: &Job) {
         let (files, folder) = (input_files(job), self.folder.path().to_owned());
@@ -242,8 +248,8 @@ impl Keeper {
 
     /// Writes down a checkpoint.
     pub fn note_checkpoint(&self, saved: &Saved) -> Result<(), ManifestError> {
-        // As long as there are no datasets, nobody has written it.
-        self.folder.write(HEADER, &self.header)?;
+        // As long as there are no datasets, nobody has.
+        self.begin_noting()?;
         self.folder.write(CHECKPOINT, saved)
     }
 

@@ -32,6 +32,7 @@ mod run;
 mod stage;
 mod stamp;
 mod stealing;
+mod sums;
 mod survive;
 mod tiers;
 mod wave;

@@ -254,7 +254,7 @@ impl Outputs {
                 kept.extend(stored);
             }
             if !held.is_empty() && kept.len() == held.len() {
-                stagings.manifest.note(&Finished { stage: plan.name.clone(), tile, outputs: kept });
+                stagings.manifest.note(&Finished { stage: plan.name.clone(), tile, outputs: kept, leaves: None });
             }
         }
         let sent = link.gather(outputs.sent.to_le_bytes().to_vec())?;

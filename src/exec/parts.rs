@@ -107,9 +107,15 @@ impl TileOutputs {
 }
 
 impl Running<'_> {
-    /// Writes what of this rank's blocks in memory is computed, if what is written outlives the run.
-    pub(super) fn save_parts(&mut self, link: &mut Link, stagings: &mut Stagings) -> Result<(), RunError> {
-        if !self.outputs.has_datasets() || self.reduction.is_some() || !stagings.manifest.lasts() {
+    /// Writes what of this rank's blocks in memory is computed, if what is written outlives the run; at its end whatever that takes.
+    pub(super) fn save_parts(
+        &mut self,
+        link: &mut Link,
+        stagings: &mut Stagings,
+        at_end: bool,
+    ) -> Result<(), RunError> {
+        let lasts = self.outputs.has_datasets() || self.reduction.is_some();
+        if !lasts || !stagings.manifest.lasts() {
             return Ok(());
         }
         let shared = self.shared.clone();
@@ -117,6 +123,7 @@ impl Running<'_> {
         let blocks: Vec<_> =
             lock(&shared.blocks).iter().filter(|(key, _)| is_own(key)).map(|(_, b)| b.clone()).collect();
         for block in blocks {
+            self.note_sums(&block, stagings, at_end);
             for (tile, results) in parts(shared.stage(), &block) {
                 self.emit(link, &tile, &results, stagings)?;
             }

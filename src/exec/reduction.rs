@@ -12,8 +12,18 @@ use crate::plan::{Role, StagePlan, Tile};
 /// After the last axis that is the sum of a group, of its leaves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
-    cell: u64,
-    within: Vec<u64>,
+    pub cell: u64,
+    pub within: Vec<u64>,
+}
+
+impl Key {
+    /// The groups of a block, in their order.
+    pub fn of_groups(plan: &StagePlan, block: &Tile) -> impl Iterator<Item = Key> + use<> {
+        let (cell, ranges) = (plan.cell(block), plan.groups(block));
+        let along = ranges.last().cloned().unwrap_or(0..0);
+        let before: Vec<u64> = ranges.iter().rev().skip(1).rev().map(|range| range.start).collect();
+        along.map(move |group| Key { cell, within: before.iter().copied().chain([group]).collect() })
+    }
 }
 
 /// What follows from a partial result.
@@ -105,16 +115,11 @@ impl Reduction {
 
     /// Takes the partial results of a block, whose leaves are all there, for each group along the last axis.
     pub fn add(&mut self, plan: &StagePlan, block: &Tile, groups: Vec<Fold>) -> Vec<Outcome> {
-        let ranges = plan.groups(block);
-        let Some((along, before)) = ranges.split_last() else { return Vec::new() };
-        let cell = plan.cell(block);
-        let add = |(group, leaves)| {
-            let within = before.iter().map(|range| range.start).chain([group]).collect();
-            let key = Key { cell, within };
+        let add = |(key, leaves): (Key, Fold)| {
             self.sums.insert(key.clone(), leaves);
             self.advance(plan, key)
         };
-        along.clone().zip(groups).filter_map(add).collect()
+        Key::of_groups(plan, block).zip(groups).filter_map(add).collect()
     }
 
     /// Takes back what a worker has merged.

@@ -13,6 +13,7 @@ use super::identity::identities;
 use super::keeper::{Keeper, Opening};
 use super::link::Link;
 use super::resident::Resident;
+use super::sums::Sums;
 use super::{Resume, RunError};
 use crate::engine::Kernel;
 use crate::fabric::{Payload, Rank};
@@ -51,6 +52,8 @@ pub(super) struct Manifest {
 pub(super) struct Resumed {
     /// Bytes of tensors that are finished, or in a checkpoint.
     pub bytes: u64,
+    /// Tasks of reductions that need not run: their results are in partial results.
+    pub tasks: u64,
     /// Iterations that need not be made again.
     pub iteration: u64,
     /// What is not counted on, and why.
@@ -109,8 +112,16 @@ impl Manifest {
             manifest.earlier.entry(finished.stage.clone()).or_default().push(finished);
         }
         for stage in &plan.stages {
-            let Some(finished) = manifest.earlier.get(&stage.name) else { continue };
-            let done = Done::new(finished.iter().map(|finished| finished.tile.clone()).collect());
+            let Some(finished) = manifest.earlier.get_mut(&stage.name) else { continue };
+            let sums = Sums::new(stage, finished);
+            finished.retain(|finished| finished.leaves.is_none());
+            let mut done = Done::new(finished.iter().map(|finished| finished.tile.clone()).collect());
+            done.sums = sums;
+            if link.rank() == 0 && !done.sums.is_empty() {
+                let blocks = (0..link.size()).flat_map(|rank| stage.blocks(rank));
+                let left = blocks.filter(|block| !done.has_cell_of(stage, block));
+                resumed.tasks += left.flat_map(|block| done.sums.leaves(stage, &block)).sum::<u64>();
+            }
             let outputs = || stage.outputs().map(|output| (output, stage.operands[output].dtype.size_bytes() as u64));
             let bytes =
                 |tile| outputs().map(|(output, size)| stage.region(output, tile).elements() * size).sum::<u64>();
@@ -242,6 +253,15 @@ impl Manifest {
             && let Some(syncer) = &self.syncer
         {
             syncer.add(file);
+        }
+    }
+
+    /// What is noted from now on lies beside the log alone.
+    pub fn begin_noting(&mut self) {
+        if let Some(keeper) = &mut self.keeper
+            && let Err(error) = keeper.begin_noting()
+        {
+            self.give_up(&error);
         }
     }
 

@@ -46,7 +46,8 @@ struct Kept {
     modules: Vec<Payload>,
     tiers: Option<Tiers>,
     /// What earlier runs of the job have left, once that is taken up or cleared away.
-    resumed_bytes: Option<u64>,
+    /// Bytes and tasks, as the report says.
+    resumed: Option<(u64, u64)>,
     /// What the rank did so far.
     share: RankReport,
 }
@@ -65,7 +66,7 @@ impl Kept {
 pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Signal) -> Result<Option<Report>, Failure> {
     let mut link = Link::new(fabric, signal);
     let (process_start, share) = (process_start(), RankReport::default());
-    let mut kept = Kept { process_start, opening: None, modules: Vec::new(), tiers: None, resumed_bytes: None, share };
+    let mut kept = Kept { process_start, opening: None, modules: Vec::new(), tiers: None, resumed: None, share };
     loop {
         let mut stagings = Stagings::default();
         let result = run_rank(&mut link, path, options, &mut kept, &mut stagings);
@@ -134,13 +135,13 @@ fn run_rank(
     let class = agree(link, &plan)?;
     let Loaded { kernels, of_stage, merges } = load_kernels(link, &job, &mut kept.modules)?;
     let of_stages: Vec<&Kernel> = of_stage.iter().map(|kernel| &kernels[*kernel]).collect();
-    let again = kept.resumed_bytes.is_some();
+    let again = kept.resumed.is_some();
     let resume = if again { options.resume.once_begun() } else { options.resume };
     let opened = Manifest::open(link, (&job, &plan), &of_stages, resume, &mut stagings.files);
     // They are an earlier run's, and stay so until this one has taken them up.
     let (manifest, resumed) = opened.inspect_err(|_| stagings.leave())?;
     stagings.manifest = manifest;
-    let resumed_bytes = *kept.resumed_bytes.get_or_insert(resumed.bytes);
+    let (resumed_bytes, resumed_tasks) = *kept.resumed.get_or_insert((resumed.bytes, resumed.tasks));
     if link.rank() == 0 {
         tell(&taken_up(&resumed, again), options);
     }
@@ -230,6 +231,7 @@ fn run_rank(
     let mut report = Report::join(job.name.clone(), hash, environment, wall_ns, ranks);
     report.outputs = outputs;
     report.resumed_bytes = resumed_bytes;
+    report.resumed_tasks = resumed_tasks;
     Ok(Some(report))
 }
 
@@ -244,11 +246,14 @@ fn tell(notes: &[String], options: &Options) {
 
 /// What is taken up from an earlier run, or from this one before deaths, for a person.
 fn taken_up(resumed: &Resumed, again: bool) -> Vec<String> {
-    let size = bytesize::ByteSize::b(resumed.bytes).display().iec();
-    let went_on = (resumed.bytes > 0).then(|| match resumed.iteration {
-        _ if again => format!("{size} of tensors are finished, and not computed again"),
-        0 => format!("going on with what an earlier run finished: {size} of tensors"),
-        iteration => format!("going on after iteration {iteration} of an earlier run, with {size} of tensors"),
+    let mut what = format!("{} of tensors", bytesize::ByteSize::b(resumed.bytes).display().iec());
+    if resumed.tasks > 0 {
+        what += &format!(", the partial results of {} tasks", resumed.tasks);
+    }
+    let went_on = (resumed.bytes + resumed.tasks > 0).then(|| match resumed.iteration {
+        _ if again => format!("{what} are finished, and not computed again"),
+        0 => format!("going on with what an earlier run finished: {what}"),
+        iteration => format!("going on after iteration {iteration} of an earlier run, with {what}"),
     });
     went_on.into_iter().chain(resumed.notes.iter().cloned()).collect()
 }

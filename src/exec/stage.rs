@@ -14,6 +14,7 @@ use super::parts::SAVE_INTERVAL;
 use super::reduction::Reduction;
 use super::stamp::Stamp;
 use super::stealing::Stealing;
+use super::sums::SumKeeper;
 use super::tiers::Tiers;
 use super::worker::{FromWorker, Setup, Shared, WorkerReport, lock, work};
 use super::{Options, Progress, RunError, error};
@@ -66,6 +67,7 @@ pub(super) struct Running<'a> {
     pub inputs: Inputs<'a>,
     pub outputs: Outputs,
     pub reduction: Option<Reduction>,
+    pub sums: SumKeeper,
     pub stealing: Stealing,
     /// What is put off until its inputs have come.
     pub held: Vec<Held>,
@@ -135,6 +137,11 @@ impl<'a> Running<'a> {
             data.tiles.insert(stage_index, tiles.clone());
         }
         let reduction = if skips { None } else { Reduction::new(plan, link.rank(), &done) };
+        // Those of an iteration are soon another's.
+        let keeps_sums = reduction.is_some() && !data.deferred;
+        if keeps_sums && !outputs.has_datasets() {
+            stagings.manifest.begin_noting();
+        }
         let workers = context.threads;
         let in_flight = workers as u64 + 2;
         // Where every block reads what is on its way, workers would wake up for nothing, and again when it is here.
@@ -164,7 +171,7 @@ impl<'a> Running<'a> {
         };
         let optimized = code.tier() == Tier::Optimized;
         let shared = Arc::new(Shared::new(setup, scheduler, code, workers));
-        let running = Running {
+        let mut running = Running {
             owner: if steals { link.rank() } else { 0 },
             context,
             stage_index,
@@ -173,6 +180,7 @@ impl<'a> Running<'a> {
             inputs,
             outputs,
             reduction,
+            sums: if keeps_sums { SumKeeper::noting() } else { SumKeeper::default() },
             stealing: Stealing::new(done),
             held: Vec::new(),
             wake_at_ns: None,
@@ -200,6 +208,7 @@ impl<'a> Running<'a> {
             context.pool.spawn(move || work(&shared, worker));
         }
         shared.begin();
+        running.take_up_sums(link, stagings)?;
         Ok(running)
     }
 }
@@ -211,6 +220,11 @@ impl Running<'_> {
 
     fn plan(&self) -> &StagePlan {
         &self.context.plan.stages[self.stage_index]
+    }
+
+    /// Since it began.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Whether this rank goes on to other stages.
@@ -240,7 +254,7 @@ impl Running<'_> {
             self.shared.event(Event::Tick);
         }
         if self.last_save.elapsed() >= SAVE_INTERVAL {
-            self.save_parts(link, stagings)?;
+            self.save_parts(link, stagings, false)?;
             self.last_save = Instant::now();
         }
         tiers.poll(link)?;

@@ -33,6 +33,11 @@ impl Stealing {
         Stealing { done, ..Stealing::default() }
     }
 
+    /// What earlier runs have finished of the stage.
+    pub fn done(&self) -> &Done {
+        &self.done
+    }
+
     /// The tile of the block that `piece` is of, and the tile of the piece; `None` if there is no such block or slice.
     pub fn tiles(&mut self, plan: &StagePlan, piece: Span) -> Option<(Tile, Tile)> {
         let tiles = self.tiles.entry(piece.owner).or_insert_with(|| self.done.blocks_left(plan, piece.owner));
@@ -99,7 +104,8 @@ impl Stealing {
             // The owner combines: it alone has all slices.
             Some(_) => BlockOutputs::Slices(piece.start, vec![Vec::new(); slices as usize]),
         };
-        let mut block = BlockData { tile, cover, inputs: Vec::new(), outputs: outputs.into() };
+        let summed = self.done.sums.leaves(plan, &tile);
+        let mut block = BlockData { tile, cover, inputs: Vec::new(), outputs: outputs.into(), summed };
         for (index, operand) in plan.operands.iter().enumerate() {
             let region = plan.region(index, &block.cover);
             block.inputs.push(if inputs.travels(index) {
@@ -159,7 +165,8 @@ impl Stealing {
             }
             BlockOutputs::Groups(reduce, groups) => {
                 // Merged by the worker that adds to the group next, or after the block.
-                for slice in piece.start..piece.start + slices {
+                let slices = piece.start..piece.start + slices;
+                for slice in slices.filter(|slice| !block.is_summed(plan, *slice)) {
                     let results = plan.outputs().map(&mut next).collect::<Result<Vec<_>, _>>()?;
                     let (group, leaf) = (slice / reduce.leaves, slice % reduce.leaves);
                     groups[group as usize].put(leaf, results);

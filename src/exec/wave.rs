@@ -111,7 +111,7 @@ fn drain(link: &mut Link, stages: &mut [Running<'_>], from_workers: &Receiver<Fr
                 stage.heed_worker(link, message, stagings)?;
             }
         }
-        stages.iter_mut().try_for_each(|stage| stage.save_parts(link, stagings))
+        stages.iter_mut().try_for_each(|stage| stage.save_parts(link, stagings, true))
     };
     if let Err(error) = { finish }() {
         tracing::warn!("while finishing what was begun: {error}");

@@ -68,6 +68,16 @@ pub(super) struct BlockData {
     /// Bytes of each split input's region with its halo, by operand; empty for other operands.
     pub inputs: Vec<Vec<u8>>,
     pub outputs: Mutex<BlockOutputs>,
+    /// By group, how many of its first leaves earlier runs have summed; empty if none is.
+    pub summed: Vec<u64>,
+}
+
+impl BlockData {
+    /// Whether there is nothing to do for this slice.
+    pub fn is_summed(&self, plan: &StagePlan, slice: u64) -> bool {
+        let leaves = plan.reduce.map_or(1, |reduce| reduce.leaves);
+        self.summed.get((slice / leaves) as usize).is_some_and(|summed| slice % leaves < *summed)
+    }
 }
 
 /// What the tasks of a block have made so far.
@@ -401,10 +411,14 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
         let Some(block) = shared.block(span) else { panic!("{span:?} is not in memory") };
         // Partial results are combined slice by slice, so each is a task of its own.
         let len = if shared.stage().reduce.is_some() { 1 } else { span.len };
-        let mut elapsed_ns = 0;
-        for start in (span.start..span.start + span.len).step_by(len as usize) {
+        let (mut elapsed_ns, mut computed) = (0, 0);
+        let starts = (span.start..span.start + span.len).step_by(len as usize);
+        for start in starts.filter(|start| !block.is_summed(shared.stage(), *start)) {
             elapsed_ns += task(shared, worker, &mut instances, &block, (start, len), &mut report)?;
+            computed += len;
         }
+        // As if there had been something to do for each.
+        elapsed_ns = (elapsed_ns as f64 * span.len as f64 / computed.max(1) as f64) as u64;
         drop(block);
         shared.event(Event::Finished { span, elapsed_ns, class: class(instances.tier()) });
         idle = Some(class(instances.tier()));

@@ -19,6 +19,22 @@ const MAX_AXES: usize = MAX_RANK + 1;
 #[serde(transparent)]
 pub struct Tile(pub Region);
 
+impl Tile {
+    /// Whether it is these ranges along its last axes.
+    pub fn is_along(&self, ranges: &[Range<u64>]) -> bool {
+        let first = self.0.rank().checked_sub(ranges.len());
+        let same = |first| (first..).zip(ranges).all(|(axis, range)| (self.0.offset[axis]..self.0.end(axis)) == *range);
+        first.is_some_and(same)
+    }
+
+    /// Makes it these ranges along its last axes, of which it has as many at least.
+    pub fn cut_along(&mut self, ranges: &[Range<u64>]) {
+        for (axis, range) in (self.0.rank() - ranges.len()..).zip(ranges) {
+            (self.0.offset[axis], self.0.extent[axis]) = (range.start, range.end - range.start);
+        }
+    }
+}
+
 /// Consecutive units that form a box: one unit on the axes before `axis`, `rows` on it, everything after.
 #[derive(Clone, Copy, Debug)]
 struct Run {

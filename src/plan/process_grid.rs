@@ -118,6 +118,21 @@ impl StagePlan {
         (rest == 0).then_some(Tile(region))
     }
 
+    /// Where the first `leaves` leaves of the group at these steps along the reduced axes lie along them; `None` if there are no
+    /// such.
+    pub fn leaves_along(&self, group: &[u64], leaves: u64) -> Option<Vec<Range<u64>>> {
+        let (grid, reduce) = (self.process_grid.as_ref()?, self.reduce.as_ref()?);
+        let first = self.split.len() - reduce.axes;
+        let steps = &grid.steps[first..];
+        if group.len() != steps.len() || group.iter().zip(steps).any(|(at, all)| at >= all) || leaves > reduce.leaves {
+            return None;
+        }
+        let step = |(axis, step): (usize, &u64)| self.start(axis, *step)..self.start(axis, step + 1);
+        let mut along: Vec<Range<u64>> = (first..).zip(group).map(step).collect();
+        along.last_mut()?.end = self.leaf_start(self.split.len() - 1, group.last()? * reduce.leaves + leaves, reduce);
+        Some(along)
+    }
+
     /// Makes it a box of outputs: along the whole of the reduced axes.
     pub fn widen(&self, tile: &mut Tile) {
         let axes = self.reduce.as_ref().map_or(0, |reduce| reduce.axes);

@@ -28,6 +28,9 @@ pub struct Report {
     /// Of outputs, which an earlier run of the job had finished.
     #[serde(default)]
     pub resumed_bytes: u64,
+    /// Of reductions, whose partial results an earlier run left.
+    #[serde(default)]
+    pub resumed_tasks: u64,
     /// Ranks that died, which the others went on without.
     #[serde(default)]
     pub deaths: Vec<Death>,
@@ -270,6 +273,7 @@ impl Report {
             environment,
             wall_ns,
             resumed_bytes: 0,
+            resumed_tasks: 0,
             deaths,
             first_task_ns,
             kernels,

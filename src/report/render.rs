@@ -22,9 +22,13 @@ pub fn summary(report: &Report, here: &Path) -> String {
     );
     let tiers = format!("{} baseline + {} optimized", totals.baseline_tasks, totals.optimized_tasks);
     line(&mut text, "tasks", format!("{} ({tiers}) in {}", totals.tasks(), time(report.wall_ns)));
-    if report.resumed_bytes > 0 {
+    if report.resumed_bytes + report.resumed_tasks > 0 {
         let size = ByteSize::b(report.resumed_bytes).display().iec();
-        line(&mut text, "resumed", format!("{size} of tensors from an earlier run"));
+        let tasks = match report.resumed_tasks {
+            0 => String::new(),
+            tasks => format!(" and the partial results of {tasks} tasks"),
+        };
+        line(&mut text, "resumed", format!("{size} of tensors{tasks} from an earlier run"));
     }
     for death in &report.deaths {
         let went_on = match death.first_task_ns.and_then(|first| first.checked_sub(death.at_ns)) {
