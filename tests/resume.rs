@@ -276,15 +276,17 @@ fn reductions_go_on_with_their_partial_results() {
     fs::remove_file(lab.path("out.h5")).unwrap();
     job(1_000_000);
     for seed in 0..kills(2) {
-        // Asked to end, and killed.
-        for (attempt, name) in ["-TERM", "-KILL"].into_iter().enumerate() {
-            let draw = chance(seed * 8 + attempt as u64);
-            let mut run = start(&lab, ranks[(draw % 4) as usize], &["--threads", "1", "--tier", "optimized"]);
+        let draws = [0, 1].map(|attempt| chance(seed * 8 + attempt));
+        let begin = |ranks: u32, draw: u64| {
+            let mut run = start(&lab, ranks, &["--threads", "1", "--tier", "optimized"]);
             assert!(run.await_record(&lab), "seed {seed}");
             std::thread::sleep(Duration::from_millis(draw / 4 % 400));
-            assert!(run.kill(&lab, name), "seed {seed}");
-        }
-        // The number of steps is part of what the stage computes, so it stays, and the rest takes its time.
+            run
+        };
+        // Asked to end, and killed.
+        let (run, noted) = (begin(1, draws[0]), record_bytes(&lab));
+        assert!(run.kill(&lab, "-TERM") && record_bytes(&lab) > noted, "seed {seed}: what was begun is kept");
+        assert!(begin(ranks[(draws[1] % 4) as usize], draws[1]).kill(&lab, "-KILL"), "seed {seed}");
         let at = (chance(seed) % 4) as usize;
         let report = lab.run(ranks[at], &["--threads", "1", "--tier", "optimized"]);
         let tasks = |report: &Report| report.totals().tasks();
