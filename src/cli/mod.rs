@@ -14,6 +14,7 @@ mod like;
 mod logs;
 mod plan;
 mod progress;
+mod report;
 mod run;
 mod simulate;
 mod status;
@@ -49,6 +50,8 @@ enum Verb {
     Cancel(cancel::CancelArguments),
     /// Print the log of a submitted job
     Logs(logs::LogsArguments),
+    /// Make one page with charts of the record of a run
+    Report(report::ReportArguments),
     /// Describe a kernel module, or an HDF5 file or dataset
     Inspect(inspect::InspectArguments),
     /// Build kernels
@@ -105,6 +108,7 @@ pub fn main() -> i32 {
         Verb::Status(arguments) => status::status(&arguments),
         Verb::Cancel(arguments) => cancel::cancel(&arguments),
         Verb::Logs(arguments) => logs::logs(&arguments),
+        Verb::Report(arguments) => report::report(&arguments),
         Verb::Inspect(arguments) => inspect::inspect(&arguments),
         Verb::Kernel(KernelVerb::Build { source, out, extra }) => build(&source, &out, &extra),
         Verb::Doctor(arguments) => doctor::doctor(&arguments),

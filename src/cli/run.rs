@@ -1,4 +1,5 @@
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -55,6 +56,9 @@ pub(super) struct RunArguments {
     /// Write the record of the run to this file
     #[arg(long)]
     report: Option<PathBuf>,
+    /// Write what every thread of every rank did when to this file, for ui.perfetto.dev
+    #[arg(long)]
+    trace: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -124,6 +128,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
             (false, false) => Resume::GoOn,
         },
         checkpoint_every: arguments.checkpoint_every,
+        trace: arguments.trace.is_some(),
         say: Some(say),
         note: Some(note),
         progress: Some(progress::show),
@@ -177,10 +182,8 @@ fn note(text: &str) {
 }
 
 fn conclude(arguments: &RunArguments, report: &Report) -> ExitCode {
-    if let Some(file) = &arguments.report
-        && let Err(error) = write_report(file, report)
-    {
-        eprintln!("error: the job is done, but its report cannot be written to {}: {error}", file.display());
+    if let Err((what, file, error)) = write_records(arguments, report) {
+        eprintln!("error: the job is done, but its {what} cannot be written to {}: {error}", file.display());
         return ExitCode::Failed;
     }
     match arguments.output {
@@ -193,14 +196,42 @@ fn conclude(arguments: &RunArguments, report: &Report) -> ExitCode {
     ExitCode::Done
 }
 
-/// Writes the record whole or not at all.
-fn write_report(file: &Path, report: &Report) -> std::io::Result<()> {
+/// Writes what was asked for of the run; says which file cannot be written.
+fn write_records<'a>(
+    arguments: &'a RunArguments,
+    report: &Report,
+) -> Result<(), (&'static str, &'a Path, std::io::Error)> {
+    if let Some(file) = &arguments.report {
+        let write = |out: &mut BufWriter<&File>| {
+            serde_json::to_writer_pretty(&mut *out, report)?;
+            out.write_all(b"\n")
+        };
+        write_whole(file, write).map_err(|error| ("report", file.as_path(), error))?;
+    }
+    if let Some(file) = &arguments.trace {
+        let trace = report.trace.as_ref().ok_or_else(|| std::io::Error::other("ranks could not be asked for it"));
+        let written = trace.and_then(|trace| write_whole(file, |out| trace.write(&report.job, out)));
+        written.map_err(|error| ("trace", file.as_path(), error))?;
+        if let Some(dropped) = report.trace.as_ref().map(|trace| trace.dropped).filter(|dropped| *dropped > 0) {
+            note(&format!("{dropped} events are not in {}, which was full", file.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file whole or not at all.
+pub(super) fn write_whole(
+    file: &Path,
+    write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
     let permissions = std::fs::Permissions::from_mode(0o666);
-    let mut temporary = tempfile::Builder::new().permissions(permissions).tempfile_in(folder)?;
-    serde_json::to_writer_pretty(&mut temporary, report)?;
-    temporary.write_all(b"\n")?;
+    let temporary = tempfile::Builder::new().permissions(permissions).tempfile_in(folder)?;
+    let mut out = BufWriter::new(temporary.as_file());
+    write(&mut out)?;
+    out.flush()?;
+    drop(out);
     temporary.persist(file).map_err(|e| e.error)?;
     Ok(())
 }

@@ -116,7 +116,7 @@ impl Arrivals {
         }
         let Awaited { number, transfer, mut bytes } = self.awaited.remove(at);
         self.stamp(transfer.operand).check(&mut bytes, transfer.from, "a part of a tensor")?;
-        moved.count(transfer.reason, link.distance(transfer.from), length as u64);
+        link.received(moved, transfer.reason, transfer.from, length as u64);
         for region in &*transfer.regions {
             let rest = bytes.split_off(region.elements() as usize * transfer.element_bytes);
             self.came.push((transfer.operand, Piece { region: region.clone(), bytes: Arc::new(bytes) }));

@@ -7,14 +7,16 @@ use super::finished::Finished;
 use super::inputs::Inputs;
 use super::link::{Link, tag};
 use super::outputs::Stagings;
-use super::reduction::Outcome;
+use super::reduction::{Outcome, Reduction};
 use super::stage::Running;
 use super::stamp::Stamp;
-use super::stealing::{Stealing, key};
+use super::stealing::{self, Stealing, key};
 use super::tiers::Tiers;
+use super::tracer::What;
 use super::worker::{BlockData, BlockOutputs, lock};
 use crate::fabric::{Message, Rank};
 use crate::plan::{OperandPlan, Role, StagePlan, Tile};
+use crate::report::Reason;
 use crate::sched::{self, Action, Costs, Event, Path, Span, Team};
 use crate::topology::Topology;
 
@@ -53,11 +55,15 @@ impl Running<'_> {
             self.held.push(Held { missing, action: Action::Fetch { block: number } });
             return Ok(());
         }
+        let (begun, read_before) = (self.shared.tracer.begin(), self.report.counts.read_bytes);
         let mut inputs = Vec::new();
         for index in 0..plan.operands.len() {
             let region = plan.region(index, &tile);
             inputs.push(self.inputs.read(plan, index, &region, &mut self.report.counts)?);
         }
+        let (stage, read_bytes) = (self.shared.stage_index, self.report.counts.read_bytes - read_before);
+        let bytes = inputs.iter().map(|input: &Vec<u8>| input.len() as u64).sum();
+        self.shared.tracer.end_tile(begun, &tile, || What::Read { stage, bytes, read_bytes });
         let outputs = self.sums.outputs(plan, &tile).into();
         let (slices, summed) = (plan.slices(&tile), self.stealing.done().sums.leaves(plan, &tile));
         let block = Arc::new(BlockData { cover: tile.clone(), tile, inputs, outputs, summed });
@@ -101,13 +107,19 @@ impl Running<'_> {
                     self.held.push(Held { missing, action: Action::Send { to, message: message.clone() } });
                     return Ok(());
                 }
-                let counts = &mut self.report.counts;
-                bytes.extend(self.stealing.inputs_to_send(shared.stage(), &self.inputs, pieces, counts)?);
+                for piece in pieces {
+                    let begun = link.tracer.begin();
+                    let (plan, counts) = (shared.stage(), &mut self.report.counts);
+                    let inputs = self.stealing.inputs_to_send(plan, &self.inputs, *piece, counts)?;
+                    link.sent(begun, to, Reason::Steal, stealing::join(&inputs, &mut bytes));
+                }
             }
             sched::Message::Returned { piece, .. } => {
                 let block = lock(&shared.blocks).remove(&key(*piece));
                 let Some(block) = block else { panic!("{piece:?} is not in memory") };
-                bytes.extend(Stealing::outputs_to_send(&block));
+                let begun = link.tracer.begin();
+                let outputs = Stealing::outputs_to_send(&block);
+                link.sent(begun, to, Reason::Steal, stealing::join(&outputs, &mut bytes));
             }
             _ => {}
         }
@@ -136,10 +148,17 @@ impl Running<'_> {
     pub(super) fn take(&mut self, link: &Link, piece: Span) -> Result<(), RunError> {
         let shared = self.shared.clone();
         let plan = shared.stage();
-        let block =
-            self.stealing.block(plan, &self.inputs, piece, link.distance(piece.owner), &mut self.report.counts)?;
+        let (begun, counts) = (link.tracer.begin(), &mut self.report.counts);
+        let read_before = counts.read_bytes;
+        let (block, came) = self.stealing.block(plan, &self.inputs, piece, counts)?;
+        link.received(&mut counts.moved, Reason::Steal, piece.owner, came);
+        let (stage, read_bytes) = (shared.stage_index, counts.read_bytes - read_before);
+        let bytes = block.inputs.iter().map(|input| input.len() as u64).sum();
+        link.tracer.end_tile(begun, &block.cover, || What::Read { stage, bytes, read_bytes });
         let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
         lock(&shared.blocks).insert(key(piece), Arc::new(block));
+        let Span { owner, block, .. } = piece;
+        link.tracer.mark(|| What::Steal { stage: shared.stage_index, owner, block, slices });
         shared.event(Event::Taken { piece, slices });
         Ok(())
     }
@@ -156,8 +175,9 @@ impl Running<'_> {
             lock(&shared.blocks).insert(key(piece), Arc::new(block));
         }
         let Some(block) = shared.block(piece) else { panic!("{piece:?} is not in memory") };
-        let (distance, counts) = (link.distance(thief), &mut self.report.counts);
-        self.stealing.merge(plan, &block, piece, distance, counts)
+        let bytes = self.stealing.merge(plan, &block, piece)?;
+        link.received(&mut self.report.counts.moved, Reason::Steal, thief, bytes);
+        Ok(())
     }
 
     /// Writes the outputs of a tile, in their order.
@@ -169,6 +189,7 @@ impl Running<'_> {
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
         let plan = self.shared.stage();
+        let (begun, written_before) = (link.tracer.begin(), self.report.counts.written_bytes);
         let mut kept = Vec::with_capacity(results.len());
         for ((number, index), bytes) in plan.outputs().enumerate().zip(results) {
             let region = plan.region(index, tile);
@@ -176,6 +197,8 @@ impl Running<'_> {
             self.report.counts.written_bytes += written;
             kept.extend(stored);
         }
+        let (stage, written_bytes) = (self.shared.stage_index, self.report.counts.written_bytes - written_before);
+        link.tracer.end_tile(begun, tile, || What::Write { stage, written_bytes });
         if kept.len() == results.len() {
             let (stage, tile) = (plan.name.clone(), tile.clone());
             stagings.manifest.note(&Finished { stage, tile, outputs: kept, leaves: None });
@@ -194,8 +217,10 @@ impl Running<'_> {
             match outcome {
                 Outcome::Merge(handed) => self.shared.hand(handed),
                 Outcome::Pass { to, mut bytes } => {
+                    let (begun, tensor_bytes) = (link.tracer.begin(), bytes.len() - Reduction::header_bytes(&bytes));
                     Stamp::run(self.run).put(&mut bytes);
                     link.send(to, tag::of_run(tag::PARTIAL, self.run), bytes.into())?;
+                    link.sent(begun, to, Reason::Reduce, tensor_bytes as u64);
                 }
                 Outcome::Done { tile, results } => self.emit(link, &tile, &results, stagings)?,
             }

@@ -13,6 +13,7 @@ use super::RunError;
 use super::link::Link;
 use super::outputs::Stagings;
 use super::resident::{Holding, Piece, Resident};
+use super::tracer::What;
 use crate::fabric::Payload;
 use crate::plan::Plan;
 use crate::store::{OutputLayout, OutputSpec, Staging, Writer};
@@ -179,6 +180,7 @@ impl Checkpoints {
             let stage = plan.stages[next].name.clone();
             stagings.manifest.note_checkpoint(Saved { stage, iteration, file, tensors });
         }
+        link.tracer.end(Some(started), || What::Part("checkpoint"));
         self.taken += 1;
         (self.last, self.cost) = (Instant::now(), Some(started.elapsed()));
         Ok(())

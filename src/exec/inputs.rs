@@ -373,8 +373,8 @@ fn read_and_send(
         counts.read_bytes += read.len() as u64;
         bytes = Some(Payload::from(read));
     }
-    let (bytes, distance) = link.broadcast_among(members, bytes)?;
-    counts.moved.count(Reason::Input, distance, bytes.len() as u64);
+    let (bytes, source) = link.broadcast_among(members, bytes, Some(Reason::Input))?;
+    link.received(&mut counts.moved, Reason::Input, source, bytes.len() as u64);
     Ok(Some(Piece { region, bytes: bytes.into_vec().into() }))
 }
 

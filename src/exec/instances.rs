@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use super::combine::Merge;
+use super::tracer::{Tracer, What};
 use super::worker::{BlockData, BlockOutputs, Current, FromWorker, Shared, lock};
 use crate::engine::{Access, Code, EngineError, Instance, OperandSpec, Tier, View};
 use crate::plan::{StagePlan, Tile};
@@ -45,7 +46,10 @@ impl Instances {
         tile: &Tile,
         merge: &mut Merge,
     ) -> Result<(), Box<FromWorker>> {
+        let begun = shared.tracer.begin();
+        let merged = |tracer: &Tracer| tracer.end_tile(begun, tile, || What::Merge { stage: shared.stage_index });
         if shared.merger.as_ref().is_none_or(|merger| merger.merge(merge)) {
+            merged(&shared.tracer);
             return Ok(());
         }
         let Some(instance) = &mut self.merge else { panic!("no kernel merges partial results") };
@@ -76,6 +80,7 @@ impl Instances {
             };
             sum.copy_from_slice(bytes);
         }
+        merged(&shared.tracer);
         Ok(())
     }
 }

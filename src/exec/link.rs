@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::agree::Agreement;
+use super::tracer::Tracer;
 use super::{ExitCode, RunError};
 use crate::fabric::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, collective};
-use crate::report::{Distance, Traffic};
+use crate::report::{Distance, Reason, Traffic};
 use crate::topology::{Topology, Watch};
 
 /// Tags of the messages between ranks. Those that belong to a run of a stage have its number in the tag as well: a rank that is
@@ -108,6 +109,8 @@ pub(super) enum Ending {
 pub(super) struct Link {
     pub(super) fabric: Box<dyn Fabric>,
     pub(super) senses: Senses,
+    /// What is recorded of this rank.
+    pub tracer: Tracer,
 }
 
 impl Senses {
@@ -245,7 +248,7 @@ impl Link {
             leaves: false,
             patience: None,
         };
-        Link { fabric, senses }
+        Link { fabric, senses, tracer: Tracer::default() }
     }
 
     pub fn rank(&self) -> Rank {
@@ -358,15 +361,23 @@ impl Link {
         self.wait(|fabric, idle| collective::broadcast(fabric, 0, bytes, idle))
     }
 
-    /// `bytes` of the first of `members`, on all of them, who call it; and how far away the one was that sent them on.
+    /// `bytes` of the first of `members`, on all of them, who call it; and the one that sent them on to this rank. `reason` is
+    /// that of tensors.
     pub fn broadcast_among(
         &mut self,
         members: &[Rank],
         bytes: Option<Payload>,
-    ) -> Result<(Payload, Distance), RunError> {
+        reason: Option<Reason>,
+    ) -> Result<(Payload, Rank), RunError> {
+        let begun = self.tracer.begin();
         let source = collective::broadcast_source(self.rank(), members).unwrap_or(self.rank());
         let bytes = self.wait(|fabric, idle| collective::broadcast_among(fabric, members, bytes, idle))?;
-        Ok((bytes, self.distance(source)))
+        if let (Some(reason), Some(_)) = (reason, begun) {
+            for to in collective::broadcast_targets(self.rank(), members) {
+                self.sent(begun, to, reason, bytes.len() as u64);
+            }
+        }
+        Ok((bytes, source))
     }
 
     /// See [`collective::allreduce`].
@@ -378,7 +389,7 @@ impl Link {
         &mut self,
         collective: impl FnOnce(&mut dyn Fabric, collective::Idle<'_>) -> Result<T, FabricError>,
     ) -> Result<T, RunError> {
-        let Link { fabric, senses } = self;
+        let Link { fabric, senses, .. } = self;
         let mut idle = |fabric: &mut dyn Fabric| senses.look(fabric);
         let result = collective(&mut **fabric, &mut idle);
         result.map_err(|e| senses.error(e))

@@ -35,6 +35,7 @@ mod stealing;
 mod sums;
 mod survive;
 mod tiers;
+mod tracer;
 mod wave;
 mod whole;
 mod worker;
@@ -115,6 +116,8 @@ pub struct Options {
     pub resume: Resume,
     /// Time from one checkpoint to the next; by default it follows from what they cost.
     pub checkpoint_every: Option<Duration>,
+    /// Whether to record what every thread does, for [`Report::trace`](crate::report::Report).
+    pub trace: bool,
     /// Tells a person at once why the run failed; without it, [`Failure`] has the text.
     pub say: Option<fn(&str)>,
     /// Tells a person what is worth knowing, but no error.
@@ -138,6 +141,7 @@ impl Default for Options {
             helper: None,
             resume: Resume::default(),
             checkpoint_every: None,
+            trace: false,
             say: None,
             note: None,
             progress: None,

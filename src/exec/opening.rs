@@ -25,6 +25,7 @@ pub(super) struct Opening {
     pub layouts: BTreeMap<String, Layout>,
     threads: Option<u32>,
     memory_bytes: Option<u64>,
+    pub trace: bool,
 }
 
 /// What a rank tells the others before work begins.
@@ -70,7 +71,7 @@ fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let text = job.text().to_owned();
     let (threads, memory_bytes) = (options.threads, options.memory_bytes);
-    Ok(Opening { path, text, layouts, threads, memory_bytes })
+    Ok(Opening { path, text, layouts, threads, memory_bytes, trace: options.trace })
 }
 
 /// The same on every rank: made of what was gathered and of what rank 0 said.

@@ -181,8 +181,10 @@ impl Outputs {
         if link.rank() == 0 {
             return self.write_chunks(number, chunks, stagings);
         }
+        let (begun, bytes) = (link.tracer.begin(), encoded.len() as u64);
         Stamp::run(self.run).put(&mut encoded);
         link.send(0, tag::of_run(tag::CHUNKS, self.run), encoded.into())?;
+        link.sent(begun, 0, Reason::Output, bytes);
         self.sent += 1;
         Ok(())
     }
@@ -290,7 +292,7 @@ impl Outputs {
         moved: &mut Moved,
     ) -> Result<(), RunError> {
         Stamp::run(self.run).check(&mut message.bytes, message.source, "compressed chunks")?;
-        moved.count(Reason::Output, link.distance(message.source), message.bytes.len() as u64);
+        link.received(moved, Reason::Output, message.source, message.bytes.len() as u64);
         let decoded = decode_chunks(&message.bytes).filter(|(output, _)| *output < self.outputs.len());
         let wrong = || RunError::Protocol { rank: message.source, what: "compressed chunks" };
         let (output, chunks) = decoded.ok_or_else(wrong)?;

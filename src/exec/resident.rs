@@ -108,7 +108,7 @@ impl Resident {
         let mine =
             (link.rank() == owner).then(|| holding.pieces.iter().flat_map(|piece| piece.bytes.to_vec()).collect());
         let members = link.all_from(owner);
-        let (bytes, _) = link.broadcast_among(&members, mine.map(|bytes: Vec<u8>| bytes.into()))?;
+        let (bytes, _) = link.broadcast_among(&members, mine.map(|bytes: Vec<u8>| bytes.into()), None)?;
         let dtype = plan.stages[holding.stage].operands[holding.operand].dtype;
         dtype.to_f64(&bytes).ok_or(RunError::Protocol { rank: owner, what: "the scalar of 'until'" })
     }
@@ -131,10 +131,10 @@ impl Resident {
             Routes::Direct { sends, receives, here_bytes } => (sends, receives, *here_bytes),
         };
         let element_bytes = input.dtype.size_bytes();
-        for (to, regions) in sends {
-            send(link, *to, &holding.pieces, regions, element_bytes, (arrivals, operand))?;
-        }
         let reason = reason(&plan.stages[stage], input);
+        for (to, regions) in sends {
+            send(link, *to, &holding.pieces, regions, element_bytes, (arrivals, operand, reason))?;
+        }
         moved.count(reason, Distance::Rank, here_bytes);
         for (from, regions) in receives {
             arrivals.expect(Transfer { from: *from, operand, regions: regions.clone(), element_bytes, reason });
@@ -206,8 +206,8 @@ impl Resident {
             }
             Payload::from(piece)
         });
-        let (bytes, distance) = link.broadcast_among(members, mine)?;
-        moved.count(Reason::Operand, distance, bytes.len() as u64);
+        let (bytes, source) = link.broadcast_among(members, mine, Some(Reason::Operand))?;
+        link.received(moved, Reason::Operand, source, bytes.len() as u64);
         Ok(vec![Piece { region: whole, bytes: Arc::new(bytes.into_vec()) }])
     }
 }
@@ -238,7 +238,7 @@ pub(super) fn share(
     let mut pieces = vec![mine];
     for to in &others {
         let regions = common(&[pieces[0].region.clone()], std::iter::once(&pieces[0].region));
-        send(link, *to, &pieces, &regions, element_bytes, (arrivals, operand))?;
+        send(link, *to, &pieces, &regions, element_bytes, (arrivals, operand, Reason::Input))?;
     }
     for from in others {
         let regions = [plan.share(operand, from)].into();
@@ -262,12 +262,14 @@ fn send(
     pieces: &[Piece],
     regions: &[Region],
     element_bytes: usize,
-    (arrivals, operand): (&Arrivals, usize),
+    (arrivals, operand, reason): (&Arrivals, usize, Reason),
 ) -> Result<(), RunError> {
+    let begun = link.tracer.begin();
     let length = regions.iter().map(|region| region.elements() as usize * element_bytes).sum::<usize>();
     if length == 0 {
         return Ok(());
     }
+    let tensor_bytes = length as u64;
     let mut bytes = Vec::with_capacity(length + STAMP_BYTES);
     for region in regions {
         let start = bytes.len();
@@ -281,5 +283,6 @@ fn send(
     for start in (0..length).step_by(MESSAGE_BYTES) {
         link.send(to, arrivals.tag(), bytes.slice(start..length.min(start + MESSAGE_BYTES)))?;
     }
+    link.sent(begun, to, reason, tensor_bytes);
     Ok(())
 }

@@ -14,6 +14,7 @@ use super::resume::{Manifest, Resumed};
 use super::stage::{Context, StageOutcome};
 use super::survive::{Dead, Regrouped};
 use super::tiers::{TierSetup, Tiers};
+use super::tracer::{Tracer, What};
 use super::wave::run_wave;
 use super::{ExitCode, Options, RunError};
 use crate::engine::{Cache, Cpu, Engine, Kernel, Pipeline};
@@ -159,6 +160,10 @@ fn run_rank(
     let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
     let waves = plan.waves(iterated.clone());
     let (threads, width) = (machine.threads as usize, waves.iter().map(|wave| wave.len()).max().unwrap_or(1));
+    if opening.trace {
+        link.tracer = Tracer::new(link.size(), threads * width);
+        link.tracer.end(Some(process_start), || What::Part("start"));
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads * width).start_handler(|_| step_back());
     let pool = pool.build();
     let pool = pool.map_err(|e| RunError::Worker { message: e.to_string() })?;
@@ -211,9 +216,12 @@ fn run_rank(
     let Some(shares) = shares else {
         // Nobody leaves before the outputs are in place: a rank that fails now must still be heard.
         link.part()?;
+        link.gather_trace(&topology, &plan, process_start);
         return Ok(None);
     };
+    let begun = link.tracer.begin();
     let outputs = publish(&job, &plan, stagings)?;
+    link.tracer.end(begun, || What::Part("publish"));
     link.part()?;
     stagings.manifest.conclude();
     let mut ranks = Vec::new();
@@ -232,6 +240,7 @@ fn run_rank(
     report.outputs = outputs;
     report.resumed_bytes = resumed_bytes;
     report.resumed_tasks = resumed_tasks;
+    report.trace = link.gather_trace(&topology, &plan, process_start);
     Ok(Some(report))
 }
 
@@ -290,12 +299,14 @@ fn run_iterations(
     let mut iteration = first;
     data.checkpoints.begin_iterations(first);
     loop {
+        let begun = link.tracer.begin();
         for stage_index in iterate.stages.clone() {
             for outcome in run_wave(link, tiers, context, stage_index..stage_index + 1, data, stagings)? {
                 add_stage(share, outcome, context.process_start);
             }
         }
         iteration += 1;
+        link.tracer.end(begun, || What::Iteration(iteration));
         let done = match &iterate.until {
             Some(until) => until.holds(data.resident.scalar(link, &context.plan, &until.tensor)?),
             None => false,
@@ -319,7 +330,10 @@ fn run_iterations(
         let plan = &context.plan.stages[stage_index];
         let (run, resident) = (data.begin_run(), &data.resident);
         let counts = &mut share.stage(&plan.name).counts;
+        let (begun, written_before) = (link.tracer.begin(), counts.written_bytes);
         Outputs::flush(link, context.job, plan, run, resident, &mut data.places, stagings, counts)?;
+        let written_bytes = counts.written_bytes - written_before;
+        link.tracer.end(begun, || What::Write { stage: stage_index, written_bytes });
     }
     Ok(iteration)
 }

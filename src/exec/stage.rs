@@ -16,6 +16,7 @@ use super::stamp::Stamp;
 use super::stealing::Stealing;
 use super::sums::SumKeeper;
 use super::tiers::Tiers;
+use super::tracer::What;
 use super::worker::{FromWorker, Setup, Shared, WorkerReport, lock, work};
 use super::{Options, Progress, RunError, error};
 use crate::engine::{Kernel, Tier};
@@ -126,10 +127,12 @@ impl<'a> Running<'a> {
         let from = Origins { places: &data.places, resident: &data.resident, kept: &mut data.kept };
         let this = (stage_index, run);
         let skips = stagings.manifest.skips(&plan.name);
+        let begun = link.tracer.begin();
         let mut inputs = match skips {
             true => Inputs::none(plan, this),
             false => Inputs::gather(link, context.job, &context.plan, this, from, &mut report.counts)?,
         };
+        link.tracer.end(begun, || What::Inputs { stage: stage_index, read_bytes: report.counts.read_bytes });
         let done = stagings.manifest.done(&plan.name);
         let blocks = || if skips { Vec::new() } else { done.blocks_left(plan, link.rank()) };
         let tiles = data.tiles.remove(&stage_index).unwrap_or_else(|| Arc::new(blocks()));
@@ -167,6 +170,7 @@ impl<'a> Running<'a> {
             swap_before_task: context.options.swap_before_task,
             process_start: context.process_start,
             to_main: data.to_main.clone(),
+            tracer: link.tracer.clone(),
             run,
         };
         let optimized = code.tier() == Tier::Optimized;
@@ -263,6 +267,7 @@ impl Running<'_> {
         {
             self.optimized = true;
             self.shared.adopt(code.clone());
+            link.tracer.mark(|| What::Code { stage: self.stage_index });
         }
         self.judge_length(tiers);
         self.check_time_limit(link)?;
@@ -367,7 +372,7 @@ impl Running<'_> {
             _ if kind == tag::of_run(tag::PARTIAL, self.run) => {
                 Stamp::run(self.run).check(&mut message.bytes, message.source, "a partial result")?;
                 let bytes = message.bytes.len().saturating_sub(Reduction::header_bytes(&message.bytes));
-                self.report.counts.moved.count(Reason::Reduce, link.distance(message.source), bytes as u64);
+                link.received(&mut self.report.counts.moved, Reason::Reduce, message.source, bytes as u64);
                 let shared = self.shared.clone();
                 let received = self.reduction.as_mut().and_then(|r| r.receive(shared.stage(), &message.bytes));
                 let outcomes = received.ok_or_else(|| wrong("a partial result"))?;
@@ -481,6 +486,7 @@ impl Running<'_> {
         self.report.counts.steals = steals.grants;
         self.report.counts.stolen_slices = steals.slices_stolen;
         let started = self.started;
+        link.tracer.end(Some(started), || What::Stage(stage_index));
         let mut outcome = StageOutcome { started, report: self.report, swaps: Vec::new(), first_task: None };
         // A forced swap starts each run of a stage on baseline code.
         let keeps = plan.keeps && context.options.swap_before_task.is_none();

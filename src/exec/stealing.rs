@@ -11,7 +11,7 @@ use super::inputs::Inputs;
 use super::worker::{BlockData, BlockKey, BlockOutputs, lock};
 use crate::fabric::Rank;
 use crate::plan::{StagePlan, Tile};
-use crate::report::{Counts, Distance, Reason};
+use crate::report::Counts;
 use crate::sched::Span;
 use crate::tensor::copy_region;
 
@@ -68,36 +68,30 @@ impl Stealing {
         pieces.iter().filter_map(missing).flatten().collect()
     }
 
-    /// The inputs that go with a grant of these own pieces.
+    /// The inputs that go with a grant of this own piece.
     pub fn inputs_to_send(
         &mut self,
         plan: &StagePlan,
         inputs: &Inputs<'_>,
-        pieces: &[Span],
+        piece: Span,
         counts: &mut Counts,
-    ) -> Result<Vec<u8>, RunError> {
-        let mut bytes = Vec::new();
-        for piece in pieces {
-            let (_, cover) = self.tiles(plan, *piece).unwrap_or_else(|| panic!("{piece:?} is lent, but not owned"));
-            let travelling = (0..plan.operands.len()).filter(|index| inputs.travels(*index));
-            let buffers = travelling.map(|index| inputs.read(plan, index, &plan.region(index, &cover), counts));
-            join(&buffers.collect::<Result<Vec<_>, _>>()?, &mut bytes);
-        }
-        Ok(bytes)
+    ) -> Result<Vec<Vec<u8>>, RunError> {
+        let (_, cover) = self.tiles(plan, piece).unwrap_or_else(|| panic!("{piece:?} is lent, but not owned"));
+        let travelling = (0..plan.operands.len()).filter(|index| inputs.travels(*index));
+        travelling.map(|index| inputs.read(plan, index, &plan.region(index, &cover), counts)).collect()
     }
 
-    /// A stolen piece as a block to compute, with what came with its grant from as far as `distance`.
+    /// A stolen piece as a block to compute, and how many bytes of it came with its grant.
     pub fn block(
         &mut self,
         plan: &StagePlan,
         inputs: &Inputs<'_>,
         piece: Span,
-        distance: Distance,
         counts: &mut Counts,
-    ) -> Result<BlockData, RunError> {
+    ) -> Result<(BlockData, u64), RunError> {
         let wrong = || RunError::Protocol { rank: piece.owner, what: "work" };
         let (tile, cover) = self.tiles(plan, piece).ok_or_else(wrong)?;
-        let mut attached = self.take_attached(piece).into_iter();
+        let (mut attached, mut came) = (self.take_attached(piece).into_iter(), 0);
         let slices = if piece.len == 0 { plan.slices(&tile) } else { piece.len };
         let outputs = match plan.reduce {
             None => BlockOutputs::tiles(plan, &cover),
@@ -115,43 +109,33 @@ impl Stealing {
                 if bytes.len() as u64 != padded * operand.dtype.size_bytes() as u64 {
                     return Err(wrong());
                 }
-                counts.moved.count(Reason::Steal, distance, bytes.len() as u64);
+                came += bytes.len() as u64;
                 bytes
             } else {
                 inputs.read(plan, index, &region, counts)?
             });
         }
-        Ok(block)
+        Ok((block, came))
     }
 
     /// The outputs of a stolen piece.
-    pub fn outputs_to_send(block: &BlockData) -> Vec<u8> {
-        let buffers = match &mut *lock(&block.outputs) {
+    pub fn outputs_to_send(block: &BlockData) -> Vec<Vec<u8>> {
+        match &mut *lock(&block.outputs) {
             BlockOutputs::Tiles(tiles) => std::mem::take(&mut tiles.buffers),
             BlockOutputs::Slices(_, slices) => std::mem::take(slices).into_iter().flatten().collect(),
             BlockOutputs::Groups(..) => unreachable!("a thief does not combine"),
-        };
-        let mut bytes = Vec::new();
-        join(&buffers, &mut bytes);
-        bytes
+        }
     }
 
-    /// Adds what a thief returned from as far as `distance` to an own block.
-    pub fn merge(
-        &mut self,
-        plan: &StagePlan,
-        block: &BlockData,
-        piece: Span,
-        distance: Distance,
-        counts: &mut Counts,
-    ) -> Result<(), RunError> {
+    /// Adds what a thief returned to an own block. Returns how many bytes that was.
+    pub fn merge(&mut self, plan: &StagePlan, block: &BlockData, piece: Span) -> Result<u64, RunError> {
         let wrong = || RunError::Protocol { rank: piece.owner, what: "the results of its work" };
         let (_, cover) = self.tiles(plan, piece).ok_or_else(wrong)?;
         let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
-        let mut attached = self.take_attached(piece).into_iter();
+        let (mut attached, mut came) = (self.take_attached(piece).into_iter(), 0);
         let mut next = |index: usize| {
             let bytes = plan.region(index, &cover).elements() * plan.operands[index].dtype.size_bytes() as u64;
-            counts.moved.count(Reason::Steal, distance, bytes);
+            came += bytes;
             attached.next().filter(|buffer| buffer.len() as u64 == bytes).ok_or_else(wrong)
         };
         match &mut *lock(&block.outputs) {
@@ -174,17 +158,18 @@ impl Stealing {
             }
             BlockOutputs::Slices(..) => unreachable!("an owner has all slices"),
         }
-        Ok(())
+        Ok(came)
     }
 }
 
-/// Appends a list of buffers: their number, then the length and the bytes of each.
-fn join(buffers: &[Vec<u8>], bytes: &mut Vec<u8>) {
+/// Appends a list of buffers: their number, then the length and the bytes of each. Returns the sum of their lengths.
+pub(super) fn join(buffers: &[Vec<u8>], bytes: &mut Vec<u8>) -> u64 {
     bytes.extend((buffers.len() as u64).to_le_bytes());
     for buffer in buffers {
         bytes.extend((buffer.len() as u64).to_le_bytes());
         bytes.extend_from_slice(buffer);
     }
+    buffers.iter().map(|buffer| buffer.len() as u64).sum()
 }
 
 /// The list that [`join`] appended, and what comes after it.

@@ -61,12 +61,14 @@ impl OnNode<'_> {
         let mut stamped: Option<Payload> = None;
         for rank in others() {
             if link.receive(*rank, tag::SHARED)? != [1] {
+                let begun = link.tracer.begin();
                 let message = stamped.get_or_insert_with(|| {
                     let mut message = bytes.clone();
                     self.stamp.put(&mut message);
                     message.into()
                 });
                 link.send(*rank, tag::SHARED, message.clone())?;
+                link.sent(begun, *rank, self.reason, bytes.len() as u64);
             }
         }
         Ok(match shared {
@@ -91,7 +93,7 @@ impl OnNode<'_> {
         }
         let mut bytes = link.receive(self.holder, tag::SHARED)?;
         self.stamp.check(&mut bytes, self.holder, what)?;
-        moved.count(self.reason, Distance::Node, bytes.len() as u64);
+        link.received(moved, self.reason, self.holder, bytes.len() as u64);
         Ok(Whole::Copied(bytes.into()))
     }
 }

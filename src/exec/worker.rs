@@ -20,6 +20,7 @@ use super::combine::{Fold, Merger};
 use super::instances::{Instances, merge_group, view};
 use super::parts::TileOutputs;
 use super::reduction::Handed;
+use super::tracer::{Tracer, What};
 use super::whole::Whole;
 
 /// What a worker tells the main thread.
@@ -145,6 +146,7 @@ pub(super) struct Shared {
     /// Whether any of them has been given something to compute.
     begun: AtomicBool,
     pub to_main: Sender<FromRun>,
+    pub tracer: Tracer,
     /// Of the stage.
     run: u64,
     /// The code that the stage begins with.
@@ -190,6 +192,7 @@ pub(super) struct Setup {
     pub swap_before_task: Option<u64>,
     pub process_start: Instant,
     pub to_main: Sender<FromRun>,
+    pub tracer: Tracer,
     pub run: u64,
 }
 
@@ -223,6 +226,7 @@ impl Shared {
             counts: Default::default(),
             begun: AtomicBool::new(false),
             to_main: setup.to_main,
+            tracer: setup.tracer,
             run: setup.run,
             start: code.clone(),
             board: Mutex::new(Board {
@@ -391,12 +395,14 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
         let early = shared.swap_before_task.is_some_and(|task| report.counts.tasks() < task);
         if code.tier() != instances.tier() && !early {
             let held_ns = instances.swap(&code).map_err(engine_error)?;
+            let (stage, after_tasks) = (shared.stage_index, report.counts.tasks());
+            shared.tracer.mark(|| What::Swap { stage, worker, held_ns, after_tasks });
             report.swaps.push(Swap {
                 stage: shared.stage().name.clone(),
                 worker: worker as u32,
                 at_ns: shared.process_start.elapsed().as_nanos() as u64,
                 held_ns,
-                after_tasks: report.counts.tasks(),
+                after_tasks,
             });
         }
         let span = match work {
@@ -496,5 +502,8 @@ fn task(
         }
     }
     report.first_task.get_or_insert_with(Instant::now);
+    let stage = shared.stage_index;
+    let what = || What::Task { stage, tier, slices: len, kernel_at: kernel_started, kernel_ns };
+    shared.tracer.end_tile(Some(started), tile, what);
     Ok(started.elapsed().as_nanos() as u64)
 }

@@ -78,6 +78,13 @@ pub fn broadcast_source(rank: Rank, members: &[Rank]) -> Option<Rank> {
     Some(members[tree_edges(position as u32, members.len() as u32).0 as usize])
 }
 
+/// To whom `rank` passes on what the first of `members` broadcasts to the others.
+pub fn broadcast_targets(rank: Rank, members: &[Rank]) -> Vec<Rank> {
+    let position = members.iter().position(|member| *member == rank);
+    let targets = position.map(|position| tree_edges(position as u32, members.len() as u32).1).unwrap_or_default();
+    targets.into_iter().map(|target| members[target as usize]).collect()
+}
+
 fn broadcast_down(fabric: &mut dyn Fabric, children: &[Rank], bytes: &Payload) -> Result<(), FabricError> {
     let header = Payload::from((bytes.len() as u64).to_le_bytes().to_vec());
     for piece in std::iter::once(header).chain(pieces(bytes.len()).map(|range| bytes.slice(range))) {

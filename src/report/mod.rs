@@ -4,15 +4,21 @@
 //! Invariant: times are nanoseconds since the process started, or lasted, on the rank that says them; counters add
 //! up over ranks.
 
+mod html;
 mod moved;
 mod render;
+mod timeline;
+mod trace;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use html::html;
 pub use moved::{Distance, Distances, Moved, Reason};
 pub use render::summary;
+pub use timeline::{Call, Timeline, Worker};
+pub use trace::{RankTrace, Span, Trace, Transfer, nest};
 
 /// The record of one run, as `--report FILE` writes it. `docs/report.md` describes every field.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,6 +46,9 @@ pub struct Report {
     pub stages: Vec<StageReport>,
     pub ranks: Vec<RankReport>,
     pub outputs: Vec<OutputReport>,
+    /// What threads did when, if that was recorded; it goes into a file of its own.
+    #[serde(skip)]
+    pub trace: Option<Trace>,
 }
 
 /// A rank that died.
@@ -280,6 +289,7 @@ impl Report {
             stages,
             ranks,
             outputs: Vec::new(),
+            trace: None,
         }
     }
 

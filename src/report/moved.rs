@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Why a rank needed bytes that others have as well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// An input from a file, which one rank has read for several.
     Input,
@@ -19,6 +19,21 @@ pub enum Reason {
     Steal,
     /// Compressed chunks, which rank 0 writes.
     Output,
+}
+
+impl Reason {
+    /// As reports and traces call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Input => "input",
+            Reason::Halo => "halo",
+            Reason::Operand => "operand",
+            Reason::Shuffle => "shuffle",
+            Reason::Reduce => "reduce",
+            Reason::Steal => "steal",
+            Reason::Output => "output",
+        }
+    }
 }
 
 /// Where bytes came from.
@@ -81,13 +96,13 @@ impl Moved {
     /// Each reason's name with its bytes.
     pub fn by_reason(&self) -> [(&'static str, Distances); 7] {
         [
-            ("input", self.input),
-            ("halo", self.halo),
-            ("operand", self.operand),
-            ("shuffle", self.shuffle),
-            ("reduce", self.reduce),
-            ("steal", self.steal),
-            ("output", self.output),
+            (Reason::Input.name(), self.input),
+            (Reason::Halo.name(), self.halo),
+            (Reason::Operand.name(), self.operand),
+            (Reason::Shuffle.name(), self.shuffle),
+            (Reason::Reduce.name(), self.reduce),
+            (Reason::Steal.name(), self.steal),
+            (Reason::Output.name(), self.output),
         ]
     }
 

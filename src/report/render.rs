@@ -107,7 +107,7 @@ fn line(text: &mut String, label: &str, what: String) {
 }
 
 /// Nanoseconds in three significant digits and the unit that suits them.
-fn time(ns: u64) -> String {
+pub(super) fn time(ns: u64) -> String {
     let (value, unit) = match Duration::from_nanos(ns) {
         d if d >= Duration::from_secs(1) => (d.as_secs_f64(), "s"),
         d if d >= Duration::from_millis(1) => (d.as_secs_f64() * 1e3, "ms"),

@@ -1,0 +1,271 @@
+//! A trace: what every thread of every rank did when, in the JSON of Chrome's trace viewer, which Perfetto opens as well.
+//!
+//! A rank is a process there and each of its threads a track. Every rank writes its own part; the file is all parts, one after
+//! another. A transfer is an arrow between the two ranks: both name it alike without asking one another, since each counts
+//! those of the same bytes in the order in which they happen to it.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Reason;
+
+/// A moment is drawn as long as this, where there is room.
+const MOMENT_NS: u64 = 1000;
+/// Room for the tracks of a rank among the numbers of threads.
+const TRACKS: u64 = 10_000;
+
+/// From when to when, in nanoseconds since the first process of the run started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub at_ns: u64,
+    pub ns: u64,
+    /// Which event it is of.
+    pub event: usize,
+}
+
+/// Puts the spans of a track into order, and cuts off what of a span is after the end of one that it begins in: viewers know
+/// spans within spans only. A span of no length is a moment, and gets one.
+pub fn nest(spans: &mut [Span]) {
+    spans.sort_by_key(|span| (span.at_ns, std::cmp::Reverse(span.ns)));
+    let mut open: Vec<u64> = Vec::new();
+    for at in 0..spans.len() {
+        let next_ns = spans.get(at + 1).map_or(u64::MAX, |next| next.at_ns);
+        let span = &mut spans[at];
+        open.retain(|end_ns| *end_ns > span.at_ns);
+        if span.ns == 0 {
+            span.ns = MOMENT_NS.min(next_ns - span.at_ns);
+        }
+        if let Some(end_ns) = open.last() {
+            span.ns = span.ns.min(end_ns - span.at_ns);
+        }
+        span.ns = span.ns.max(1);
+        open.push(span.at_ns + span.ns);
+    }
+}
+
+/// A transfer of bytes of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Transfer {
+    pub from: u32,
+    pub to: u32,
+    pub reason: Reason,
+    pub bytes: u64,
+}
+
+/// One rank's part of a trace.
+#[derive(Debug)]
+pub struct RankTrace {
+    rank: u32,
+    /// Events, each behind a comma.
+    text: Vec<u8>,
+    /// Transfers so far that look alike.
+    alike: BTreeMap<Transfer, u64>,
+    dropped: u64,
+}
+
+/// An event as Chrome's trace viewer reads it.
+#[derive(Serialize)]
+struct Entry<'a, A> {
+    ph: &'static str,
+    pid: u64,
+    tid: u64,
+    /// In microseconds.
+    ts: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dur: Option<f64>,
+    name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    cat: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    /// An arrow ends at the span that it ends in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bp: Option<&'static str>,
+    /// An instant is its thread's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    s: Option<&'static str>,
+    args: A,
+}
+
+impl RankTrace {
+    /// Of a rank on this host.
+    pub fn new(rank: u32, hostname: &str) -> RankTrace {
+        let mut trace = RankTrace { rank, text: Vec::new(), alike: BTreeMap::new(), dropped: 0 };
+        trace.describe(0, "process_name", json!({ "name": format!("rank {rank} on {hostname}") }));
+        trace.describe(0, "process_sort_index", json!({ "sort_index": rank }));
+        trace
+    }
+
+    /// Names a track. They are shown in the order of their numbers.
+    pub fn track(&mut self, track: usize, name: &str) {
+        self.describe(track, "thread_name", json!({ "name": name }));
+        self.describe(track, "thread_sort_index", json!({ "sort_index": track }));
+    }
+
+    /// Spans of a track come in the order in which [`nest`] puts them.
+    pub fn span(&mut self, track: usize, span: Span, (name, category): (&str, &str), args: impl Serialize) {
+        let entry =
+            Entry { dur: Some(microseconds(span.ns)), cat: category, ..self.entry("X", track, span.at_ns, name) };
+        self.push(&entry.with(args));
+    }
+
+    /// Something that takes no time.
+    pub fn instant(&mut self, track: usize, at_ns: u64, name: &str, args: impl Serialize) {
+        let entry = Entry { s: Some("t"), ..self.entry("i", track, at_ns, name) };
+        self.push(&entry.with(args));
+    }
+
+    /// This rank's end of an arrow, in the span of the track that was given last and begins then.
+    pub fn transfer(&mut self, track: usize, at_ns: u64, transfer: Transfer) {
+        let alike = self.alike.entry(transfer).or_default();
+        let mut hasher = DefaultHasher::new();
+        (transfer, *alike).hash(&mut hasher);
+        *alike += 1;
+        let (ph, bp) = if transfer.from == self.rank { ("s", None) } else { ("f", Some("e")) };
+        let id = Some(format!("{:#x}", hasher.finish()));
+        let entry = Entry { id, bp, cat: "transfer", ..self.entry(ph, track, at_ns, transfer.reason.name()) };
+        self.push(&entry.with(json!({})));
+    }
+
+    /// So many later events of a track, the first of them then, are not in the trace.
+    pub fn dropped(&mut self, track: usize, at_ns: u64, events: u64) {
+        self.dropped += events;
+        let name = format!("trace is full: {events} later events are missing");
+        self.instant(track, at_ns, &name, json!({ "missing": events }));
+    }
+
+    /// For [`Trace::push`].
+    pub fn into_bytes(self) -> Vec<u8> {
+        let mut bytes = self.dropped.to_le_bytes().to_vec();
+        bytes.extend(self.text);
+        bytes
+    }
+
+    fn describe(&mut self, track: usize, what: &str, args: Value) {
+        let entry = self.entry("M", track, 0, what);
+        self.push(&entry.with(args));
+    }
+
+    fn entry<'a>(&self, ph: &'static str, track: usize, at_ns: u64, name: &'a str) -> Entry<'a, ()> {
+        // Perfetto takes the thread with the number of its process for the main one, and 0 for the idle process.
+        let pid = u64::from(self.rank) + 1;
+        let tid = if track == 0 { pid } else { pid * TRACKS + track as u64 };
+        let ts = microseconds(at_ns);
+        Entry { ph, pid, tid, ts, dur: None, name, cat: "", id: None, bp: None, s: None, args: () }
+    }
+
+    fn push(&mut self, entry: &impl Serialize) {
+        self.text.extend_from_slice(b",\n");
+        serde_json::to_writer(&mut self.text, entry).expect("an event is numbers and names");
+    }
+}
+
+impl<'a> Entry<'a, ()> {
+    fn with<A>(self, args: A) -> Entry<'a, A> {
+        let Entry { ph, pid, tid, ts, dur, name, cat, id, bp, s, args: () } = self;
+        Entry { ph, pid, tid, ts, dur, name, cat, id, bp, s, args }
+    }
+}
+
+fn microseconds(ns: u64) -> f64 {
+    ns as f64 / 1e3
+}
+
+/// The trace of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    parts: Vec<Vec<u8>>,
+    /// Events for which there was no room.
+    pub dropped: u64,
+}
+
+impl Trace {
+    /// Adds the part of a rank, as [`RankTrace::into_bytes`] made it.
+    pub fn push(&mut self, mut part: Vec<u8>) {
+        if let Some(dropped) = part.first_chunk::<8>() {
+            self.dropped += u64::from_le_bytes(*dropped);
+            part.drain(..8);
+            self.parts.push(part);
+        }
+    }
+
+    /// Writes it for Perfetto.
+    pub fn write(&self, job: &str, out: &mut impl Write) -> io::Result<()> {
+        let about = json!({ "job": job, "dropped_events": self.dropped });
+        write!(out, "{{\"displayTimeUnit\":\"ms\",\"otherData\":{about},\"traceEvents\":[")?;
+        let mut comma = 1;
+        for part in &self.parts {
+            out.write_all(part.get(comma..).unwrap_or_default())?;
+            comma = 0;
+        }
+        out.write_all(b"\n]}\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nested(spans: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let mut spans: Vec<Span> = spans.iter().map(|&(at_ns, ns)| Span { at_ns, ns, event: 0 }).collect();
+        nest(&mut spans);
+        spans.into_iter().map(|span| (span.at_ns, span.ns)).collect()
+    }
+
+    #[test]
+    fn spans_lie_within_spans() {
+        assert_eq!(nested(&[(30, 5), (0, 100), (10, 50), (20, 10)]), [(0, 100), (10, 50), (20, 10), (30, 5)]);
+        // The second begins in the first and ends after it.
+        assert_eq!(nested(&[(0, 10), (8, 10), (17, 9)]), [(0, 10), (8, 2), (17, 9)]);
+        assert_eq!(nested(&[(0, 10), (0, 10)]), [(0, 10), (0, 10)]);
+    }
+
+    #[test]
+    fn moments_have_a_length_where_there_is_room() {
+        assert_eq!(nested(&[(0, 0)]), [(0, MOMENT_NS)]);
+        assert_eq!(nested(&[(0, 0), (7, 0), (7, 3)]), [(0, 7), (7, 3), (7, 3)]);
+        assert_eq!(nested(&[(0, 50), (40, 0), (60, 0)]), [(0, 50), (40, 10), (60, MOMENT_NS)]);
+    }
+
+    #[test]
+    fn both_ranks_name_a_transfer_alike() {
+        let id = |rank: u32, transfers: &[Transfer]| -> Vec<(String, String)> {
+            let mut part = RankTrace::new(rank, "node");
+            transfers.iter().for_each(|transfer| part.transfer(0, 5, *transfer));
+            let mut trace = Trace::default();
+            trace.push(part.into_bytes());
+            let mut bytes = Vec::new();
+            trace.write("job", &mut bytes).unwrap();
+            let read: Value = serde_json::from_slice(&bytes).unwrap();
+            let events = read["traceEvents"].as_array().unwrap().iter().filter(|event| event["id"].is_string());
+            events.map(|event| (event["ph"].to_string(), event["id"].to_string())).collect()
+        };
+        let small = Transfer { from: 0, to: 1, reason: Reason::Halo, bytes: 8 };
+        let large = Transfer { bytes: 16, ..small };
+        let (sent, received) = (id(0, &[small, large, small]), id(1, &[large, small, small]));
+        assert!(sent.iter().all(|(ph, _)| ph == "\"s\"") && received.iter().all(|(ph, _)| ph == "\"f\""));
+        let ids = |ends: &[(String, String)], at: [usize; 3]| at.map(|at| ends[at].1.clone());
+        assert_eq!(ids(&sent, [0, 1, 2]), ids(&received, [1, 0, 2]));
+        assert_ne!(sent[0].1, sent[2].1);
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let mut trace = Trace::default();
+        for rank in 0..2 {
+            let mut part = RankTrace::new(rank, "node");
+            part.dropped(1, 1500, 3);
+            trace.push(part.into_bytes());
+        }
+        let mut bytes = Vec::new();
+        trace.write("job", &mut bytes).unwrap();
+        let read: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(read["otherData"], json!({ "job": "job", "dropped_events": 6 }));
+        let instants = read["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "i");
+        assert_eq!(instants.map(|event| event["ts"].as_f64()).collect::<Vec<_>>(), [Some(1.5); 2]);
+    }
+}
