@@ -228,7 +228,7 @@ fn the_page_of_a_run_stands_alone() {
             assert!(!page.contains(outside), "{outside}");
         }
         let swaps: usize = report.ranks.iter().map(|rank| rank.swaps.len()).sum();
-        assert_eq!(page.matches("<title>swap at ").count(), swaps);
+        assert_eq!(page.matches("stroke=\"#000000\"").count(), swaps);
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
         for part in ["mandelbrot", "rank 0", "rank 1", &*report.plan_hash, "unbalanced.h5"] {
             assert!(page.contains(part), "{part}");

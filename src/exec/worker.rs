@@ -408,7 +408,9 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
         let span = match work {
             Work::Span(span) => span,
             Work::Merge(mut handed) => {
+                let started = Instant::now();
                 instances.merge(shared, worker, &handed.tile, &mut handed.merge)?;
+                report.counts.busy_ns += started.elapsed().as_nanos() as u64;
                 // As in `dispatch`.
                 let _ = shared.to_main.send((shared.run, FromWorker::Merged(handed)));
                 continue;
@@ -423,6 +425,7 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
             elapsed_ns += task(shared, worker, &mut instances, &block, (start, len), &mut report)?;
             computed += len;
         }
+        report.counts.busy_ns += elapsed_ns;
         // As if there had been something to do for each.
         elapsed_ns = (elapsed_ns as f64 * span.len as f64 / computed.max(1) as f64) as u64;
         drop(block);

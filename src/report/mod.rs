@@ -4,7 +4,7 @@
 //! Invariant: times are nanoseconds since the process started, or lasted, on the rank that says them; counters add
 //! up over ranks.
 
-mod html;
+pub(crate) mod html;
 mod moved;
 mod render;
 mod timeline;
@@ -118,6 +118,9 @@ pub struct Counts {
     /// Time inside kernels.
     pub baseline_ns: u64,
     pub optimized_ns: u64,
+    /// Time of workers in tasks: in kernels, copying for them, and merging.
+    #[serde(default)]
+    pub busy_ns: u64,
     /// Read from files.
     pub read_bytes: u64,
     /// Bytes that came from other ranks or were here already, by reason and distance.
@@ -140,6 +143,7 @@ impl Counts {
         self.optimized_tasks += other.optimized_tasks;
         self.baseline_ns += other.baseline_ns;
         self.optimized_ns += other.optimized_ns;
+        self.busy_ns += other.busy_ns;
         self.read_bytes += other.read_bytes;
         self.moved.add(&other.moved);
         self.overlapped_bytes += other.overlapped_bytes;

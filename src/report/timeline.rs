@@ -18,8 +18,6 @@ pub struct Call {
 pub struct Worker {
     pub calls: Vec<Call>,
     pub swaps_ns: Vec<f64>,
-    /// In tasks, and merging between them.
-    pub busy_ns: f64,
 }
 
 /// The workers of every rank, by rank and number of their track.
@@ -65,20 +63,12 @@ impl Timeline {
                 timeline.0.entry(event.pid - 1).or_default().insert(event.tid, Worker::default());
             }
         }
-        // Until when the last task took, and merges within it are in it.
-        let mut until: BTreeMap<u64, f64> = BTreeMap::new();
         for event in &events {
             let workers = event.pid.checked_sub(1).and_then(|rank| timeline.0.get_mut(&rank));
             let Some(worker) = workers.and_then(|workers| workers.get_mut(&event.tid)) else { continue };
             let (at_ns, ns) = (event.ts * 1e3, event.dur * 1e3);
             match (event.ph.as_str(), event.cat.as_str(), event.name.as_str()) {
                 ("X", "kernel", tier) => worker.calls.push(Call { at_ns, ns, optimized: tier == "optimized" }),
-                ("X", "task", _) => {
-                    let until = until.entry(event.tid).or_default();
-                    if at_ns >= *until {
-                        (worker.busy_ns, *until) = (worker.busy_ns + ns, at_ns + ns);
-                    }
-                }
                 ("i", _, "swap") => worker.swaps_ns.push(at_ns),
                 _ => {}
             }
@@ -111,7 +101,7 @@ mod tests {
         let timeline = Timeline::read(&text).unwrap();
         let workers: Vec<&Worker> = timeline.0[&2].values().collect();
         let calls = vec![Call { at_ns: 110.0, ns: 20.0, optimized: true }];
-        assert_eq!(workers, [&Worker { calls, swaps_ns: vec![105.0], busy_ns: 50.0 }]);
+        assert_eq!(workers, [&Worker { calls, swaps_ns: vec![105.0] }]);
         assert!(Timeline::read(b"{}").is_err());
     }
 }

@@ -1,252 +1,248 @@
-//! The charts of the page, as SVG.
+//! Charts as SVG that stands in a page, drawn by plotters: rows of bars over an axis here, lines over two in `lines`.
+//!
+//! Refuses to do: knowing what is drawn. Numbers that are none are left out.
 
-use std::fmt::Write;
+use std::ops::Range;
 
-use super::escape;
-use crate::report::timeline::{Timeline, Worker};
-use crate::report::{RankReport, Report};
+use plotters::coord::Shift;
+use plotters::coord::combinators::{IntoLogRange, LogCoord};
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// What is drawn of a rank's time, from left to right.
-pub(super) const PARTS: [(&str, &str); 4] = [
-    ("kernels, baseline code", "#e69f00"),
-    ("kernels, optimized code", "#0072b2"),
-    ("other", "#aaa"),
-    ("idle", "#e4e4e4"),
+use super::page::escape;
+
+/// Plotters draws at whole numbers: this many of them are one CSS pixel.
+pub(super) const FINE: u32 = 2;
+pub(super) const WIDTH: u32 = 760 * FINE;
+/// For what stands to the left of a chart, and to the right of its rows.
+pub(super) const LEFT: u32 = 110 * FINE;
+pub(super) const RIGHT: u32 = 70 * FINE;
+const ROW: u32 = 18 * FINE;
+pub(super) const AXIS: u32 = 24 * FINE;
+/// Of plotters' units, in which a letter is a little smaller.
+const LETTERS: u32 = 13 * FINE;
+
+const TEXT: RGBColor = RGBColor(0x22, 0x22, 0x22);
+pub(super) const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
+/// Of a row, where nothing is drawn.
+const GROUND: RGBColor = RGBColor(0xf0, 0xf0, 0xf0);
+const MARK: RGBColor = RGBColor(0, 0, 0);
+
+/// Colours that people tell apart whatever their eyes (Okabe and Ito).
+pub(crate) const COLOURS: [RGBColor; 7] = [
+    RGBColor(0x00, 0x72, 0xb2),
+    RGBColor(0xe6, 0x9f, 0x00),
+    RGBColor(0x00, 0x9e, 0x73),
+    RGBColor(0xd5, 0x5e, 0x00),
+    RGBColor(0x56, 0xb4, 0xe9),
+    RGBColor(0xcc, 0x79, 0xa7),
+    RGBColor(0x66, 0x66, 0x66),
 ];
-/// Distances that bytes have come, and their colours.
-pub(super) const DISTANCES: [(&str, &str); 3] =
-    [("same rank", "#c9dbe8"), ("same node", "#56a0d0"), ("between nodes", "#d55e00")];
 
-const WIDTH: f64 = 760.0;
-/// Where bars begin; what they are of stands before that.
-const LEFT: f64 = 110.0;
-/// Behind bars there is room for a number.
-const RIGHT: f64 = 70.0;
-const ROW: f64 = 18.0;
-/// Ranks in a chart; of more, these many are drawn, as far apart as they can be.
-const RANKS: usize = 48;
-/// Steps that the load of a worker is drawn in, in each of the columns of its row.
-const STEPS: f64 = 6.0;
-const COLUMNS: usize = 290;
-
-/// A chart of so many rows.
-struct Chart {
-    svg: String,
-    rows: usize,
+/// An axis of numbers.
+pub(crate) struct Axis<'a> {
+    /// With its unit.
+    pub title: &'a str,
+    pub range: Range<f64>,
+    /// Then the range begins above 0.
+    pub logarithmic: bool,
+    /// Where the axis has labels; empty: at round numbers.
+    pub ticks: Vec<f64>,
+    pub label: &'a dyn Fn(f64) -> String,
 }
 
-impl Chart {
-    fn new() -> Chart {
-        Chart { svg: String::new(), rows: 0 }
-    }
-
-    /// A new row of this name. Returns where its bars are.
-    fn row(&mut self, name: &str) -> f64 {
-        let y = self.rows as f64 * ROW;
-        self.rows += 1;
-        let (x, base) = (LEFT - 6.0, y + 13.0);
-        let _ = write!(self.svg, r#"<text x="{x}" y="{base}" text-anchor="end">{}</text>"#, escape(name));
-        y + 3.0
-    }
-
-    fn bar(&mut self, (x, y, width): (f64, f64, f64), colour: &str, title: &str) {
-        if width > 0.0 {
-            let (height, title) = (ROW - 6.0, escape(title));
-            let _ = write!(
-                self.svg,
-                r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height}" fill="{colour}"><title>{title}</title></rect>"#
-            );
-        }
-    }
-
-    fn note(&mut self, x: f64, y: f64, text: &str) {
-        let _ = write!(self.svg, r#"<text x="{x:.1}" y="{:.1}">{}</text>"#, y + 10.0, escape(text));
-    }
-
-    /// An axis of time below all rows.
-    fn axis(&mut self, length_ns: f64) {
-        let y = self.rows as f64 * ROW + 3.0;
-        let step_ns = step(length_ns);
-        let mut at_ns = 0.0;
-        while at_ns <= length_ns {
-            let (x, below) = (position(at_ns, length_ns), y + 14.0);
-            let label = if at_ns > 0.0 { super::time(at_ns as u64) } else { "0".to_owned() };
-            let _ = write!(self.svg, r##"<path d="M{x:.1},0V{y:.1}" stroke="#ddd" stroke-width="0.5"/>"##);
-            let _ = write!(self.svg, r#"<text x="{x:.1}" y="{below:.1}" text-anchor="middle">{label}</text>"#);
-            at_ns += step_ns;
-        }
-        self.rows += 1;
-    }
-
-    fn finish(self, title: &str) -> String {
-        let height = self.rows as f64 * ROW + 4.0;
-        let title = escape(title);
-        format!(r#"<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">{}</svg>"#, self.svg) + "\n"
-    }
+/// A row of bars.
+#[derive(Default)]
+pub(crate) struct Row {
+    pub name: String,
+    pub bars: Vec<Bar>,
+    /// Where a line is drawn across it.
+    pub marks: Vec<f64>,
+    /// Stands on the right.
+    pub note: String,
 }
 
-fn position(ns: f64, length_ns: f64) -> f64 {
-    LEFT + (WIDTH - LEFT - RIGHT) * ns / length_ns.max(1.0)
+pub(crate) struct Bar {
+    pub range: Range<f64>,
+    /// Of the height of the row, from below.
+    pub height: Range<f64>,
+    pub colour: RGBColor,
 }
 
-/// 1, 2 or 5 times a power of ten, five to ten of which are in it.
-fn step(length: f64) -> f64 {
-    let rough = (length / 8.0).max(1.0);
-    let power = 10f64.powf(rough.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].map(|times| times * power).into_iter().find(|step| *step >= rough).unwrap_or(rough)
-}
-
-/// The ranks that are drawn, and a sentence if they are not all.
-pub(super) fn drawn(report: &Report) -> (Vec<&RankReport>, Option<String>) {
-    let all = report.ranks.len();
-    let count = all.min(RANKS);
-    let ranks = (0..count).filter_map(|at| report.ranks.get(at * all / count)).collect();
-    (ranks, (count < all).then(|| format!("{count} of {all} ranks are drawn.")))
-}
-
-/// How the workers of a rank spent the run, in the order of [`PARTS`].
-fn parts(report: &Report, rank: &RankReport, workers: Option<Vec<&Worker>>) -> [f64; 4] {
-    let sum =
-        |of: fn(&crate::report::Counts) -> u64| rank.stages.iter().map(|stage| of(&stage.counts)).sum::<u64>() as f64;
-    let (baseline, optimized) = (sum(|counts| counts.baseline_ns), sum(|counts| counts.optimized_ns));
-    let threads = f64::from(report.environment.threads_per_rank);
-    let all = threads * report.wall_ns as f64;
-    let in_stages = match workers {
-        Some(workers) => workers.iter().map(|worker| worker.busy_ns).sum(),
-        None => threads * rank.stages.iter().map(|stage| stage.wall_ns).sum::<u64>().min(report.wall_ns) as f64,
+/// Colours and what they mean, for above a chart.
+pub(crate) fn key<'a>(entries: impl IntoIterator<Item = (&'a str, RGBColor)>) -> String {
+    let entry = |(name, RGBColor(red, green, blue)): (&str, RGBColor)| {
+        format!("<span><i style=\"background:rgb({red},{green},{blue})\"></i>{}</span> ", escape(name))
     };
-    let other = (in_stages - baseline - optimized).max(0.0);
-    [baseline, optimized, other, (all - baseline - optimized - other).max(0.0)]
+    format!("<p class=\"key\">{}</p>\n", entries.into_iter().map(entry).collect::<String>())
 }
 
-/// A bar for each rank: what its workers did with their time.
-pub(super) fn ranks(report: &Report, timeline: Option<&Timeline>) -> String {
-    let of_rank = |rank: &RankReport| {
-        let workers = timeline.and_then(|timeline| timeline.0.get(&u64::from(rank.rank)));
-        parts(report, rank, workers.map(|workers| workers.values().collect()))
-    };
-    let (ranks, _) = drawn(report);
-    let longest = ranks.iter().map(|rank| of_rank(rank).iter().sum()).fold(1.0, f64::max);
-    let mut chart = Chart::new();
-    for rank in ranks {
-        let (y, mut x) = (chart.row(&format!("rank {}", rank.rank)), LEFT);
-        let parts = of_rank(rank);
-        for (ns, (name, colour)) in parts.into_iter().zip(PARTS) {
-            let width = (WIDTH - LEFT - RIGHT) * ns / longest;
-            chart.bar((x, y, width), colour, &format!("{name}: {}", super::time(ns as u64)));
-            x += width;
+/// Rows of bars, one below the other; `labelled`: with labels along their axis.
+pub(crate) fn bars(title: &str, axis: &Axis<'_>, labelled: bool, rows: &[Row]) -> String {
+    let count = rows.len().max(1);
+    let below = if labelled { AXIS } else { 2 * FINE };
+    draw(title, count as u32 * ROW + below, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin_left(LEFT)
+            .margin_right(RIGHT)
+            .x_label_area_size(below)
+            .build_cartesian_2d(Scale::of(axis), 0.0..count as f64)?;
+        if labelled {
+            chart
+                .configure_mesh()
+                .x_desc(axis.title)
+                .disable_y_mesh()
+                .disable_y_axis()
+                .label_style(letters())
+                .axis_style(GRID.stroke_width(FINE))
+                .bold_line_style(GRID.stroke_width(1))
+                .max_light_lines(0)
+                .set_all_tick_mark_size(3 * FINE)
+                .x_label_formatter(&|at| (axis.label)(*at))
+                .draw()?;
         }
-        let busy = 100.0 * (parts[0] + parts[1]) / parts.iter().sum::<f64>().max(1.0);
-        chart.note(WIDTH - RIGHT + 6.0, y, &format!("{busy:.0} %"));
-    }
-    chart.finish("Time of each rank")
-}
-
-/// Stages, and below them the workers of each rank with their swaps; from a trace also what they ran when.
-pub(super) fn tiers(report: &Report, timeline: Option<&Timeline>) -> String {
-    let length_ns = report.wall_ns as f64;
-    let mut chart = Chart::new();
-    for stage in &report.stages {
-        let (y, start) = (chart.row(&stage.stage), stage.started_ns.unwrap_or(0) as f64);
-        let (x, end) = (position(start, length_ns), position(start + stage.wall_ns as f64, length_ns));
-        chart.bar((x, y, (end - x).max(0.5)), "#8d8d8d", &format!("{}: {}", stage.stage, super::time(stage.wall_ns)));
-    }
-    let (ranks, _) = drawn(report);
-    for rank in ranks {
-        match timeline.and_then(|timeline| timeline.0.get(&u64::from(rank.rank))) {
-            Some(workers) => {
-                for (number, worker) in workers.values().enumerate() {
-                    let y = chart.row(&format!("rank {}, worker {number}", rank.rank));
-                    load(&mut chart, worker, y, length_ns);
-                    worker.swaps_ns.iter().for_each(|at_ns| swap(&mut chart, *at_ns, y, length_ns));
-                }
+        for (row, below) in rows.iter().zip((0..count).rev()) {
+            // A third of a row is between it and the next.
+            let height = |share: f64| below as f64 + 1.0 / 6.0 + share.clamp(0.0, 1.0) * 2.0 / 3.0;
+            let (from, to) = (axis.range.start, axis.range.end);
+            if labelled {
+                let ground = [(from, height(0.0)), (to, height(1.0))];
+                chart.draw_series([Rectangle::new(ground, GROUND.filled())])?;
             }
-            None => {
-                let y = chart.row(&format!("rank {}", rank.rank));
-                chart.bar((LEFT, y, WIDTH - LEFT - RIGHT), "#f0f0f0", "");
-                rank.swaps.iter().for_each(|one| swap(&mut chart, one.at_ns as f64, y, length_ns));
-            }
+            let drawn =
+                row.bars.iter().filter(|bar| bar.range.start < bar.range.end && bar.height.start < bar.height.end);
+            chart.draw_series(drawn.map(|Bar { range, height: of_row, colour }| {
+                let corner = |at: f64, share: f64| (at.clamp(from, to), height(share));
+                let corners = [corner(range.start, of_row.start), corner(range.end, of_row.end)];
+                Rectangle::new(corners, colour.filled())
+            }))?;
+            let marks = row.marks.iter().filter(|at| axis.has(**at));
+            chart.draw_series(marks.map(|at| {
+                PathElement::new([(*at, height(0.0)), (*at, height(1.0))], MARK.stroke_width(3 * FINE / 2))
+            }))?;
+            let middle = ((count - 1 - below) as u32 * ROW + ROW / 2) as i32;
+            let beside = |h_pos| letters().pos(Pos::new(h_pos, VPos::Center));
+            area.draw_text(&row.name, &beside(HPos::Right), ((LEFT - 6 * FINE) as i32, middle))?;
+            area.draw_text(&row.note, &beside(HPos::Left), ((WIDTH - RIGHT + 6 * FINE) as i32, middle))?;
         }
-    }
-    chart.axis(length_ns);
-    chart.finish("Stages and tiers over time")
+        Ok(())
+    })
 }
 
-fn swap(chart: &mut Chart, at_ns: f64, y: f64, length_ns: f64) {
-    let (x, end, title) = (position(at_ns, length_ns), y + ROW - 6.0, super::time(at_ns as u64));
-    let _ = write!(
-        chart.svg,
-        r##"<path d="M{x:.1},{y:.1}V{end:.1}" stroke="#000" stroke-width="1.5"><title>swap at {title}</title></path>"##
-    );
+pub(super) fn letters() -> TextStyle<'static> {
+    TextStyle::from(("sans-serif", LETTERS).into_font()).color(&TEXT)
 }
 
-/// How much of each moment a worker was in kernels, on which code.
-fn load(chart: &mut Chart, worker: &Worker, y: f64, length_ns: f64) {
-    let column_ns = length_ns / COLUMNS as f64;
-    let mut columns = vec![[0.0f64; 2]; COLUMNS];
-    for call in &worker.calls {
-        let end_ns = call.at_ns + call.ns;
-        let first = (call.at_ns / column_ns) as usize;
-        for (number, column) in columns.iter_mut().enumerate().skip(first) {
-            let from_ns = number as f64 * column_ns;
-            if from_ns >= end_ns {
-                break;
-            }
-            let within = end_ns.min(from_ns + column_ns) - call.at_ns.max(from_ns);
-            column[usize::from(call.optimized)] += within / column_ns;
-        }
+pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(super) type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
+
+/// The image, as a page has it.
+pub(super) fn draw(title: &str, height: u32, draw: impl for<'a> FnOnce(&Area<'a>) -> Drawn<'a>) -> String {
+    let mut svg = String::new();
+    let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+    draw(&area).and_then(|()| area.present()).expect("a string has room for whatever is drawn");
+    drop(area);
+    // It is as wide as the page lets it be, and is a part of it, not a file.
+    let (_, drawn) = svg.split_once('>').unwrap_or_default();
+    format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\">{drawn}", escape(title))
+}
+
+impl Axis<'_> {
+    pub fn has(&self, at: f64) -> bool {
+        at.is_finite() && (at > 0.0 || !self.logarithmic)
     }
-    let (height, width) = (ROW - 6.0, (WIDTH - LEFT - RIGHT) / COLUMNS as f64);
-    chart.bar((LEFT, y, WIDTH - LEFT - RIGHT), "#f0f0f0", "");
-    let steps = |share: f64| (share.min(1.0) * STEPS).ceil() / STEPS * height;
-    // Optimized code from below, baseline code on top of it.
-    for (tier, (_, colour)) in PARTS.iter().enumerate().take(2) {
-        let mut path = String::new();
-        let shape = |[baseline, optimized]: &[f64; 2]| {
-            let (low, high) = (steps(*optimized), steps(baseline + optimized));
-            if tier == 0 { (low, high) } else { (0.0, low) }
+}
+
+/// How an axis lies in the image.
+pub(super) struct Scale {
+    lies: Lies,
+    ticks: Vec<f64>,
+}
+
+enum Lies {
+    Linear(RangedCoordf64),
+    Logarithmic(LogCoord<f64>),
+}
+
+impl Scale {
+    pub fn of(axis: &Axis<'_>) -> Scale {
+        let Range { start, end } = axis.range;
+        let start = if axis.has(start) { start } else { 1.0 };
+        // An axis has a length, whatever is on it.
+        let end = if end > start && end.is_finite() { end } else { start + start.abs().max(1.0) };
+        let lies = match axis.logarithmic {
+            true => Lies::Logarithmic((start..end).log_scale().into()),
+            false => Lies::Linear((start..end).into()),
         };
-        let mut at = 0;
-        for run in columns.chunk_by(|a, b| shape(a) == shape(b)) {
-            let (low, high) = shape(&run[0]);
-            if high > low {
-                let (x, length) = (LEFT + at as f64 * width, run.len() as f64 * width);
-                let _ =
-                    write!(path, "M{x:.1},{:.1}h{length:.1}V{:.1}h-{length:.1}z", y + height - low, y + height - high);
-            }
-            at += run.len();
+        Scale { lies, ticks: axis.ticks.clone() }
+    }
+}
+
+impl Ranged for Scale {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, at: &f64, limit: (i32, i32)) -> i32 {
+        match &self.lies {
+            Lies::Linear(scale) => scale.map(at, limit),
+            Lies::Logarithmic(scale) => scale.map(at, limit),
         }
-        if !path.is_empty() {
-            let _ = write!(chart.svg, r#"<path d="{path}" fill="{colour}"/>"#);
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        match &self.lies {
+            _ if !self.ticks.is_empty() => self.ticks.clone(),
+            Lies::Linear(scale) => scale.key_points(hint),
+            Lies::Logarithmic(scale) => scale.key_points(hint),
+        }
+    }
+
+    fn range(&self) -> Range<f64> {
+        match &self.lies {
+            Lies::Linear(scale) => scale.range(),
+            Lies::Logarithmic(scale) => scale.range(),
         }
     }
 }
 
-/// A bar for each reason why bytes were needed, by where they were.
-pub(super) fn moved(report: &Report) -> String {
-    let reasons =
-        report.totals().moved.by_reason().map(|(name, bytes)| (name, [bytes.rank, bytes.node, bytes.network]));
-    let reasons = || reasons.iter().filter(|(_, bytes)| bytes.iter().sum::<u64>() > 0);
-    let most = reasons().map(|(_, bytes)| bytes.iter().sum::<u64>()).max().unwrap_or(0);
-    let mut chart = Chart::new();
-    for (name, bytes) in reasons() {
-        let (y, mut x) = (chart.row(name), LEFT);
-        for (bytes, (distance, colour)) in bytes.iter().zip(DISTANCES) {
-            let width = (WIDTH - LEFT - RIGHT) * *bytes as f64 / most as f64;
-            chart.bar((x, y, width), colour, &format!("{name}, {distance}: {}", super::size(*bytes)));
-            x += width;
-        }
-        chart.note(x + 6.0, y, &super::size(bytes.iter().sum()));
-    }
-    if most == 0 { String::new() } else { chart.finish("Bytes by reason and distance") }
-}
+impl ValueFormatter<f64> for Scale {}
 
 #[cfg(test)]
-mod tests {
-    use super::step;
+pub(super) mod tests {
+    use super::*;
+
+    pub fn axis(range: Range<f64>, logarithmic: bool) -> Axis<'static> {
+        Axis { title: "<t>", range, logarithmic, ticks: Vec::new(), label: &|at| format!("{at}") }
+    }
 
     #[test]
-    fn axes_have_round_steps() {
-        assert_eq!([7.0, 80.0, 81.0, 1e9, 1.7e9].map(step), [1.0, 10.0, 20.0, 2e8, 5e8]);
+    fn bars_stay_within_their_axis_and_empty_ones_are_not_drawn() {
+        let bar = |range: Range<f64>| Bar { range, height: 0.0..1.0, colour: COLOURS[1] };
+        let bars_of_row = vec![bar(0.0..5.0), bar(5.0..5.0), bar(5.0..f64::NAN), bar(6.0..1e9)];
+        let row = Row { name: "rank 0".into(), bars: bars_of_row, marks: vec![3.0], note: "50 %".into() };
+        let chart = bars("t", &axis(0.0..10.0, false), false, &[row]);
+        assert_eq!(chart.matches("<rect").count(), 2);
+        let right = WIDTH - RIGHT;
+        for rect in chart.split("<rect").skip(1) {
+            let number = |name: &str| -> u32 {
+                let (_, rest) = rect.split_once(&format!(" {name}=\"")).unwrap();
+                rest.split('"').next().unwrap().parse().unwrap()
+            };
+            assert!(number("x") >= LEFT && number("x") + number("width") <= right, "{rect}");
+        }
+        assert!(chart.contains("rank 0") && chart.contains("50 %"));
+    }
+
+    #[test]
+    fn axes_without_a_length_are_drawn_too() {
+        for range in [0.0..0.0, 5.0..1.0, f64::NAN..f64::NAN, 0.0..f64::INFINITY] {
+            for logarithmic in [false, true] {
+                let axis = || axis(range.clone(), logarithmic);
+                let chart = bars("t", &axis(), true, &[]);
+                assert!(!chart.contains("NaN"), "{range:?}");
+            }
+        }
     }
 }
