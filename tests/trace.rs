@@ -5,11 +5,13 @@ mod lab;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use exuvia::exec::{self, Options, Resume, Signal, TierPolicy};
 use exuvia::fabric;
 use exuvia::report::{Counts, Report};
+use lab::launch::open_mpi;
+use lab::slow::{pids, record_bytes, signal, slow_lab};
 use lab::{EXUVIA, Lab, text};
 use serde_json::Value;
 
@@ -34,7 +36,7 @@ impl Trace {
         self.0.iter().filter(move |event| event["ph"] == ph)
     }
 
-    fn named(&self, ph: &str, name: &str) -> impl Iterator<Item = &Value> {
+    fn named<'a>(&'a self, ph: &str, name: &'a str) -> impl Iterator<Item = &'a Value> {
         self.of_kind(ph).filter(move |event| event["name"] == name)
     }
 
@@ -208,6 +210,42 @@ fn swaps_and_merges_are_on_the_tracks_of_their_workers() {
         assert_eq!(next["name"], "optimized");
     }
     assert!(run(false).trace.is_none());
+}
+
+#[test]
+fn a_trace_goes_on_after_a_death() {
+    if !open_mpi() {
+        println!("only Open MPI lets ranks go on");
+        return;
+    }
+    let lab = slow_lab(100_000);
+    let file = lab.path("trace.json");
+    let mut command = Command::new(EXUVIA);
+    command.args(["run", "--ranks", "3", "--threads", "1", "--trace"]).arg(&file).arg("--report");
+    command.arg(lab.path("report.json")).arg(lab.path("job.toml")).env("EXUVIA_CACHE_DIR", lab.path("cache"));
+    let run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while record_bytes(&lab) == 0 {
+        std::thread::yield_now();
+    }
+    let ranks: Vec<u32> = pids(&lab).into_iter().filter(|pid| *pid != run.id()).collect();
+    signal(&ranks[1..2], "-KILL");
+    let output = run.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let report: Report = serde_json::from_slice(&fs::read(lab.path("report.json")).unwrap()).unwrap();
+    let [death] = &report.deaths[..] else { panic!("{:?}", report.deaths) };
+    let trace = Trace::read(&fs::read(&file).unwrap());
+    let processes: BTreeSet<u64> =
+        trace.named("M", "process_name").map(|event| event["pid"].as_u64().unwrap()).collect();
+    let left = (1..=3).filter(|process| *process != u64::from(death.rank) + 1);
+    assert_eq!(processes, left.collect::<BTreeSet<_>>());
+    let died = format!("rank {} died", death.rank);
+    for process in processes {
+        let of = |ph, name: &str| trace.named(ph, name).filter(|event| event["pid"] == process).count();
+        assert_eq!((of("i", &died), of("X", "start")), (1, 2), "process {process}");
+        assert!(trace.of_category("kernel").any(|event| event["pid"] == process));
+    }
+    let ends = |ph| trace.of_kind(ph).map(|event| event["id"].as_str().unwrap()).collect::<BTreeSet<_>>();
+    assert_eq!(ends("s"), ends("f"));
 }
 
 #[test]

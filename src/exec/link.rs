@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::agree::Agreement;
-use super::tracer::Tracer;
+use super::tracer::{Life, Tracer};
 use super::{ExitCode, RunError};
 use crate::fabric::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, collective};
 use crate::report::{Distance, Reason, Traffic};
@@ -109,8 +109,9 @@ pub(super) enum Ending {
 pub(super) struct Link {
     pub(super) fabric: Box<dyn Fabric>,
     pub(super) senses: Senses,
-    /// What is recorded of this rank.
+    /// What is recorded of this rank now, and what has been since the run began.
     pub tracer: Tracer,
+    pub(super) lives: Vec<Life>,
 }
 
 impl Senses {
@@ -248,7 +249,7 @@ impl Link {
             leaves: false,
             patience: None,
         };
-        Link { fabric, senses, tracer: Tracer::default() }
+        Link { fabric, senses, tracer: Tracer::default(), lives: Vec::new() }
     }
 
     pub fn rank(&self) -> Rank {

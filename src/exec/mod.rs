@@ -36,6 +36,7 @@ mod sums;
 mod survive;
 mod tiers;
 mod tracer;
+mod tracks;
 mod wave;
 mod whole;
 mod worker;

@@ -14,7 +14,7 @@ use super::resume::{Manifest, Resumed};
 use super::stage::{Context, StageOutcome};
 use super::survive::{Dead, Regrouped};
 use super::tiers::{TierSetup, Tiers};
-use super::tracer::{Tracer, What};
+use super::tracer::What;
 use super::wave::run_wave;
 use super::{ExitCode, Options, RunError};
 use crate::engine::{Cache, Cpu, Engine, Kernel, Pipeline};
@@ -86,6 +86,7 @@ pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Sign
             Ok(Regrouped::Without(dead)) => {
                 stagings.suspend();
                 kept.note(&dead);
+                dead.iter().for_each(|dead| link.tracer.mark(|| What::Died { rank: dead.rank }));
                 if link.rank() == 0 {
                     tell(&[lament(&dead, link.size())], options);
                 }
@@ -124,7 +125,7 @@ fn run_rank(
     kept: &mut Kept,
     stagings: &mut Stagings,
 ) -> Result<Option<Report>, RunError> {
-    let process_start = kept.process_start;
+    let (process_start, begun) = (kept.process_start, Instant::now());
     let topology = link.topology()?;
     link.watch(&topology);
     if let Some(watched) = options.watched {
@@ -161,8 +162,8 @@ fn run_rank(
     let waves = plan.waves(iterated.clone());
     let (threads, width) = (machine.threads as usize, waves.iter().map(|wave| wave.len()).max().unwrap_or(1));
     if opening.trace {
-        link.tracer = Tracer::new(link.size(), threads * width);
-        link.tracer.end(Some(process_start), || What::Part("start"));
+        link.record(&plan, threads * width);
+        link.tracer.end(Some(if again { begun } else { process_start }), || What::Part("start"));
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads * width).start_handler(|_| step_back());
     let pool = pool.build();
@@ -216,7 +217,7 @@ fn run_rank(
     let Some(shares) = shares else {
         // Nobody leaves before the outputs are in place: a rank that fails now must still be heard.
         link.part()?;
-        link.gather_trace(&topology, &plan, process_start);
+        link.gather_trace(&topology, process_start);
         return Ok(None);
     };
     let begun = link.tracer.begin();
@@ -240,7 +241,7 @@ fn run_rank(
     report.outputs = outputs;
     report.resumed_bytes = resumed_bytes;
     report.resumed_tasks = resumed_tasks;
-    report.trace = link.gather_trace(&topology, &plan, process_start);
+    report.trace = link.gather_trace(&topology, process_start);
     Ok(Some(report))
 }
 

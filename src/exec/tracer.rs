@@ -1,19 +1,21 @@
-//! What a run records of itself for `--trace`: each thread into a list of its own, which is made into a part of the trace when
-//! the run is over. Without `--trace` nothing is recorded.
+//! What a run records of itself for `--trace`: each thread into a list of its own that has its room from the beginning. Words are
+//! made of it when the run is over (`tracks`). Without `--trace` nothing is recorded.
+//!
+//! A run that goes on without ranks that died begins a new life: with other numbers of ranks, another plan and lists of its own.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::RunError;
 use super::link::Link;
+use super::tracks::render;
 use super::worker::lock;
 use crate::engine::Tier;
 use crate::fabric::Rank;
 use crate::plan::{Plan, Tile};
-use crate::report::{Moved, RankTrace, Reason, Span, Trace, Transfer, nest};
+use crate::report::{Moved, RankTrace, Reason, Trace};
 use crate::tensor::Region;
 use crate::topology::Topology;
 
@@ -23,8 +25,8 @@ const EVENTS: usize = 1 << 20;
 const MOST: usize = 1 << 17;
 const LEAST: usize = 1 << 8;
 
-/// Tracks of a rank: its main thread's, one for each worker, one for the iterations, and as many as it takes for stages.
-const MAIN: usize = 0;
+/// The list of the main thread; those of the workers follow.
+pub(super) const MAIN: usize = 0;
 
 /// Something that a thread did or that happened to it.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +70,10 @@ pub(super) enum What {
         held_ns: u64,
         after_tasks: u64,
     },
+    /// A rank died, called what it was at the start.
+    Died {
+        rank: Rank,
+    },
     /// Optimized code has come.
     Code {
         stage: usize,
@@ -92,22 +98,31 @@ pub(super) enum What {
 }
 
 #[derive(Debug)]
-struct Event {
-    at: Instant,
+pub(super) struct Event {
+    pub at: Instant,
     /// 0 for what takes no time.
-    ns: u64,
+    pub ns: u64,
     /// Where the offset and the extent of its tile begin in the numbers of the track, and how many axes it has.
     tile: Option<(u32, u32)>,
-    what: What,
+    pub what: What,
 }
 
 #[derive(Debug)]
-struct Track {
-    events: Vec<Event>,
+pub(super) struct Track {
+    pub events: Vec<Event>,
     numbers: Vec<u64>,
     /// Since when there was no room, and for how many events. None is recorded after that, so that those of both ends of
     /// transfers can be counted.
-    dropped: Option<(Instant, u64)>,
+    pub dropped: Option<(Instant, u64)>,
+}
+
+/// What is recorded from the beginning of a run, or from when it began again without ranks that died.
+#[derive(Debug)]
+pub(super) struct Life {
+    pub tracks: Arc<Vec<Mutex<Track>>>,
+    pub plan: Arc<Plan>,
+    /// What its ranks were at the start.
+    pub members: Vec<Rank>,
 }
 
 /// A rank's record; clones are the same one.
@@ -124,11 +139,11 @@ struct Clock {
 }
 
 impl Tracer {
-    /// For one of `ranks` and its main thread with this many workers.
-    pub fn new(ranks: u32, workers: usize) -> Tracer {
-        let room = (EVENTS / (ranks as usize * (workers + 1))).clamp(LEAST, MOST);
-        // Pages that are never written take no memory.
-        let track = |_| Track { events: Vec::with_capacity(room), numbers: Vec::new(), dropped: None };
+    /// For a main thread with this many workers, each of which has room for as many events.
+    fn new(workers: usize, room: usize) -> Tracer {
+        // Pages that are never written take no memory. Tiles have two axes, for the most part.
+        let track =
+            |_| Track { events: Vec::with_capacity(room), numbers: Vec::with_capacity(4 * room), dropped: None };
         Tracer(Some(Arc::new((0..=workers).map(track).map(Mutex::new).collect())))
     }
 
@@ -157,43 +172,6 @@ impl Tracer {
             record(tracks, Instant::now(), 0, None, what());
         }
     }
-
-    /// Gathers the parts of all ranks on rank 0. Collective.
-    fn gather(
-        self,
-        link: &mut Link,
-        topology: &Topology,
-        plan: &Plan,
-        process_start: Instant,
-    ) -> Result<Option<Trace>, RunError> {
-        let Some(tracks) = &self.0 else { return Ok(None) };
-        let (now, now_ns, epoch_ns) = clocks();
-        let started_ns = now_ns - now.duration_since(process_start).as_nanos() as i64;
-        let clock = Clock { epoch_ns, started_ns };
-        let all = link.allgather(serde_json::to_vec(&clock).unwrap_or_default())?;
-        let wrong = |rank| RunError::Protocol { rank, what: "its clock" };
-        let read = |(rank, bytes): (Rank, &Vec<u8>)| serde_json::from_slice(bytes).map_err(|_| wrong(rank));
-        let clocks: Vec<Clock> = (0..).zip(&all).map(read).collect::<Result<_, _>>()?;
-        // Ranks of a node have one clock.
-        let epoch = |rank: Rank| {
-            let first = topology.ranks_on_node(rank).first().copied().unwrap_or(rank);
-            clocks[first as usize].epoch_ns
-        };
-        let start = (0..link.size()).map(|rank| epoch(rank) + clocks[rank as usize].started_ns).min().unwrap_or(0);
-        let origin_ns = start - epoch(link.rank());
-        let since_start = |at: Instant| {
-            let ns = now_ns - now.saturating_duration_since(at).as_nanos() as i64 - origin_ns;
-            u64::try_from(ns).unwrap_or(0)
-        };
-        let trace = RankTrace::new(link.rank(), &topology.host(link.rank()).hostname);
-        let part = Rendering { rank: link.rank(), plan, trace, since_start }.render(tracks);
-        let parts = link.gather(part)?;
-        Ok(parts.map(|parts| {
-            let mut trace = Trace::default();
-            parts.into_iter().for_each(|part| trace.push(part));
-            trace
-        }))
-    }
 }
 
 impl Link {
@@ -210,10 +188,60 @@ impl Link {
         self.tracer.end(begun, || What::Sent { to, reason, bytes });
     }
 
+    /// From now on what this rank and so many workers do is recorded, as a life of its own.
+    pub fn record(&mut self, plan: &Arc<Plan>, workers: usize) {
+        let used = |life: &Life| life.tracks.iter().map(|track| lock(track).events.len()).max().unwrap_or(0);
+        let used: usize = self.lives.iter().map(used).sum();
+        let room = (EVENTS / (self.size() as usize * (workers + 1))).min(MOST).saturating_sub(used).max(LEAST);
+        self.tracer = Tracer::new(workers, room);
+        if let Some(tracks) = self.tracer.0.clone() {
+            self.lives.push(Life { tracks, plan: plan.clone(), members: self.senses.members.clone() });
+        }
+    }
+
     /// What all ranks have recorded, if they have. The job is done: if this fails, no result is the worse for it. Collective.
-    pub fn gather_trace(&mut self, topology: &Topology, plan: &Plan, process_start: Instant) -> Option<Trace> {
-        let gathered = std::mem::take(&mut self.tracer).gather(self, topology, plan, process_start);
+    pub fn gather_trace(&mut self, topology: &Topology, process_start: Instant) -> Option<Trace> {
+        self.tracer = Tracer::default();
+        let lives = std::mem::take(&mut self.lives);
+        if lives.is_empty() {
+            return None;
+        }
+        let gathered = self.gather_lives(&lives, topology, process_start);
         gathered.inspect_err(|error| tracing::warn!("gathering the trace: {error}")).ok().flatten()
+    }
+
+    fn gather_lives(
+        &mut self,
+        lives: &[Life],
+        topology: &Topology,
+        process_start: Instant,
+    ) -> Result<Option<Trace>, RunError> {
+        let (now, now_ns, epoch_ns) = clocks();
+        let started_ns = now_ns - now.duration_since(process_start).as_nanos() as i64;
+        let clock = Clock { epoch_ns, started_ns };
+        let all = self.allgather(serde_json::to_vec(&clock).unwrap_or_default())?;
+        let wrong = |rank| RunError::Protocol { rank, what: "its clock" };
+        let read = |(rank, bytes): (Rank, &Vec<u8>)| serde_json::from_slice(bytes).map_err(|_| wrong(rank));
+        let clocks: Vec<Clock> = (0..).zip(&all).map(read).collect::<Result<_, _>>()?;
+        // Ranks of a node have one clock.
+        let epoch = |rank: Rank| {
+            let first = topology.ranks_on_node(rank).first().copied().unwrap_or(rank);
+            clocks[first as usize].epoch_ns
+        };
+        let start = (0..self.size()).map(|rank| epoch(rank) + clocks[rank as usize].started_ns).min().unwrap_or(0);
+        let origin_ns = start - epoch(self.rank());
+        let since_start = |at: Instant| {
+            let ns = now_ns - now.saturating_duration_since(at).as_nanos() as i64 - origin_ns;
+            u64::try_from(ns).unwrap_or(0)
+        };
+        let at_the_start = self.senses.members[self.rank() as usize];
+        let trace = RankTrace::new(at_the_start, &topology.host(self.rank()).hostname);
+        let parts = self.gather(render(lives, trace, since_start))?;
+        Ok(parts.map(|parts| {
+            let mut trace = Trace::default();
+            parts.into_iter().for_each(|part| trace.push(part));
+            trace
+        }))
     }
 }
 
@@ -254,124 +282,10 @@ fn clocks() -> (Instant, i64, i64) {
 }
 
 impl Track {
-    fn tile(&self, event: &Event) -> Option<Tile> {
+    pub fn tile(&self, event: &Event) -> Option<Tile> {
         let (begin, axes) = event.tile.map(|(begin, axes)| (begin as usize, axes as usize))?;
         let (offset, extent) = self.numbers.get(begin..begin + 2 * axes)?.split_at(axes);
         Some(Tile(Region { offset: offset.to_vec(), extent: extent.to_vec() }))
-    }
-}
-
-/// What becomes the part of a rank.
-struct Rendering<'a, F> {
-    rank: Rank,
-    plan: &'a Plan,
-    trace: RankTrace,
-    since_start: F,
-}
-
-impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
-    fn render(mut self, tracks: &[Mutex<Track>]) -> Vec<u8> {
-        // Stages of a wave run at the same time: each has a track of its own. They are recorded by the main thread.
-        let (iterations, first) = (tracks.len(), tracks.len() + 1);
-        let mut lanes: Vec<u64> = Vec::new();
-        for (number, track) in tracks.iter().enumerate() {
-            let track = lock(track);
-            match number {
-                MAIN => self.trace.track(number, "main thread"),
-                worker => self.trace.track(number, &format!("worker {}", worker - 1)),
-            }
-            let mut spans = Vec::with_capacity(track.events.len());
-            for (index, event) in track.events.iter().enumerate() {
-                let span = Span { at_ns: (self.since_start)(event.at), ns: event.ns, event: index };
-                match event.what {
-                    What::Stage(stage) => {
-                        let free = lanes.iter().position(|end_ns| *end_ns <= span.at_ns).unwrap_or(lanes.len());
-                        lanes.resize(lanes.len().max(free + 1), 0);
-                        lanes[free] = span.at_ns + span.ns;
-                        self.trace.span(first + free, span, (&self.plan.stages[stage].name, "stage"), json!({}));
-                    }
-                    What::Iteration(iteration) => {
-                        self.trace.span(iterations, span, (&format!("iteration {iteration}"), "iteration"), json!({}));
-                    }
-                    _ => spans.push(span),
-                }
-            }
-            nest(&mut spans);
-            for span in spans {
-                self.event(number, span, &track);
-            }
-            if let Some((at, events)) = track.dropped {
-                self.trace.dropped(number, (self.since_start)(at), events);
-            }
-        }
-        self.trace.track(iterations, "iterations");
-        (0..lanes.len()).for_each(|lane| self.trace.track(first + lane, "stages"));
-        self.trace.into_bytes()
-    }
-
-    fn event(&mut self, number: usize, span: Span, track: &Track) {
-        let event = &track.events[span.event];
-        let Rendering { rank, plan, trace, since_start } = self;
-        let stage_name = |stage: usize| plan.stages[stage].name.as_str();
-        let tile_name = |stage: usize| track.tile(event).map(|tile| plan.stages[stage].tile_name(&tile));
-        match event.what {
-            What::Part(name) => trace.span(number, span, (name, "run"), json!({})),
-            What::Stage(_) | What::Iteration(_) => {}
-            What::Inputs { stage, read_bytes } => {
-                let args = json!({ "stage": stage_name(stage), "read_bytes": read_bytes });
-                trace.span(number, span, ("inputs", "io"), args);
-            }
-            What::Read { stage, bytes, read_bytes } => {
-                let (stage, tile) = (stage_name(stage), tile_name(stage));
-                let args = json!({ "stage": stage, "tile": tile, "bytes": bytes, "read_bytes": read_bytes });
-                trace.span(number, span, ("read", "io"), args);
-            }
-            What::Write { stage, written_bytes } => {
-                let args =
-                    json!({ "stage": stage_name(stage), "tile": tile_name(stage), "written_bytes": written_bytes });
-                trace.span(number, span, ("write", "io"), args);
-            }
-            What::Task { stage, tier, slices, kernel_at, kernel_ns } => {
-                let tier = tier.name();
-                let args = json!({ "tile": tile_name(stage), "tier": tier, "slices": slices });
-                trace.span(number, span, (stage_name(stage), "task"), args);
-                // The clock's last digit may be on either side.
-                let end_ns = span.at_ns + span.ns;
-                let at_ns = since_start(kernel_at).clamp(span.at_ns, end_ns - 1);
-                let kernel = Span { at_ns, ns: kernel_ns.clamp(1, end_ns - at_ns), ..span };
-                trace.span(number, kernel, (tier, "kernel"), json!({}));
-            }
-            What::Merge { stage } => {
-                trace.span(
-                    number,
-                    span,
-                    ("merge", "task"),
-                    json!({ "stage": stage_name(stage), "tile": tile_name(stage) }),
-                );
-            }
-            What::Swap { stage, worker, held_ns, after_tasks } => {
-                let stage = stage_name(stage);
-                let args = json!({ "stage": stage, "worker": worker, "held_ns": held_ns, "after_tasks": after_tasks });
-                trace.instant(number, span.at_ns, "swap", args);
-            }
-            What::Code { stage } => {
-                trace.instant(number, span.at_ns, "optimized code", json!({ "stage": stage_name(stage) }));
-            }
-            What::Steal { stage, owner, block, slices } => {
-                let args = json!({ "stage": stage_name(stage), "owner": owner, "block": block, "slices": slices });
-                trace.instant(number, span.at_ns, "steal", args);
-            }
-            What::Sent { to, reason, bytes } => {
-                let args = json!({ "to": to, "reason": reason.name(), "bytes": bytes });
-                trace.span(number, span, ("send", "transfer"), args);
-                trace.transfer(number, span.at_ns, Transfer { from: *rank, to, reason, bytes });
-            }
-            What::Received { from, reason, bytes } => {
-                let args = json!({ "from": from, "reason": reason.name(), "bytes": bytes });
-                trace.span(number, span, ("receive", "transfer"), args);
-                trace.transfer(number, span.at_ns, Transfer { from, to: *rank, reason, bytes });
-            }
-        }
     }
 }
 
@@ -381,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_full_track_counts_what_it_leaves_out_and_moves_nothing() {
-        let tracer = Tracer::new(u32::MAX, 0);
+        let tracer = Tracer::new(0, LEAST);
         let tile = Tile(Region { offset: vec![1, 2], extent: vec![3, 4] });
         for _ in 0..LEAST + 5 {
             tracer.end_tile(tracer.begin(), &tile, || What::Merge { stage: 0 });

@@ -18,7 +18,7 @@ pub use html::html;
 pub use moved::{Distance, Distances, Moved, Reason};
 pub use render::summary;
 pub use timeline::{Call, Timeline, Worker};
-pub use trace::{RankTrace, Span, Trace, Transfer, nest};
+pub use trace::{Args, RankTrace, Span, Trace, Transfer, nest};
 
 /// The record of one run, as `--report FILE` writes it. `docs/report.md` describes every field.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ pub struct Worker {
     pub swaps_ns: Vec<f64>,
 }
 
-/// The workers of every rank, by rank and number of their track.
+/// The workers of every rank, by what it was when the run was started, and by number of their track.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline(pub BTreeMap<u64, BTreeMap<u64, Worker>>);
 
@@ -79,7 +79,7 @@ impl Timeline {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{RankTrace, Span, Trace};
+    use super::super::{Args, RankTrace, Span, Trace};
     use super::*;
 
     #[test]
@@ -88,12 +88,12 @@ mod tests {
         part.track(0, "main thread");
         part.track(1, "worker 0");
         let span = |at_ns, ns| Span { at_ns, ns, event: 0 };
-        part.span(0, span(0, 50), ("read", "io"), ());
-        part.span(1, span(100, 40), ("stage", "task"), ());
-        part.span(1, span(110, 20), ("optimized", "kernel"), ());
-        part.span(1, span(131, 5), ("merge", "task"), ());
-        part.span(1, span(150, 10), ("merge", "task"), ());
-        part.instant(1, 105, "swap", ());
+        part.span(0, span(0, 50), ("read", "io"), &Args::default());
+        part.span(1, span(100, 40), ("stage", "task"), &Args::default());
+        part.span(1, span(110, 20), ("optimized", "kernel"), &Args::default());
+        part.span(1, span(131, 5), ("merge", "task"), &Args::default());
+        part.span(1, span(150, 10), ("merge", "task"), &Args::default());
+        part.instant(1, 105, "swap", &Args::default());
         let mut trace = Trace::default();
         trace.push(part.into_bytes());
         let mut text = Vec::new();

@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer};
 
 use super::Reason;
 
@@ -67,9 +66,51 @@ pub struct RankTrace {
     dropped: u64,
 }
 
+/// What an event says beside its name; what it does not say is left out.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Args<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sort_index: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tile: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slices: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub written_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_tasks: Option<u64>,
+    /// Events that are not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<u64>,
+}
+
 /// An event as Chrome's trace viewer reads it.
 #[derive(Serialize)]
-struct Entry<'a, A> {
+struct Entry<'a> {
     ph: &'static str,
     pid: u64,
     tid: u64,
@@ -80,43 +121,50 @@ struct Entry<'a, A> {
     name: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     cat: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "hexadecimal")]
+    id: Option<u64>,
     /// An arrow ends at the span that it ends in.
     #[serde(skip_serializing_if = "Option::is_none")]
     bp: Option<&'static str>,
     /// An instant is its thread's.
     #[serde(skip_serializing_if = "Option::is_none")]
     s: Option<&'static str>,
-    args: A,
+    args: &'a Args<'a>,
+}
+
+fn hexadecimal<S: Serializer>(id: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{:#x}", id.unwrap_or_default()))
 }
 
 impl RankTrace {
     /// Of a rank on this host.
     pub fn new(rank: u32, hostname: &str) -> RankTrace {
         let mut trace = RankTrace { rank, text: Vec::new(), alike: BTreeMap::new(), dropped: 0 };
-        trace.describe(0, "process_name", json!({ "name": format!("rank {rank} on {hostname}") }));
-        trace.describe(0, "process_sort_index", json!({ "sort_index": rank }));
+        let name = format!("rank {rank} on {hostname}");
+        trace.describe(0, "process_name", &Args { name: Some(&name), ..Args::default() });
+        trace.describe(0, "process_sort_index", &Args { sort_index: Some(u64::from(rank)), ..Args::default() });
         trace
+    }
+
+    pub fn rank(&self) -> u32 {
+        self.rank
     }
 
     /// Names a track. They are shown in the order of their numbers.
     pub fn track(&mut self, track: usize, name: &str) {
-        self.describe(track, "thread_name", json!({ "name": name }));
-        self.describe(track, "thread_sort_index", json!({ "sort_index": track }));
+        self.describe(track, "thread_name", &Args { name: Some(name), ..Args::default() });
+        self.describe(track, "thread_sort_index", &Args { sort_index: Some(track as u64), ..Args::default() });
     }
 
     /// Spans of a track come in the order in which [`nest`] puts them.
-    pub fn span(&mut self, track: usize, span: Span, (name, category): (&str, &str), args: impl Serialize) {
-        let entry =
-            Entry { dur: Some(microseconds(span.ns)), cat: category, ..self.entry("X", track, span.at_ns, name) };
-        self.push(&entry.with(args));
+    pub fn span(&mut self, track: usize, span: Span, (name, category): (&str, &str), args: &Args<'_>) {
+        let dur = Some(microseconds(span.ns));
+        self.push(&Entry { dur, cat: category, ..self.entry("X", track, span.at_ns, name, args) });
     }
 
     /// Something that takes no time.
-    pub fn instant(&mut self, track: usize, at_ns: u64, name: &str, args: impl Serialize) {
-        let entry = Entry { s: Some("t"), ..self.entry("i", track, at_ns, name) };
-        self.push(&entry.with(args));
+    pub fn instant(&mut self, track: usize, at_ns: u64, name: &str, args: &Args<'_>) {
+        self.push(&Entry { s: Some("t"), ..self.entry("i", track, at_ns, name, args) });
     }
 
     /// This rank's end of an arrow, in the span of the track that was given last and begins then.
@@ -126,16 +174,16 @@ impl RankTrace {
         (transfer, *alike).hash(&mut hasher);
         *alike += 1;
         let (ph, bp) = if transfer.from == self.rank { ("s", None) } else { ("f", Some("e")) };
-        let id = Some(format!("{:#x}", hasher.finish()));
-        let entry = Entry { id, bp, cat: "transfer", ..self.entry(ph, track, at_ns, transfer.reason.name()) };
-        self.push(&entry.with(json!({})));
+        let (id, args) = (Some(hasher.finish()), Args::default());
+        let entry = self.entry(ph, track, at_ns, transfer.reason.name(), &args);
+        self.push(&Entry { id, bp, cat: "transfer", ..entry });
     }
 
     /// So many later events of a track, the first of them then, are not in the trace.
     pub fn dropped(&mut self, track: usize, at_ns: u64, events: u64) {
         self.dropped += events;
         let name = format!("trace is full: {events} later events are missing");
-        self.instant(track, at_ns, &name, json!({ "missing": events }));
+        self.instant(track, at_ns, &name, &Args { missing: Some(events), ..Args::default() });
     }
 
     /// For [`Trace::push`].
@@ -145,29 +193,21 @@ impl RankTrace {
         bytes
     }
 
-    fn describe(&mut self, track: usize, what: &str, args: Value) {
-        let entry = self.entry("M", track, 0, what);
-        self.push(&entry.with(args));
+    fn describe(&mut self, track: usize, what: &str, args: &Args<'_>) {
+        self.push(&self.entry("M", track, 0, what, args));
     }
 
-    fn entry<'a>(&self, ph: &'static str, track: usize, at_ns: u64, name: &'a str) -> Entry<'a, ()> {
+    fn entry<'a>(&self, ph: &'static str, track: usize, at_ns: u64, name: &'a str, args: &'a Args<'a>) -> Entry<'a> {
         // Perfetto takes the thread with the number of its process for the main one, and 0 for the idle process.
         let pid = u64::from(self.rank) + 1;
         let tid = if track == 0 { pid } else { pid * TRACKS + track as u64 };
         let ts = microseconds(at_ns);
-        Entry { ph, pid, tid, ts, dur: None, name, cat: "", id: None, bp: None, s: None, args: () }
+        Entry { ph, pid, tid, ts, dur: None, name, cat: "", id: None, bp: None, s: None, args }
     }
 
-    fn push(&mut self, entry: &impl Serialize) {
+    fn push(&mut self, entry: &Entry<'_>) {
         self.text.extend_from_slice(b",\n");
         serde_json::to_writer(&mut self.text, entry).expect("an event is numbers and names");
-    }
-}
-
-impl<'a> Entry<'a, ()> {
-    fn with<A>(self, args: A) -> Entry<'a, A> {
-        let Entry { ph, pid, tid, ts, dur, name, cat, id, bp, s, args: () } = self;
-        Entry { ph, pid, tid, ts, dur, name, cat, id, bp, s, args }
     }
 }
 
@@ -195,8 +235,14 @@ impl Trace {
 
     /// Writes it for Perfetto.
     pub fn write(&self, job: &str, out: &mut impl Write) -> io::Result<()> {
-        let about = json!({ "job": job, "dropped_events": self.dropped });
-        write!(out, "{{\"displayTimeUnit\":\"ms\",\"otherData\":{about},\"traceEvents\":[")?;
+        #[derive(Serialize)]
+        struct About<'a> {
+            job: &'a str,
+            dropped_events: u64,
+        }
+        out.write_all(b"{\"displayTimeUnit\":\"ms\",\"otherData\":")?;
+        serde_json::to_writer(&mut *out, &About { job, dropped_events: self.dropped })?;
+        out.write_all(b",\"traceEvents\":[")?;
         let mut comma = 1;
         for part in &self.parts {
             out.write_all(part.get(comma..).unwrap_or_default())?;
@@ -208,6 +254,8 @@ impl Trace {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn nested(spans: &[(u64, u64)]) -> Vec<(u64, u64)> {

@@ -43,7 +43,13 @@ fn seconds(ns: u64) -> f64 {
 
 /// The time of the run, in seconds.
 fn of_run(report: &Report) -> Axis<'static> {
-    let label = &|at: f64| if at > 0.0 { time((at * 1e9).round() as u64) } else { "0".to_owned() };
+    // Labels are at round numbers, and need no more digits than these have.
+    let label = &|at: f64| match at {
+        0.0 => "0".to_owned(),
+        at if at < 1e-3 => format!("{} us", (at * 1e9).round() / 1e3),
+        at if at < 1.0 => format!("{} ms", (at * 1e6).round() / 1e3),
+        at => format!("{} s", (at * 1e3).round() / 1e3),
+    };
     Axis { title: "", range: 0.0..seconds(report.wall_ns), logarithmic: false, ticks: Vec::new(), label }
 }
 
@@ -94,7 +100,9 @@ pub(super) fn tiers(report: &Report, timeline: Option<&Timeline>) -> (String, Op
         let bar = Bar { range: from..to, height: 0.0..1.0, colour: COLOURS[6] };
         rows.push(Row { name: stage.stage.clone(), bars: vec![bar], note: time(stage.wall_ns), ..Row::default() });
     }
-    let workers_of = |rank: &RankReport| timeline.and_then(|timeline| timeline.0.get(&u64::from(rank.rank)));
+    // Those that are left are numbered anew after a death, in the order that they had.
+    let in_order: Vec<_> = timeline.iter().flat_map(|timeline| timeline.0.values()).collect();
+    let workers_of = |rank: &RankReport| in_order.get(rank.rank as usize);
     let most_workers = report.ranks.iter().filter_map(|rank| workers_of(rank).map(|workers| workers.len())).max();
     let (ranks, not_all) = drawn(report, most_workers.map_or(RANKS, |workers| WORKERS / workers.max(1)));
     for rank in ranks {

@@ -6,7 +6,7 @@ use super::figures;
 use super::page::Page;
 use crate::report::render::time;
 use crate::report::timeline::Timeline;
-use crate::report::{Counts, KernelReport, OutputReport, Report, StageReport};
+use crate::report::{Counts, KernelReport, OutputReport, RankReport, Report, StageReport};
 
 /// The page of a run; with a trace it also shows what workers did when.
 pub fn html(report: &Report, timeline: Option<&Timeline>) -> String {
@@ -18,6 +18,7 @@ pub fn html(report: &Report, timeline: Option<&Timeline>) -> String {
     let (chart, not_all) = figures::ranks(report);
     page.chart(&chart);
     not_all.iter().for_each(|sentence| page.light(sentence));
+    ranks(&mut page, report);
 
     page.heading("Stages and tiers");
     page.light(match timeline {
@@ -79,6 +80,34 @@ fn summary(page: &mut Page, report: &Report) {
     }
 }
 
+/// As many as a person reads.
+const RANKS: usize = 64;
+
+fn ranks(page: &mut Page, report: &Report) {
+    let head = ["rank", "host", "tasks", "in kernels", "slices stolen", "swaps", "came", "sent", "received"];
+    let row = |rank: &RankReport| {
+        let mut counts = Counts::default();
+        rank.stages.iter().for_each(|stage| counts.add(&stage.counts));
+        let messages = |messages: u64, bytes: u64| format!("{} in {messages}", size(bytes));
+        vec![
+            rank.rank.to_string(),
+            rank.hostname.clone(),
+            counts.tasks().to_string(),
+            time(counts.baseline_ns + counts.optimized_ns),
+            counts.stolen_slices.to_string(),
+            rank.swaps.len().to_string(),
+            size(counts.moved_bytes()),
+            messages(rank.fabric.messages_sent, rank.fabric.bytes_sent),
+            messages(rank.fabric.messages_received, rank.fabric.bytes_received),
+        ]
+    };
+    page.numbers(&head, report.ranks.iter().take(RANKS).map(row));
+    page.light("Came: of tensors, from other ranks. Sent and received: bytes and messages of all kinds.");
+    if report.ranks.len() > RANKS {
+        page.light(&format!("The first {RANKS} of {} ranks; the record has all.", report.ranks.len()));
+    }
+}
+
 fn stages(page: &mut Page, report: &Report) {
     let head = [
         "stage",
@@ -118,8 +147,8 @@ fn kernels(page: &mut Page, report: &Report) {
             kernel.kernel.clone(),
             kernel.module_bytes.to_string(),
             kernel.start_compiler.clone(),
-            time(kernel.start_compile_ns),
-            kernel.optimize_ns.map(time).unwrap_or_default(),
+            if kernel.start_compile_ns > 0 { time(kernel.start_compile_ns) } else { "-".to_owned() },
+            kernel.optimize_ns.map_or("-".to_owned(), time),
             kernel.optimizing_compiles.to_string(),
             if kernel.cache_hit { "from the cache" } else { "made in this run" }.to_owned(),
         ]
