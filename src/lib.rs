@@ -8,6 +8,7 @@ pub mod engine;
 pub mod exec;
 pub mod fabric;
 pub mod job;
+pub mod live;
 pub mod manifest;
 pub mod placement;
 pub mod plan;

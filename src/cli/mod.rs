@@ -19,6 +19,7 @@ mod run;
 mod simulate;
 mod status;
 mod submit;
+mod top;
 
 use std::path::PathBuf;
 
@@ -50,6 +51,8 @@ enum Verb {
     Cancel(cancel::CancelArguments),
     /// Print the log of a submitted job
     Logs(logs::LogsArguments),
+    /// Watch running jobs: ranks, tiers, queues, throughput, bytes, memory
+    Top(top::TopArguments),
     /// Make one page with charts of the record of a run
     Report(report::ReportArguments),
     /// Describe a kernel module, or an HDF5 file or dataset
@@ -108,6 +111,7 @@ pub fn main() -> i32 {
         Verb::Status(arguments) => status::status(&arguments),
         Verb::Cancel(arguments) => cancel::cancel(&arguments),
         Verb::Logs(arguments) => logs::logs(&arguments),
+        Verb::Top(arguments) => top::top(&arguments),
         Verb::Report(arguments) => report::report(&arguments),
         Verb::Inspect(arguments) => inspect::inspect(&arguments),
         Verb::Kernel(KernelVerb::Build { source, out, extra }) => build(&source, &out, &extra),

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use super::{Output, fail, launch, print_json, progress};
 use crate::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
 use crate::fabric;
+use crate::live;
 use crate::report::{self, Report};
 use crate::sched::Granularity;
 use crate::topology::{Launcher, launcher};
@@ -132,6 +133,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         say: Some(say),
         note: Some(note),
         progress: Some(progress::show),
+        live: live::folder(),
         watched: Some(launch::watched),
         ..Options::default()
     };

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::agree::Agreement;
+use super::pulse::Pulse;
 use super::tracer::{Life, Tracer};
 use super::{ExitCode, RunError};
 use crate::fabric::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, collective};
@@ -112,6 +113,7 @@ pub(super) struct Link {
     /// What is recorded of this rank now, and what has been since the run began.
     pub tracer: Tracer,
     pub(super) lives: Vec<Life>,
+    pub pulse: Pulse,
 }
 
 impl Senses {
@@ -249,7 +251,7 @@ impl Link {
             leaves: false,
             patience: None,
         };
-        Link { fabric, senses, tracer: Tracer::default(), lives: Vec::new() }
+        Link { fabric, senses, tracer: Tracer::default(), lives: Vec::new(), pulse: Pulse::default() }
     }
 
     pub fn rank(&self) -> Rank {

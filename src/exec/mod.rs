@@ -25,6 +25,7 @@ mod link;
 mod opening;
 mod outputs;
 mod parts;
+mod pulse;
 mod reduction;
 mod resident;
 mod resume;
@@ -125,6 +126,8 @@ pub struct Options {
     pub note: Option<fn(&str)>,
     /// Where a person sees how far the run is.
     pub progress: Option<fn(&Progress)>,
+    /// Folder in which the run makes itself known ([`live`](crate::live)); none: nowhere.
+    pub live: Option<PathBuf>,
     /// Called on each rank once it notices when others die.
     pub watched: Option<fn()>,
 }
@@ -146,6 +149,7 @@ impl Default for Options {
             say: None,
             note: None,
             progress: None,
+            live: None,
             watched: None,
         }
     }

@@ -20,6 +20,7 @@ use super::{ExitCode, Options, RunError};
 use crate::engine::{Cache, Cpu, Engine, Kernel, Pipeline};
 use crate::fabric::{Fabric, Payload};
 use crate::job::Iterate;
+use crate::live::Iteration;
 use crate::plan::{Machine, plan};
 use crate::report::{Death, Environment, RankReport, Report};
 use crate::store;
@@ -46,6 +47,8 @@ struct Kept {
     opening: Option<Opening>,
     modules: Vec<Payload>,
     tiers: Option<Tiers>,
+    /// By which it makes itself known: of its first rank 0.
+    name: Option<String>,
     /// What earlier runs of the job have left, once that is taken up or cleared away.
     /// Bytes and tasks, as the report says.
     resumed: Option<(u64, u64)>,
@@ -67,7 +70,8 @@ impl Kept {
 pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Signal) -> Result<Option<Report>, Failure> {
     let mut link = Link::new(fabric, signal);
     let (process_start, share) = (process_start(), RankReport::default());
-    let mut kept = Kept { process_start, opening: None, modules: Vec::new(), tiers: None, resumed: None, share };
+    let mut kept =
+        Kept { process_start, opening: None, modules: Vec::new(), tiers: None, name: None, resumed: None, share };
     loop {
         let mut stagings = Stagings::default();
         let result = run_rank(&mut link, path, options, &mut kept, &mut stagings);
@@ -92,6 +96,7 @@ pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Sign
                 }
             }
             Err(error) => {
+                link.pulse.end();
                 link.await_others();
                 let note = stagings
                     .abandon()
@@ -103,7 +108,8 @@ pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Sign
 }
 
 /// Everything is written and published; what goes wrong from here on changes no result.
-fn leave(link: Link) {
+fn leave(mut link: Link) {
+    link.pulse.end();
     if let Err(error) = link.finalize(ExitCode::Done) {
         tracing::warn!("leaving MPI: {error}");
     }
@@ -182,6 +188,9 @@ fn run_rank(
         kernels: of_stage,
         merges,
     };
+    let host = topology.host(0);
+    let name = kept.name.get_or_insert_with(|| format!("{}-{}", host.hostname, host.pid));
+    link.begin_pulse(&context, name, share.deaths.len() as u32);
     let mut data = Data::new(costs, Checkpoints::new(options.checkpoint_every));
     let gone_on = stagings.manifest.load(&plan, &mut data.resident)?;
     for wave in waves.into_iter().filter(|wave| wave.start == iterated.start || !iterated.contains(&wave.start)) {
@@ -195,6 +204,7 @@ fn run_rank(
             link.wait_with_signals(true);
             let iterations = run_iterations(link, tiers, &context, (iterate, first), &mut data, stagings, share)?;
             link.wait_with_signals(false);
+            link.pulse.iteration = None;
             share.iterations = Some(iterations);
         } else if iterated.contains(&wave.start) {
             // All of them are finished: what they left is taken up.
@@ -299,6 +309,7 @@ fn run_iterations(
     data.balance.begin();
     let mut iteration = first;
     data.checkpoints.begin_iterations(first);
+    link.pulse.iteration = Some(Iteration { done: first, most: iterate.count });
     loop {
         let begun = link.tracer.begin();
         for stage_index in iterate.stages.clone() {
@@ -307,6 +318,7 @@ fn run_iterations(
             }
         }
         iteration += 1;
+        link.pulse.iteration = Some(Iteration { done: iteration, most: iterate.count });
         link.tracer.end(begun, || What::Iteration(iteration));
         let done = match &iterate.until {
             Some(until) => until.holds(data.resident.scalar(link, &context.plan, &until.tensor)?),

@@ -1,6 +1,6 @@
 //! One stage on one rank: the main thread's side of it. Stages of a wave are looked after in turn (`wave`).
 
-use std::collections::BTreeMap;
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -18,17 +18,15 @@ use super::sums::SumKeeper;
 use super::tiers::Tiers;
 use super::tracer::What;
 use super::worker::{FromWorker, Setup, Shared, WorkerReport, lock, work};
-use super::{Options, Progress, RunError, error};
+use super::{Options, RunError, error};
 use crate::engine::{Kernel, Tier};
 use crate::fabric::{Message, Rank};
 use crate::job::{Job, Stage};
+use crate::live::StageShare;
 use crate::plan::{Plan, StagePlan, Tile};
-use crate::report::{Reason, StageReport, Swap};
+use crate::report::{Counts, Reason, StageReport, Swap};
 use crate::sched::{Action, Event, Scheduler};
 use crate::topology::Topology;
-
-/// How often rank 0 hears from the others how far they are.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// When it is judged whether the stage is long enough for the optimizing compiler to go before its workers.
 const JUDGEMENT: Duration = Duration::from_millis(500);
@@ -78,6 +76,8 @@ pub(super) struct Running<'a> {
     over: bool,
     pub report: StageReport,
     pub blocks_done: u64,
+    /// Counted when somebody asks.
+    bytes: OnceCell<u64>,
     pub run: u64,
     /// Whether no rank goes on before all have done their part.
     together: bool,
@@ -88,8 +88,6 @@ pub(super) struct Running<'a> {
     /// Whether the workers have been given optimized code.
     optimized: bool,
     ranks_done: u32,
-    others: BTreeMap<u32, Progress>,
-    last_progress: Instant,
     last_save: Instant,
     /// When the stage began, in time and in CPU time; none once it is judged.
     to_judge: Option<(Instant, Duration)>,
@@ -191,14 +189,13 @@ impl<'a> Running<'a> {
             over: !steals,
             report,
             blocks_done: 0,
+            bytes: OnceCell::new(),
             run,
             together,
             complete: false,
             told: false,
             optimized,
             ranks_done: 0,
-            others: BTreeMap::new(),
-            last_progress: Instant::now(),
             last_save: Instant::now(),
             // Nothing is being optimized for a stage that begins on optimized code.
             to_judge: (!optimized).then(|| (Instant::now(), cpu_time())),
@@ -271,7 +268,6 @@ impl Running<'_> {
         }
         self.judge_length(tiers);
         self.check_time_limit(link)?;
-        self.tell_progress(link)?;
         let all_told = self.ranks_done + 1 == link.size() && self.outputs.all_received();
         let others_done = link.rank() != 0 || !self.together || all_told;
         let reduced = self.reduction.as_ref().is_none_or(Reduction::is_complete);
@@ -286,6 +282,12 @@ impl Running<'_> {
         Ok(heard)
     }
 
+    /// Of split operands of this rank's blocks.
+    fn bytes(&self) -> u64 {
+        let of_tile = |tile: &Tile| self.plan().split_operand_bytes(tile);
+        *self.bytes.get_or_init(|| self.tiles.iter().map(of_tile).sum())
+    }
+
     /// A long stage gains most when its optimized code comes soon, a short one when its workers are left in peace. What is
     /// left is reckoned in CPU time, since the compiler may have taken much of the time on the clock.
     fn judge_length(&mut self, tiers: &mut Tiers) {
@@ -293,8 +295,7 @@ impl Running<'_> {
             return;
         };
         self.to_judge = None;
-        let all: u64 = self.tiles.iter().map(|tile| self.plan().split_operand_bytes(tile)).sum();
-        let done = self.shared.counts[2].load(Ordering::Relaxed) as f64 / all.max(1) as f64;
+        let done = self.shared.counts[2].load(Ordering::Relaxed) as f64 / self.bytes().max(1) as f64;
         let left = cpu_time().saturating_sub(cpu_at_start).as_secs_f64() * (1.0 - done) / done.max(1e-6);
         tiers.judge(self.context.kernels[self.stage_index], Duration::from_secs_f64(left.max(0.0)));
     }
@@ -385,19 +386,7 @@ impl Running<'_> {
                 Ok(())
             }
             tag::PROGRESS => {
-                if let Ok([blocks_done, baseline, optimized, bytes, stage]) =
-                    serde_json::from_slice::<[u64; 5]>(&message.bytes)
-                    && stage == self.stage_index as u64
-                {
-                    let progress = Progress {
-                        blocks_done,
-                        baseline_tasks: baseline,
-                        optimized_tasks: optimized,
-                        processed_bytes: bytes,
-                        ..Progress::default()
-                    };
-                    self.others.insert(message.source, progress);
-                }
+                link.pulse.hear(&message);
                 Ok(())
             }
             _ if kind == tag::of_run(tag::SCHEDULER, self.run) => self.heed_scheduler(message),
@@ -425,32 +414,37 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn tell_progress(&mut self, link: &mut Link) -> Result<(), RunError> {
-        if self.last_progress.elapsed() < PROGRESS_INTERVAL {
-            return Ok(());
-        }
-        self.last_progress = Instant::now();
+    /// How far this rank is with it, and what has been done in it so far.
+    pub fn share(&self) -> (StageShare, Counts) {
         let count = |index: usize| self.shared.counts[index].load(Ordering::Relaxed);
-        let (baseline, optimized) = (count(Tier::Baseline as usize), count(Tier::Optimized as usize));
-        let processed_bytes = count(2);
-        if link.rank() != 0 {
-            let numbers = [self.blocks_done, baseline, optimized, processed_bytes, self.stage_index as u64];
-            return link.send(0, tag::PROGRESS, serde_json::to_vec(&numbers).unwrap_or_default().into());
-        }
-        if let Some(show) = self.context.options.progress {
-            let sum = |of: fn(&Progress) -> u64| self.others.values().map(of).sum::<u64>();
-            show(&Progress {
-                stage: self.stage().name.clone(),
-                stage_index: self.stage_index,
-                stage_count: self.context.plan.stages.len(),
-                blocks_done: self.blocks_done + sum(|p| p.blocks_done),
-                blocks: self.plan().block_count,
-                baseline_tasks: baseline + sum(|p| p.baseline_tasks),
-                optimized_tasks: optimized + sum(|p| p.optimized_tasks),
-                processed_bytes: processed_bytes + sum(|p| p.processed_bytes),
-            });
-        }
-        Ok(())
+        let counts = Counts {
+            baseline_tasks: count(Tier::Baseline as usize),
+            optimized_tasks: count(Tier::Optimized as usize),
+            processed_bytes: count(2),
+            stolen_slices: self.shared.steal_counts().slices_stolen,
+            ..self.report.counts
+        };
+        let share = StageShare {
+            index: self.stage_index,
+            blocks_done: self.blocks_done,
+            blocks: self.tiles.len() as u64,
+            blocks_in_memory: lock(&self.shared.blocks).len() as u64,
+            bytes: self.bytes(),
+            optimized: self.optimized,
+            baseline_tasks: counts.baseline_tasks,
+            optimized_tasks: counts.optimized_tasks,
+            processed_bytes: counts.processed_bytes,
+        };
+        (share, counts)
+    }
+
+    pub fn index(&self) -> usize {
+        self.stage_index
+    }
+
+    /// Whether it has taken so long already.
+    pub fn lasts(&self, time: Duration) -> bool {
+        self.started.elapsed() >= time
     }
 
     /// Lets the workers go, who say so as they leave.

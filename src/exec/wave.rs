@@ -39,7 +39,7 @@ pub(super) fn run_wave(
         Ok(())
     });
     let from_workers = data.from_workers.clone();
-    let watched = begun.and_then(|()| watch(link, tiers, &mut stages, &from_workers, stagings));
+    let watched = begun.and_then(|()| watch(link, tiers, context, &mut stages, &from_workers, stagings));
     if let Err(error) = watched {
         if error.code() == ExitCode::Resumable || link.outlives(&error) {
             drain(link, &mut stages, &from_workers, stagings);
@@ -48,7 +48,9 @@ pub(super) fn run_wave(
     }
     let mut outcomes = Vec::with_capacity(stages.len());
     for stage in stages {
-        outcomes.push(stage.finish(link, data, stagings)?);
+        let outcome = stage.finish(link, data, stagings)?;
+        link.pulse.add(&outcome.report.counts);
+        outcomes.push(outcome);
     }
     Ok(outcomes)
 }
@@ -57,6 +59,7 @@ pub(super) fn run_wave(
 fn watch(
     link: &mut Link,
     tiers: &mut Tiers,
+    context: &Context<'_>,
     stages: &mut [Running<'_>],
     from_workers: &Receiver<FromRun>,
     stagings: &mut Stagings,
@@ -79,6 +82,7 @@ fn watch(
                 backoff.reset();
             }
         }
+        link.beat(stages, context)?;
         if waits {
             backoff.wait();
         }

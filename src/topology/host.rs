@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::CpuClass;
-use super::process::start_ticks;
+use super::process::{Process, start_ticks};
 use super::slurm::Grant;
 
 /// What one rank knows of the machine it runs on. Gathered from every rank into a [`super::Topology`].
@@ -43,10 +43,8 @@ pub fn host() -> Host {
         cpus_allowed = (0..cores).collect();
     }
     Host {
-        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        pid_namespace: std::fs::read_link("/proc/self/ns/pid")
-            .map(|link| link.display().to_string())
-            .unwrap_or_default(),
+        hostname: hostname(),
+        pid_namespace: pid_namespace(),
         pid,
         start_ticks: start_ticks(pid).unwrap_or(0),
         cpu: CpuClass::here(),
@@ -56,6 +54,22 @@ pub fn host() -> Host {
         cpus_per_task: grant.cpus_per_task,
         memory_bytes: memory_bytes().min(grant.memory_bytes.unwrap_or(u64::MAX)),
     }
+}
+
+impl Host {
+    /// The process that this is told of.
+    pub fn process(&self) -> Process {
+        let (hostname, pid_namespace) = (self.hostname.clone(), self.pid_namespace.clone());
+        Process { hostname, pid_namespace, pid: self.pid, start_ticks: self.start_ticks }
+    }
+}
+
+pub(super) fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+pub(super) fn pid_namespace() -> String {
+    std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default()
 }
 
 /// The kernel's list format: `0-3,8,10-11`.

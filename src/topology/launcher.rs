@@ -72,6 +72,15 @@ pub fn launcher_outlives_ranks() -> bool {
     number(&|name| std::env::var(name).ok(), "OMPI_MCA_orte_enable_recovery") == Some(1)
 }
 
+/// Id of the Slurm job that this process belongs to, with the number of its task if that is an array.
+pub fn slurm_job() -> Option<String> {
+    let number = |name| number(&|name| std::env::var(name).ok(), name);
+    match (number("SLURM_ARRAY_JOB_ID"), number("SLURM_ARRAY_TASK_ID")) {
+        (Some(job), Some(task)) => Some(format!("{job}_{task}")),
+        _ => number("SLURM_JOB_ID").map(|job| job.to_string()),
+    }
+}
+
 /// When the allocation that this process is in ends, if Slurm says so.
 pub fn allocation_end() -> Option<SystemTime> {
     let seconds = number(&|name| std::env::var(name).ok(), "SLURM_JOB_END_TIME")?;

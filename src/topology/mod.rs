@@ -16,8 +16,8 @@ mod watch;
 
 pub use cpu::{CpuClass, common_features};
 pub use host::{Host, host};
-pub use launcher::{Launcher, allocated_tasks, allocation_end, launcher, launcher_outlives_ranks};
-pub use process::process_alive;
+pub use launcher::{Launcher, allocated_tasks, allocation_end, launcher, launcher_outlives_ranks, slurm_job};
+pub use process::{Process, process_alive};
 pub use watch::Watch;
 
 /// An MPI process, counted from 0.

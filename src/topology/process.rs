@@ -1,5 +1,27 @@
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
+use super::host::{hostname, pid_namespace};
+
+/// A process, wherever it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub hostname: String,
+    pub pid_namespace: String,
+    pub pid: u32,
+    /// In clock ticks since boot.
+    pub start_ticks: u64,
+}
+
+impl Process {
+    /// Whether it lives; nobody can say that of another node's.
+    pub fn lives(&self) -> Option<bool> {
+        let here = self.hostname == hostname() && self.pid_namespace == pid_namespace();
+        here.then(|| same_process_alive(self.pid, self.start_ticks))
+    }
+}
+
 /// Whether a process of this pid namespace lives. A zombie is dead: it will never answer again, and under an init
 /// that does not reap, its entry stays for ever.
 pub fn process_alive(pid: u32) -> bool {

@@ -1,0 +1,106 @@
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use super::Snapshot;
+use super::folder::PART;
+
+/// A run that says nothing for so long is written down again, so that it is known to be there.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// For the file to go at the end of the run, however slow its folder is.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Keeps the file of a run; removes it when it is dropped.
+#[derive(Debug)]
+pub struct Publisher {
+    snapshots: Option<Sender<Snapshot>>,
+    /// Disconnected when the file is gone.
+    gone: Receiver<()>,
+}
+
+impl Publisher {
+    /// For a run of this name, which no other has. Removes what dead runs have left in the folder.
+    pub fn start(folder: &Path, name: &str) -> io::Result<Publisher> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let file = folder.join(format!("{name}.json"));
+        let (snapshots, to_write) = bounded(1);
+        let (lives, gone) = bounded(0);
+        let folder = folder.to_owned();
+        std::thread::Builder::new().name("live".to_owned()).spawn(move || {
+            super::list(&folder);
+            keep(&file, &to_write);
+            drop::<Sender<()>>(lives);
+        })?;
+        Ok(Publisher { snapshots: Some(snapshots), gone })
+    }
+
+    /// Never waits.
+    pub fn publish(&self, snapshot: Snapshot) {
+        if let Some(snapshots) = &self.snapshots {
+            let _ = snapshots.try_send(snapshot);
+        }
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.snapshots = None;
+        let _ = self.gone.recv_timeout(FAREWELL);
+    }
+}
+
+/// Writes whatever comes, until nothing will.
+fn keep(file: &Path, snapshots: &Receiver<Snapshot>) {
+    let part = file.with_extension(PART);
+    let mut last: Option<Snapshot> = None;
+    loop {
+        match snapshots.recv_timeout(HEARTBEAT) {
+            Ok(snapshot) => last = Some(snapshot),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        let Some(snapshot) = &mut last else { continue };
+        if let Err(error) = write(file, &part, snapshot) {
+            tracing::debug!("{} cannot be written: {error}", file.display());
+        }
+    }
+    for file in [file, &part] {
+        let _ = fs::remove_file(file);
+    }
+}
+
+fn write(file: &Path, part: &PathBuf, snapshot: &mut Snapshot) -> io::Result<()> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    snapshot.written_ms = now.as_millis() as u64;
+    fs::write(part, serde_json::to_vec(snapshot)?)?;
+    fs::rename(part, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_goes_with_the_run() {
+        let lab = tempfile::tempdir().unwrap();
+        let folder = lab.path().join("a/b");
+        let publisher = Publisher::start(&folder, "run").unwrap();
+        let rank_0 = crate::topology::host().process();
+        let snapshot = Snapshot { schema: Snapshot::SCHEMA, job: "j".into(), rank_0, ..Snapshot::default() };
+        publisher.publish(snapshot.clone());
+        let read = loop {
+            if let [read] = &super::super::list(&folder)[..] {
+                break read.clone();
+            }
+            std::thread::yield_now();
+        };
+        assert!(read.written_ms > 0);
+        assert_eq!(Snapshot { written_ms: 0, ..read }, snapshot);
+        drop(publisher);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
+}

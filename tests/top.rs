@@ -1,0 +1,115 @@
+//! What `exuvia top` shows of runs that are under way, and that it shows no others.
+#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+
+mod lab;
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use exuvia::live::Snapshot;
+use lab::slow::{pids, signal, slow_lab};
+use lab::{EXUVIA, Lab, text};
+
+/// A run, and where it makes itself known.
+struct Watched<'a> {
+    lab: &'a Lab,
+    child: Child,
+}
+
+fn state(lab: &Lab) -> PathBuf {
+    lab.path("state")
+}
+
+fn start(lab: &Lab, ranks: u32) -> Watched<'_> {
+    let mut command = lab.command(ranks, &["--threads", "1", "--fresh"]);
+    command.env("XDG_STATE_HOME", state(lab)).stdout(Stdio::null()).stderr(Stdio::null());
+    Watched { lab, child: command.spawn().unwrap() }
+}
+
+fn top(lab: &Lab, arguments: &[&str]) -> Output {
+    Command::new(EXUVIA).arg("top").args(arguments).env("XDG_STATE_HOME", state(lab)).output().unwrap()
+}
+
+fn runs(lab: &Lab) -> Vec<Snapshot> {
+    #[derive(serde::Deserialize)]
+    struct Top {
+        runs: Vec<Snapshot>,
+    }
+    let output = top(lab, &["--output", "json"]);
+    match output.status.code() {
+        Some(0) => serde_json::from_slice::<Top>(&output.stdout).unwrap().runs,
+        code => {
+            assert!(code == Some(2) && text(&output).contains("no job of yours is running"), "{}", text(&output));
+            Vec::new()
+        }
+    }
+}
+
+fn files(lab: &Lab) -> Vec<String> {
+    let entries = std::fs::read_dir(state(lab).join("exuvia/live")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+impl Watched<'_> {
+    /// Waits until the one run there is looks like this.
+    fn until(&mut self, looks: impl Fn(&Snapshot) -> bool) -> Snapshot {
+        loop {
+            match <[Snapshot; 1]>::try_from(runs(self.lab)) {
+                Ok([run]) if looks(&run) => return run,
+                Err(others) if !others.is_empty() => panic!("{others:?}"),
+                _ => assert!(self.child.try_wait().unwrap().is_none(), "it has ended"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_is_seen_while_it_lasts_and_its_ranks_get_on() {
+    for ranks in [2, 3] {
+        let lab = slow_lab(200_000);
+        let mut run = start(&lab, ranks);
+        let done = |run: &Snapshot| -> Vec<u64> { run.ranks.iter().map(|rank| rank.share.processed_bytes).collect() };
+        let first = run.until(|run| run.ranks.len() == ranks as usize && done(run).iter().all(|bytes| *bytes > 0));
+        let later = run.until(|run| done(run).iter().zip(done(&first)).all(|(now, then)| *now > then));
+        assert_eq!((later.job.as_str(), &later.file), ("job", &lab.path("job.toml")));
+        for rank in &later.ranks {
+            let [stage] = &rank.share.stages[..] else { panic!("{rank:?}") };
+            assert!(rank.bytes_per_s > 0.0 && rank.share.memory_bytes > 0 && stage.blocks > 0, "{rank:?}");
+            let tasks = (rank.share.baseline_tasks, rank.share.optimized_tasks);
+            assert!(tasks > (0, 0) && (stage.optimized || tasks.1 == 0), "{rank:?}");
+        }
+        let by_file = lab.path("job.toml").display().to_string();
+        for target in ["job", &by_file] {
+            let output = top(&lab, &["--once", target]);
+            let text = text(&output);
+            assert!(output.status.success() && text.contains(&format!("job: {ranks} ranks on 1 node")), "{text}");
+            assert_eq!(text.lines().count(), 5 + ranks as usize, "{text}");
+        }
+        let output = top(&lab, &["--once", "another"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output).contains("error: no running job is 'another'"), "{}", text(&output));
+        assert!(run.child.wait().unwrap().success());
+        assert!(runs(&lab).is_empty() && files(&lab).is_empty(), "{:?}", files(&lab));
+    }
+}
+
+#[test]
+fn a_killed_run_is_not_seen() {
+    let lab = slow_lab(2_000_000);
+    let mut run = start(&lab, 2);
+    run.until(|run| run.ranks.len() == 2);
+    signal(&pids(&lab), "-KILL");
+    run.child.wait().unwrap();
+    assert_eq!(files(&lab).len(), 1);
+    assert!(runs(&lab).is_empty() && files(&lab).is_empty(), "{:?}", files(&lab));
+}
+
+#[test]
+fn a_run_that_is_asked_to_end_takes_its_file_along() {
+    let lab = slow_lab(2_000_000);
+    let mut run = start(&lab, 2);
+    run.until(|run| run.ranks.len() == 2);
+    signal(&pids(&lab), "-TERM");
+    run.child.wait().unwrap();
+    assert!(files(&lab).is_empty(), "{:?}", files(&lab));
+}
