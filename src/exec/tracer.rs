@@ -166,6 +166,13 @@ impl Tracer {
         }
     }
 
+    /// Records what a worker has done with `tile` since `at`, in so long.
+    pub fn task(&self, at: Instant, ns: u64, tile: &Tile, what: impl FnOnce() -> What) {
+        if let Some(tracks) = &self.0 {
+            record(tracks, at, ns, Some(tile), what());
+        }
+    }
+
     /// Records what has just happened.
     pub fn mark(&self, what: impl FnOnce() -> What) {
         if let Some(tracks) = &self.0 {
@@ -235,7 +242,10 @@ impl Link {
             u64::try_from(ns).unwrap_or(0)
         };
         let at_the_start = self.senses.members[self.rank() as usize];
-        let trace = RankTrace::new(at_the_start, &topology.host(self.rank()).hostname);
+        let lists = lives.iter().flat_map(|life| life.tracks.iter());
+        // A task is an event in another.
+        let events = lists.map(|track| 2 * lock(track).events.len()).sum();
+        let trace = RankTrace::new(at_the_start, &topology.host(self.rank()).hostname, events);
         let parts = self.gather(render(lives, trace, since_start))?;
         Ok(parts.map(|parts| {
             let mut trace = Trace::default();

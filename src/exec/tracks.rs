@@ -48,16 +48,11 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
                     let free = lanes.iter().position(|end_ns| *end_ns <= span.at_ns).unwrap_or(lanes.len());
                     lanes.resize(lanes.len().max(free + 1), 0);
                     lanes[free] = span.at_ns + span.ns;
-                    self.trace.span(
-                        stages + free,
-                        span,
-                        (&self.life.plan.stages[stage].name, "stage"),
-                        &Args::default(),
-                    );
+                    self.trace.span(stages + free, span, (&self.life.plan.stages[stage].name, "stage"), None);
                 }
                 What::Iteration(iteration) => {
                     let name = format!("iteration {iteration}");
-                    self.trace.span(iterations, span, (&name, "iteration"), &Args::default());
+                    self.trace.span(iterations, span, (&name, "iteration"), None);
                 }
                 _ => spans.push(span),
             }
@@ -80,49 +75,49 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
         };
         let at_the_start = |rank: Rank| members.get(rank as usize).copied().unwrap_or(rank);
         match event.what {
-            What::Part(name) => trace.span(number, span, (name, "run"), &Args::default()),
+            What::Part(name) => trace.span(number, span, (name, "run"), None),
             What::Stage(_) | What::Iteration(_) => {}
             What::Inputs { stage, read_bytes } => {
                 let args = Args { read_bytes: Some(read_bytes), ..of_stage(stage) };
-                trace.span(number, span, ("inputs", "io"), &args);
+                trace.span(number, span, ("inputs", "io"), Some(&args));
             }
             What::Read { stage, bytes, read_bytes } => {
                 let args = Args { bytes: Some(bytes), read_bytes: Some(read_bytes), ..of_stage(stage) };
-                trace.span(number, span, ("read", "io"), &args);
+                trace.span(number, span, ("read", "io"), Some(&args));
             }
             What::Write { stage, written_bytes } => {
                 let args = Args { written_bytes: Some(written_bytes), ..of_stage(stage) };
-                trace.span(number, span, ("write", "io"), &args);
+                trace.span(number, span, ("write", "io"), Some(&args));
             }
             What::Task { stage, tier, slices, kernel_at, kernel_ns } => {
                 let tier = tier.name();
                 let args = Args { stage: None, tier: Some(tier), slices: Some(slices), ..of_stage(stage) };
-                trace.span(number, span, (&plan.stages[stage].name, "task"), &args);
+                trace.span(number, span, (&plan.stages[stage].name, "task"), Some(&args));
                 // The clock's last digit may be on either side.
                 let end_ns = span.at_ns + span.ns;
                 let at_ns = since_start(kernel_at).clamp(span.at_ns, end_ns - 1);
                 let kernel = Span { at_ns, ns: kernel_ns.clamp(1, end_ns - at_ns), ..span };
-                trace.span(number, kernel, (tier, "kernel"), &Args::default());
+                trace.span(number, kernel, (tier, "kernel"), None);
             }
-            What::Merge { stage } => trace.span(number, span, ("merge", "task"), &of_stage(stage)),
+            What::Merge { stage } => trace.span(number, span, ("merge", "task"), Some(&of_stage(stage))),
             What::Swap { stage, worker, held_ns, after_tasks } => {
                 let (worker, held_ns, after_tasks) = (Some(worker as u64), Some(held_ns), Some(after_tasks));
                 let args = Args { worker, held_ns, after_tasks, ..of_stage(stage) };
-                trace.instant(number, span.at_ns, "swap", &args);
+                trace.instant(number, span.at_ns, "swap", Some(&args));
             }
             What::Died { rank } => {
-                trace.instant(number, span.at_ns, &format!("rank {rank} died"), &Args::default());
+                trace.instant(number, span.at_ns, &format!("rank {rank} died"), None);
             }
-            What::Code { stage } => trace.instant(number, span.at_ns, "optimized code", &of_stage(stage)),
+            What::Code { stage } => trace.instant(number, span.at_ns, "optimized code", Some(&of_stage(stage))),
             What::Steal { stage, owner, block, slices } => {
                 let owner = Some(at_the_start(owner));
                 let args = Args { owner, block: Some(block), slices: Some(slices), ..of_stage(stage) };
-                trace.instant(number, span.at_ns, "steal", &args);
+                trace.instant(number, span.at_ns, "steal", Some(&args));
             }
             What::Sent { to, reason, bytes } => {
                 let to = at_the_start(to);
                 let args = Args { to: Some(to), reason: Some(reason.name()), bytes: Some(bytes), ..Args::default() };
-                trace.span(number, span, ("send", "transfer"), &args);
+                trace.span(number, span, ("send", "transfer"), Some(&args));
                 if *arrows {
                     trace.transfer(number, span.at_ns, Transfer { from: trace.rank(), to, reason, bytes });
                 }
@@ -131,7 +126,7 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
                 let from = at_the_start(from);
                 let args =
                     Args { from: Some(from), reason: Some(reason.name()), bytes: Some(bytes), ..Args::default() };
-                trace.span(number, span, ("receive", "transfer"), &args);
+                trace.span(number, span, ("receive", "transfer"), Some(&args));
                 if *arrows {
                     trace.transfer(number, span.at_ns, Transfer { from, to: trace.rank(), reason, bytes });
                 }

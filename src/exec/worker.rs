@@ -507,6 +507,7 @@ fn task(
     report.first_task.get_or_insert_with(Instant::now);
     let stage = shared.stage_index;
     let what = || What::Task { stage, tier, slices: len, kernel_at: kernel_started, kernel_ns };
-    shared.tracer.end_tile(Some(started), tile, what);
-    Ok(started.elapsed().as_nanos() as u64)
+    let elapsed_ns = started.elapsed().as_nanos() as u64;
+    shared.tracer.task(started, elapsed_ns, tile, what);
+    Ok(elapsed_ns)
 }

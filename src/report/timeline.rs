@@ -79,21 +79,21 @@ impl Timeline {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Args, RankTrace, Span, Trace};
+    use super::super::{RankTrace, Span, Trace};
     use super::*;
 
     #[test]
     fn what_a_trace_says_of_workers_is_read_back() {
-        let mut part = RankTrace::new(2, "node");
+        let mut part = RankTrace::new(2, "node", 0);
         part.track(0, "main thread");
         part.track(1, "worker 0");
         let span = |at_ns, ns| Span { at_ns, ns, event: 0 };
-        part.span(0, span(0, 50), ("read", "io"), &Args::default());
-        part.span(1, span(100, 40), ("stage", "task"), &Args::default());
-        part.span(1, span(110, 20), ("optimized", "kernel"), &Args::default());
-        part.span(1, span(131, 5), ("merge", "task"), &Args::default());
-        part.span(1, span(150, 10), ("merge", "task"), &Args::default());
-        part.instant(1, 105, "swap", &Args::default());
+        part.span(0, span(0, 50), ("read", "io"), None);
+        part.span(1, span(100, 40), ("stage", "task"), None);
+        part.span(1, span(110, 20), ("optimized", "kernel"), None);
+        part.span(1, span(131, 5), ("merge", "task"), None);
+        part.span(1, span(150, 10), ("merge", "task"), None);
+        part.instant(1, 105, "swap", None);
         let mut trace = Trace::default();
         trace.push(part.into_bytes());
         let mut text = Vec::new();

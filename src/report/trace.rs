@@ -14,6 +14,10 @@ use super::Reason;
 
 /// A moment is drawn as long as this, where there is room.
 const MOMENT_NS: u64 = 1000;
+/// An event as text, for the most part.
+const EVENT_BYTES: usize = 160;
+/// A number in a part.
+const NUMBER: usize = size_of::<u64>();
 /// Room for the tracks of a rank among the numbers of threads.
 const TRACKS: u64 = 10_000;
 
@@ -59,7 +63,7 @@ pub struct Transfer {
 #[derive(Debug)]
 pub struct RankTrace {
     rank: u32,
-    /// Events, each behind a comma.
+    /// Room for the number of events that are dropped, and events, each behind a comma.
     text: Vec<u8>,
     /// Transfers so far that look alike.
     alike: BTreeMap<Transfer, u64>,
@@ -129,7 +133,8 @@ struct Entry<'a> {
     /// An instant is its thread's.
     #[serde(skip_serializing_if = "Option::is_none")]
     s: Option<&'static str>,
-    args: &'a Args<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    args: Option<&'a Args<'a>>,
 }
 
 fn hexadecimal<S: Serializer>(id: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -137,9 +142,11 @@ fn hexadecimal<S: Serializer>(id: &Option<u64>, serializer: S) -> Result<S::Ok, 
 }
 
 impl RankTrace {
-    /// Of a rank on this host.
-    pub fn new(rank: u32, hostname: &str) -> RankTrace {
-        let mut trace = RankTrace { rank, text: Vec::new(), alike: BTreeMap::new(), dropped: 0 };
+    /// Of a rank on this host, with room for about so many events.
+    pub fn new(rank: u32, hostname: &str, events: usize) -> RankTrace {
+        let mut text = Vec::with_capacity(events * EVENT_BYTES);
+        text.extend_from_slice(&[0; NUMBER]);
+        let mut trace = RankTrace { rank, text, alike: BTreeMap::new(), dropped: 0 };
         let name = format!("rank {rank} on {hostname}");
         trace.describe(0, "process_name", &Args { name: Some(&name), ..Args::default() });
         trace.describe(0, "process_sort_index", &Args { sort_index: Some(u64::from(rank)), ..Args::default() });
@@ -157,13 +164,13 @@ impl RankTrace {
     }
 
     /// Spans of a track come in the order in which [`nest`] puts them.
-    pub fn span(&mut self, track: usize, span: Span, (name, category): (&str, &str), args: &Args<'_>) {
+    pub fn span(&mut self, track: usize, span: Span, (name, category): (&str, &str), args: Option<&Args<'_>>) {
         let dur = Some(microseconds(span.ns));
         self.push(&Entry { dur, cat: category, ..self.entry("X", track, span.at_ns, name, args) });
     }
 
     /// Something that takes no time.
-    pub fn instant(&mut self, track: usize, at_ns: u64, name: &str, args: &Args<'_>) {
+    pub fn instant(&mut self, track: usize, at_ns: u64, name: &str, args: Option<&Args<'_>>) {
         self.push(&Entry { s: Some("t"), ..self.entry("i", track, at_ns, name, args) });
     }
 
@@ -174,30 +181,36 @@ impl RankTrace {
         (transfer, *alike).hash(&mut hasher);
         *alike += 1;
         let (ph, bp) = if transfer.from == self.rank { ("s", None) } else { ("f", Some("e")) };
-        let (id, args) = (Some(hasher.finish()), Args::default());
-        let entry = self.entry(ph, track, at_ns, transfer.reason.name(), &args);
-        self.push(&Entry { id, bp, cat: "transfer", ..entry });
+        let (id, name) = (Some(hasher.finish()), transfer.reason.name());
+        self.push(&Entry { id, bp, cat: "transfer", ..self.entry(ph, track, at_ns, name, None) });
     }
 
     /// So many later events of a track, the first of them then, are not in the trace.
     pub fn dropped(&mut self, track: usize, at_ns: u64, events: u64) {
         self.dropped += events;
         let name = format!("trace is full: {events} later events are missing");
-        self.instant(track, at_ns, &name, &Args { missing: Some(events), ..Args::default() });
+        self.instant(track, at_ns, &name, Some(&Args { missing: Some(events), ..Args::default() }));
     }
 
     /// For [`Trace::push`].
     pub fn into_bytes(self) -> Vec<u8> {
-        let mut bytes = self.dropped.to_le_bytes().to_vec();
-        bytes.extend(self.text);
+        let mut bytes = self.text;
+        bytes[..NUMBER].copy_from_slice(&self.dropped.to_le_bytes());
         bytes
     }
 
     fn describe(&mut self, track: usize, what: &str, args: &Args<'_>) {
-        self.push(&self.entry("M", track, 0, what, args));
+        self.push(&self.entry("M", track, 0, what, Some(args)));
     }
 
-    fn entry<'a>(&self, ph: &'static str, track: usize, at_ns: u64, name: &'a str, args: &'a Args<'a>) -> Entry<'a> {
+    fn entry<'a>(
+        &self,
+        ph: &'static str,
+        track: usize,
+        at_ns: u64,
+        name: &'a str,
+        args: Option<&'a Args<'a>>,
+    ) -> Entry<'a> {
         // Perfetto takes the thread with the number of its process for the main one, and 0 for the idle process.
         let pid = u64::from(self.rank) + 1;
         let tid = if track == 0 { pid } else { pid * TRACKS + track as u64 };
@@ -218,17 +231,17 @@ fn microseconds(ns: u64) -> f64 {
 /// The trace of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
+    /// As [`RankTrace::into_bytes`] made them.
     parts: Vec<Vec<u8>>,
     /// Events for which there was no room.
     pub dropped: u64,
 }
 
 impl Trace {
-    /// Adds the part of a rank, as [`RankTrace::into_bytes`] made it.
-    pub fn push(&mut self, mut part: Vec<u8>) {
-        if let Some(dropped) = part.first_chunk::<8>() {
+    /// Adds the part of a rank.
+    pub fn push(&mut self, part: Vec<u8>) {
+        if let Some(dropped) = part.first_chunk::<NUMBER>() {
             self.dropped += u64::from_le_bytes(*dropped);
-            part.drain(..8);
             self.parts.push(part);
         }
     }
@@ -243,10 +256,10 @@ impl Trace {
         out.write_all(b"{\"displayTimeUnit\":\"ms\",\"otherData\":")?;
         serde_json::to_writer(&mut *out, &About { job, dropped_events: self.dropped })?;
         out.write_all(b",\"traceEvents\":[")?;
-        let mut comma = 1;
-        for part in &self.parts {
-            out.write_all(part.get(comma..).unwrap_or_default())?;
-            comma = 0;
+        for (number, part) in self.parts.iter().enumerate() {
+            // Before the first event there is no comma.
+            let begin = if number == 0 { NUMBER + 1 } else { NUMBER };
+            out.write_all(part.get(begin..).unwrap_or_default())?;
         }
         out.write_all(b"\n]}\n")
     }
@@ -282,7 +295,7 @@ mod tests {
     #[test]
     fn both_ranks_name_a_transfer_alike() {
         let id = |rank: u32, transfers: &[Transfer]| -> Vec<(String, String)> {
-            let mut part = RankTrace::new(rank, "node");
+            let mut part = RankTrace::new(rank, "node", 0);
             transfers.iter().for_each(|transfer| part.transfer(0, 5, *transfer));
             let mut trace = Trace::default();
             trace.push(part.into_bytes());
@@ -305,7 +318,7 @@ mod tests {
     fn what_is_missing_is_said() {
         let mut trace = Trace::default();
         for rank in 0..2 {
-            let mut part = RankTrace::new(rank, "node");
+            let mut part = RankTrace::new(rank, "node", 0);
             part.dropped(1, 1500, 3);
             trace.push(part.into_bytes());
         }

@@ -7,10 +7,11 @@ body{font:14px/1.45 system-ui,sans-serif;max-width:800px;margin:1.5em auto;paddi
 h1{font-size:1.5em;margin:0}h2{font-size:1.1em;margin:1.6em 0 .4em;border-bottom:1px solid #ddd}
 p{margin:.3em 0}.light{color:#666}
 table{border-collapse:collapse;width:100%;font-size:.88em;margin-top:.6em}
-th,td{text-align:right;padding:.15em .4em;border-bottom:1px solid #eee;vertical-align:top;overflow-wrap:anywhere}
+th,td{text-align:right;padding:.15em .4em;border-bottom:1px solid #eee;vertical-align:top}\
+.text td{overflow-wrap:anywhere}td{white-space:nowrap}.text td,td:first-child{white-space:normal}
 th{font-weight:600}th:first-child,td:first-child{text-align:left}.text th,.text td{text-align:left}
 svg{width:100%;height:auto}svg text{font-family:system-ui,sans-serif}
-.key span{margin-right:1em;white-space:nowrap}.key i{display:inline-block;width:.9em;height:.9em;margin-right:.3em;vertical-align:-.1em}
+.key{font-size:.9em}.key span{margin-right:.7em;white-space:nowrap}.key i{display:inline-block;width:.9em;height:.9em;margin-right:.3em;vertical-align:-.1em}
 @media print{body{margin:0;max-width:none}h2{break-after:avoid}svg,tr{break-inside:avoid}*{print-color-adjust:exact}}";
 
 /// A page that is being written. What it is given is text, no part of which is taken for a tag.

@@ -78,13 +78,16 @@ fn summary(page: &mut Page, report: &Report) {
         let (rank, host, at) = (death.rank, &death.hostname, time(death.at_ns));
         page.line(&format!("Rank {rank} on {host} died after {at}, and the others went on{next}."));
     }
+    if !report.deaths.is_empty() {
+        page.light("Of stages that were under way then, what followed is counted. Ranks are numbered anew.");
+    }
 }
 
 /// As many as a person reads.
 const RANKS: usize = 64;
 
 fn ranks(page: &mut Page, report: &Report) {
-    let head = ["rank", "host", "tasks", "in kernels", "slices stolen", "swaps", "came", "sent", "received"];
+    let head = ["rank", "host", "tasks", "in kernels", "slices stolen", "swaps", "moved", "sent", "received"];
     let row = |rank: &RankReport| {
         let mut counts = Counts::default();
         rank.stages.iter().for_each(|stage| counts.add(&stage.counts));
@@ -102,7 +105,7 @@ fn ranks(page: &mut Page, report: &Report) {
         ]
     };
     page.numbers(&head, report.ranks.iter().take(RANKS).map(row));
-    page.light("Came: of tensors, from other ranks. Sent and received: bytes and messages of all kinds.");
+    page.light("Moved: bytes of tensors that came from other ranks. Sent and received: messages of all kinds.");
     if report.ranks.len() > RANKS {
         page.light(&format!("The first {RANKS} of {} ranks; the record has all.", report.ranks.len()));
     }
