@@ -375,9 +375,23 @@ fn a_cancelled_job_ends_and_leaves_no_output() {
         let id = desk.submit(&["job.toml", "--nodes", "2"]);
         let waiting = desk.submit(&["job.toml", "--job-name", "waiting", "--sbatch=--hold"]);
         desk.wait_for_work(&id, "job");
+        // From the head node, which has none of its processes.
+        let ranks = patiently(|| {
+            let output = desk.command(EXUVIA, &["top", &id, "--output", "json"]);
+            let ranks = serde_json::from_slice::<Value>(&output.stdout).ok().map(|top| top["runs"][0]["ranks"].clone());
+            ranks.filter(|ranks| ranks[1].is_object()).ok_or_else(|| text(&output))
+        });
+        let ranks = ranks.unwrap();
+        assert_eq!([&ranks[0]["hostname"], &ranks[1]["hostname"]], ["n1", "n2"]);
+        assert!(desk.exuvia(&["top", "--once", "job"]).contains(&format!("job (Slurm {id}): 2 ranks on 2 nodes")));
         assert_eq!(desk.exuvia(&["cancel", "job"]), format!("cancelled {id}\n"));
         desk.wait_for(&id, "CANCELLED");
         assert!(!desk.has_output("job"));
+        let gone = || {
+            let output = desk.command(EXUVIA, &["top", "job"]);
+            (output.status.code() == Some(2)).then_some(()).ok_or_else(|| text(&output))
+        };
+        patiently(gone).unwrap();
         assert_eq!(desk.state(&waiting), "PENDING");
         assert_eq!(desk.exuvia(&["cancel", &waiting]), format!("cancelled {waiting}\n"));
         let again = desk.command(EXUVIA, &["cancel", &waiting]);
