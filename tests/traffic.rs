@@ -95,7 +95,7 @@ fn plans_foretell_the_bytes_that_mpi_sends() {
                 assert_eq!(total, 0, "{name}");
                 continue;
             }
-            let least: f64 = plan.stages.iter().map(|stage| stage.least_moved_bytes()).sum();
+            let least: f64 = plan.stages.iter().map(|stage| stage.least_moved_bytes(1)).sum();
             println!("{name} on {ranks} ranks: {total} bytes, {:.3} times the least", total as f64 / least.max(1.0));
             assert!(total as f64 <= limit * least, "{name} on {ranks} ranks: {total} over {least}");
             let sent = sent(&lab, ranks);
