@@ -17,5 +17,6 @@ pub mod sched;
 pub mod simulate;
 pub mod slurm;
 pub mod store;
+pub mod sweep;
 pub mod tensor;
 pub mod topology;

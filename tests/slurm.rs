@@ -457,6 +457,43 @@ fn a_job_leaves_a_node_that_is_set_down() {
 }
 
 #[test]
+fn a_sweep_fills_the_nodes_of_its_allocation_and_goes_on_when_submitted_again() {
+    in_cluster(2, |desk| {
+        let submit = |repeat: &str| {
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/slurm/strong.sbatch");
+            let options = ["--parsable", "--nodes=2", "--ntasks-per-node=2", script];
+            desk.run("sbatch", &[&options[..], &["job.toml", "--repeat", repeat]].concat()).trim().to_owned()
+        };
+        let points = || -> Vec<Value> {
+            let text = fs::read_to_string(desk.path("exuvia-bench/job-strong.jsonl")).unwrap_or_default();
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        };
+        // As the time limit would, in the middle of it.
+        let id = submit("1000");
+        patiently(|| (points().len() > 3).then_some(()).ok_or_else(|| desk.state(&id))).unwrap();
+        desk.run("scancel", &["--batch", "--signal=USR1", &id]);
+        desk.wait_for(&id, "FAILED");
+        let log = fs::read_to_string(desk.path(&format!("exuvia-{id}.log"))).unwrap();
+        assert!(log.contains("note: interrupted; the same command goes on"), "{log}");
+        let before = points();
+        assert!(desk.path("exuvia-bench/job-strong.html").exists());
+
+        let repeat = before.len() / 3 + 2;
+        let id = submit(&repeat.to_string());
+        desk.wait_for(&id, "COMPLETED");
+        let after = points();
+        assert_eq!((after.len(), &after[..before.len()]), (3 * repeat, &before[..]));
+        for point in &after {
+            assert!(point["launcher"].as_str().unwrap().starts_with("srun --mpi=pmi"), "{point}");
+            // Two ranks fit on a node, four do not.
+            let nodes = if point["ranks"] == 4 { 2 } else { 1 };
+            assert_eq!(point["hosts"].as_array().unwrap().len(), nodes, "{point}");
+        }
+        assert!(!desk.has_output("job"));
+    });
+}
+
+#[test]
 fn the_cluster_ends_with_its_command_and_lets_another_slurm_alone() {
     let refused = Command::new(CLUSTER).args(["--", "true"]).env("SLURM_CONF", "/nowhere").output().unwrap();
     assert_eq!(refused.status.code(), Some(REFUSED), "{}", text(&refused));

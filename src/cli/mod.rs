@@ -2,6 +2,7 @@
 //!
 //! Refuses to do: anything but parsing, printing and exit statuses. The only user of clap.
 
+mod bench;
 mod cancel;
 mod check;
 mod doctor;
@@ -43,6 +44,9 @@ enum Verb {
     Plan(plan::PlanArguments),
     /// Show what a run would take on a machine that is not at hand
     Simulate(simulate::SimulateArguments),
+    /// Run a job again and again on more ranks, more data or shorter tasks, and show how it scales
+    #[command(subcommand)]
+    Bench(bench::BenchVerb),
     /// Check a job and hand it to Slurm
     Submit(submit::SubmitArguments),
     /// Say how submitted jobs are getting on
@@ -107,6 +111,7 @@ pub fn main() -> i32 {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Plan(arguments) => plan::plan(&arguments),
         Verb::Simulate(arguments) => simulate::simulate(&arguments),
+        Verb::Bench(verb) => bench::bench(&verb),
         Verb::Submit(arguments) => submit::submit(&arguments),
         Verb::Status(arguments) => status::status(&arguments),
         Verb::Cancel(arguments) => cancel::cancel(&arguments),

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{Output, fail, print_json};
-use crate::exec::ExitCode;
-use crate::job::{Job, Source};
+use crate::exec::{self, ExitCode};
+use crate::job::Job;
 use crate::plan::{Layout, Machine, explain, plan as make_plan, render};
-use crate::{store, topology};
+use crate::topology;
 
 /// Arguments of `exuvia plan`.
 #[derive(Debug, Args)]
@@ -42,14 +42,7 @@ pub(super) fn open(path: &Path) -> Result<(Job, BTreeMap<String, Layout>), ExitC
 
 /// The layouts of the datasets that a job reads; what is wrong with them has been said.
 pub(super) fn layouts(job: &Job) -> Result<BTreeMap<String, Layout>, ExitCode> {
-    let mut layouts = BTreeMap::new();
-    for decl in job.tensors.values() {
-        if let Source::File { file, dataset } = &decl.source {
-            let info = store::describe(file, dataset).map_err(|error| fail(&error, ExitCode::Failed, None))?;
-            layouts.insert(decl.name.clone(), Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk });
-        }
-    }
-    Ok(layouts)
+    exec::layouts(job).map_err(|error| fail(&error, ExitCode::Failed, None))
 }
 
 pub(super) fn plan(arguments: &PlanArguments) -> ExitCode {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 
 use super::{Output, fail, launch, print_json, progress};
 use crate::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
@@ -65,7 +65,7 @@ pub(super) struct RunArguments {
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Tier {
+pub(super) enum Tier {
     /// Baseline code at once, optimized code as soon as it is there
     #[default]
     Auto,
@@ -73,6 +73,35 @@ enum Tier {
     Baseline,
     /// Wait for optimized code
     Optimized,
+}
+
+impl Tier {
+    pub(super) fn policy(self) -> TierPolicy {
+        match self {
+            Tier::Auto => TierPolicy::Auto,
+            Tier::Baseline => TierPolicy::Baseline,
+            Tier::Optimized => TierPolicy::Optimized,
+        }
+    }
+}
+
+/// To check what others will start a run with.
+#[derive(Debug, Parser)]
+struct RunCommand {
+    #[command(flatten)]
+    arguments: RunArguments,
+}
+
+/// Options for `exuvia run` as it will see them, from behind the `--` of `verb`, which gives `set` itself; what is wrong with
+/// them has been said.
+pub(super) fn given(verb: &str, options: &[String], set: &[&str]) -> Result<RunArguments, ExitCode> {
+    let name = format!("exuvia {verb} ... --");
+    let options = options.iter().map(String::as_str);
+    let whole = [name.as_str()].into_iter().chain(options).chain(set.iter().copied()).chain(["JOB"]);
+    RunCommand::try_parse_from(whole).map(|run| run.arguments).map_err(|error| {
+        let _ = error.print();
+        ExitCode::Usage
+    })
 }
 
 /// A size in bytes with its unit.
@@ -113,11 +142,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
     }
     let options = Options {
         threads: arguments.threads,
-        tier: match arguments.tier {
-            Tier::Auto => TierPolicy::Auto,
-            Tier::Baseline => TierPolicy::Baseline,
-            Tier::Optimized => TierPolicy::Optimized,
-        },
+        tier: arguments.tier.policy(),
         cache_dir: arguments.cache_dir.clone(),
         memory_bytes: arguments.memory,
         granularity: arguments.task_slices.map_or(Granularity::Adaptive, Granularity::Fixed),

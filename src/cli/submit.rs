@@ -1,11 +1,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use clap::{Args, Parser};
+use clap::Args;
 use serde::Serialize;
 
 use super::check::{Checked, check};
-use super::{Output, fail, print_json, run::RunArguments, slurm_failed};
+use super::{Output, fail, print_json, run::given, slurm_failed};
 use crate::exec::ExitCode;
 use crate::fabric;
 use crate::slurm::{self, Record, Script, TASK_PLACE};
@@ -67,13 +67,6 @@ pub(super) struct SubmitArguments {
     run: Vec<String>,
 }
 
-/// To check what the ranks will be started with.
-#[derive(Debug, Parser)]
-struct RunCommand {
-    #[command(flatten)]
-    arguments: RunArguments,
-}
-
 /// What `--output json` prints.
 #[derive(Debug, Serialize)]
 struct Submission<'a> {
@@ -98,7 +91,7 @@ pub(super) fn submit(arguments: &SubmitArguments) -> ExitCode {
 }
 
 fn try_submit(arguments: &SubmitArguments) -> Result<ExitCode, ExitCode> {
-    let run = arguments.run_arguments()?;
+    let run = given("submit", &arguments.run, &["--report", "REPORT"])?;
     let mut checked = Vec::new();
     for path in jobs(arguments)? {
         checked.push(check(&path, arguments, &run)?);
@@ -188,16 +181,6 @@ fn jobs(arguments: &SubmitArguments) -> Result<Vec<PathBuf>, ExitCode> {
 }
 
 impl SubmitArguments {
-    /// Arguments for `exuvia run` as it will see them; what is wrong with them has been said.
-    fn run_arguments(&self) -> Result<RunArguments, ExitCode> {
-        let given = self.run.iter().map(String::as_str);
-        let whole = ["exuvia submit ... --"].into_iter().chain(given).chain(["--report", "REPORT", "JOB"]);
-        RunCommand::try_parse_from(whole).map(|run| run.arguments).map_err(|error| {
-            let _ = error.print();
-            ExitCode::Usage
-        })
-    }
-
     pub(super) fn nodes(&self) -> u32 {
         self.nodes.unwrap_or(1)
     }

@@ -48,12 +48,16 @@ use std::time::Duration;
 pub use costs::known_ns_per_slice;
 pub use error::{ExitCode, RunError};
 pub use link::Signal;
+pub use opening::layouts;
 pub use run::{Failure, run};
+
+use serde::{Deserialize, Serialize};
 
 use crate::sched::Granularity;
 
 /// Which code kernels run on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TierPolicy {
     /// Baseline code at once, optimized code as soon as there is some.
     #[default]

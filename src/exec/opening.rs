@@ -11,7 +11,7 @@ use crate::engine::{Cpu, EngineError, Kernel};
 use crate::fabric::{Payload, Rank};
 use crate::job::{Job, Source};
 use crate::plan::{Layout, Machine, Plan};
-use crate::store;
+use crate::store::{self, StoreError};
 use crate::topology::Topology;
 
 /// Part of a node's memory that its ranks may plan with.
@@ -58,16 +58,22 @@ pub(super) fn open(
     Ok((opening, job))
 }
 
+/// The layouts of the datasets that a job reads.
+pub fn layouts(job: &Job) -> Result<BTreeMap<String, Layout>, StoreError> {
+    let read = job.tensors.values().filter_map(|decl| match &decl.source {
+        Source::File { file, dataset } => Some((decl.name.clone(), file, dataset)),
+        _ => None,
+    });
+    let layout = |(name, file, dataset): (String, &PathBuf, &String)| {
+        let info = store::describe(file, dataset)?;
+        Ok((name, Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk }))
+    };
+    read.map(layout).collect()
+}
+
 fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
     let job = Job::load(path).map_err(Box::new)?;
-    let mut layouts = BTreeMap::new();
-    for decl in job.tensors.values() {
-        if let Source::File { file, dataset } = &decl.source {
-            let info = store::describe(file, dataset)?;
-            let layout = Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk };
-            layouts.insert(decl.name.clone(), layout);
-        }
-    }
+    let layouts = layouts(&job)?;
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let text = job.text().to_owned();
     let (threads, memory_bytes) = (options.threads, options.memory_bytes);

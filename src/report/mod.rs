@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use html::html;
 pub use moved::{Distance, Distances, Moved, Reason};
 pub use render::summary;
-pub use timeline::{Call, Timeline, Worker};
+pub use timeline::{Call, FileTimes, Timeline, Worker};
 pub use trace::{Args, RankTrace, Span, Trace, Transfer, nest};
 
 /// The record of one run, as `--report FILE` writes it. `docs/report.md` describes every field.

@@ -44,6 +44,8 @@ struct Event {
 #[derive(Deserialize)]
 struct Arguments {
     name: Option<String>,
+    #[serde(default)]
+    read_bytes: u64,
 }
 
 #[derive(Deserialize)]
@@ -77,8 +79,38 @@ impl Timeline {
     }
 }
 
+/// How long ranks read from files and wrote to them until it was on disk, from a trace: of the rank that took longest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileTimes {
+    pub read_ns: u64,
+    pub write_ns: u64,
+}
+
+impl FileTimes {
+    /// Reads the file that `exuvia run --trace` wrote.
+    pub fn read(text: &[u8]) -> serde_json::Result<FileTimes> {
+        // By rank, of reading and writing: the sum, and until when the last span took, which has others in it.
+        let mut ranks: BTreeMap<u64, [(f64, f64); 2]> = BTreeMap::new();
+        for event in serde_json::from_slice::<File>(text)?.trace_events {
+            let read_bytes = event.args.as_ref().map_or(0, |args| args.read_bytes);
+            let writes = match (event.ph.as_str(), event.cat.as_str(), event.name.as_str()) {
+                ("X", "io", "read" | "inputs") if read_bytes > 0 => false,
+                ("X", "io", "write") | ("X", "run", "publish") => true,
+                _ => continue,
+            };
+            let (sum_us, until_us) = &mut ranks.entry(event.pid).or_default()[usize::from(writes)];
+            if event.ts >= *until_us {
+                (*sum_us, *until_us) = (*sum_us + event.dur, event.ts + event.dur);
+            }
+        }
+        let longest = |of: usize| ranks.values().map(|times| times[of].0 * 1e3).fold(0.0, f64::max) as u64;
+        Ok(FileTimes { read_ns: longest(0), write_ns: longest(1) })
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::trace::Args;
     use super::super::{RankTrace, Span, Trace};
     use super::*;
 
@@ -103,5 +135,25 @@ mod tests {
         let calls = vec![Call { at_ns: 110.0, ns: 20.0, optimized: true }];
         assert_eq!(workers, [&Worker { calls, swaps_ns: vec![105.0] }]);
         assert!(Timeline::read(b"{}").is_err());
+    }
+
+    #[test]
+    fn the_rank_that_reads_longest_counts() {
+        let part = |rank, spans: &[(u64, u64, &str, &str, u64)]| {
+            let mut part = RankTrace::new(rank, "node", 0);
+            for &(at_ns, ns, name, category, read_bytes) in spans {
+                let args = Args { read_bytes: Some(read_bytes), ..Args::default() };
+                part.span(0, Span { at_ns, ns, event: 0 }, (name, category), Some(&args));
+            }
+            part.into_bytes()
+        };
+        let mut trace = Trace::default();
+        // A read is in the span of the inputs that it is for; what came from another rank was not read here.
+        trace.push(part(0, &[(0, 100, "inputs", "io", 8), (10, 50, "read", "io", 8), (200, 30, "read", "io", 8)]));
+        trace
+            .push(part(1, &[(0, 500, "inputs", "io", 0), (500, 40, "write", "io", 0), (700, 60, "publish", "run", 0)]));
+        let mut text = Vec::new();
+        trace.write("job", &mut text).unwrap();
+        assert_eq!(FileTimes::read(&text).unwrap(), FileTimes { read_ns: 130, write_ns: 100 });
     }
 }

@@ -1,6 +1,6 @@
 //! Jobs under Slurm: batch scripts, the records that submissions leave, and what Slurm says of them.
 //!
-//! Starts `sbatch`, `squeue`, `sacct`, `scontrol`, `scancel`, `sinfo` and `srun --mpi=list`, and nothing else does. Refuses
+//! Starts `sbatch`, `squeue`, `sacct`, `scontrol`, `scancel`, `sinfo` and `srun`, and nothing else does. Refuses
 //! to do: reading `SLURM_*` (that is `topology`), checking jobs, printing.
 //! Invariant: everything Slurm says is read from formats that were asked for field by field, never from its tables.
 
@@ -9,12 +9,14 @@ mod program;
 mod queue;
 mod record;
 mod script;
+mod step;
 mod units;
 
 pub use error::SlurmError;
 pub use queue::{State, cancel, log_file, queue, states};
 pub use record::{Record, records};
 pub use script::{Script, TASK_PLACE};
+pub use step::Step;
 pub use units::{array_tasks, memory_bytes, time};
 
 use std::io::Write;

@@ -18,7 +18,13 @@ pub use cpu::{CpuClass, common_features};
 pub use host::{Host, host};
 pub use launcher::{Launcher, allocated_tasks, allocation_end, launcher, launcher_outlives_ranks, slurm_job};
 pub use process::{Process, process_alive};
+pub use slurm::Allocation;
 pub use watch::Watch;
+
+/// The nodes that this process may start ranks on with `srun`.
+pub fn allocation() -> Option<Allocation> {
+    Allocation::read(&|name| std::env::var(name).ok())
+}
 
 /// An MPI process, counted from 0.
 pub type Rank = u32;

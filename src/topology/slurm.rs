@@ -27,6 +27,50 @@ impl Grant {
     }
 }
 
+/// The nodes that Slurm holds for a job in whose batch script this process is, outside of any step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Allocation {
+    pub nodes: u32,
+    /// Of the first; nodes of one kind are assumed.
+    pub cpus_per_node: u32,
+    /// Ranks on each node, if Slurm was asked for a number.
+    pub tasks_per_node: Option<u32>,
+}
+
+impl Allocation {
+    /// None outside Slurm, and in what `srun` started.
+    pub(super) fn read(env: &dyn Fn(&str) -> Option<String>) -> Option<Allocation> {
+        let number = |name: &str| leading_number(&env(name)?);
+        // `salloc` and `sbatch` number no step for the shell; a shell that is a step of one task can start others.
+        if number("SLURM_STEP_NUM_TASKS").is_some_and(|tasks| tasks > 1) {
+            return None;
+        }
+        Some(Allocation {
+            nodes: number("SLURM_JOB_NUM_NODES")?,
+            // `4(x2),8`
+            cpus_per_node: number("SLURM_JOB_CPUS_PER_NODE")?,
+            tasks_per_node: number("SLURM_NTASKS_PER_NODE"),
+        })
+    }
+
+    /// Of all nodes.
+    pub fn cpus(&self) -> u32 {
+        self.nodes * self.cpus_per_node
+    }
+
+    /// How many of so many ranks belong on a node, when nodes are filled one after another: as many as Slurm was asked for, or
+    /// as have CPUs there, and more only where they would not fit otherwise.
+    pub fn ranks_per_node(&self, ranks: u32, threads: u32) -> u32 {
+        let room = self.tasks_per_node.unwrap_or(self.cpus_per_node / threads.max(1)).max(1);
+        room.max(ranks.div_ceil(self.nodes.max(1))).min(ranks)
+    }
+}
+
+fn leading_number(text: &str) -> Option<u32> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    text[..digits].parse().ok().filter(|number| *number > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,5 +93,21 @@ mod tests {
     fn a_shell_on_the_login_node_grants_nothing() {
         assert_eq!(grant(&[("SLURM_CPUS_PER_TASK", 2), ("SLURM_MEM_PER_NODE", 4000)]), Grant::default());
         assert_eq!(grant(&[]), Grant::default());
+    }
+
+    #[test]
+    fn an_allocation_is_filled_node_by_node() {
+        let read = |variables: &[(&str, &str)]| {
+            Allocation::read(&|name| variables.iter().find(|(key, _)| *key == name).map(|(_, text)| (*text).to_owned()))
+        };
+        let batch = [("SLURM_JOB_NUM_NODES", "3"), ("SLURM_JOB_CPUS_PER_NODE", "8(x3)")];
+        let free = read(&batch).unwrap();
+        assert_eq!((free.cpus(), free.tasks_per_node), (24, None));
+        let per_node = [(1, 1), (4, 2), (8, 2), (30, 1)].map(|(ranks, threads)| free.ranks_per_node(ranks, threads));
+        assert_eq!(per_node, [1, 4, 4, 10]);
+        let asked = read(&[&batch[..], &[("SLURM_NTASKS_PER_NODE", "2")]].concat()).unwrap();
+        assert_eq!([1, 2, 3, 12].map(|ranks| asked.ranks_per_node(ranks, 1)), [1, 2, 2, 4]);
+        assert_eq!(read(&[&batch[..], &[("SLURM_STEP_NUM_TASKS", "6")]].concat()), None);
+        assert_eq!(read(&[]), None);
     }
 }

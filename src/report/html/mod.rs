@@ -2,7 +2,6 @@
 
 pub(crate) mod charts;
 mod figures;
-#[allow(dead_code, reason = "pages of benchmarks have lines")]
 pub(crate) mod lines;
 pub(crate) mod page;
 mod run;

@@ -1,0 +1,328 @@
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use super::plan::open;
+use super::run::{Tier, given, write_whole};
+use super::{Output, fail, print_json};
+use crate::exec::{ExitCode, Signal, TierPolicy};
+use crate::job::Job;
+use crate::plan::Layout;
+use crate::sweep::{
+    Bench, Figures, Identity, Kind, Launcher, Log, MetgOf, Point, Setting, SweepError, Variant, figures, growth, page,
+    remaining,
+};
+use crate::{fabric, slurm, topology};
+
+/// Where sweeps are kept: under the current folder, as submitted runs are.
+const FOLDER: &str = "exuvia-bench";
+
+/// Arguments of `exuvia bench`.
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchVerb {
+    /// One job on more and more ranks: speed-up and efficiency
+    Strong(Common),
+    /// A job that grows with its ranks: efficiency
+    Weak {
+        #[command(flatten)]
+        common: Common,
+        /// The index that grows; inputs that have it are repeated along it
+        #[arg(long)]
+        index: String,
+    },
+    /// Shorter and shorter tasks: the least length at which half of the time goes into them
+    Metg {
+        #[command(flatten)]
+        common: Common,
+        /// Slices of each task, such as 1,8,64 [default: powers of 4 to 4096]
+        #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
+        slices: Vec<u64>,
+    },
+    /// Baseline code, optimized code, and the swap between them, each with a cold cache
+    Tiers(Common),
+    /// What reading inputs and writing outputs takes, beside one plain stream
+    Io(Common),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Common {
+    /// The job file
+    job: PathBuf,
+    /// Numbers of ranks, such as 1,2,4 [default: powers of 2 up to the cores, or to the allocation; of metg and tiers all
+    /// cores]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    ranks: Vec<u32>,
+    /// Threads of each rank, one number or several
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
+    threads: Vec<u32>,
+    /// How often each point is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// Code that kernels run on; of `tiers` all are swept
+    #[arg(long, value_enum, default_value_t)]
+    tier: Tier,
+    /// Files to write, without their ending: .jsonl for the points, .html for the page [default: exuvia-bench/JOB-SWEEP]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Begin anew, whatever points there are
+    #[arg(long)]
+    fresh: bool,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+    /// Arguments for `exuvia run`
+    #[arg(last = true)]
+    run: Vec<String>,
+}
+
+/// What `--output json` prints.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    schema: u32,
+    #[serde(flatten)]
+    figures: &'a Figures,
+    points: &'a Path,
+    page: &'a Path,
+}
+
+pub(super) fn bench(verb: &BenchVerb) -> ExitCode {
+    let (kind, common, index, slices) = match verb {
+        BenchVerb::Strong(common) => (Kind::Strong, common, None, &[][..]),
+        BenchVerb::Weak { common, index } => (Kind::Weak, common, Some(index.as_str()), &[][..]),
+        BenchVerb::Metg { common, slices } => (Kind::Metg, common, None, &slices[..]),
+        BenchVerb::Tiers(common) => (Kind::Tiers, common, None, &[][..]),
+        BenchVerb::Io(common) => (Kind::Io, common, None, &[][..]),
+    };
+    try_bench(kind, common, index, slices).unwrap_or_else(|code| code)
+}
+
+fn try_bench(kind: Kind, common: &Common, index: Option<&str>, slices: &[u64]) -> Result<ExitCode, ExitCode> {
+    let set = ["--ranks", "1", "--threads", "1", "--tier", "auto", "--cache-dir", "C", "--report", "R", "--fresh"];
+    given("bench", &common.run, &[&set[..], &["--trace", "T"]].concat())?;
+    let (job, layouts) = open(&common.job)?;
+    let growth = index.map(|index| growth(&job, index)).transpose().map_err(failed)?;
+    let launcher = launcher();
+    let identity = identity(&job, &layouts, common, &launcher, index)?;
+    let settings = settings(kind, common, slices, &launcher)?;
+    let stem = common.out.clone().unwrap_or_else(|| Path::new(FOLDER).join(format!("{}-{}", job.name, kind.name())));
+    let files = ["jsonl", "html"].map(|ending| PathBuf::from(format!("{}.{ending}", stem.display())));
+    let (mut log, mut points) = Log::open(&files[0], kind, &identity, common.fresh).map_err(failed)?;
+    let left = remaining(&settings, common.repeat, &points);
+    let all = settings.len() * common.repeat as usize;
+    if left.len() < all {
+        eprintln!("{} of {all} points are in {}", all - left.len(), files[0].display());
+    }
+    let signal = Signal::default();
+    for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1] {
+        if let Err(error) = signal_hook::flag::register_usize(number, signal.clone(), number as usize) {
+            tracing::warn!("signal {number} cannot be caught: {error}");
+        }
+    }
+    let mut bench = Bench {
+        kind,
+        identity,
+        launcher,
+        exuvia: std::env::current_exe().map_err(|error| fail(&error, ExitCode::Environment, None))?,
+        variant: Variant::new(job).map_err(failed)?,
+        growth,
+        memory_bytes: topology::host().memory_bytes / 5 * 4,
+        signal,
+        measured: 0,
+    };
+    let ended = measure(&mut bench, &left, &mut log, &mut points);
+    drop(bench);
+    if let Some(figures) = figures(kind, &points) {
+        let page = page(&figures, &points);
+        write_whole(&files[1], |out| out.write_all(page.as_bytes()))
+            .map_err(|source| failed(SweepError::Io { what: "write", path: files[1].clone(), source }))?;
+        match common.output {
+            Output::Human => {
+                print_figures(&figures);
+                println!("points  {}\n  page  {}", files[0].display(), files[1].display());
+            }
+            Output::Json => {
+                print_json(&Shown { schema: 1, figures: &figures, points: &files[0], page: &files[1] });
+            }
+        }
+    }
+    match ended {
+        Ok(true) => Ok(ExitCode::Done),
+        Ok(false) => {
+            eprintln!("note: interrupted; the same command goes on with what is missing");
+            Ok(ExitCode::Resumable)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Measures what is missing; false if it was interrupted.
+fn measure(
+    bench: &mut Bench,
+    left: &[(Setting, u32)],
+    log: &mut Log,
+    points: &mut Vec<Point>,
+) -> Result<bool, SweepError> {
+    // Where the cache is cold in any case there is nothing to warm up.
+    if let (Some((first, _)), true) = (left.first(), bench.kind != Kind::Tiers) {
+        eprintln!("warming up");
+        if !bench.warm_up(*first)? {
+            return Ok(false);
+        }
+    }
+    for (number, (setting, repetition)) in left.iter().enumerate() {
+        let Some(point) = bench.measure(*setting, *repetition)? else { return Ok(false) };
+        log.append(&point)?;
+        let seconds = point.in_stages_ns as f64 / 1e9;
+        let over = if point.oversubscribed { ", oversubscribed" } else { "" };
+        eprintln!(
+            "{}/{}: {}, repetition {repetition}: {seconds:.3} s in stages{over}",
+            number + 1,
+            left.len(),
+            in_words(setting)
+        );
+        points.push(point);
+    }
+    Ok(true)
+}
+
+fn print_figures(figures: &Figures) {
+    println!("{} of {}, baseline: {}", figures.kind.name(), figures.job, figures.baseline);
+    println!("medians (least-most)");
+    let (head, rows) = figures.table();
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(head.iter().map(|head| head.to_uppercase()));
+    table.column_iter_mut().for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    table.add_rows(rows);
+    println!("{}", table.trim_fmt());
+    if let Some(legend) = figures.legend() {
+        println!("{legend}");
+    }
+    for MetgOf { ranks, threads, metg } in &figures.metg {
+        println!("METG(50 %) on {ranks} x {threads}: {}", metg.in_words());
+    }
+}
+
+fn in_words(setting: &Setting) -> String {
+    let mut words = format!("{} rank(s) x {} thread(s)", setting.ranks, setting.threads);
+    if setting.size > 1 {
+        words += &format!(", {} times the job", setting.size);
+    }
+    if let Some(slices) = setting.task_slices {
+        words += &format!(", {slices} slice(s) per task");
+    }
+    if setting.tier != TierPolicy::Auto {
+        words += &format!(", {} code", setting.tier.name());
+    }
+    words
+}
+
+/// Ranks are started as users start them: in an allocation with `srun` if it can, else by `exuvia run --ranks`.
+fn launcher() -> Launcher {
+    let pmi = if fabric::is_open_mpi() { "pmix" } else { "pmi2" };
+    match topology::allocation() {
+        Some(allocation) if slurm::check(pmi).is_ok() => Launcher::Srun { allocation, pmi },
+        _ => Launcher::Program,
+    }
+}
+
+fn identity(
+    job: &Job,
+    layouts: &BTreeMap<String, Layout>,
+    common: &Common,
+    launcher: &Launcher,
+    index: Option<&str>,
+) -> Result<Identity, ExitCode> {
+    let read = |what, path: &Path| {
+        std::fs::read(path).map_err(|source| failed(SweepError::Io { what, path: path.to_owned(), source }))
+    };
+    let mut hasher = blake3::Hasher::new_derive_key("exuvia bench 1");
+    hasher.update(&job.hash());
+    for stage in &job.stages {
+        hasher.update(blake3::hash(&read("read the kernel", &stage.kernel)?).as_bytes());
+    }
+    hasher.update(format!("{layouts:?}").as_bytes());
+    let exuvia = std::env::current_exe().map_err(|error| fail(&error, ExitCode::Environment, None))?;
+    let host = topology::host();
+    Ok(Identity {
+        job_hash: hasher.finalize().to_hex().to_string(),
+        program_hash: blake3::hash(&read("read", &exuvia)?).to_hex().to_string(),
+        cpu: host.cpu.name,
+        cores: host.cores,
+        launcher: launcher.name(),
+        options: common.run.clone(),
+        index: index.map(str::to_owned),
+    })
+}
+
+/// All settings, each once.
+fn settings(kind: Kind, common: &Common, slices: &[u64], launcher: &Launcher) -> Result<Vec<Setting>, ExitCode> {
+    let tier = common.tier.policy();
+    let mut settings = Vec::new();
+    for &threads in &common.threads {
+        let cpus = match launcher {
+            Launcher::Program => topology::host().cores,
+            Launcher::Srun { allocation, .. } => allocation.cpus(),
+        };
+        let most = match launcher {
+            Launcher::Srun { allocation, .. } => allocation.tasks_per_node.map(|tasks| tasks * allocation.nodes),
+            Launcher::Program => None,
+        };
+        let most = most.unwrap_or(cpus / threads).max(1);
+        let ranks = match (&common.ranks[..], kind) {
+            ([], Kind::Metg | Kind::Tiers) => vec![most],
+            ([], _) => (0..).map(|power| 1 << power).take_while(|ranks| *ranks < most).chain([most]).collect(),
+            (given, _) => given.to_vec(),
+        };
+        settings.extend(ranks.into_iter().map(|ranks| Setting { ranks, threads, size: 1, task_slices: None, tier }));
+    }
+    match kind {
+        Kind::Weak => {
+            let least = settings.iter().map(Setting::workers).min().unwrap_or(1);
+            for setting in &mut settings {
+                if !setting.workers().is_multiple_of(least) {
+                    let workers = setting.workers();
+                    eprintln!("error: {workers} workers are no multiple of {least}, by which the job would grow");
+                    eprintln!("help: choose other --ranks or --threads");
+                    return Err(ExitCode::Usage);
+                }
+                setting.size = u64::from(setting.workers() / least);
+            }
+        }
+        Kind::Metg => {
+            let slices =
+                if slices.is_empty() { (0..7).map(|power| 1 << (2 * power)).collect() } else { slices.to_vec() };
+            let with = |setting: Setting| {
+                let fixed = slices.iter().map(move |slices| Setting { task_slices: Some(*slices), ..setting });
+                fixed.chain([setting]).collect::<Vec<_>>()
+            };
+            settings = settings.into_iter().flat_map(with).collect();
+        }
+        Kind::Tiers => {
+            let tiers = [TierPolicy::Baseline, TierPolicy::Optimized, TierPolicy::Auto];
+            settings = settings.into_iter().flat_map(|s| tiers.map(|tier| Setting { tier, ..s })).collect();
+        }
+        Kind::Strong | Kind::Io => {}
+    }
+    settings.sort_by_key(|setting| (setting.workers(), setting.threads));
+    let mut once = Vec::new();
+    settings.into_iter().for_each(|setting| {
+        if !once.contains(&setting) {
+            once.push(setting)
+        }
+    });
+    Ok(once)
+}
+
+fn failed(error: SweepError) -> ExitCode {
+    let code = match &error {
+        SweepError::Run { .. } | SweepError::Io { .. } | SweepError::Report { .. } | SweepError::Died => {
+            ExitCode::Failed
+        }
+        SweepError::Start { .. } => ExitCode::Environment,
+        _ => ExitCode::Usage,
+    };
+    fail(&error, code, error.help())
+}

@@ -1,0 +1,120 @@
+//! One run of a sweep: prepared, started, and made a point of.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::child::{Work, start_and_await};
+use super::disk::{Disk, forget};
+use super::{Growth, Identity, Kind, Launcher, Load, Point, Setting, SweepError, Variant};
+use crate::exec::{Signal, TierPolicy, layouts};
+use crate::job::Job;
+use crate::plan::{Machine, plan};
+use crate::report::{FileTimes, Report, Timeline};
+
+/// What all runs of a sweep have in common.
+#[derive(Debug)]
+pub struct Bench {
+    pub kind: Kind,
+    pub identity: Identity,
+    pub launcher: Launcher,
+    pub exuvia: PathBuf,
+    pub variant: Variant,
+    pub growth: Option<Growth>,
+    /// Memory of a node that plans may use.
+    pub memory_bytes: u64,
+    /// Asks the sweep to end.
+    pub signal: Signal,
+    /// Runs so far.
+    pub measured: u32,
+}
+
+impl Bench {
+    /// A run that is no point: leaves optimized code, what tasks cost and files in caches. False if it was ended.
+    pub fn warm_up(&mut self, setting: Setting) -> Result<bool, SweepError> {
+        let tier = if setting.tier == TierPolicy::Baseline { TierPolicy::Baseline } else { TierPolicy::Optimized };
+        let setting = Setting { tier, size: 1, task_slices: None, ..setting };
+        Ok(self.run(setting, &self.place("cache"), false)?.is_some())
+    }
+
+    /// A point; none if the run was ended.
+    pub fn measure(&mut self, setting: Setting, repetition: u32) -> Result<Option<Point>, SweepError> {
+        let cache = match self.kind {
+            // Never one that was there: a compiler that a run has left behind may still be about to write to it.
+            Kind::Tiers => self.place(&format!("cold-{}", self.measured)),
+            _ => self.place("cache"),
+        };
+        self.measured += 1;
+        if self.kind == Kind::Io {
+            for input in self.variant.inputs() {
+                forget(input).map_err(SweepError::io("read", input))?;
+            }
+        }
+        let traced = matches!(self.kind, Kind::Tiers | Kind::Io);
+        let Some(took) = self.run(setting, &cache, traced)? else { return Ok(None) };
+        let file = self.place(REPORT);
+        let report: Report = parse(&file, |text| serde_json::from_slice(text))?;
+        // Its time would be that of something else.
+        if !report.deaths.is_empty() || report.resumed_bytes > 0 {
+            return Err(SweepError::Died);
+        }
+        let point = Point::new((self.kind, &self.identity), (setting, repetition), &report, took.as_nanos() as u64);
+        let (mut disk, mut load) = (None, None);
+        let trace = self.place(TRACE);
+        match self.kind {
+            Kind::Tiers => load = Some(Load::of(&parse(&trace, Timeline::read)?)),
+            Kind::Io => {
+                let times: FileTimes = parse(&trace, FileTimes::read)?;
+                let (read, written) = (point.read_bytes, point.written_bytes);
+                disk = Some(Disk::measure(&self.place("plain"), (times.read_ns, times.write_ns), read, written)?);
+            }
+            _ => {}
+        }
+        Ok(Some(Point { disk, load, least_moved_bytes: self.least_moved_bytes(&report), ..point }))
+    }
+
+    /// Returns how long it took.
+    fn run(&mut self, setting: Setting, cache: &Path, traced: bool) -> Result<Option<Duration>, SweepError> {
+        let job = self.variant.write(self.growth.as_ref(), setting.size)?;
+        let (report, trace) = (self.place(REPORT), self.place(TRACE));
+        let work = Work {
+            exuvia: &self.exuvia,
+            launcher: &self.launcher,
+            job: &job,
+            setting,
+            cache,
+            report: &report,
+            trace: traced.then_some(trace.as_path()),
+            options: &self.identity.options,
+        };
+        start_and_await(work.command(), &self.signal)
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        self.variant.folder().join(name)
+    }
+
+    /// Of the job as it was run; none where it cannot be planned here.
+    fn least_moved_bytes(&self, report: &Report) -> Option<u64> {
+        let job = Job::load(&self.variant.file()).ok()?;
+        let environment = &report.environment;
+        let ranks = environment.ranks.max(1);
+        let ranks_per_node = ranks.div_ceil(environment.nodes.max(1));
+        let memory_bytes = job.memory_bytes.unwrap_or(self.memory_bytes / u64::from(ranks_per_node));
+        let machine = Machine { ranks, ranks_per_node, threads: environment.threads_per_rank.max(1), memory_bytes };
+        let plan = plan(&job, &layouts(&job).ok()?, &machine).ok()?;
+        let iterations = report.ranks.first()?.iterations.unwrap_or(1);
+        let iterated = |stage: usize| job.iterate.as_ref().is_some_and(|iterate| iterate.stages.contains(&stage));
+        let runs = |stage: usize| if iterated(stage) { iterations } else { 1 };
+        let least = plan.stages.iter().enumerate().map(|(number, stage)| stage.least_moved_bytes(runs(number)));
+        Some(least.sum::<f64>() as u64)
+    }
+}
+
+const REPORT: &str = "report.json";
+const TRACE: &str = "trace.json";
+
+fn parse<T>(file: &Path, parse: impl Fn(&[u8]) -> serde_json::Result<T>) -> Result<T, SweepError> {
+    let text = fs::read(file).map_err(SweepError::io("read", file))?;
+    parse(&text).map_err(|source| SweepError::Report { path: file.to_owned(), source })
+}
