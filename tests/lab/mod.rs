@@ -3,13 +3,16 @@
 
 #[path = "../launch/mod.rs"]
 pub mod launch;
+pub mod rows;
 pub mod slow;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use exuvia::cli::kernel_build;
+use exuvia::exec::{self, Options, Signal};
+use exuvia::fabric;
 use exuvia::report::Report;
 use exuvia::store::{OutputSpec, Reader, Staging, Writer};
 use exuvia::tensor::{Dtype, Region, Shape};
@@ -38,14 +41,23 @@ pub fn text(output: &Output) -> String {
 impl Lab {
     /// With the kernels of these sources.
     pub fn new(kernels: &[&str]) -> Lab {
-        let lab = Lab { folder: tempfile::tempdir().unwrap() };
+        let lab = Lab::bare(kernels);
         let made = python("scripts/make-inputs").arg(lab.path("data")).output().unwrap();
         assert!(made.status.success(), "{}", text(&made));
-        for kernel in kernels {
-            let source = root().join(format!("examples/kernels/{kernel}.c"));
-            kernel_build::build(&source, &lab.path(&format!("{kernel}.wasm")), &[]).unwrap();
-        }
         lab
+    }
+
+    /// Without input data.
+    pub fn bare(kernels: &[&str]) -> Lab {
+        let lab = Lab { folder: tempfile::tempdir().unwrap() };
+        kernels.iter().for_each(|kernel| lab.kernel(&format!("{kernel}.c")));
+        lab
+    }
+
+    /// Builds a kernel of `examples/kernels`.
+    pub fn kernel(&self, source: &str) {
+        let module = self.path(source).with_extension("wasm");
+        kernel_build::build(&root().join("examples/kernels").join(source), &module, &[]).unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -81,10 +93,22 @@ impl Lab {
         self.run_with(ranks, arguments, &[])
     }
 
+    /// Runs it in this process.
+    pub fn run_here(&self, options: &Options) -> Report {
+        let result = exec::run(fabric::solo(), &self.path("job.toml"), options, Signal::default());
+        result.unwrap_or_else(|failure| panic!("{failure:?}")).unwrap()
+    }
+
+    /// Runs it, however that ends.
+    pub fn output(&self, ranks: u32, arguments: &[&str]) -> Output {
+        self.command(ranks, arguments).output().unwrap()
+    }
+
     /// What runs the job.
     pub fn command(&self, ranks: u32, arguments: &[&str]) -> Command {
         let mut command = if ranks == 1 { Command::new(EXUVIA) } else { launch::ranks(ranks, EXUVIA.as_ref()) };
         command.arg("run").args(arguments).arg(self.path("job.toml")).env("EXUVIA_CACHE_DIR", self.path("cache"));
+        command.stdin(Stdio::null());
         command
     }
 
@@ -97,15 +121,17 @@ impl Lab {
         serde_json::from_slice(&fs::read(self.path("report.json")).unwrap()).unwrap()
     }
 
+    /// The bytes of a dataset.
+    pub fn read(&self, file: &str, dataset: &str) -> Vec<u8> {
+        let reader = Reader::open(&self.path(file), dataset).unwrap();
+        let mut bytes = Vec::new();
+        reader.read(&Region::whole(&reader.info().shape), &mut bytes).unwrap();
+        bytes
+    }
+
     /// The bytes of everything that a run wrote.
     pub fn results(&self, report: &Report) -> Vec<(String, Vec<u8>)> {
-        let read = |output: &exuvia::report::OutputReport| {
-            let reader = Reader::open(output.file.as_ref(), &output.dataset).unwrap();
-            let mut bytes = Vec::new();
-            reader.read(&Region::whole(&reader.info().shape), &mut bytes).unwrap();
-            (output.dataset.clone(), bytes)
-        };
-        report.outputs.iter().map(read).collect()
+        report.outputs.iter().map(|output| (output.dataset.clone(), self.read(&output.file, &output.dataset))).collect()
     }
 
     /// Runs a job in many ways: all have the bits of one rank on baseline code, and those are what numpy finds.
