@@ -76,7 +76,7 @@ pub(super) struct Failure {
 #[derive(Debug)]
 pub(super) struct Senses {
     pub(super) watch: Option<(Watch, Topology)>,
-    signal: Signal,
+    pub(super) signal: Signal,
     pub(super) inbox: VecDeque<Message>,
     /// What each rank was at the start.
     pub(super) members: Vec<Rank>,

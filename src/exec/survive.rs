@@ -107,8 +107,15 @@ impl Link {
     }
 
     /// The last step of a run: rank 0 says that the outputs are in place, and no rank leaves before it knows. Who dies from
-    /// then on is not missed.
+    /// then on is not missed. Signals come too late.
     pub fn part(&mut self) -> Result<(), RunError> {
+        let signal = std::mem::take(&mut self.senses.signal);
+        let parted = self.part_unasked();
+        self.senses.signal = signal;
+        parted
+    }
+
+    fn part_unasked(&mut self) -> Result<(), RunError> {
         if self.rank() != 0 {
             let mut backoff = Backoff::default();
             while !self.senses.over.contains(&0) {
@@ -132,5 +139,47 @@ impl Link {
             tracing::warn!("the outputs are in place, but not every rank has said that it knows");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::exec::Signal;
+    use crate::fabric;
+
+    #[test]
+    fn who_is_asked_to_end_while_outputs_are_put_in_place_has_nothing_to_end() {
+        let asked = Signal::default();
+        asked.store(15, Ordering::Relaxed);
+        let part = |fabric| {
+            let mut link = Link::new(fabric, asked.clone());
+            (link.part(), link.signal())
+        };
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = fabric::local(3).into_iter().map(|fabric| scope.spawn(|| part(fabric))).collect();
+            for rank in ranks {
+                let (parted, signal) = rank.join().expect("no panic");
+                assert!(parted.is_ok() && signal == Some(15), "{parted:?}, {signal:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn rank_0_does_not_leave_before_all_know_that_the_outputs_are_in_place() {
+        let knows = AtomicBool::new(false);
+        let mut fabrics = fabric::local(2).into_iter();
+        let (first, second) = (fabrics.next().expect("two"), fabrics.next().expect("two"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                knows.store(true, Ordering::SeqCst);
+                Link::new(second, Signal::default()).part().expect("rank 0 is alive");
+            });
+            Link::new(first, Signal::default()).part().expect("rank 1 is alive");
+            assert!(knows.load(Ordering::SeqCst));
+        });
     }
 }
