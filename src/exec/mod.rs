@@ -22,6 +22,7 @@ mod inputs;
 mod instances;
 mod keeper;
 mod link;
+mod needless;
 mod opening;
 mod outputs;
 mod parts;

@@ -12,6 +12,7 @@ use super::finished::{Done, Finished, Stored};
 use super::identity::identities;
 use super::keeper::{Keeper, Opening};
 use super::link::Link;
+use super::needless::needless;
 use super::resident::Resident;
 use super::sums::Sums;
 use super::{Resume, RunError};
@@ -19,7 +20,7 @@ use crate::engine::Kernel;
 use crate::fabric::{Payload, Rank};
 use crate::job::Job;
 use crate::manifest::{Log, ManifestError, Payload as Beside, Syncer, read_payload};
-use crate::plan::{Origin, Plan, Role, StagePlan};
+use crate::plan::Plan;
 use crate::store::{OutputLayout, Staging, Writer};
 
 /// One rank's side of the manifest. By default it keeps nothing.
@@ -355,32 +356,6 @@ impl Manifest {
         let _ = keeper.remove();
         false
     }
-}
-
-/// The stages that need not run: finished ones, and those whose outputs only such stages read.
-fn needless(
-    plan: &Plan,
-    iterated: std::ops::Range<usize>,
-    done: &BTreeMap<String, Done>,
-    saved: Option<&Saved>,
-) -> BTreeSet<String> {
-    let next = saved.and_then(|saved| plan.stages.iter().position(|stage| stage.name == saved.stage)).unwrap_or(0);
-    let is_saved = |tensor: &String| saved.is_some_and(|saved| saved.tensors.iter().any(|t| t.tensor == *tensor));
-    let mut needed = vec![true; plan.stages.len()];
-    for (position, stage) in plan.stages.iter().enumerate().rev() {
-        let finished = done.get(&stage.name).is_some_and(|done| done.is_all(stage));
-        let writes = |tensor: &str| stage.outputs().any(|output| stage.operands[output].tensor == tensor);
-        let reads = |other: &StagePlan| other.operands.iter().any(|o| o.role == Role::Input && writes(&o.tensor));
-        let vanishes = stage.outputs().all(|output| stage.operands[output].origin == Origin::Scratch);
-        let remembered = position < next && vanishes && stage.outputs().all(|o| is_saved(&stage.operands[o].tensor));
-        let mut readers = plan.stages.iter().zip(&needed).filter(|(other, _)| reads(other));
-        let unread = vanishes && readers.all(|(_, needed)| !needed);
-        needed[position] = !(finished || remembered || unread);
-        if iterated.start == position && needed[iterated.clone()].contains(&true) {
-            needed[iterated.clone()].fill(true);
-        }
-    }
-    plan.stages.iter().zip(needed).filter(|(_, needed)| !needed).map(|(stage, _)| stage.name.clone()).collect()
 }
 
 /// Open files, by dataset.
