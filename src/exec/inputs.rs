@@ -15,7 +15,10 @@ use crate::job::{self, Job};
 use crate::plan::{OperandPlan, Plan, Role, StagePlan, Tile};
 use crate::report::{Counts, Reason};
 use crate::store::Reader;
-use crate::tensor::{Boundary, Dtype, Region, clamp_edges, copy_box, copy_region, padded};
+use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded};
+
+/// Of what may be long to read, so much at once.
+const PART_BYTES: u64 = 64 << 20;
 
 /// Where datasets are that are not where the job says: tensors that a stage of this run wrote lie in a staging file.
 pub(super) type Places = BTreeMap<String, (PathBuf, String)>;
@@ -251,7 +254,7 @@ impl<'a> Which<'a, '_> {
         arrivals: &mut Arrivals,
         counts: &mut Counts,
     ) -> Result<Source<'a>, RunError> {
-        let (key, dtype) = ((self.stage, self.operand), self.operand().dtype);
+        let key = (self.stage, self.operand);
         let moved = &mut counts.moved;
         if let Some(pieces) = from.resident.gather(link, self.plan, key, arrivals, moved)? {
             return Ok(Source::Memory(pieces));
@@ -263,15 +266,15 @@ impl<'a> Which<'a, '_> {
             return Ok(Source::Memory(pieces.clone()));
         }
         let (file, dataset) = place(self.job, &self.operand().tensor, from.places);
-        let file = Source::File(Reader::open(&file, &dataset)?);
+        let reader = Reader::open(&file, &dataset)?;
         let pieces = if self.stage().is_shared(self.operand) {
-            let mine = file.piece(self.stage().share(self.operand, link.rank()), dtype, counts)?;
+            let mine = read_piece(link, &reader, self.stage().share(self.operand, link.rank()), counts)?;
             resident::share(link, self.stage(), self.operand, mine, arrivals, &mut counts.moved)?
         } else if self.stage().is_held(self.operand) || self.keeps() {
             let needs = self.stage().needs(self.operand, link.rank()).into_iter();
-            needs.map(|need| file.piece(need, dtype, counts)).collect::<Result<_, _>>()?
+            needs.map(|need| read_piece(link, &reader, need, counts)).collect::<Result<_, _>>()?
         } else {
-            return Ok(file);
+            return Ok(Source::File(reader));
         };
         if self.keeps() {
             from.kept.pieces.insert(key, pieces.clone());
@@ -281,14 +284,6 @@ impl<'a> Which<'a, '_> {
 }
 
 impl Source<'_> {
-    fn piece(&self, region: Region, dtype: Dtype, counts: &mut Counts) -> Result<Piece, RunError> {
-        let mut bytes = Vec::new();
-        if region.elements() > 0 {
-            self.read_part(&region, dtype.size_bytes(), &mut bytes, counts)?;
-        }
-        Ok(Piece { region, bytes: bytes.into() })
-    }
-
     fn read(
         &self,
         stage: &StagePlan,
@@ -353,6 +348,16 @@ impl Source<'_> {
     }
 }
 
+/// A region of a dataset, for this rank to keep: it may be long to read, so that looks for whatever ends the run come between.
+fn read_piece(link: &mut Link, reader: &Reader, region: Region, counts: &mut Counts) -> Result<Piece, RunError> {
+    let mut bytes = Vec::new();
+    if region.elements() > 0 {
+        reader.read_in_parts(&region, &mut bytes, PART_BYTES, || link.look())?;
+    }
+    counts.read_bytes += bytes.len() as u64;
+    Ok(Piece { region, bytes: bytes.into() })
+}
+
 /// The whole dataset of a broadcast input: rank 0 reads, the other members receive, and nobody else does. Collective.
 fn read_and_send(
     link: &mut Link,
@@ -369,7 +374,7 @@ fn read_and_send(
     if link.rank() == 0 {
         let (file, dataset) = place(input.job, &input.operand().tensor, places);
         let mut read = Vec::new();
-        Reader::open(&file, &dataset)?.read(&region, &mut read)?;
+        Reader::open(&file, &dataset)?.read_in_parts(&region, &mut read, PART_BYTES, || link.look())?;
         counts.read_bytes += read.len() as u64;
         bytes = Some(Payload::from(read));
     }

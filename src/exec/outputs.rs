@@ -193,6 +193,7 @@ impl Outputs {
     /// into the memory of this rank what it has of it.
     pub fn recover(&mut self, link: &mut Link, plan: &StagePlan, stagings: &mut Stagings) -> Result<(), RunError> {
         for (at, finished) in stagings.manifest.earlier(&plan.name).to_vec().into_iter().enumerate() {
+            link.look()?;
             let is_mine = at as u64 % u64::from(link.size()) == u64::from(link.rank());
             for (number, stored) in finished.outputs.iter().enumerate() {
                 let output = &self.outputs[number];

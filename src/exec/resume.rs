@@ -146,9 +146,13 @@ impl Manifest {
             return Ok((finished, 0));
         }
         let mine = (0..finished.len()).skip(link.rank() as usize).step_by(link.size() as usize);
-        let mut writers = Writers::default();
-        let is_bad = |at: &usize| !self.is_sound(plan, &finished[*at], &mut writers);
-        let bad: Vec<usize> = mine.filter(is_bad).collect();
+        let (mut writers, mut bad) = (Writers::default(), Vec::new());
+        for at in mine {
+            link.look()?;
+            if !self.is_sound(plan, &finished[at], &mut writers) {
+                bad.push(at);
+            }
+        }
         let all = link.allgather(serde_json::to_vec(&bad).unwrap_or_default())?;
         let mut damaged = vec![false; finished.len()];
         for (rank, bytes) in (0..).zip(&all) {

@@ -156,10 +156,44 @@ impl Reader {
 
     /// Reads a region into `out`, which becomes its packed row-major bytes in native byte order.
     pub fn read(&self, region: &Region, out: &mut Vec<u8>) -> Result<(), StoreError> {
+        self.read_in_parts(region, out, u64::MAX, || Ok(()))
+    }
+
+    /// The same, but asks before each part of about `part_bytes` whether to go on. Parts are whole chunks and whole rows.
+    pub fn read_in_parts<E: From<StoreError>>(
+        &self,
+        region: &Region,
+        out: &mut Vec<u8>,
+        part_bytes: u64,
+        mut go_on: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
         let whole = Region::whole(&self.info.shape);
         assert!(whole.contains(region), "{region} of {}", self.info.shape);
-        out.resize(region.elements() as usize * self.info.dtype.size_bytes(), 0);
-        let what = format!("read {region} of '{}'", self.info.dataset);
-        raw::read(&self.dataset, self.info.dtype, region, out).map_err(StoreError::hdf5(&self.info.file, what))
+        let dtype = self.info.dtype;
+        out.resize(region.elements() as usize * dtype.size_bytes(), 0);
+        if out.is_empty() {
+            return Ok(());
+        }
+        // Along this axis parts follow one another in `out`.
+        let axis = region.extent.iter().position(|extent| *extent > 1).unwrap_or(0);
+        let extent = region.extent.get(axis).copied().unwrap_or(1);
+        let row_bytes = out.len() as u64 / extent;
+        let chunk = self.info.chunk.as_ref().map_or(1, |chunk| chunk[axis]);
+        let rows = (part_bytes / row_bytes).max(1).saturating_add(chunk - 1) / chunk * chunk;
+        let (mut part, mut at) = (region.clone(), 0);
+        while at < extent {
+            go_on()?;
+            let mut end = extent;
+            if let (Some(offset), Some(length)) = (part.offset.get_mut(axis), part.extent.get_mut(axis)) {
+                *offset = region.offset[axis] + at;
+                end = extent.min((*offset / chunk * chunk).saturating_add(rows) - region.offset[axis]);
+                *length = end - at;
+            }
+            let bytes = &mut out[(at * row_bytes) as usize..(end * row_bytes) as usize];
+            let what = format!("read {part} of '{}'", self.info.dataset);
+            raw::read(&self.dataset, dtype, &part, bytes).map_err(StoreError::hdf5(&self.info.file, what))?;
+            at = end;
+        }
+        Ok(())
     }
 }

@@ -73,6 +73,15 @@ fn every_dtype_and_storage_survives_the_round_trip() {
             let size = dtype.size_bytes();
             let want: Vec<u8> = (1..4).flat_map(|r| bytes[(r * 7 + 2) * size..(r * 7 + 6) * size].to_vec()).collect();
             assert_eq!(got, want);
+            for (part, parts) in [(1, 3 - u64::from(chunk.is_some())), (8 * size as u64, 2), (1 << 20, 1)] {
+                let (mut again, mut asked) = (Vec::new(), 0);
+                let go_on = || -> Result<(), StoreError> {
+                    asked += 1;
+                    Ok(())
+                };
+                reader.read_in_parts(&region(&[1, 2], &[3, 4]), &mut again, part, go_on).unwrap();
+                assert_eq!((again, asked), (want.clone(), parts), "{chunk:?} in parts of {part} bytes");
+            }
         }
     }
     assert_eq!(list(&folder.path().join("f32-0.h5")).unwrap(), ["a/b"]);
