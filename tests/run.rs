@@ -4,6 +4,7 @@
 mod lab;
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -110,6 +111,17 @@ fn an_interrupted_run_leaves_nothing() {
         assert!(text(&output).contains(&format!("interrupted by {signal_name}")), "{}", text(&output));
         assert_no_output(&lab);
     }
+}
+
+#[test]
+fn a_second_ctrl_c_ends_a_run_at_once() {
+    let lab = rows_lab();
+    let (mut child, pids) = endless(&lab, 1);
+    // The first is told from the second; until then the run waits for a task that never ends.
+    signal(&pids, "-INT");
+    std::thread::sleep(Duration::from_millis(100));
+    signal(&pids, "-INT");
+    assert_eq!(child.wait().unwrap().signal(), Some(2));
 }
 
 #[test]

@@ -3,12 +3,15 @@
 
 mod lab;
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use exuvia::report::{Death, Report};
 use lab::launch::open_mpi;
+use lab::rows::{rows_job, rows_lab, wat};
 use lab::slow::{assert_tidy, chance, expected, kills, pids, record_bytes, signal, slow_job, slow_lab};
 use lab::{EXUVIA, Lab, text};
 
@@ -19,11 +22,15 @@ struct Supervised {
 }
 
 fn start(lab: &Lab, ranks: u32, arguments: &[&str]) -> Supervised {
+    Supervised { child: command(lab, ranks, arguments).spawn().unwrap(), ranks }
+}
+
+fn command(lab: &Lab, ranks: u32, arguments: &[&str]) -> Command {
     let mut command = Command::new(EXUVIA);
     command.args(["run", "--ranks", &ranks.to_string(), "--threads", "1", "--report"]).arg(lab.path("report.json"));
     command.args(arguments).arg(lab.path("job.toml")).env("EXUVIA_CACHE_DIR", lab.path("cache"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Supervised { child: command.spawn().unwrap(), ranks }
+    command
 }
 
 impl Supervised {
@@ -64,6 +71,9 @@ fn assert_done(lab: &Lab, output: &Output, expected: &[(String, Vec<u8>)], what:
     assert!(lab.results(&report) == expected, "{what}");
     assert_tidy(lab);
     let said = text(output);
+    // What it finished before a death is no earlier run's.
+    let started_once = !said.contains("starting them again");
+    assert!(report.deaths.is_empty() || !started_once || report.resumed_bytes == 0, "{what}: {said}");
     for death in &report.deaths {
         assert!(said.contains(&format!("rank {} ", death.rank)) && said.contains(" died; going on"), "{what}: {said}");
         assert!(said.contains(&format!("died  rank {} on", death.rank)), "{what}: {said}");
@@ -77,9 +87,10 @@ fn assert_done(lab: &Lab, output: &Output, expected: &[(String, Vec<u8>)], what:
 #[test]
 fn a_killed_rank_does_not_end_the_run_nor_change_its_bits() {
     let lab = slow_lab(100_000);
+    let (mut all_killed, mut pauses_ns) = (0, Vec::new());
     for seed in 0..kills(4) {
         let ranks = 4 + (chance(seed) % 5) as u32;
-        let mut run = start(&lab, ranks, &[]);
+        let mut run = start(&lab, ranks, if seed % 2 == 0 { &[] } else { &["--fresh"] });
         let mut killed = 0;
         // The first of them rank 0, any other rank later; as many records later as chance wills.
         for attempt in 0..1 + seed % 3 {
@@ -89,13 +100,20 @@ fn a_killed_rank_does_not_end_the_run_nor_change_its_bits() {
             }
         }
         let (pids, what) = (run.ranks, format!("seed {seed}, {ranks} ranks"));
-        let deaths = assert_done(&lab, &run.wait(), &expected(1.0), &what);
+        let output = run.wait();
+        let (deaths, said) = (assert_done(&lab, &output, &expected(1.0), &what), text(&output));
+        all_killed += killed;
+        pauses_ns.extend(deaths.iter().filter_map(|death| Some(death.first_task_ns? - death.at_ns)));
         if open_mpi() {
             assert!(deaths.len() <= killed && killed < pids as usize, "{what}: {deaths:?}");
+            // What the run itself has finished counts, whatever is not to count of earlier ones.
+            assert!(deaths.is_empty() || said.contains("are finished, and not computed again"), "{what}: {said}");
             // What was killed as it left is not missed.
             assert!(seed > 0 || deaths.iter().any(|death| death.rank == 0), "{what}: {deaths:?}");
         }
     }
+    pauses_ns.sort_unstable();
+    println!("{all_killed} ranks killed; from agreeing on a death to the next task: {pauses_ns:?} ns");
 }
 
 #[test]
@@ -137,7 +155,8 @@ fn a_run_that_starts_its_ranks_ends_as_they_do() {
     signal(&[run.child.id()], "-TERM");
     let output = run.wait();
     assert_eq!(output.status.code(), Some(75), "{}", text(&output));
-    assert!(text(&output).contains("is kept: run the same command again"), "{}", text(&output));
+    assert!(text(&output).starts_with("error: interrupted by SIGTERM\n"), "{}", text(&output));
+    assert!(text(&output).ends_with("is kept: run the same command again to go on from there\n"), "{}", text(&output));
     slow_job(&lab, 10);
     let bad = "(module (memory 1) (func (export \"slow\") (param i32 i32) (result i32) (i32.const 9)))";
     fs::write(lab.path("slow.wasm"), wat::parse_str(bad).unwrap()).unwrap();
@@ -146,4 +165,72 @@ fn a_run_that_starts_its_ranks_ends_as_they_do() {
     assert_eq!(text(&output).matches("error: ").count(), 1, "{}", text(&output));
     fs::write(lab.path("job.toml"), "[").unwrap();
     assert_eq!(start(&lab, 2, &[]).wait().status.code(), Some(2));
+}
+
+#[test]
+fn a_second_ctrl_c_ends_all_ranks_at_once() {
+    let lab = rows_lab();
+    wat(&lab, "endless.wasm", "(loop (br 0))");
+    rows_job(&lab, "endless.wasm", "limits = { time = \"60s\" }");
+    let mut run = start(&lab, 2, &["--tier", "baseline"]);
+    let begun =
+        || fs::read_dir(lab.path("")).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains(".part"));
+    while !begun() {
+        assert!(run.child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Beyond the creation of outputs the kernel is reached at once.
+    std::thread::sleep(Duration::from_millis(300));
+    let supervisor = [run.child.id()];
+    signal(&supervisor, "-INT");
+    // The first is told from the second; until then the ranks wait for tasks that never end.
+    std::thread::sleep(Duration::from_millis(100));
+    signal(&supervisor, "-INT");
+    let pids = run.pids(&lab);
+    let output = run.wait();
+    assert_eq!(output.status.code(), Some(75), "{}", text(&output));
+    assert!(text(&output).starts_with("error: interrupted, and the ranks had no time"), "{}", text(&output));
+    assert!(pids.iter().all(|pid| !exuvia::topology::process_alive(*pid)));
+}
+
+/// A launcher in the place of the real one; returns the PATH on which it is found.
+fn false_launcher(lab: &Lab, script: &str) -> OsString {
+    let (folder, name) = (lab.path("bin"), if open_mpi() { "mpirun.openmpi" } else { "mpiexec.mpich" });
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join(name), format!("#!/bin/sh\necho \"$@\" >> '{}'\n{script}\n", lab.path("starts").display()))
+        .unwrap();
+    fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    let paths = std::env::var_os("PATH").unwrap();
+    std::env::join_paths(std::iter::once(folder).chain(std::env::split_paths(&paths))).unwrap()
+}
+
+fn starts(lab: &Lab) -> Vec<String> {
+    fs::read_to_string(lab.path("starts")).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn ranks_that_are_lost_again_and_again_are_given_up() {
+    let lab = Lab::bare(&[]);
+    let path = false_launcher(&lab, "exit 1");
+    let output = command(&lab, 3, &["--fresh"]).env("PATH", path).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("error: the ranks of the run were lost 4 times"), "{}", text(&output));
+    // What the first of them has cleared away is gone.
+    let fresh: Vec<bool> = starts(&lab).iter().map(|start| start.contains("--fresh")).collect();
+    assert_eq!(fresh, [true, false, false, false]);
+}
+
+#[test]
+fn ranks_that_were_asked_to_end_are_not_started_again() {
+    let lab = Lab::bare(&[]);
+    let path = false_launcher(&lab, "exec sleep 60");
+    let child = command(&lab, 3, &[]).env("PATH", path).spawn().unwrap();
+    while starts(&lab).is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(&[child.id()], "-INT");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(75), "{}", text(&output));
+    assert!(text(&output).starts_with("error: interrupted, and the ranks had no time"), "{}", text(&output));
+    assert_eq!(starts(&lab).len(), 1);
 }

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal as Kill, kill_process};
+use signal_hook::consts::SIGUSR1;
+use signal_hook::iterator::Signals;
 
 use super::fail;
 use crate::exec::{ExitCode, Signal};
@@ -24,11 +26,13 @@ const FOLDER: &str = "EXUVIA_LAUNCH";
 const WATCHED: &str = "watched";
 /// In it: the run has ended, with this exit status.
 const ENDED: &str = "ended";
+/// In it: the signal that asked the run to end.
+const ASKED: &str = "asked";
 /// How often ranks are started again.
 const RESTARTS: u32 = 3;
 const GLANCE: Duration = Duration::from_millis(10);
-/// What Open MPI's launcher says to whom it cannot help when a rank has died; it means nothing.
-const NOISE: &str = "PMIX ERROR: ";
+/// What Open MPI's launcher says when a rank has died, and when it does what it was asked to do; it means nothing.
+const NOISE: [&str; 2] = ["PMIX ERROR: ", "Forwarding signal "];
 
 #[derive(Debug, thiserror::Error)]
 enum LaunchError {
@@ -66,17 +70,30 @@ pub(super) fn tell_of_panics() {
     }));
 }
 
+/// From now on SIGUSR1 sets `signal`: under a supervisor to what it got, since launchers forward that one signal alone.
+pub(super) fn heed_usr1(signal: &Signal) -> std::io::Result<()> {
+    let (mut signals, signal, folder) = (Signals::new([SIGUSR1])?, signal.clone(), std::env::var_os(FOLDER));
+    std::thread::spawn(move || {
+        for number in signals.forever() {
+            let asked = || std::fs::read_to_string(Path::new(folder.as_ref()?).join(ASKED)).ok()?.parse().ok();
+            signal.store(asked().unwrap_or(number as usize), Ordering::Relaxed);
+        }
+    });
+    Ok(())
+}
+
 fn tell(name: &str, text: &str) {
     let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(&folder)?;
-        file.write_all(text.as_bytes())?;
-        file.persist(folder.join(name)).map_err(|e| e.error)?;
-        Ok(())
-    };
-    if let Err(error) = write() {
+    if let Err(error) = write(&folder, name, text) {
         tracing::warn!("the supervisor of this run cannot be told: {}: {error}", folder.display());
     }
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> std::io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(folder.join(name)).map_err(|e| e.error)?;
+    Ok(())
 }
 
 /// Runs this command on so many ranks, and sees to it that it comes to an end.
@@ -93,7 +110,11 @@ pub(super) fn supervise(ranks: u32, signal: &Signal) -> ExitCode {
         };
         match look_after(&mut launched, folder.path(), signal) {
             End::Status(code) => return code,
-            End::Stopped => return ExitCode::Resumable,
+            End::Stopped => {
+                eprintln!("error: interrupted, and the ranks had no time to say how far they were");
+                eprintln!("help: run the same command again: what is finished is kept");
+                return ExitCode::Resumable;
+            }
             End::Lost if restarts == RESTARTS => break,
             End::Lost => {
                 eprintln!("note: the run was lost with its ranks; starting them again ({} of {RESTARTS})", restarts + 1)
@@ -136,7 +157,7 @@ fn launch(ranks: u32, arguments: &[OsString], folder: &Path) -> Result<Child, La
         std::thread::spawn(move || {
             let mut lines = BufReader::new(stderr).split(b'\n');
             while let Some(Ok(line)) = lines.next() {
-                if !String::from_utf8_lossy(&line).contains(NOISE) {
+                if !NOISE.iter().any(|noise| String::from_utf8_lossy(&line).contains(noise)) {
                     let _ = std::io::stderr().write_all(&[&line[..], b"\n"].concat());
                 }
             }
@@ -153,7 +174,7 @@ fn look_after(launched: &mut Child, folder: &Path, signal: &Signal) -> End {
     let mut watched = false;
     while !matches!(launched.try_wait(), Ok(Some(_)) | Err(_)) {
         std::thread::sleep(GLANCE);
-        pass_on(launched, signal, &mut passed_on);
+        pass_on(launched, folder, signal, &mut passed_on);
         watched = watched || folder.join(WATCHED).exists() || status().is_some();
         if !watched {
             // MPI itself waits for all ranks as it starts, for ever if need be.
@@ -172,12 +193,24 @@ fn look_after(launched: &mut Child, folder: &Path, signal: &Signal) -> End {
     status().map_or(unsaid, End::Status)
 }
 
-/// The first signal asks the ranks to end, by the one signal that all launchers forward; another one is not to be waited for.
-fn pass_on(launched: &Child, signal: &AtomicUsize, passed_on: &mut u32) {
-    if signal.swap(0, Ordering::Relaxed) == 0 {
+/// The first signal asks the ranks to end, by the one signal that all launchers forward; another one ends them at once.
+fn pass_on(launched: &Child, folder: &Path, signal: &AtomicUsize, passed_on: &mut u32) {
+    let asked = signal.swap(0, Ordering::Relaxed);
+    if asked == 0 {
         return;
     }
-    kill(launched.id(), if *passed_on == 0 { Kill::USR1 } else { Kill::TERM });
+    if let Err(error) = write(folder, ASKED, &asked.to_string()) {
+        tracing::debug!("{}: {error}", folder.display());
+    }
+    if *passed_on == 0 {
+        kill(launched.id(), Kill::USR1);
+    } else {
+        if fabric::is_open_mpi() {
+            // Its launcher would give them another second.
+            children(launched.id()).into_iter().for_each(|rank| kill(rank, Kill::KILL));
+        }
+        kill(launched.id(), Kill::TERM);
+    }
     *passed_on += 1;
 }
 

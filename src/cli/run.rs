@@ -3,9 +3,12 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{Output, fail, launch, print_json, progress};
 use crate::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
@@ -117,12 +120,11 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         return ExitCode::Usage;
     }
     let signal = Signal::default();
-    for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1] {
-        if let Err(error) = signal_hook::flag::register_usize(number, signal.clone(), number as usize) {
-            tracing::warn!("signal {number} cannot be caught: {error}");
-        }
+    let supervises = arguments.ranks.is_some_and(|ranks| ranks > 1) && matches!(launcher(), Launcher::None);
+    if let Err(error) = heed_signals(&signal, supervises) {
+        tracing::warn!("signals cannot be caught: {error}");
     }
-    if let (Some(ranks), Launcher::None) = (arguments.ranks.filter(|ranks| *ranks > 1), launcher()) {
+    if let (Some(ranks), true) = (arguments.ranks, supervises) {
         return launch::supervise(ranks, &signal);
     }
     let fabric = match fabric::connect() {
@@ -184,6 +186,21 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
             std::process::exit(leave(rank, failure.code) as i32);
         }
     }
+}
+
+/// Signals that ask the run to end set `signal`. Who presses Ctrl-C twice wants no more waiting: where no launcher and no
+/// supervisor stands between the terminal and this process, the second one ends it as if nobody had caught it.
+fn heed_signals(signal: &Signal, supervises: bool) -> std::io::Result<()> {
+    if matches!(launcher(), Launcher::None) && !supervises {
+        let pressed = Arc::new(AtomicBool::new(false));
+        // In this order: the first time there is nothing to end it yet.
+        signal_hook::flag::register_conditional_default(SIGINT, pressed.clone())?;
+        signal_hook::flag::register(SIGINT, pressed)?;
+    }
+    for number in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_usize(number, signal.clone(), number as usize)?;
+    }
+    launch::heed_usr1(signal)
 }
 
 /// The status that this rank leaves with. Where one rank fails, `srun -K` ends the others and forgets the status; of a run that
