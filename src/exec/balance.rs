@@ -197,4 +197,29 @@ mod tests {
         assert_eq!(after(5000 * MS), [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(after(0), after(1000));
     }
+
+    #[test]
+    fn ranks_decide_alike_and_by_what_came_since_they_last_compared() {
+        // What two ranks take for a stage in each iteration: they compare after the first, the second and the fourth.
+        let times = [[60, 0], [30, 30], [8, 0], [8, 0]];
+        let iterate = |rank: usize, fabric| {
+            let mut link = Link::new(fabric, crate::exec::Signal::default());
+            let (mut balance, mut decided) = (Balance::default(), Vec::new());
+            balance.begin();
+            for ms in times {
+                balance.note(4, ms[rank] * MS, 0);
+                balance.end_iteration(&mut link).unwrap();
+                decided.push((balance.steals(4), balance.steals(3)));
+            }
+            decided
+        };
+        std::thread::scope(|scope| {
+            let ranks = (0..).zip(crate::fabric::local(2));
+            let ranks: Vec<_> = ranks.map(|(rank, fabric)| scope.spawn(move || iterate(rank, fabric))).collect();
+            for rank in ranks {
+                let decided = rank.join().unwrap();
+                assert_eq!(decided, [true, false, false, true].map(|steals| (steals, false)));
+            }
+        });
+    }
 }

@@ -225,6 +225,48 @@ fn interval(cost: Duration, left: Option<Duration>) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::{Dtype, Shape};
+
+    #[test]
+    fn a_checkpoint_with_any_byte_changed_is_not_sound() {
+        let lab = tempfile::tempdir().unwrap();
+        let (file, shape) = (lab.path().join("checkpoint.h5"), Shape::new([6, 4]).unwrap());
+        let spec = OutputSpec { dataset: "u".into(), dtype: Dtype::U16, shape, chunk: None, deflate: None };
+        let mut staging = Staging::begin(&file, "new").unwrap();
+        let mut layout = staging.create(&[spec]).unwrap().remove(0);
+        let piece = |offset: u64, extent: u64| Region { offset: vec![offset, 0], extent: vec![extent, 4] };
+        let (regions, mut pieces) = ([piece(0, 1), piece(1, 3), piece(4, 2)], Vec::new());
+        for region in &regions {
+            let bytes: Vec<u8> = (0..8 * region.extent[0]).map(|at| (region.offset[0] * 8 + at + 1) as u8).collect();
+            Writer::open(&layout).unwrap().write(region, &bytes).unwrap();
+            pieces.push((region.clone(), crc32fast::hash(&bytes)));
+        }
+        staging.publish().unwrap();
+        layout.temporary = file.clone();
+        let (tensor, stage) = ("u".to_owned(), "s".to_owned());
+        let tensors = vec![SavedTensor { tensor, stage: stage.clone(), operand: 1, layout, pieces }];
+        let mut saved = Saved { stage, iteration: 3, file: file.clone(), tensors };
+        let sound = |saved: &Saved, parts| (0..parts).map(|part| saved.is_sound(part, parts)).collect::<Vec<_>>();
+        assert_eq!(sound(&saved, 3), [true; 3]);
+        let whole = std::fs::read(&file).unwrap();
+        let first = whole.windows(48).position(|bytes| bytes.iter().copied().eq(1..=48)).unwrap();
+        for at in 0..48 {
+            let mut flipped = whole.clone();
+            flipped[first + at] ^= 16;
+            std::fs::write(&file, flipped).unwrap();
+            // Whoever looks at that part sees it, and nobody else.
+            let part = regions.iter().position(|region| (at as u64) < 8 * region.end(0)).unwrap();
+            assert_eq!(sound(&saved, 3), [0, 1, 2].map(|other| other != part), "byte {at}");
+            assert_eq!(sound(&saved, 1), [false]);
+        }
+        for length in [first + 47, first, 9] {
+            std::fs::write(&file, &whole[..length]).unwrap();
+            assert!(sound(&saved, 2).contains(&false), "cut to {length}");
+        }
+        std::fs::write(&file, &whole).unwrap();
+        saved.tensors[0].pieces.pop();
+        assert_eq!(sound(&saved, 2), [false; 2], "a rank's part is missing");
+    }
 
     #[test]
     fn cheap_checkpoints_come_often_and_the_end_brings_them_closer() {

@@ -101,7 +101,7 @@ impl Done {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::job::Job;
     use crate::plan::{Layout, Machine, plan};
@@ -111,10 +111,11 @@ mod tests {
         Tile(Region { offset: offset.to_vec(), extent: extent.to_vec() })
     }
 
-    fn stage(compute: &str, ranks: u32) -> StagePlan {
+    /// A stage on 600 x 500 numbers.
+    pub fn stage(compute: &str, output: &str, ranks: u32) -> StagePlan {
         let text = format!(
             "[tensors]\nx = {{ file = \"i\", dataset = \"x\" }}\n\
-             y = {{ create = \"o\", dataset = \"y\", dtype = \"f64\" }}\n\
+             y = {{ create = \"o\", dataset = \"y\", dtype = \"f64\"{output} }}\n\
              [[stages]]\nkernel = \"k\"\ncompute = {compute}\n"
         );
         let job = Job::parse(&text, "job.toml".as_ref()).unwrap();
@@ -136,13 +137,13 @@ mod tests {
         for (compute, name) in
             [("\"x[a,b] -> y[a,b]\"", "map"), ("\"x[a~1,b~1] -> y[a,b]\"\nboundary = \"zero\"", "halo")]
         {
-            let before = stage(compute, 3);
+            let before = stage(compute, "", 3);
             let blocks: Vec<Tile> = (0..3).flat_map(|rank| before.blocks(rank)).collect();
             assert!(blocks.len() > 6, "{name}: {}", blocks.len());
             let done = Done::new(blocks.into_iter().step_by(2).collect());
             assert!(!done.is_all(&before));
             for ranks in [1, 2, 7] {
-                let now = stage(compute, ranks);
+                let now = stage(compute, "", ranks);
                 let left: Vec<Tile> = (0..ranks).flat_map(|rank| done.blocks_left(&now, rank)).collect();
                 let all: Vec<&Tile> = left.iter().chain(done.tiles()).collect();
                 assert_eq!(all.iter().map(|tile| tile.0.elements()).sum::<u64>(), 600 * 500, "{name}, {ranks}");
@@ -157,7 +158,7 @@ mod tests {
 
     #[test]
     fn cells_of_a_reduction_are_done_as_wholes() {
-        let plan = stage("\"x[a,b] -> y[a]\"\ncombine = \"sum\"", 2);
+        let plan = stage("\"x[a,b] -> y[a]\"\ncombine = \"sum\"", "", 2);
         let cells: Vec<Tile> = (0..).map_while(|cell| plan.cell_tile(cell)).collect();
         assert!(cells.len() > 1, "{}", cells.len());
         let mut part = cells[0].clone();

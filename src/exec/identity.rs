@@ -192,6 +192,8 @@ fn stat(file: &File) -> Option<(u64, i128)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{Layout, Machine, plan};
+    use crate::tensor::{Dtype, Shape};
 
     fn identity(stage: &str, kernel: &str, reads: &[&str], writes: &[&str]) -> Identity {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
@@ -234,6 +236,69 @@ mod tests {
     }
 
     #[test]
+    fn stages_of_a_loop_stand_and_fall_together() {
+        let text = "[tensors]\nx = { file = \"i\", dataset = \"x\" }\ny = { dtype = \"f64\" }\n\
+                    z = { create = \"o\", dataset = \"z\", dtype = \"f64\" }\n\
+                    w = { create = \"o\", dataset = \"w\", dtype = \"f64\" }\n\
+                    [[stages]]\nname = \"one\"\nkernel = \"k\"\ncompute = \"x[n] -> y[n]\"\n\
+                    [[stages]]\nname = \"two\"\nkernel = \"k\"\ncompute = \"y[n] -> z[n]\"\n\
+                    [[stages]]\nname = \"three\"\nkernel = \"k\"\ncompute = \"z[n] -> w[n]\"\n\
+                    [iterate]\nstages = [\"one\", \"two\"]\ncount = 3\nexchange = [[\"x\", \"z\"]]\n";
+        let job = Job::parse(text, "job.toml".as_ref()).unwrap();
+        let stages = |kernels: [&str; 3]| {
+            vec![
+                identity("one", kernels[0], &["x"], &["y"]),
+                identity("two", kernels[1], &["y"], &["z"]),
+                identity("three", kernels[2], &["z"], &["w"]),
+            ]
+        };
+        let changed = |kernels| -> Vec<String> {
+            changes(&job, &stages(["k", "k", "k"]), &stages(kernels), &[]).into_keys().collect()
+        };
+        assert_eq!(changed(["k", "j", "k"]), ["one", "three", "two"]);
+        assert_eq!(changed(["k", "k", "j"]), ["three"]);
+    }
+
+    /// All that the job says of a stage is in its definition, and nothing that the machine does.
+    #[test]
+    fn a_definition_changes_with_the_job_and_not_with_the_machine() {
+        let text = "[tensors]\nx = { file = \"i\", dataset = \"x\" }\nc = { value = 7, dtype = \"f64\" }\n\
+                    y = { create = \"o\", dataset = \"y\", dtype = \"f64\" }\n\
+                    z = { create = \"o\", dataset = \"z\", dtype = \"f64\" }\n\
+                    [[stages]]\nname = \"one\"\nkernel = \"k\"\ncompute = \"x[n~1,d], c[] -> y[n,d]\"\n\
+                    boundary = \"clamp\"\n\
+                    [[stages]]\nname = \"two\"\nkernel = \"k\"\ncompute = \"y[n,d] -> z[d]\"\ncombine = \"sum\"\n\
+                    [iterate]\nstages = [\"one\"]\ncount = 3\nexchange = [[\"x\", \"y\"]]\n";
+        let wat = "(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) (i32.const 0)) \
+                   (func (export \"j\") (param i32 i32) (result i32) (i32.const 0)))";
+        let module = wat::parse_str(wat).unwrap();
+        let definitions = |text: &str, export: &str, ranks: u32| -> Vec<String> {
+            let job = Job::parse(text, "job.toml".as_ref()).unwrap();
+            let layout = Layout { dtype: Dtype::F64, shape: Shape::new([600, 500]).unwrap(), chunk: None };
+            let machine = Machine { ranks, ranks_per_node: ranks, threads: ranks, memory_bytes: 1 << 30 };
+            let plan = plan(&job, &[("x".to_owned(), layout)].into(), &machine).unwrap();
+            let kernel = Kernel::from_bytes("k", &module, Some(export)).unwrap();
+            identities(&job, &plan, &[&kernel, &kernel]).into_iter().map(|identity| identity.definition).collect()
+        };
+        let before = definitions(text, "k", 1);
+        assert_eq!(definitions(text, "k", 6), before);
+        assert!(definitions(text, "j", 1).iter().zip(&before).all(|(now, before)| now != before), "another export");
+        for (from, to, expected) in [
+            ("value = 7", "value = 8", [true, false]),
+            ("\"clamp\"", "\"periodic\"", [true, false]),
+            ("n~1", "n~2", [true, false]),
+            ("count = 3", "count = 4", [true, false]),
+            ("\"sum\"", "\"max\"", [false, true]),
+            ("dataset = \"x\"", "dataset = \"xx\"", [true, false]),
+            ("dataset = \"z\", dtype = \"f64\"", "dataset = \"z\", dtype = \"f32\"", [false, true]),
+            ("dataset = \"z\",", "dataset = \"z\", chunk = [10],", [false, true]),
+        ] {
+            let now = definitions(&text.replacen(from, to, 1), "k", 1);
+            assert_eq!([now[0] != before[0], now[1] != before[1]], expected, "{to}");
+        }
+    }
+
+    #[test]
     fn a_file_is_what_it_was_by_its_content() {
         let lab = tempfile::tempdir().unwrap();
         let file = lab.path().join("x");
@@ -247,5 +312,9 @@ mod tests {
         std::fs::write(&copy, [1, 2, 4]).unwrap();
         assert!(!print.holds(&copy) && !print.holds(&lab.path().join("z")));
         assert!(Fingerprint::take(&file, &AtomicBool::new(true)).is_none());
+        // As long as it was, but at another time.
+        std::fs::write(&file, [1, 2, 5]).unwrap();
+        File::options().write(true).open(&file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        assert!(!print.holds(&file));
     }
 }

@@ -142,6 +142,45 @@ fn parts(plan: &StagePlan, block: &BlockData) -> Vec<Part> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::finished::tests::stage;
+    use crate::tensor::Region;
+
+    /// What is computed in two goes is written once, whole units first, each element where it belongs.
+    #[test]
+    fn parts_of_a_block_and_its_rest_are_the_block() {
+        for (chunk, unit) in [("", 1), (", chunk = [7, 500]", 7)] {
+            let plan = stage("\"x[a,b] -> y[a,b]\"", chunk, 1);
+            let output = plan.outputs().next().unwrap();
+            let numbers = |region: &Region| -> Vec<u8> {
+                let row = |a: u64| (0..region.extent[1]).map(move |b| (a * 500 + b + region.offset[1]) as f64);
+                (region.offset[0]..region.end(0)).flat_map(row).flat_map(f64::to_le_bytes).collect()
+            };
+            let blocks: Vec<Tile> = plan.blocks(0).collect();
+            for block in [&blocks[1], &blocks[blocks.len() - 1]] {
+                let (slices, offset) = (plan.slices(block), block.0.offset[0]);
+                assert!(slices > 3 * unit, "{slices}");
+                let mut tiles = TileOutputs::new(vec![numbers(&plan.region(output, block))]);
+                let (mut parts, middle) = (Vec::new(), slices / 2 + 1);
+                for (start, end) in [(1, middle), (middle + 1, slices)] {
+                    tiles.computed.add(start, end);
+                    parts.extend(tiles.take_parts(&plan, block));
+                }
+                assert_eq!(parts.len(), 2);
+                assert_eq!(tiles.take_parts(&plan, block), [], "they count as written");
+                tiles.computed.add(0, slices);
+                parts.extend(tiles.take_rest(&plan, block));
+                parts.sort_by_key(|(tile, _)| tile.0.offset[0]);
+                let mut next = offset;
+                for (tile, results) in &parts {
+                    assert_eq!(tile.0.offset[0], next, "each slice once");
+                    assert!(next % unit == 0 && (tile.0.end(0) % unit == 0 || tile.0.end(0) == 600), "{tile:?}");
+                    assert!(results[0] == numbers(&plan.region(output, tile)), "{tile:?}");
+                    next = tile.0.end(0);
+                }
+                assert_eq!(next, offset + slices);
+            }
+        }
+    }
 
     #[test]
     fn runs_join_where_they_touch() {

@@ -206,4 +206,15 @@ mod tests {
         let Step::Ask { victim: again, attempt: next } = hunt.next(0, &team) else { panic!() };
         assert!(again == victim && next > attempt);
     }
+
+    #[test]
+    fn of_the_ranks_known_the_one_that_ends_last_is_asked() {
+        let team = Team::packed(8, 4).next().unwrap();
+        let mut hunt = Hunt::default();
+        for (rank, busy_ns) in [(5, 300_000_000), (2, 900_000_000), (7, 600_000_000)] {
+            hunt.heed_hint(0, &team, Some((rank, busy_ns)));
+        }
+        let Step::Ask { victim, .. } = hunt.next(0, &team) else { panic!() };
+        assert_eq!(victim, 2);
+    }
 }

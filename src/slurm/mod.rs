@@ -29,13 +29,18 @@ pub fn submit(script: &Script<'_>) -> Result<String, SlurmError> {
     let mut file = tempfile::Builder::new().suffix(".sbatch").tempfile_in(script.directory).map_err(failed)?;
     file.write_all(script.render().as_bytes()).and_then(|()| file.flush()).map_err(failed)?;
     let said = program::output("sbatch", ["--parsable".as_ref(), file.path().as_os_str()])?;
-    // `ID` or `ID;CLUSTER`
-    let id = said.trim().split(';').next().unwrap_or_default().to_owned();
-    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(SlurmError::NotUnderstood { program: "sbatch", said });
-    }
+    let id = job_id(&said)?;
     file.persist(script.file(&id)).map_err(|error| failed(error.error))?;
     Ok(id)
+}
+
+/// Of `ID` or `ID;CLUSTER`.
+fn job_id(said: &str) -> Result<String, SlurmError> {
+    let id = said.trim().split(';').next().unwrap_or_default();
+    match !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => Ok(id.to_owned()),
+        false => Err(SlurmError::NotUnderstood { program: "sbatch", said: said.to_owned() }),
+    }
 }
 
 /// Fails where nothing can be submitted, or where `srun` cannot start ranks of an MPI library that wants this PMI.
@@ -68,6 +73,13 @@ fn smallest_node_bytes(said: &str, partition: Option<&str>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_is_known_by_its_number() {
+        let id = |said| job_id(said).ok();
+        assert_eq!((id("17\n"), id("17;east\n")), (Some("17".to_owned()), Some("17".to_owned())));
+        assert_eq!((id(""), id("Submitted batch job 17"), id(";east")), (None, None, None));
+    }
 
     #[test]
     fn the_smallest_node_of_the_partition_counts() {

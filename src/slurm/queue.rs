@@ -58,11 +58,19 @@ impl State {
 pub fn queue() -> Result<Vec<State>, SlurmError> {
     let user = format!("--user={}", rustix::process::getuid().as_raw());
     let said = output("squeue", ["--noheader", "--states=all", &user, SQUEUE_FIELDS])?;
-    read("squeue", &said, |exit| {
-        // As wait(2) gives it.
-        let status: u32 = exit.parse().ok()?;
-        Some((status >> 8 & 0xff, status & 0x7f))
-    })
+    read("squeue", &said, wait_status)
+}
+
+/// Exit code and signal, from what wait(2) gives.
+fn wait_status(exit: &str) -> Option<(u32, u32)> {
+    let status: u32 = exit.parse().ok()?;
+    Some((status >> 8 & 0xff, status & 0x7f))
+}
+
+/// Exit code and signal, from `CODE:SIGNAL`.
+fn code_and_signal(exit: &str) -> Option<(u32, u32)> {
+    let (code, signal) = exit.split_once(':')?;
+    Some((code.parse().ok()?, signal.parse().ok()?))
 }
 
 /// What can be learnt of these jobs, from the controller and, where there are any, from the accounts.
@@ -76,10 +84,7 @@ pub fn states(ids: &[String]) -> Result<Vec<State>, SlurmError> {
         let ask = |source| output("sacct", [source, "--noheader", "--parsable2", &jobs, SACCT_FIELDS]);
         // Without a data base there may still be a file of completed jobs; where neither is, nothing is known.
         let said = ask("--allocations").or_else(|_| ask("--completion"));
-        found.extend(read("sacct", &said.unwrap_or_default(), |exit| {
-            let (code, signal) = exit.split_once(':')?;
-            Some((code.parse().ok()?, signal.parse().ok()?))
-        })?);
+        found.extend(read("sacct", &said.unwrap_or_default(), code_and_signal)?);
     }
     Ok(found)
 }
@@ -126,17 +131,14 @@ mod tests {
 
     #[test]
     fn lines_are_read_field_by_field() {
-        let wait = |status: &str| status.parse().ok().map(|status: u32| (status >> 8, status & 0x7f));
         let said = "1|FAILED|768|0:01|1:00|(NonZeroExitCode)|a,b|c\n2_[1-4%2]|PENDING|0|0:00|1:00|(Priority)|x\n";
-        let states = read("squeue", said, wait).unwrap();
+        let states = read("squeue", said, wait_status).unwrap();
         assert_eq!((states[0].name.as_str(), states[0].exit_code, states[0].signal), ("a,b|c", Some(3), None));
         assert!(!states[0].is_active());
         assert_eq!((states[1].job_id(), states[1].exit_code, states[1].is_active()), ("2", None, true));
         let said = "4|CANCELLED by 0|0:9|00:00:00|1-00:00:00|n1|wrap\n";
-        let pair =
-            |exit: &str| exit.split_once(':').map(|(code, signal)| (code.parse().unwrap(), signal.parse().unwrap()));
-        let states = read("sacct", said, pair).unwrap();
-        assert_eq!((states[0].state.as_str(), states[0].signal), ("CANCELLED", Some(9)));
-        assert!(matches!(read("squeue", "slurm", wait), Err(SlurmError::NotUnderstood { .. })));
+        let states = read("sacct", said, code_and_signal).unwrap();
+        assert_eq!((states[0].state.as_str(), states[0].exit_code, states[0].signal), ("CANCELLED", Some(0), Some(9)));
+        assert!(matches!(read("squeue", "slurm", wait_status), Err(SlurmError::NotUnderstood { .. })));
     }
 }
