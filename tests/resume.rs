@@ -4,16 +4,20 @@
 
 mod lab;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use exuvia::manifest::Records;
 use exuvia::report::Report;
+use exuvia::tensor::Dtype;
 use lab::slow::{
     COLUMNS, ROWS, assert_tidy, chance, expected, input, kills, pids, record_bytes, signal, slow_job, slow_lab,
 };
 use lab::{Lab, text};
+use serde_json::Value;
 
 /// A run under way; its ranks can be found by its folder.
 struct Started {
@@ -23,8 +27,11 @@ struct Started {
 }
 
 fn start(lab: &Lab, ranks: u32, arguments: &[&str]) -> Started {
+    start_by(lab, lab.command(ranks, arguments))
+}
+
+fn start_by(lab: &Lab, mut command: Command) -> Started {
     let before = record_bytes(lab);
-    let mut command = lab.command(ranks, arguments);
     Started { child: command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap(), before }
 }
 
@@ -51,6 +58,33 @@ impl Started {
         }
         !ended_well
     }
+
+    /// Asks it to end; says how long that takes.
+    fn ask(mut self, lab: &Lab, what: &str) -> Duration {
+        let asked = Instant::now();
+        signal(&[self.child.id()], "-TERM");
+        let status = self.child.wait().unwrap();
+        // It may be over, or so young that it dies of the signal.
+        assert!([Some(75), Some(0), None].contains(&status.code()), "{what}: {status}");
+        let took = asked.elapsed();
+        assert!(pids(lab).is_empty(), "{what}");
+        took
+    }
+}
+
+/// No two records of finished work are of the same row of a stage: no run has done again what another had finished.
+fn assert_once(lab: &Lab, what: &str) {
+    if !lab.path(".job.exuvia").exists() {
+        return;
+    }
+    let records: Records<Value> = Records::read(&lab.path(".job.exuvia")).unwrap();
+    let mut rows = BTreeSet::new();
+    for record in &records.records {
+        let number = |name: &str| record["tile"][name][0].as_u64().unwrap();
+        for row in number("offset")..number("offset") + number("extent") {
+            assert!(rows.insert((record["stage"].as_str().unwrap(), row)), "{what}: row {row} twice");
+        }
+    }
 }
 
 /// Elements that the stages of a run computed: a row has 16 of each operand of 8 bytes.
@@ -63,19 +97,31 @@ fn rows_resumed(report: &Report) -> u64 {
 }
 
 #[test]
-fn killed_runs_go_on_where_they_were() {
+fn whatever_ends_runs_when_the_next_goes_on_and_does_nothing_twice() {
     let lab = slow_lab(100_000);
     let ranks = [2, 1, 3, 4];
-    let mut went_on = 0;
+    let (mut went_on, mut took) = (0, Vec::new());
     for seed in 0..kills(4) {
-        // Killed a few times each, on other numbers of ranks.
+        // Ended a few times each, on other numbers of ranks.
         for attempt in 0..3 {
             let draw = chance(seed * 8 + attempt);
-            let mut run = start(&lab, ranks[(draw % 4) as usize], &["--threads", "1", "--tier", "baseline"]);
-            if run.await_record(&lab) {
-                std::thread::sleep(Duration::from_millis(draw / 4 % 400));
+            let (ranks, is_asked) = (ranks[(draw % 4) as usize], (seed + attempt) % 2 == 1);
+            let what = format!("seed {seed}, attempt {attempt}: {ranks} ranks, asked: {is_asked}");
+            let mut command = lab.command(if is_asked { 1 } else { ranks }, &["--threads", "1", "--tier", "baseline"]);
+            if is_asked {
+                command.args(["--ranks", &ranks.to_string()]);
             }
-            run.kill(&lab, "-KILL");
+            let mut run = start_by(&lab, command);
+            // At work, or at any time.
+            if (draw / 4).is_multiple_of(4) || run.await_record(&lab) {
+                std::thread::sleep(Duration::from_millis(draw / 16 % 400));
+            }
+            if is_asked {
+                took.push(run.ask(&lab, &what));
+            } else {
+                run.kill(&lab, "-KILL");
+            }
+            assert_once(&lab, &what);
         }
         let noted = record_bytes(&lab) > 0;
         let report = lab.run(ranks[(chance(seed) % 4) as usize], &["--threads", "1"]);
@@ -88,6 +134,8 @@ fn killed_runs_go_on_where_they_were() {
         fs::remove_file(lab.path("other.h5")).unwrap();
     }
     assert!(went_on > 0);
+    took.sort();
+    println!("{} times from SIGTERM to the end: {took:?}", took.len());
 }
 
 #[test]
@@ -213,8 +261,15 @@ fn damaged_parts_are_computed_again() {
     flip(log, last);
     assert!(finishes("a flipped bit in a log").contains("torn or damaged"));
     leave();
+    let payloads = logs(&lab).into_iter().map(|log| log.with_extension("bin")).find(|file| file.exists()).unwrap();
+    flip(payloads, 30);
+    assert!(finishes("a flipped bit in compressed chunks").contains("damaged, and computed again"));
+    leave();
     fs::remove_file(part()).unwrap();
     assert!(finishes("no output").contains("is gone"));
+    leave();
+    lab.dataset_of("out.h5", Dtype::F64, &[1], vec![0; 8]);
+    assert!(finishes("another output").contains("out.h5 has changed"));
     leave();
     fs::write(lab.path(".job.exuvia/header.json"), "{").unwrap();
     finishes("no header");
@@ -296,6 +351,50 @@ fn reductions_go_on_with_their_partial_results() {
         assert_tidy(&lab);
         fs::remove_file(lab.path("out.h5")).unwrap();
     }
+}
+
+#[test]
+fn a_checkpoint_that_is_damaged_or_of_another_job_is_not_loaded() {
+    let lab = Lab::new(&["heat"]);
+    let job = |bound: &str| {
+        lab.job("heat2d", |job| job.replace("count = 1000", "count = 1500").replace("< 0.1", &format!("< {bound}")));
+    };
+    let leave = || {
+        let mut run = start(&lab, 2, &["--threads", "1", "--checkpoint-every", "20ms"]);
+        while !["checkpoint.json", "inputs.json"].iter().all(|name| lab.path(".job.exuvia").join(name).exists()) {
+            assert!(run.child.try_wait().unwrap().is_none());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(run.kill(&lab, "-KILL"));
+    };
+    let says = |bound: &str, words: &str| {
+        let output = lab.output(2, &["--threads", "1"]);
+        assert!(output.status.success() && text(&output).contains(words), "{}", text(&output));
+        let result = lab.read("heat2d.h5", "temperature");
+        fs::remove_file(lab.path("heat2d.h5")).unwrap();
+        job(bound);
+        let report = lab.run(1, &["--threads", "1"]);
+        assert!(report.resumed_bytes == 0 && lab.results(&report)[0].1 == result, "{words}");
+        assert_tidy(&lab);
+    };
+    job("0.001");
+    // In the part of either rank, of the first of two tensors.
+    for eighth in [1, 3] {
+        leave();
+        for entry in fs::read_dir(lab.path(".job.exuvia")).unwrap() {
+            let file = entry.unwrap().path();
+            if file.extension().is_some_and(|extension| extension == "h5") {
+                let mut bytes = fs::read(&file).unwrap();
+                let at = bytes.len() / 8 * eighth;
+                bytes[at] ^= 1;
+                fs::write(&file, bytes).unwrap();
+            }
+        }
+        says("0.001", "is damaged, and ignored");
+    }
+    leave();
+    job("0.002");
+    says("0.002", "the last checkpoint is of what has changed, and ignored");
 }
 
 #[test]

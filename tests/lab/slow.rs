@@ -86,10 +86,9 @@ pub fn pids(lab: &Lab) -> Vec<u32> {
     pids
 }
 
+/// To all at once; some may be gone.
 pub fn signal(pids: &[u32], name: &str) {
-    for pid in pids {
-        let _ = Command::new("kill").args([name, &pid.to_string()]).stderr(Stdio::null()).status();
-    }
+    let _ = Command::new("kill").arg(name).args(pids.iter().map(u32::to_string)).stderr(Stdio::null()).status();
 }
 
 /// Nothing of the run is left but its outputs.
