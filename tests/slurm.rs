@@ -2,219 +2,14 @@
 //! head node and submits to the others. On a machine that has another Slurm nothing is run, and that is said.
 #![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 
-use std::any::type_name_of_val;
-use std::fmt::Debug;
+#[path = "slurm/desk.rs"]
+mod desk;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use exuvia::cli::kernel_build;
-use exuvia::fabric;
-use exuvia::report::Report;
-use exuvia::store::{OutputSpec, Reader, Staging, Writer};
-use exuvia::tensor::{Dtype, Region, Shape};
+use desk::{CLUSTER, COLUMNS, EXUVIA, REFUSED, ROWS, in_cluster, patiently, text};
 use serde_json::Value;
-
-const EXUVIA: &str = env!("CARGO_BIN_EXE_exuvia");
-const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm/cluster");
-const INSIDE: &str = "EXUVIA_TEST_INSIDE";
-/// The cluster's exit status where the machine has another Slurm.
-const REFUSED: i32 = 77;
-
-/// How long anything may take before the test gives up; nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-const ROWS: u64 = 203;
-const COLUMNS: u64 = 40;
-
-/// Runs `test`, a closure in the body of a test, on the head node of a cluster.
-fn in_cluster(nodes: u32, test: impl FnOnce(&Desk)) {
-    if std::env::var_os(INSIDE).is_some() {
-        return test(&Desk::new());
-    }
-    let path = type_name_of_val(&test);
-    let name = path.split("::").nth(1).unwrap();
-    let mut cluster = Command::new(CLUSTER);
-    cluster.args(["-n", &nodes.to_string(), "-c", "4", "--"]).arg(std::env::current_exe().unwrap());
-    let output = cluster.args(["--exact", name, "--nocapture"]).env(INSIDE, "1").stdin(Stdio::null()).output().unwrap();
-    if output.status.code() == Some(REFUSED) {
-        println!("not run: {}", text(&output));
-        return;
-    }
-    let ran = output.status.success() && text(&output).contains("1 passed");
-    assert!(ran, "{name} in a cluster ({}):\n{}", output.status, text(&output));
-}
-
-/// A folder that all nodes see, with a job in it.
-struct Desk {
-    folder: PathBuf,
-}
-
-impl Desk {
-    fn new() -> Desk {
-        let desk = Desk { folder: Path::new(&std::env::var_os("HOME").unwrap()).join("a desk") };
-        fs::create_dir(&desk.folder).unwrap();
-        desk.input("in", [ROWS, COLUMNS]);
-        let softmax = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/kernels/softmax.c");
-        kernel_build::build(&softmax, &desk.path("softmax.wasm"), &[]).unwrap();
-        desk.wat("endless", "(loop (br 0)) (i32.const 0)");
-        desk.job("job", "softmax");
-        desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
-    }
-
-    fn input(&self, name: &str, extents: [u64; 2]) {
-        let shape = Shape::new(extents).unwrap();
-        let bytes: Vec<u8> =
-            (0..shape.elements()).flat_map(|i| (((i * 37 % 101) as f32 - 50.0) / 9.0).to_le_bytes()).collect();
-        let spec =
-            OutputSpec { dataset: "x".into(), dtype: Dtype::F32, shape: shape.clone(), chunk: None, deflate: None };
-        let mut staging = Staging::begin(&self.path(&format!("{name}.h5")), "input").unwrap();
-        let layout = staging.create(&[spec]).unwrap().remove(0);
-        Writer::open(&layout).unwrap().write(&Region::whole(&shape), &bytes).unwrap();
-        staging.publish().unwrap();
-    }
-
-    /// A kernel of the given body.
-    fn wat(&self, name: &str, body: &str) {
-        let text = format!("(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) {body}))");
-        fs::write(self.path(&format!("{name}.wasm")), wat::parse_str(text).unwrap()).unwrap();
-    }
-
-    /// Writes NAME.toml, which makes NAME.h5 of in.h5 with this kernel.
-    fn job(&self, name: &str, kernel: &str) {
-        self.job_from(name, kernel, "in");
-    }
-
-    fn job_from(&self, name: &str, kernel: &str, input: &str) {
-        let text = format!(
-            "[tensors.a]\nfile = \"{input}.h5\"\ndataset = \"x\"\n\
-             [tensors.x]\ncreate = \"{name}.h5\"\ndataset = \"x\"\ndtype = \"f32\"\n\
-             [[stages]]\nkernel = \"{kernel}.wasm\"\ncompute = \"a[n,d] -> x[n,d]\"\nlimits = {{ time = \"1h\" }}\n"
-        );
-        fs::write(self.path(&format!("{name}.toml")), text).unwrap();
-    }
-
-    fn has_output(&self, name: &str) -> bool {
-        self.path(&format!("{name}.h5")).exists()
-    }
-
-    /// The bytes that NAME.toml made; they are gone then.
-    fn take_output(&self, name: &str) -> Vec<u8> {
-        let file = self.path(&format!("{name}.h5"));
-        let mut bytes = Vec::new();
-        let whole = Region { offset: vec![0, 0], extent: vec![ROWS, COLUMNS] };
-        Reader::open(&file, "x").unwrap().read(&whole, &mut bytes).unwrap();
-        fs::remove_file(file).unwrap();
-        bytes
-    }
-
-    /// What one rank makes of NAME.toml without Slurm.
-    fn expected(&self, name: &str) -> Vec<u8> {
-        let job = format!("{name}.toml");
-        self.exuvia(&["run", &job]);
-        self.take_output(name)
-    }
-
-    fn command(&self, program: &str, arguments: &[&str]) -> Output {
-        let mut command = Command::new(program);
-        let bin = Path::new(EXUVIA).parent().unwrap().display();
-        command.env("PATH", format!("{bin}:{}", std::env::var("PATH").unwrap()));
-        command.args(arguments).current_dir(&self.folder).stdin(Stdio::null()).output().unwrap()
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> String {
-        let output = self.command(program, arguments);
-        assert!(output.status.success(), "{program} {arguments:?} ({}): {}", output.status, text(&output));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn exuvia(&self, arguments: &[&str]) -> String {
-        self.run(EXUVIA, arguments)
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.exuvia(&[arguments, &["--output", "json"]].concat())).unwrap()
-    }
-
-    /// Submits a job and returns its id.
-    fn submit(&self, arguments: &[&str]) -> String {
-        self.json(&[&["submit"], arguments].concat())["record"]["id"].as_str().unwrap().to_owned()
-    }
-
-    /// Submits a script of slurm/, changed for this machine's MPI.
-    fn submit_script(&self, name: &str, arguments: &[&str]) -> String {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("slurm").join(name);
-        let mut script = fs::read_to_string(script).unwrap();
-        if !fabric::library().starts_with("Open MPI") {
-            script = script.replace("--mpi=pmix", "--mpi=pmi2").replace("mpirun --bind-to none", "mpiexec.mpich");
-        }
-        fs::write(self.path(name), script).unwrap();
-        let (options, rest): (Vec<&str>, Vec<&str>) = arguments.iter().partition(|argument| argument.starts_with("--"));
-        self.run("sbatch", &[&["--parsable"], &options[..], &[name], &rest[..]].concat()).trim().to_owned()
-    }
-
-    /// Slurm's word for where a job, or all tasks of an array, stand.
-    fn state(&self, id: &str) -> String {
-        let states = self.run("squeue", &["--noheader", "--states=all", "--array", "--jobs", id, "--format=%T"]);
-        let mut states: Vec<&str> = states.lines().collect();
-        states.dedup();
-        states.join(" ")
-    }
-
-    fn wait_for(&self, id: &str, state: &str) {
-        let seen = || {
-            let now = self.state(id);
-            (now == state).then_some(()).ok_or(now)
-        };
-        if let Err(now) = patiently(seen) {
-            let logs = self.run("sh", &["-c", "tail -n 50 *.log exuvia-runs/*.log /run/log/slurmctld 2>&1 || true"]);
-            panic!("job {id} is {now} and not {state}: {logs}");
-        }
-    }
-
-    /// Waits until the ranks of a job compute: NAME.h5 is begun then, under another name.
-    fn wait_for_work(&self, id: &str, name: &str) {
-        self.wait_for(id, "RUNNING");
-        let begun = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with(&format!(".{name}.h5"));
-        patiently(|| fs::read_dir(&self.folder).unwrap().flatten().any(begun).then_some(()).ok_or("idle")).unwrap();
-    }
-
-    /// Starts a job again that was put back into the queue: Slurm itself would wait for two minutes. It counts in seconds, and
-    /// takes credentials of the second in which the job was put back for those that it revoked.
-    fn start_again(&self, id: &str) {
-        let update = ["update", &format!("JobId={id}"), "StartTime=now+2"];
-        patiently(|| {
-            let output = self.command("scontrol", &update);
-            (self.state(id) == "PENDING" && output.status.success()).then_some(()).ok_or_else(|| text(&output))
-        })
-        .unwrap();
-    }
-
-    fn report(&self, id: &str) -> Report {
-        let report = self.path(&format!("exuvia-runs/job-{id}.report.json"));
-        serde_json::from_slice(&fs::read(report).unwrap()).unwrap()
-    }
-}
-
-/// Asks again and again; the last answer, if none was the right one in time.
-fn patiently<T, E: Debug>(mut ask: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    let began = Instant::now();
-    loop {
-        match ask() {
-            Err(_) if began.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(100)),
-            answer => return answer,
-        }
-    }
-}
-
-fn text(output: &Output) -> String {
-    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
-}
 
 #[test]
 fn a_job_runs_on_two_nodes_however_it_is_launched() {
@@ -340,16 +135,7 @@ fn jobs_wait_for_those_that_they_depend_on() {
 #[test]
 fn a_job_is_ended_by_the_time_limit_and_another_goes_on() {
     in_cluster(2, |desk| {
-        let text = "[tensors]\na = { file = \"in.h5\", dataset = \"x\" }\n\
-                    y = { create = \"job.h5\", dataset = \"y\", dtype = \"f32\" }\n\
-                    x = { create = \"job.h5\", dataset = \"x\", dtype = \"f32\" }\n\
-                    [[stages]]\nname = \"one\"\nkernel = \"softmax.wasm\"\ncompute = \"a[n,d] -> y[n,d]\"\n\
-                    [[stages]]\nname = \"two\"\nkernel = \"late.wasm\"\ncompute = \"y[n,d] -> x[n,d]\"\n\
-                    limits = { time = \"1h\" }\n";
-        fs::write(desk.path("job.toml"), text).unwrap();
-        fs::copy(desk.path("softmax.wasm"), desk.path("late.wasm")).unwrap();
-        let expected = desk.expected("job");
-        fs::copy(desk.path("endless.wasm"), desk.path("late.wasm")).unwrap();
+        let expected = desk.unfinished();
         // Slurm counts in minutes.
         let id = desk.submit_script("run.sbatch", &["--time=1", "job.toml"]);
         desk.wait_for(&id, "TIMEOUT");
@@ -358,7 +144,7 @@ fn a_job_is_ended_by_the_time_limit_and_another_goes_on() {
         assert_eq!(log.matches("error: interrupted").count(), 1, "{log}");
         assert!(!desk.has_output("job"));
         // The first stage was finished.
-        fs::copy(desk.path("softmax.wasm"), desk.path("late.wasm")).unwrap();
+        desk.mend();
         let id = desk.submit(&["job.toml", "--nodes", "1", "--ntasks-per-node", "3"]);
         desk.wait_for(&id, "COMPLETED");
         assert!(desk.take_output("job") == expected);
@@ -418,6 +204,28 @@ fn a_requeued_job_runs_again() {
         // One log of both.
         let log = desk.exuvia(&["logs", &id]);
         assert!(log.contains("interrupted by SIGTERM") && log.contains("2 on 2 node(s)"), "{log}");
+    });
+}
+
+#[test]
+fn a_job_that_stops_before_its_time_is_over_is_put_back_and_goes_on() {
+    in_cluster(2, |desk| {
+        let expected = desk.unfinished();
+        let id = desk.submit(&["job.toml", "--nodes", "2", "--time", "10", "--requeue"]);
+        desk.wait_for_work(&id, "job");
+        // Half a minute before the end is now, or when Slurm looks for that next.
+        desk.run("scontrol", &["update", &format!("JobId={id}"), "TimeLimit=1"]);
+        desk.wait_for(&id, "PENDING");
+        desk.mend();
+        desk.start_again(&id);
+        desk.wait_for(&id, "COMPLETED");
+        assert!(desk.take_output("job") == expected);
+        let log = desk.exuvia(&["logs", &id]);
+        assert!(log.matches("interrupted by SIGUSR1").count() == 1 && !log.contains("SIGTERM"), "{log}");
+        // The first stage was finished.
+        let report = desk.report(&id);
+        assert_eq!(report.resumed_bytes, ROWS * COLUMNS * 4);
+        assert_eq!(report.stages[0].counts.tasks(), 0);
     });
 }
 
