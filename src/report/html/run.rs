@@ -71,6 +71,9 @@ fn summary(page: &mut Page, report: &Report) {
     if report.resumed_bytes > 0 {
         facts.push(format!("{} taken up from an earlier run", size(report.resumed_bytes)));
     }
+    if report.resumed_tasks > 0 {
+        facts.push(format!("{} of an earlier run not done again", count(report.resumed_tasks, "task")));
+    }
     page.line(&format!("{}.", facts.join("; ")));
     for death in &report.deaths {
         let next = death.first_task_ns.and_then(|first| first.checked_sub(death.at_ns));
