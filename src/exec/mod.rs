@@ -31,6 +31,7 @@ mod reduction;
 mod resident;
 mod resume;
 mod run;
+mod senses;
 mod stage;
 mod stamp;
 mod stealing;
@@ -48,9 +49,9 @@ use std::time::Duration;
 
 pub use costs::known_ns_per_slice;
 pub use error::{ExitCode, RunError};
-pub use link::Signal;
 pub use opening::layouts;
 pub use run::{Failure, run};
+pub use senses::Signal;
 
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use super::RunError;
-use super::link::{Ending, Link, tag};
+use super::link::{Link, tag};
+use super::senses::Ending;
 use crate::fabric::{Backoff, Rank};
 use crate::topology::{Topology, Watch};
 
