@@ -106,7 +106,7 @@ impl Pulse {
     fn show(&self, stages: &[Running<'_>], context: &Context<'_>) {
         let Some(show) = context.options.progress else { return };
         // Nobody could read what is over so soon.
-        for stage in stages.iter().filter(|stage| stage.lasts(INTERVAL)) {
+        for stage in stages.iter().filter(|stage| stage.age() >= INTERVAL) {
             let plan = &context.plan.stages[stage.index()];
             let sum = |of: fn(&StageShare) -> u64| self.of_stage(stage.index()).map(of).sum();
             show(&Progress {

@@ -442,11 +442,6 @@ impl Running<'_> {
         self.stage_index
     }
 
-    /// Whether it has taken so long already.
-    pub fn lasts(&self, time: Duration) -> bool {
-        self.started.elapsed() >= time
-    }
-
     /// Lets the workers go, who say so as they leave.
     pub fn release(&mut self) {
         self.released = true;

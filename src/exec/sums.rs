@@ -220,18 +220,10 @@ impl Running<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Job;
-    use crate::plan::{Layout, Machine, plan};
-    use crate::tensor::{Dtype, Shape};
+    use crate::exec::finished::tests::stage_on;
 
     fn stage(ranks: u32) -> StagePlan {
-        let text = "[tensors]\nx = { file = \"i\", dataset = \"x\" }\n\
-             y = { create = \"o\", dataset = \"y\", dtype = \"f64\" }\n\
-             [[stages]]\nkernel = \"k\"\ncompute = \"x[a,b] -> y[b]\"\ncombine = \"sum\"\n";
-        let job = Job::parse(text, "job.toml".as_ref()).unwrap();
-        let layout = Layout { dtype: Dtype::F64, shape: Shape::new([4_000_000, 90]).unwrap(), chunk: None };
-        let machine = Machine { ranks, ranks_per_node: ranks, threads: 4, memory_bytes: 16 << 20 };
-        plan(&job, &[("x".to_owned(), layout)].into(), &machine).unwrap().stages.remove(0)
+        stage_on([4_000_000, 90], "\"x[a,b] -> y[b]\"\ncombine = \"sum\"", "", ranks)
     }
 
     /// A record of each group of the stage with so many leaves, on so many ranks.

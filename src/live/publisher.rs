@@ -1,7 +1,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -73,7 +73,7 @@ fn keep(file: &Path, snapshots: &Receiver<Snapshot>) {
     }
 }
 
-fn write(file: &Path, part: &PathBuf, snapshot: &mut Snapshot) -> io::Result<()> {
+fn write(file: &Path, part: &Path, snapshot: &mut Snapshot) -> io::Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     snapshot.written_ms = now.as_millis() as u64;
     fs::write(part, serde_json::to_vec(snapshot)?)?;
