@@ -86,6 +86,9 @@ impl RunError {
     /// A way out, where there is one to tell.
     pub fn help(&self) -> Option<String> {
         match self {
+            RunError::Task { .. } => {
+                Some("mend the kernel, or its inputs there, and run the same command again".to_owned())
+            }
             RunError::TimeLimit { .. } => Some(
                 "if the kernel is not in an endless loop, raise `limits = { time = \"...\" }` of its stage".to_owned(),
             ),
