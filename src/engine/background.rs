@@ -187,7 +187,7 @@ fn answer() -> Result<(), String> {
     let kernel = Kernel::from_bytes(&request.name, &module, Some(&request.export)).map_err(|e| e.to_string())?;
     let artifact = optimize(&kernel, &request.cpu, request.pipeline).map_err(|e| e.to_string())?;
     if let Some(directory) = &request.cache
-        && let Err(error) = Cache::open(Some(directory)).and_then(|cache| cache.put(&artifact))
+        && let Err(error) = Cache::reopen(directory).and_then(|cache| cache.put(&artifact))
     {
         // The job can use the artifact all the same.
         eprintln!("{error}");

@@ -17,8 +17,6 @@ impl Cache {
     /// fails where somebody else could plant code in it.
     pub fn open(directory: Option<&Path>) -> Result<Cache, EngineError> {
         let directory = directory.map(Path::to_owned).or_else(default_directory);
-        let failed =
-            |directory: &Path, message: String| EngineError::Cache { directory: directory.to_owned(), message };
         let Some(directory) = directory else {
             let message = "neither EXUVIA_CACHE_DIR, XDG_CACHE_HOME nor HOME is set".to_owned();
             return Err(failed(Path::new("<none>"), message));
@@ -26,16 +24,21 @@ impl Cache {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&directory).map_err(|e| failed(&directory, e.to_string()))?;
-        let metadata = fs::metadata(&directory).map_err(|e| failed(&directory, e.to_string()))?;
+        Cache::reopen(&directory)
+    }
+
+    /// One that is there: who works for a run must not bring its cache back when that is gone.
+    pub fn reopen(directory: &Path) -> Result<Cache, EngineError> {
+        let metadata = fs::metadata(directory).map_err(|e| failed(directory, e.to_string()))?;
         let me = rustix::process::geteuid().as_raw();
         if metadata.uid() != me {
-            return Err(failed(&directory, format!("it belongs to user {}, and this is user {me}", metadata.uid())));
+            return Err(failed(directory, format!("it belongs to user {}, and this is user {me}", metadata.uid())));
         }
         if metadata.mode() & 0o022 != 0 {
             let mode = metadata.mode() & 0o777;
-            return Err(failed(&directory, format!("others may write to it (mode {mode:o}); run `chmod go-w` on it")));
+            return Err(failed(directory, format!("others may write to it (mode {mode:o}); run `chmod go-w` on it")));
         }
-        Ok(Cache { directory })
+        Ok(Cache { directory: directory.to_owned() })
     }
 
     pub fn directory(&self) -> &Path {
@@ -84,7 +87,7 @@ impl Cache {
     }
 
     fn failed(&self, message: String) -> EngineError {
-        EngineError::Cache { directory: self.directory.clone(), message }
+        failed(&self.directory, message)
     }
 
     fn notes_file(&self, kernel: &Kernel) -> PathBuf {
@@ -94,6 +97,10 @@ impl Cache {
     fn file(&self, fingerprint: &Fingerprint) -> PathBuf {
         self.directory.join(format!("{}.artifact", fingerprint.key()))
     }
+}
+
+fn failed(directory: &Path, message: String) -> EngineError {
+    EngineError::Cache { directory: directory.to_owned(), message }
 }
 
 fn default_directory() -> Option<PathBuf> {
@@ -140,5 +147,14 @@ mod tests {
         let fresh = home.path().join("fresh");
         Cache::open(Some(&fresh)).unwrap();
         assert_eq!(fs::metadata(fresh).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_does_not_come_back() {
+        let home = tempfile::tempdir().unwrap();
+        let gone = home.path().join("gone");
+        assert!(Cache::reopen(&gone).is_err() && !gone.exists());
+        Cache::open(Some(&gone)).unwrap();
+        assert_eq!(Cache::reopen(&gone).unwrap().directory(), gone);
     }
 }
