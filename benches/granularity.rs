@@ -37,7 +37,7 @@ fn loads(bytes: f64) -> Vec<(&'static str, Setup)> {
     let setup = |machine: Machine| Setup { machine, ..Setup::default() };
     let zipf: f64 = (1..=RANKS).map(|rank| 1.0 / f64::from(rank)).sum();
     let density = (1..=RANKS).map(|rank| f64::from(RANKS) / f64::from(rank) / zipf).collect();
-    let costs = StageCosts { kernel_ns: 50.0 * bytes, density, begin_ns: 20_000, ..StageCosts::default() };
+    let costs = StageCosts { kernel_ns: 50.0 * bytes, density, ..StageCosts::default() };
     let lognormal = Machine { shard_spread: 0.5, block_spread: 0.5, slice_spread: 0.5, ..even.clone() };
     vec![
         ("uniform", setup(even.clone())),

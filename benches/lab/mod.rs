@@ -86,6 +86,23 @@ impl Lab {
         file.display().to_string()
     }
 
+    /// A job of this repository on inputs so large that it takes about a second or longer; its name is a path.
+    pub fn large(&self, name: &str) -> String {
+        let root = env!("CARGO_MANIFEST_DIR");
+        let inputs = format!("{root}/target/data/large");
+        if !Path::new(&inputs).join("multigrid.h5").exists() {
+            let mut command = Command::new(format!("{root}/scripts/make-inputs"));
+            assert!(command.args([&inputs, "--large"]).status().unwrap().success(), "scripts/make-inputs failed");
+        }
+        let text = fs::read_to_string(Lab::job(name)).unwrap();
+        let text = text.replace("\"../target/data/", &format!("\"{inputs}/"));
+        let text = text.replace("../data/digits.h5", &format!("{inputs}/softmax-regression.h5"));
+        let text = text.replace("\"../target/out/", &format!("\"{}/", self.folder.path().display()));
+        let file = self.path(&format!("{name}.toml"));
+        fs::write(&file, text.replace("\"../target/", &format!("\"{root}/target/"))).unwrap();
+        file.display().to_string()
+    }
+
     /// The command that runs a job; its report goes to `report`.
     pub fn command(&self, job: &str, ranks: u32, pinned: bool, more: &[&str], report: &Path) -> Command {
         let mut command = mpirun();

@@ -77,6 +77,7 @@ fn measured(report: &Report, name: &str) -> MeasuredStage {
     let whole = report.stages.iter().find(|stage| stage.stage == name);
     MeasuredStage {
         wall_ns: whole.map_or(0, |stage| stage.wall_ns),
+        profile_ns: whole.map_or_else(Vec::new, |stage| stage.counts.profile_ns.to_vec()),
         kernel_ns: shares().map(|stage| [stage.counts.baseline_ns, stage.counts.optimized_ns]).collect(),
         tasks: whole.map_or([0, 0], |stage| [stage.counts.baseline_tasks, stage.counts.optimized_tasks]),
     }

@@ -502,6 +502,10 @@ fn task(
         Tier::Optimized => {
             report.counts.optimized_tasks += 1;
             report.counts.optimized_ns += kernel_ns;
+            if !stage.split.is_empty() {
+                let places = tile.0.offset[0]..tile.0.end(0);
+                report.counts.add_to_profile(kernel_ns, places, stage.extent(0));
+            }
         }
     }
     report.first_task.get_or_insert_with(Instant::now);

@@ -11,6 +11,7 @@ mod timeline;
 mod trace;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -110,6 +111,13 @@ pub struct StageReport {
     pub counts: Counts,
 }
 
+/// Parts of a profile.
+const PARTS: usize = 16;
+
+fn is_flat(profile_ns: &[u64; PARTS]) -> bool {
+    *profile_ns == [0; PARTS]
+}
+
 /// Tasks and bytes; they add up over stages and ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
@@ -118,6 +126,9 @@ pub struct Counts {
     /// Time inside kernels.
     pub baseline_ns: u64,
     pub optimized_ns: u64,
+    /// Time inside optimized kernels by equal parts of the first index along which the stage is split: where it is dear.
+    #[serde(default, skip_serializing_if = "is_flat")]
+    pub profile_ns: [u64; PARTS],
     /// Time of workers in tasks: in kernels, copying for them, and merging.
     #[serde(default)]
     pub busy_ns: u64,
@@ -143,6 +154,7 @@ impl Counts {
         self.optimized_tasks += other.optimized_tasks;
         self.baseline_ns += other.baseline_ns;
         self.optimized_ns += other.optimized_ns;
+        self.profile_ns.iter_mut().zip(other.profile_ns).for_each(|(mine, theirs)| *mine += theirs);
         self.busy_ns += other.busy_ns;
         self.read_bytes += other.read_bytes;
         self.moved.add(&other.moved);
@@ -151,6 +163,16 @@ impl Counts {
         self.processed_bytes += other.processed_bytes;
         self.steals += other.steals;
         self.stolen_slices += other.stolen_slices;
+    }
+
+    /// Adds what an optimized kernel took for `places` of an index that has so many of them.
+    pub fn add_to_profile(&mut self, ns: u64, places: Range<u64>, extent: u64) {
+        let part = |place: u64| place as f64 / extent.max(1) as f64 * PARTS as f64;
+        let (from, to) = (part(places.start), part(places.end).min(PARTS as f64));
+        for at in from as usize..to.ceil() as usize {
+            let common = to.min(at as f64 + 1.0) - from.max(at as f64);
+            self.profile_ns[at] += (ns as f64 * common / (to - from)).round() as u64;
+        }
     }
 
     /// Received from other ranks: tensors, not control messages.
@@ -328,6 +350,19 @@ mod tests {
             }],
             ..RankReport::default()
         }
+    }
+
+    #[test]
+    fn a_profile_says_where_time_went() {
+        let mut counts = Counts::default();
+        counts.add_to_profile(1600, 0..100, 100);
+        assert_eq!(counts.profile_ns, [100; PARTS]);
+        // The last third of the second sixteenth, all of the third, and the first third of the fourth.
+        counts.add_to_profile(500, 5..10, 48);
+        let expected = [0, 100, 300, 100].map(|ns| 100 + ns);
+        assert!(counts.profile_ns[..4] == expected && counts.profile_ns[4..] == [100; 12], "{:?}", counts.profile_ns);
+        counts.add_to_profile(5, 47..48, 48);
+        assert_eq!(counts.profile_ns[15], 105);
     }
 
     #[test]

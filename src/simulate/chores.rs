@@ -49,7 +49,8 @@ impl World<'_> {
         };
         let is_write = matches!(chore, Chore::Write { .. });
         let ns_per_byte = if is_write { machine.write_ns_per_byte } else { machine.read_ns_per_byte };
-        let at_ns = self.links.file(self.now_ns, machine, rank, bytes, ns_per_byte);
+        let wait_ns = if matches!(chore, Chore::Begin) { work.wait_ns } else { 0 };
+        let at_ns = wait_ns + self.links.file(self.now_ns, machine, rank, bytes, ns_per_byte);
         if self.cores.is_some() && self.chore_ns(rank) > 0 {
             self.at(at_ns, rank, What::Moved);
         } else {
@@ -69,7 +70,7 @@ impl World<'_> {
                 let prelude = self.prelude(rank);
                 let sent = prelude.sends[rank as usize].len() as u64;
                 let messages = sent + u64::from(prelude.awaits[rank as usize]) + prelude.broadcasts.len() as u64;
-                work.main_ns(rank, world.begin_ns + messages * machine.message_ns)
+                work.main_ns(rank, machine.stage_ns + messages * machine.message_ns)
             }
             Chore::Fetch { block } => {
                 let form = work.of(rank, *block);

@@ -12,6 +12,7 @@ mod calibrate;
 mod chance;
 mod chores;
 mod cores;
+mod crowding;
 mod deal;
 mod exchange;
 #[cfg(test)]
@@ -30,6 +31,7 @@ mod work;
 mod world;
 
 pub use calibrate::{Measured, MeasuredStage, StageCosts, calibrate};
+pub use crowding::Crowding;
 pub use deal::Placement;
 pub use exchange::{Moved, moved};
 pub use machine::{Machine, MachineError};

@@ -17,7 +17,6 @@ pub(super) struct StageWorld {
     /// No rank goes on before all have done their part.
     pub together: bool,
     pub costs: Option<Costs>,
-    pub begin_ns: u64,
 }
 
 pub(super) fn stage_world(plan: &Plan, setup: &Setup, deals: &Deals, number: usize) -> StageWorld {
@@ -25,7 +24,7 @@ pub(super) fn stage_world(plan: &Plan, setup: &Setup, deals: &Deals, number: usi
     let iterated = setup.iterations.as_ref().is_some_and(|iterations| iterations.stages.contains(&number));
     let exchange = |parity| Exchange { plan, iterations: setup.iterations.as_ref(), deals, stage: number, parity };
     let parities = || 0..deals[number].len();
-    let work = deals[number].iter().map(|deal| Work::new(stage, plan.machine.ranks, setup, deal)).collect::<Vec<_>>();
+    let work = deals[number].iter().map(|deal| Work::new(plan, stage, setup, deal)).collect::<Vec<_>>();
     let is_written = stage.operands.iter().any(|o| o.role == Role::Output && o.origin == Origin::Created);
     let later = |parity| if iterated { exchange(parity).prelude(false) } else { Prelude::default() };
     StageWorld {
@@ -35,7 +34,6 @@ pub(super) fn stage_world(plan: &Plan, setup: &Setup, deals: &Deals, number: usi
         levels: parities().map(|parity| exchange(parity).combine().0).collect(),
         steals: setup.policy == Policy::Steal && plan.machine.ranks > 1 && !iterated,
         together: is_written && !iterated,
-        begin_ns: setup.costs.get(&stage.name).map_or(machine.stage_ns, |costs| costs.begin_ns),
     }
 }
 

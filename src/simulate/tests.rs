@@ -157,7 +157,12 @@ fn ranks_that_share_cores_take_turns() {
 fn a_run_like_one_that_was_measured_takes_as_long() {
     let (plan, mut setup) = iterated(50, 2);
     setup.machine.cores_per_node = 2;
-    let stage = MeasuredStage { wall_ns: 400_000_000, kernel_ns: vec![[0, 300_000_000]; 2], tasks: [0, 900] };
+    let stage = MeasuredStage {
+        wall_ns: 400_000_000,
+        kernel_ns: vec![[0, 300_000_000]; 2],
+        tasks: [0, 900],
+        ..MeasuredStage::default()
+    };
     let stages = BTreeMap::from([("step".to_owned(), stage)]);
     let run = Measured { plan: plan.clone(), cores_per_node: None, iterations: Some(50), stole: false, stages };
     setup.costs = calibrate(&[run], &setup);

@@ -1,9 +1,10 @@
 //! The blocks of a stage and what they cost.
 
 use super::chance::{Draw, bits, lognormal, symmetric};
+use super::crowding::{Slowdown, crowd};
 use super::deal::Deal;
 use super::{Machine, Setup, StageCosts};
-use crate::plan::{Origin, Role, StagePlan, Tile};
+use crate::plan::{Origin, Plan, Role, StagePlan, Tile};
 use crate::sched::Span;
 
 /// What blocks of one form have in common.
@@ -35,6 +36,8 @@ pub(super) struct Work {
     starts: Vec<usize>,
     /// Owner and number in the plan of blocks that were dealt out otherwise.
     planned: Vec<(u32, u64)>,
+    /// Cost of each block over the mean of blocks of its form, where it is known; empty if it is not.
+    density: Vec<f32>,
     /// Cost of a byte of each planned shard, as a multiple of the machine's.
     shard_cost: Vec<f64>,
     /// Of each rank, as a multiple of the machine's.
@@ -42,13 +45,15 @@ pub(super) struct Work {
     /// Tasks take one slice at a time.
     by_slice: bool,
     baseline_factor: f64,
+    /// How long each rank waits in each run.
+    pub wait_ns: u64,
     machine: Machine,
     seed: u64,
 }
 
 impl Work {
-    pub fn new(stage: &StagePlan, ranks: u32, setup: &Setup, deal: &Deal) -> Work {
-        let (machine, seed) = (setup.machine.clone(), setup.seed);
+    pub fn new(plan: &Plan, stage: &StagePlan, setup: &Setup, deal: &Deal) -> Work {
+        let (machine, seed, ranks) = (setup.machine.clone(), setup.seed, plan.machine.ranks);
         let costs = setup.costs.get(&stage.name);
         let mut speed: Vec<f64> = (0..u64::from(ranks))
             .map(|rank| lognormal(bits(seed, Draw::RankSpeed, rank, 0), machine.rank_spread))
@@ -58,19 +63,21 @@ impl Work {
                 *speed /= factor;
             }
         }
-        let shard_cost = |rank: u32| {
-            let drawn = lognormal(bits(seed, Draw::ShardCost, u64::from(rank), 0), machine.shard_spread);
-            drawn * costs.map_or(1.0, |costs| costs.density_of(rank, ranks))
-        };
+        let shard_cost = |rank: u32| lognormal(bits(seed, Draw::ShardCost, u64::from(rank), 0), machine.shard_spread);
+        let dense = costs.filter(|costs| !costs.density.is_empty() && !stage.split.is_empty());
+        let crowd = crowd(plan, setup.machine.cores_per_node);
+        let slowdown = costs.map_or(Slowdown::NONE, |costs| costs.crowding.of(crowd));
         let mut work = Work {
             forms: Vec::new(),
             blocks: Vec::new(),
             starts: vec![0],
             planned: Vec::new(),
+            density: Vec::new(),
             shard_cost: (0..ranks).map(shard_cost).collect(),
             speed,
             by_slice: stage.reduce.is_some(),
             baseline_factor: costs.and_then(|costs| costs.baseline_factor).unwrap_or(machine.baseline_factor),
+            wait_ns: slowdown.wait_ns as u64,
             machine,
             seed,
         };
@@ -79,8 +86,13 @@ impl Work {
             let mut add = |work: &mut Work, tile: Tile| {
                 let known = last.as_ref().filter(|(extent, _)| *extent == tile.0.extent);
                 let form = known.map(|(_, form)| *form);
-                let form = form.unwrap_or_else(|| work.form(form_of(stage, &tile, &work.machine, costs)));
+                let form =
+                    form.unwrap_or_else(|| work.form(form_of(stage, &tile, &work.machine, costs, slowdown.factor)));
                 work.blocks.push(form);
+                if let Some(costs) = dense {
+                    let part = |place: u64| place as f64 / stage.extent(0) as f64;
+                    work.density.push(costs.density_of(part(tile.0.offset[0]), part(tile.0.end(0))) as f32);
+                }
                 last = Some((tile.0.extent, form));
             };
             match &deal.0 {
@@ -138,10 +150,11 @@ impl Work {
     fn cost_ns(&self, span: Span) -> f64 {
         let form = self.of(span.owner, span.block);
         // A block costs the same wherever it is.
-        let planned = self.planned.get(self.number(span.owner, span.block));
+        let at = self.number(span.owner, span.block);
+        let (planned, density) = (self.planned.get(at), self.density.get(at).copied().unwrap_or(1.0));
         let (owner, number) = planned.copied().unwrap_or((span.owner, span.block));
         let block = bits(self.seed, Draw::BlockCost, u64::from(owner), number);
-        let factor = self.shard_cost[owner as usize] * lognormal(block, self.machine.block_spread);
+        let factor = self.shard_cost[owner as usize] * f64::from(density) * lognormal(block, self.machine.block_spread);
         // Where a slice ends on the way through the block's cost is off by up to half of the spread: so a slice is off
         // by up to all of it, and a span of any length is summed at once.
         let end = |slice: u64| match slice {
@@ -193,7 +206,7 @@ fn points(stage: &StagePlan, tile: &Tile) -> f64 {
     stage.indices.iter().enumerate().map(extent).product()
 }
 
-fn form_of(stage: &StagePlan, tile: &Tile, machine: &Machine, costs: Option<&StageCosts>) -> Form {
+fn form_of(stage: &StagePlan, tile: &Tile, machine: &Machine, costs: Option<&StageCosts>, crowding: f64) -> Form {
     let slices = stage.slices(tile);
     let (mut file_bytes, mut memory_bytes, mut output_bytes, mut returned_bytes) = (0, 0, 0, 0);
     for (index, operand) in stage.operands.iter().enumerate().filter(|(index, _)| !stage.is_broadcast(*index)) {
@@ -215,7 +228,7 @@ fn form_of(stage: &StagePlan, tile: &Tile, machine: &Machine, costs: Option<&Sta
     let all: f64 = stage.indices.iter().map(|index| index.extent as f64).product();
     let share = points(stage, tile) / all.max(1.0);
     let (kernel_ns, copy_ns) = match costs {
-        Some(costs) => (costs.kernel_ns * share, (costs.copy_ns * share) as u64),
+        Some(costs) => (costs.kernel_ns * share * crowding, (costs.copy_ns * share * crowding) as u64),
         None => (bytes as f64 * machine.compute_ns_per_byte, 0),
     };
     Form { slices, bytes, file_bytes, memory_bytes, output_bytes, returned_bytes, kernel_ns, copy_ns }
