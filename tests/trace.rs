@@ -142,8 +142,15 @@ fn check_counts(trace: &Trace, report: &Report) {
     }
     assert_eq!(trace.of_category("transfer").count(), sent.len() + received.len());
     assert_eq!((trace.sum("read_bytes"), trace.sum("written_bytes")), (totals.read_bytes, totals.written_bytes));
-    let kernels = |tier: &str| trace.of_category("kernel").filter(|event| event["name"] == tier).count() as u64;
-    assert_eq!((kernels("baseline"), kernels("optimized")), (totals.baseline_tasks, totals.optimized_tasks));
+    let tasks = |tier: &str| -> u64 {
+        let on = trace.of_category("task").filter(|event| event["args"]["tier"] == tier);
+        on.map(|event| event["args"]["times"].as_u64().unwrap_or(1)).sum()
+    };
+    assert_eq!((tasks("baseline"), tasks("optimized")), (totals.baseline_tasks, totals.optimized_tasks));
+    let kernels = |tier: &str| -> u64 {
+        trace.of_category("kernel").filter(|event| event["name"] == tier).map(|event| ns(&event["dur"])).sum()
+    };
+    assert_eq!((kernels("baseline"), kernels("optimized")), (totals.baseline_ns, totals.optimized_ns));
     let swaps =
         report.ranks.iter().flat_map(|rank| rank.swaps.iter().map(|swap| (rank.rank, swap.after_tasks, swap.held_ns)));
     let number = |event: &Value, name: &str| event["args"][name].as_u64().unwrap();

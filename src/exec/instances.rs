@@ -47,7 +47,8 @@ impl Instances {
         merge: &mut Merge,
     ) -> Result<(), Box<FromWorker>> {
         let begun = shared.tracer.begin();
-        let merged = |tracer: &Tracer| tracer.end_tile(begun, tile, || What::Merge { stage: shared.stage_index });
+        let what = || What::Merge { stage: shared.stage_index, run: shared.run };
+        let merged = |tracer: &Tracer| tracer.end_tile(begun, tile, what);
         if shared.merger.as_ref().is_none_or(|merger| merger.merge(merge)) {
             merged(&shared.tracer);
             return Ok(());

@@ -1,10 +1,10 @@
-//! What a run records of itself for `--trace`: each thread into a list of its own that has its room from the beginning. Words are
-//! made of it when the run is over (`tracks`). Without `--trace` nothing is recorded.
+//! What a run records of itself for `--trace`: each thread into a list of its own that has its room from the beginning, short ones
+//! of a kind in a row together. Words are made of it when the run is over (`tracks`). Without `--trace` nothing is recorded.
 //!
 //! A run that goes on without ranks that died begins a new life: with other numbers of ranks, another plan and lists of its own.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,14 @@ const EVENTS: usize = 1 << 20;
 /// Of one thread. 16 MB of memory, as far as it is used.
 const MOST: usize = 1 << 17;
 const LEAST: usize = 1 << 8;
+
+/// What takes no longer is one event with more of the same that follows it. Where tasks are so short, events of their own would cost
+/// more than a trace may.
+const SHORT: Duration = Duration::from_micros(100);
+/// Between two of one event.
+const PAUSE: Duration = Duration::from_micros(5);
+/// One event, at most: more than that is not lost to sight.
+const TOGETHER: Duration = Duration::from_millis(1);
 
 /// The list of the main thread; those of the workers follow.
 pub(super) const MAIN: usize = 0;
@@ -52,17 +60,19 @@ pub(super) enum What {
         stage: usize,
         written_bytes: u64,
     },
-    /// The kernel ran within the task.
+    /// In this run of the stage. The kernel was called so long after the task began.
     Task {
         stage: usize,
+        run: u64,
         tier: Tier,
         slices: u64,
-        kernel_at: Instant,
+        kernel_after_ns: u64,
         kernel_ns: u64,
     },
-    /// Merging partial results.
+    /// Merging partial results, in this run of the stage.
     Merge {
         stage: usize,
+        run: u64,
     },
     Swap {
         stage: usize,
@@ -102,7 +112,9 @@ pub(super) struct Event {
     pub at: Instant,
     /// 0 for what takes no time.
     pub ns: u64,
-    /// Where the offset and the extent of its tile begin in the numbers of the track, and how many axes it has.
+    /// How often it was done, one time after the other; numbers are sums then.
+    pub times: u32,
+    /// Of the first time: where the offset and the extent of its tile begin in the numbers of the track, and how many axes it has.
     tile: Option<(u32, u32)>,
     pub what: What,
 }
@@ -136,6 +148,48 @@ struct Clock {
     epoch_ns: i64,
     /// Of the rank's process.
     started_ns: i64,
+}
+
+impl What {
+    /// Adds what was done next, if it is more of the same. What touches a file, moves between ranks or takes no time stays an
+    /// event of its own: each of these is of interest by itself.
+    fn add(&mut self, next: &What) -> bool {
+        match (self, next) {
+            (
+                What::Task { run, tier, slices, kernel_ns, .. },
+                What::Task { run: next_run, tier: next_tier, slices: more, kernel_ns: more_ns, .. },
+            ) if run == next_run && tier == next_tier => {
+                *slices += more;
+                *kernel_ns += more_ns;
+                true
+            }
+            (What::Read { stage, bytes, read_bytes: 0 }, What::Read { stage: next, bytes: more, read_bytes: 0 })
+                if stage == next =>
+            {
+                *bytes += more;
+                true
+            }
+            (What::Write { stage, written_bytes: 0 }, What::Write { stage: next, written_bytes: 0 }) => stage == next,
+            (What::Merge { run, .. }, What::Merge { run: next, .. }) => run == next,
+            _ => false,
+        }
+    }
+}
+
+impl Event {
+    /// Adds what the thread did next, if it is more of the same, as short and right behind it.
+    fn add(&mut self, at: Instant, ns: u64, what: &What) -> bool {
+        let end = self.at + Duration::from_nanos(self.ns);
+        let (pause, new) = (at.checked_duration_since(end), Duration::from_nanos(ns));
+        let short = self.ns <= SHORT.as_nanos() as u64 || self.times > 1;
+        let fits = pause.is_some_and(|pause| pause <= PAUSE) && at + new <= self.at + TOGETHER;
+        if !(short && new <= SHORT && fits && self.what.add(what)) {
+            return false;
+        }
+        self.ns = (at + new - self.at).as_nanos() as u64;
+        self.times += 1;
+        true
+    }
 }
 
 impl Tracer {
@@ -261,6 +315,9 @@ fn record(tracks: &[Mutex<Track>], at: Instant, ns: u64, tile: Option<&Tile>, wh
     let Some(track) = tracks.get(track) else { return };
     let mut track = lock(track);
     let Track { events, numbers, dropped } = &mut *track;
+    if dropped.is_none() && events.last_mut().is_some_and(|last| last.add(at, ns, &what)) {
+        return;
+    }
     if events.len() == events.capacity() || dropped.is_some() {
         dropped.get_or_insert((at, 0)).1 += 1;
         return;
@@ -271,7 +328,7 @@ fn record(tracks: &[Mutex<Track>], at: Instant, ns: u64, tile: Option<&Tile>, wh
         numbers.extend_from_slice(extent);
         (begin, offset.len() as u32)
     });
-    events.push(Event { at, ns, tile, what });
+    events.push(Event { at, ns, times: 1, tile, what });
 }
 
 /// Now: for this process, since the clock of the node began, and the time of day when it did. Taken several times, since
@@ -292,6 +349,7 @@ fn clocks() -> (Instant, i64, i64) {
 }
 
 impl Track {
+    /// That of an event, or of the first of what it is.
     pub fn tile(&self, event: &Event) -> Option<Tile> {
         let (begin, axes) = event.tile.map(|(begin, axes)| (begin as usize, axes as usize))?;
         let (offset, extent) = self.numbers.get(begin..begin + 2 * axes)?.split_at(axes);
@@ -303,18 +361,94 @@ impl Track {
 mod tests {
     use super::*;
 
+    fn tile(at: u64) -> Tile {
+        Tile(Region { offset: vec![at, 2], extent: vec![3, 4] })
+    }
+
+    fn task(run: u64, tier: Tier) -> What {
+        What::Task { stage: 0, run, tier, slices: 3, kernel_after_ns: 1000, kernel_ns: 5000 }
+    }
+
+    const READ: What = What::Read { stage: 0, bytes: 8, read_bytes: 0 };
+    const FROM_FILE: What = What::Read { stage: 0, bytes: 8, read_bytes: 8 };
+    const WRITE: What = What::Write { stage: 0, written_bytes: 0 };
+    const MERGE: What = What::Merge { stage: 0, run: 1 };
+    const SWAP: What = What::Swap { stage: 0, worker: 0, held_ns: 10, after_tasks: 1 };
+
+    /// What a thread did, each so many microseconds after the last and so long: as often, and as long in microseconds, as it is
+    /// recorded.
+    fn recorded(done: &[(u64, u64, What)]) -> Vec<(u32, u64)> {
+        let (tracer, mut at) = (Tracer::new(0, LEAST), Instant::now());
+        let tracks = tracer.0.unwrap();
+        for (number, (pause_us, us, what)) in (0..).zip(done) {
+            at += Duration::from_micros(*pause_us);
+            record(&tracks, at, us * 1000, Some(&tile(number)), *what);
+            at += Duration::from_micros(*us);
+        }
+        let track = lock(&tracks[MAIN]);
+        track.events.iter().map(|event| (event.times, event.ns / 1000)).collect()
+    }
+
     #[test]
     fn a_full_track_counts_what_it_leaves_out_and_moves_nothing() {
         let tracer = Tracer::new(0, LEAST);
-        let tile = Tile(Region { offset: vec![1, 2], extent: vec![3, 4] });
         for _ in 0..LEAST + 5 {
-            tracer.end_tile(tracer.begin(), &tile, || What::Merge { stage: 0 });
+            tracer.end_tile(tracer.begin(), &tile(1), || FROM_FILE);
         }
         let tracks = tracer.0.unwrap();
         let track = lock(&tracks[MAIN]);
         assert_eq!((track.events.len(), track.events.capacity()), (LEAST, LEAST));
         assert_eq!(track.dropped.unwrap().1, 5);
-        assert_eq!(track.tile(&track.events[LEAST - 1]), Some(tile));
+        assert_eq!(track.tile(&track.events[LEAST - 1]), Some(tile(1)));
+    }
+
+    #[test]
+    fn short_ones_in_a_row_are_one_event_with_their_sums() {
+        let (tracer, begun) = (Tracer::new(0, LEAST), Instant::now());
+        let tracks = tracer.0.unwrap();
+        for number in 0..12 {
+            let at = begun + Duration::from_micros(20 * number);
+            record(&tracks, at, 16_000, Some(&tile(number)), task(1, Tier::Optimized));
+        }
+        let track = lock(&tracks[MAIN]);
+        let [event] = &track.events[..] else { panic!("{:?}", track.events) };
+        assert_eq!((event.at, event.ns, event.times, track.tile(event)), (begun, 236_000, 12, Some(tile(0))));
+        let What::Task { slices: 36, kernel_after_ns: 1000, kernel_ns: 60_000, .. } = event.what else {
+            panic!("{event:?}")
+        };
+        for what in [READ, WRITE, MERGE] {
+            assert_eq!(recorded(&[(0, 10, what), (5, 90, what), (0, 100, what)]), [(3, 205)], "{what:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_long_or_comes_later_is_an_event_of_its_own() {
+        let task = task(1, Tier::Optimized);
+        assert_eq!(recorded(&[(0, 10, task), (6, 10, task), (5, 10, task)]), [(1, 10), (2, 25)]);
+        assert_eq!(recorded(&[(0, 101, task), (1, 10, task), (1, 101, task)]), [(1, 101), (1, 10), (1, 101)]);
+        // Together no longer than that.
+        assert_eq!(recorded(&[(0, 100, task); 25]), [(10, 1000), (10, 1000), (5, 500)]);
+    }
+
+    #[test]
+    fn what_is_not_the_same_is_an_event_of_its_own() {
+        let task = |run, tier| (0, 10, task(run, tier));
+        let [first, second] = [task(1, Tier::Baseline), task(1, Tier::Optimized)];
+        assert_eq!(recorded(&[first, second]), [(1, 10); 2]);
+        assert_eq!(recorded(&[first, task(2, Tier::Baseline)]), [(1, 10); 2]);
+        assert_eq!(recorded(&[first, first, (0, 0, SWAP), second, second]), [(2, 20), (1, 0), (2, 20)]);
+        assert_eq!(recorded(&[(0, 10, FROM_FILE), (0, 10, FROM_FILE), (0, 10, READ), (0, 10, WRITE)]), [(1, 10); 4]);
+        let of_another = What::Read { stage: 1, bytes: 8, read_bytes: 0 };
+        assert_eq!(recorded(&[(0, 10, READ), (0, 10, of_another)]), [(1, 10); 2]);
+        assert_eq!(recorded(&[(0, 0, What::Code { stage: 0 }); 2]), [(1, 0); 2]);
+        let sent = What::Sent { to: 1, reason: Reason::Halo, bytes: 8 };
+        assert_eq!(recorded(&[(0, 5, sent), (0, 5, sent)]), [(1, 5); 2]);
+        // Merging is within the task that it belongs to, which is recorded when it is over.
+        let tracer = Tracer::new(0, LEAST);
+        let (tracks, at) = (tracer.0.unwrap(), Instant::now() + Duration::from_micros(10));
+        record(&tracks, at, 1000, None, MERGE);
+        record(&tracks, at - Duration::from_micros(5), 7000, None, MERGE);
+        assert_eq!(lock(&tracks[MAIN]).events.len(), 2);
     }
 
     #[test]

@@ -68,10 +68,11 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
 
     fn event(&mut self, number: usize, span: Span, track: &Track) {
         let event = &track.events[span.event];
-        let Rendering { life: Life { plan, members, .. }, arrows, trace, since_start } = self;
+        let Rendering { life: Life { plan, members, .. }, arrows, trace, .. } = self;
         let of_stage = |stage: usize| {
             let tile = track.tile(event).map(|tile| plan.stages[stage].tile_name(&tile));
-            Args { stage: Some(&plan.stages[stage].name), tile, ..Args::default() }
+            let times = (event.times > 1).then_some(event.times);
+            Args { stage: Some(&plan.stages[stage].name), tile, times, ..Args::default() }
         };
         let at_the_start = |rank: Rank| members.get(rank as usize).copied().unwrap_or(rank);
         match event.what {
@@ -89,17 +90,16 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
                 let args = Args { written_bytes: Some(written_bytes), ..of_stage(stage) };
                 trace.span(number, span, ("write", "io"), Some(&args));
             }
-            What::Task { stage, tier, slices, kernel_at, kernel_ns } => {
+            What::Task { stage, tier, slices, kernel_after_ns, kernel_ns, .. } => {
                 let tier = tier.name();
                 let args = Args { stage: None, tier: Some(tier), slices: Some(slices), ..of_stage(stage) };
                 trace.span(number, span, (&plan.stages[stage].name, "task"), Some(&args));
-                // The clock's last digit may be on either side.
-                let end_ns = span.at_ns + span.ns;
-                let at_ns = since_start(kernel_at).clamp(span.at_ns, end_ns - 1);
-                let kernel = Span { at_ns, ns: kernel_ns.clamp(1, end_ns - at_ns), ..span };
+                // Of several calls: as long as all of them are together.
+                let after_ns = kernel_after_ns.min(span.ns - 1);
+                let kernel = Span { at_ns: span.at_ns + after_ns, ns: kernel_ns.clamp(1, span.ns - after_ns), ..span };
                 trace.span(number, kernel, (tier, "kernel"), None);
             }
-            What::Merge { stage } => trace.span(number, span, ("merge", "task"), Some(&of_stage(stage))),
+            What::Merge { stage, .. } => trace.span(number, span, ("merge", "task"), Some(&of_stage(stage))),
             What::Swap { stage, worker, held_ns, after_tasks } => {
                 let (worker, held_ns, after_tasks) = (Some(worker as u64), Some(held_ns), Some(after_tasks));
                 let args = Args { worker, held_ns, after_tasks, ..of_stage(stage) };

@@ -148,7 +148,7 @@ pub(super) struct Shared {
     pub to_main: Sender<FromRun>,
     pub tracer: Tracer,
     /// Of the stage.
-    run: u64,
+    pub run: u64,
     /// The code that the stage begins with.
     pub start: Code,
     board: Mutex<Board>,
@@ -509,9 +509,14 @@ fn task(
         }
     }
     report.first_task.get_or_insert_with(Instant::now);
-    let stage = shared.stage_index;
-    let what = || What::Task { stage, tier, slices: len, kernel_at: kernel_started, kernel_ns };
     let elapsed_ns = started.elapsed().as_nanos() as u64;
-    shared.tracer.task(started, elapsed_ns, tile, what);
+    shared.tracer.task(started, elapsed_ns, tile, || What::Task {
+        stage: shared.stage_index,
+        run: shared.run,
+        tier,
+        slices: len,
+        kernel_after_ns: (kernel_started - started).as_nanos() as u64,
+        kernel_ns,
+    });
     Ok(elapsed_ns)
 }

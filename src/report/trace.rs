@@ -81,6 +81,9 @@ pub struct Args<'a> {
     pub stage: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tile: Option<String>,
+    /// How often, if the span is of several that follow one another; `tile` is the first's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub times: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
