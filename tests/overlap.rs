@@ -1,18 +1,22 @@
-//! Halos travel while their receiver computes.
+//! Halos travel while their receiver computes, and nobody computes without them.
 #![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 
 mod lab;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use exuvia::exec::{self, Options, Progress, Signal, TierPolicy};
+use exuvia::exec::{self, Options, Progress, Resume, Signal, TierPolicy};
 use exuvia::fabric::{self, Counters, Fabric, FabricError, Message, Payload, Rank};
 use exuvia::job::Job;
 use exuvia::plan::{self, Layout, Machine, Plan};
+use exuvia::report::Report;
+use exuvia::sched;
 use exuvia::tensor::{Dtype, Shape};
 use lab::Lab;
 
@@ -22,6 +26,7 @@ const SIDE: u64 = 760;
 const KINDS: u32 = 16;
 const PROGRESS: u32 = 4;
 const SHARD: u32 = 7;
+const SCHEDULER: u32 = 9;
 
 const TENSORS: &str = "[tensors.start]\nfile = \"in.h5\"\ndataset = \"x\"\n\
                        [tensors.end]\ncreate = \"out.h5\"\ndataset = \"end\"\ndtype = \"f64\"\n";
@@ -53,42 +58,23 @@ fn planned(lab: &Lab, ranks: u32) -> Plan {
     plan::plan(&job, &BTreeMap::from([("start".to_owned(), layout)]), &machine).unwrap()
 }
 
-/// Blocks that rank 0 has computed of the stage that it is in, known once it has begun with the second iteration.
-static COMPUTED: AtomicU64 = AtomicU64::new(0);
-static SECOND: AtomicBool = AtomicBool::new(false);
-/// How many of them need nothing of rank 1.
-static INTERIOR: AtomicU64 = AtomicU64::new(u64::MAX);
-static GAVE_UP: AtomicBool = AtomicBool::new(false);
-
-fn show(progress: &Progress) {
-    if SECOND.load(Ordering::SeqCst) {
-        COMPUTED.fetch_max(progress.blocks_done, Ordering::SeqCst);
+/// Looks at the messages of a rank, and may keep some of them back.
+trait Watch: fmt::Debug {
+    fn send(&mut self, inner: &mut dyn Fabric, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError> {
+        inner.send(to, tag, bytes)
     }
+
+    fn poll(&mut self, inner: &mut dyn Fabric) -> Result<Option<Message>, FabricError>;
 }
 
-/// Rank 1's end of the fabric, which keeps halos back until rank 0 has computed all that it can without them.
+/// A rank's end of the fabric, which is watched.
 #[derive(Debug)]
-struct Late {
+struct Watched<W> {
     inner: Box<dyn Fabric + Send>,
-    kept: Vec<(Rank, u32, Payload)>,
-    since: Option<Instant>,
+    watch: W,
 }
 
-impl Late {
-    fn release(&mut self) -> Result<(), FabricError> {
-        let patient = self.since.is_none_or(|since| since.elapsed() < Duration::from_secs(30));
-        let computed = COMPUTED.load(Ordering::SeqCst) >= INTERIOR.load(Ordering::SeqCst);
-        if !computed && patient {
-            return Ok(());
-        }
-        if !patient && !self.kept.is_empty() {
-            GAVE_UP.store(true, Ordering::SeqCst);
-        }
-        self.kept.drain(..).try_for_each(|(to, tag, bytes)| self.inner.send(to, tag, bytes))
-    }
-}
-
-impl Fabric for Late {
+impl<W: Watch> Fabric for Watched<W> {
     fn rank(&self) -> Rank {
         self.inner.rank()
     }
@@ -98,25 +84,11 @@ impl Fabric for Late {
     }
 
     fn send(&mut self, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError> {
-        match tag % KINDS {
-            // What rank 0 shows is then its own.
-            PROGRESS => Ok(()),
-            SHARD if tag < fabric::TAG_LIMIT => {
-                self.since.get_or_insert_with(Instant::now);
-                self.kept.push((to, tag, bytes));
-                Ok(())
-            }
-            _ => self.inner.send(to, tag, bytes),
-        }
+        self.watch.send(&mut *self.inner, to, tag, bytes)
     }
 
     fn poll(&mut self) -> Result<Option<Message>, FabricError> {
-        self.release()?;
-        let message = self.inner.poll()?;
-        if message.as_ref().is_some_and(|message| message.tag % KINDS == SHARD) {
-            SECOND.store(true, Ordering::SeqCst);
-        }
-        Ok(message)
+        self.watch.poll(&mut *self.inner)
     }
 
     fn poll_from(&mut self, source: Rank, tag: u32) -> Result<Option<Message>, FabricError> {
@@ -152,6 +124,102 @@ impl Fabric for Late {
     }
 }
 
+/// Runs the job on two ranks of this process, the first of them on this thread.
+fn run_watched(
+    lab: &Lab,
+    options: &Options,
+    first: impl Watch + 'static,
+    second: impl Watch + Send + 'static,
+) -> Report {
+    let job = lab.path("job.toml");
+    let run = |fabric: Box<dyn Fabric>| {
+        exec::run(fabric, &job, options, Signal::default()).unwrap_or_else(|failure| panic!("{failure:?}"))
+    };
+    let mut fabrics = fabric::local(2);
+    let second = Watched { inner: fabrics.pop().unwrap(), watch: second };
+    let first = Watched { inner: fabrics.pop().unwrap(), watch: first };
+    thread::scope(|scope| {
+        scope.spawn(|| run(Box::new(second)));
+        run(Box::new(first)).unwrap()
+    })
+}
+
+/// Messages that are kept back until something has happened, though not for ever.
+#[derive(Debug, Default)]
+struct KeptBack {
+    messages: Vec<(Rank, u32, Payload)>,
+    since: Option<Instant>,
+}
+
+impl KeptBack {
+    fn put(&mut self, to: Rank, tag: u32, bytes: Payload) {
+        self.since.get_or_insert_with(Instant::now);
+        self.messages.push((to, tag, bytes));
+    }
+
+    fn is_over(&self) -> bool {
+        self.since.is_some_and(|since| since.elapsed() > Duration::from_secs(30))
+    }
+
+    fn release(&mut self, inner: &mut dyn Fabric) -> Result<(), FabricError> {
+        self.messages.drain(..).try_for_each(|(to, tag, bytes)| inner.send(to, tag, bytes))
+    }
+}
+
+/// Blocks that rank 0 has computed of the stage that it is in, known once it has begun with the second iteration.
+static COMPUTED: AtomicU64 = AtomicU64::new(0);
+static SECOND: AtomicBool = AtomicBool::new(false);
+/// How many of them need nothing of rank 1.
+static INTERIOR: AtomicU64 = AtomicU64::new(u64::MAX);
+static GAVE_UP: AtomicBool = AtomicBool::new(false);
+
+fn show(progress: &Progress) {
+    if SECOND.load(Ordering::SeqCst) {
+        COMPUTED.fetch_max(progress.blocks_done, Ordering::SeqCst);
+    }
+}
+
+/// Rank 1's halos come when rank 0 has computed all that it can without them.
+#[derive(Debug, Default)]
+struct Late(KeptBack);
+
+impl Watch for Late {
+    fn send(&mut self, inner: &mut dyn Fabric, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError> {
+        match tag % KINDS {
+            // What rank 0 shows is then its own.
+            PROGRESS => {}
+            SHARD if tag < fabric::TAG_LIMIT => self.0.put(to, tag, bytes),
+            _ => inner.send(to, tag, bytes)?,
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, inner: &mut dyn Fabric) -> Result<Option<Message>, FabricError> {
+        let computed = COMPUTED.load(Ordering::SeqCst) >= INTERIOR.load(Ordering::SeqCst);
+        if !computed && self.0.is_over() && !self.0.messages.is_empty() {
+            GAVE_UP.store(true, Ordering::SeqCst);
+        }
+        if computed || self.0.is_over() {
+            self.0.release(inner)?;
+        }
+        let message = inner.poll()?;
+        if message.as_ref().is_some_and(|message| message.tag % KINDS == SHARD) {
+            SECOND.store(true, Ordering::SeqCst);
+        }
+        Ok(message)
+    }
+}
+
+/// Nothing of a rank.
+#[derive(Debug)]
+struct Nothing;
+
+impl Watch for Nothing {
+    fn poll(&mut self, inner: &mut dyn Fabric) -> Result<Option<Message>, FabricError> {
+        inner.poll()
+    }
+}
+
 #[test]
 fn workers_do_not_wait_for_what_they_do_not_need() {
     let lab = lab();
@@ -173,16 +241,7 @@ fn workers_do_not_wait_for_what_they_do_not_need() {
         progress: Some(show),
         ..Options::default()
     };
-    let job = lab.path("job.toml");
-    let run = |fabric: Box<dyn Fabric>| {
-        exec::run(fabric, &job, &options, Signal::default()).unwrap_or_else(|failure| panic!("{failure:?}"))
-    };
-    let mut fabrics = fabric::local(2);
-    let late = Late { inner: fabrics.pop().unwrap(), kept: Vec::new(), since: None };
-    let report = thread::scope(|scope| {
-        scope.spawn(|| run(Box::new(late)));
-        run(fabrics.pop().unwrap()).unwrap()
-    });
+    let report = run_watched(&lab, &options, Nothing, Late::default());
     assert!(!GAVE_UP.load(Ordering::SeqCst), "rank 0 computed nothing before its halos came");
     assert!(lab.results(&report) == expected);
     // All that rank 0 got came while it computed, and it was what the plan says of one iteration.
@@ -211,4 +270,118 @@ fn boxes_cut_at_their_borders_give_the_same_bits() {
             assert!(report.totals().overlapped_bytes <= report.totals().moved_bytes());
         }
     }
+}
+
+/// What rank 0 does when rank 1 asks it for work.
+#[derive(Debug, Default)]
+struct Lending {
+    /// Of the run of a stage that it is about: tags have it. 0 before that.
+    run: AtomicU32,
+    /// Whether rank 0 knows of a question that it has not answered, and how often it has looked for messages since.
+    asked: AtomicBool,
+    looks: AtomicU64,
+    /// Whether it has given rank 1 something while rank 1 kept back what it needs for that.
+    early: AtomicBool,
+    /// Whether it waited with that.
+    waited: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Lending {
+    /// In more looks than this it would have answered a question, if it could.
+    const LOOKS: u64 = 50;
+
+    fn message(&self, tag: u32, bytes: &[u8], from: Rank) -> Option<sched::Message> {
+        let of_run = tag % KINDS == SCHEDULER && tag / KINDS == self.run.load(Ordering::SeqCst);
+        of_run.then(|| sched::Message::decode(bytes, from, 1 - from).unwrap().0)
+    }
+}
+
+/// Rank 0, which has so much to do that rank 1 asks it for work.
+#[derive(Debug)]
+struct Lender(Arc<Lending>);
+
+impl Watch for Lender {
+    fn send(&mut self, inner: &mut dyn Fabric, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError> {
+        let answer = self.0.message(tag, &bytes, 0);
+        if matches!(answer, Some(sched::Message::Grant { .. } | sched::Message::Refuse { .. })) {
+            self.0.asked.store(false, Ordering::SeqCst);
+        }
+        if matches!(answer, Some(sched::Message::Grant { .. })) && !self.0.over.load(Ordering::SeqCst) {
+            self.0.early.store(true, Ordering::SeqCst);
+        }
+        inner.send(to, tag, bytes)
+    }
+
+    fn poll(&mut self, inner: &mut dyn Fabric) -> Result<Option<Message>, FabricError> {
+        self.0.looks.fetch_add(1, Ordering::SeqCst);
+        let message = inner.poll()?;
+        let heard = message.as_ref().and_then(|message| self.0.message(message.tag, &message.bytes, 1));
+        if matches!(heard, Some(sched::Message::Steal(_))) {
+            self.0.looks.store(0, Ordering::SeqCst);
+            self.0.asked.store(true, Ordering::SeqCst);
+        }
+        Ok(message)
+    }
+}
+
+/// Rank 1, whose halos come when rank 0 has either waited for them before it gave something away, or has not.
+#[derive(Debug)]
+struct Thief(Arc<Lending>, KeptBack);
+
+impl Watch for Thief {
+    fn send(&mut self, inner: &mut dyn Fabric, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError> {
+        if tag < fabric::TAG_LIMIT && tag % KINDS == SHARD && !self.0.over.load(Ordering::SeqCst) {
+            self.0.run.store(tag / KINDS, Ordering::SeqCst);
+            self.1.put(to, tag, bytes);
+            return Ok(());
+        }
+        inner.send(to, tag, bytes)
+    }
+
+    fn poll(&mut self, inner: &mut dyn Fabric) -> Result<Option<Message>, FabricError> {
+        if !self.1.messages.is_empty() {
+            let waited = self.0.asked.load(Ordering::SeqCst) && self.0.looks.load(Ordering::SeqCst) > Lending::LOOKS;
+            if waited || self.0.early.load(Ordering::SeqCst) || self.1.is_over() {
+                self.0.waited.store(waited, Ordering::SeqCst);
+                self.0.over.store(true, Ordering::SeqCst);
+                self.1.release(inner)?;
+            }
+        }
+        inner.poll()
+    }
+}
+
+#[test]
+fn a_thief_gets_a_block_when_its_halos_have_come() {
+    /// Two boxes, one above the other, that are cut at their border.
+    const HEIGHT: u64 = 1600;
+    const WIDTH: u64 = 200;
+    let lab = Lab::bare(&["heat", "reaction"]);
+    let point = |i: u64| ((i * 7919 % 1009) as f64 / 1009.0).to_le_bytes();
+    lab.dataset(Dtype::F64, &[HEIGHT, WIDTH], (0..HEIGHT * WIDTH).flat_map(point).collect());
+    // The rows of the first take long.
+    let steps = |y| if y < HEIGHT / 2 { 200u32 } else { 1 }.to_le_bytes();
+    lab.dataset_of("steps.h5", Dtype::U32, &[HEIGHT], (0..HEIGHT).flat_map(steps).collect());
+    let text = format!(
+        "{TENSORS}[tensors.steps]\nfile = \"steps.h5\"\ndataset = \"x\"\n[tensors.between]\ndtype = \"f64\"\n{}\
+         [[stages]]\nname = \"react\"\nkernel = \"reaction.wasm\"\nexport = \"react\"\n\
+         compute = \"between[y~1,x~1], steps[y] -> end[y,x]\"\nboundary = \"clamp\"\n",
+        step("start", "between")
+    );
+    fs::write(lab.path("job.toml"), text).unwrap();
+    let options = Options {
+        threads: Some(1),
+        tier: TierPolicy::Baseline,
+        cache_dir: Some(lab.path("cache")),
+        resume: Resume::Fresh,
+        ..Options::default()
+    };
+    let expected = lab.results(&lab.run_here(&options));
+    let lending = Arc::new(Lending::default());
+    let thief = Thief(lending.clone(), KeptBack::default());
+    let report = run_watched(&lab, &options, Lender(lending.clone()), thief);
+    assert!(lending.waited.load(Ordering::SeqCst) && !lending.early.load(Ordering::SeqCst), "{lending:?}");
+    assert!(lab.results(&report) == expected);
+    assert!(report.totals().stolen_slices > 0);
 }
