@@ -3,6 +3,7 @@
 
 mod lab;
 
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -112,4 +113,76 @@ fn a_run_that_is_asked_to_end_takes_its_file_along() {
     signal(&pids(&lab), "-TERM");
     run.child.wait().unwrap();
     assert!(files(&lab).is_empty(), "{:?}", files(&lab));
+}
+
+/// `exuvia top` on a terminal that it has from `script`, and then how that is set.
+struct OnTerminal {
+    child: Child,
+    columns: usize,
+    drawn: Vec<u8>,
+}
+
+impl OnTerminal {
+    fn start(lab: &Lab, (lines, columns): (usize, usize)) -> OnTerminal {
+        let line = format!("stty rows {lines} cols {columns}; '{EXUVIA}' top; echo \"status $?\"; stty -a");
+        let mut command = Command::new("script");
+        command.args(["-qc", &line, "/dev/null"]).env("XDG_STATE_HOME", state(lab)).env("TERM", "xterm");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        OnTerminal { child: command.spawn().unwrap(), columns, drawn: Vec::new() }
+    }
+
+    /// Waits until it has drawn so many pictures with this text.
+    fn await_text(&mut self, text: &str, times: usize) {
+        while String::from_utf8_lossy(&self.drawn).matches(text).count() < times {
+            let mut more = [0; 4096];
+            let count = self.child.stdout.as_mut().unwrap().read(&mut more).unwrap();
+            assert!(count > 0, "{}", String::from_utf8_lossy(&self.drawn));
+            self.drawn.extend_from_slice(&more[..count]);
+        }
+    }
+
+    fn type_keys(&mut self, keys: &[u8]) {
+        self.child.stdin.as_mut().unwrap().write_all(keys).unwrap();
+    }
+
+    /// What is on the terminal when it has ended, which is as it was.
+    fn left(mut self) -> String {
+        self.await_text("status", 1);
+        self.child.stdout.as_mut().unwrap().read_to_end(&mut self.drawn).unwrap();
+        self.child.wait().unwrap();
+        let all = String::from_utf8(self.drawn).unwrap();
+        let (drawn, left) = all.split_once("\x1b[?1049l").unwrap();
+        assert!(drawn.contains("\x1b[?1049h\x1b[?25l") && drawn.ends_with("\x1b[?25h"), "{drawn:?}");
+        for line in drawn.lines() {
+            assert!(console::measure_text_width(line.rsplit('\r').next().unwrap()) <= self.columns, "{line:?}");
+        }
+        for mode in [" icanon", " isig", " echo "] {
+            assert!(left.contains(mode), "{left:?}");
+        }
+        left.to_owned()
+    }
+}
+
+#[test]
+fn a_terminal_is_left_as_it_was() {
+    let lab = slow_lab(2_000_000);
+    let mut run = start(&lab, 2);
+    run.until(|run| run.ranks.len() == 2);
+    let mut terminals = [(24, 80), (10, 40), (40, 120)].map(|size| OnTerminal::start(&lab, size));
+    for terminal in &mut terminals {
+        terminal.await_text("RANK", 2);
+    }
+    let [mut first, mut second, third] = terminals;
+    // An arrow means nothing.
+    first.type_keys(b"\x1b[A");
+    first.await_text("RANK", 4);
+    first.type_keys(b"q");
+    second.type_keys(b"\x03");
+    for ended in [first.left(), second.left()] {
+        assert!(ended.starts_with("status 0"), "{ended:?}");
+    }
+    signal(&pids(&lab), "-KILL");
+    run.child.wait().unwrap();
+    let ended = third.left();
+    assert!(ended.starts_with("Nothing of it runs any more.\r\nstatus 0"), "{ended:?}");
 }

@@ -17,6 +17,7 @@ mod plan;
 mod progress;
 mod report;
 mod run;
+mod screen;
 mod simulate;
 mod status;
 mod submit;

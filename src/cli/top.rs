@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets};
-use console::Term;
+use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
+use console::measure_text_width;
 use serde::Serialize;
 
+use super::screen::{Room, Screen};
 use super::{Output, jobs, print_json};
 use crate::exec::ExitCode;
 use crate::live::{self, RankSnapshot, Snapshot};
@@ -15,10 +16,6 @@ use crate::slurm::Record;
 
 /// From one look to the next.
 const GLANCE: Duration = Duration::from_millis(500);
-/// Rows where nobody says how many there is room for.
-const ROWS: usize = 1000;
-/// Lines beside those of ranks.
-const AROUND: usize = 8;
 /// A rank that has said nothing for so long is between stages, or waits in a collective operation.
 const SILENT_NS: u64 = 3_000_000_000;
 
@@ -60,39 +57,32 @@ pub(super) fn top(arguments: &TopArguments) -> ExitCode {
         _ if runs.is_empty() => return nothing(target, &folder),
         Output::Json => print_json(&Top { schema: 1, runs: &runs }),
         Output::Human if arguments.once || !on_terminal => {
-            print!("{}", show(&runs, ROWS));
+            print!("{}", show(&runs, Room::ENDLESS));
         }
-        Output::Human => {
-            if let Err(error) = watch(look) {
-                eprintln!("error: the terminal cannot be written to: {error}");
+        Output::Human => match watch(look) {
+            Ok(true) => {}
+            Ok(false) => println!("Nothing of it runs any more."),
+            Err(error) => {
+                eprintln!("error: the terminal cannot be drawn on: {error}");
                 return ExitCode::Failed;
             }
-        }
+        },
     }
     ExitCode::Done
 }
 
-/// Draws the runs until there are none.
-fn watch(look: impl Fn() -> Vec<Snapshot>) -> std::io::Result<()> {
-    // Buffered: a picture comes at once, and does not flicker.
-    let (terminal, mut lines) = (Term::buffered_stdout(), 0);
+/// Draws the runs until there are none, or a key ends it; whether there are some left.
+fn watch(look: impl Fn() -> Vec<Snapshot>) -> std::io::Result<bool> {
+    let screen = Screen::borrow()?;
     loop {
         let runs = look();
         if runs.is_empty() {
-            terminal.write_line("Nothing of it runs any more.")?;
-            return terminal.flush();
+            return Ok(false);
         }
-        let (height, width) = terminal.size();
-        let text = show(&runs, usize::from(height).saturating_sub(AROUND));
-        terminal.clear_last_lines(lines)?;
-        lines = 0;
-        // A line that is wider than the window would be two.
-        for line in text.lines().take(usize::from(height).saturating_sub(1)) {
-            terminal.write_line(&console::truncate_str(line, usize::from(width), ""))?;
-            lines += 1;
+        screen.draw(&show(&runs, screen.room()))?;
+        if !screen.wait(GLANCE)? {
+            return Ok(true);
         }
-        terminal.flush()?;
-        std::thread::sleep(GLANCE);
     }
 }
 
@@ -121,15 +111,15 @@ fn nothing(target: Option<&str>, folder: &Path) -> ExitCode {
     ExitCode::Usage
 }
 
-/// One run with its ranks, of which there is room for so many; of several, a line for each.
-fn show(runs: &[Snapshot], rows: usize) -> String {
+/// One run with its ranks, of which there is room for some; of several, a line for each.
+fn show(runs: &[Snapshot], room: Room) -> String {
     match runs {
-        [run] => details(run, rows),
-        runs => overview(runs),
+        [run] => details(run, room),
+        runs => overview(runs, room),
     }
 }
 
-fn overview(runs: &[Snapshot]) -> String {
+fn overview(runs: &[Snapshot], room: Room) -> String {
     let head = ["JOB", "SLURM", "HOST", "RANKS", "TIME", "STAGE", "DONE", "RATE", "MEMORY"];
     let row = |run: &Snapshot| {
         let (stage, done) = match run.stages.first() {
@@ -148,45 +138,67 @@ fn overview(runs: &[Snapshot]) -> String {
             size(run.ranks.iter().map(|rank| rank.share.memory_bytes).sum()),
         ]
     };
-    table(&head, &[0, 1, 2, 5], runs.iter().map(row)) + "exuvia top JOB shows one of them\n"
+    table(&head, &[0, 1, 2, 5], &[2, 8, 1, 7, 3, 5], room, runs.iter().map(row)) + "exuvia top JOB shows one of them\n"
 }
 
-fn details(run: &Snapshot, rows: usize) -> String {
+fn details(run: &Snapshot, room: Room) -> String {
     let sum = |of: fn(&RankSnapshot) -> u64| run.ranks.iter().map(of).sum::<u64>();
     let slurm = run.slurm_job.as_ref().map(|id| format!(" (Slurm {id})")).unwrap_or_default();
-    let deaths = if run.deaths > 0 { format!(", {} died", run.deaths) } else { String::new() };
-    let mut text = format!(
-        "{}{slurm}: {} on {}, {} each{deaths}, {}\n",
-        run.job,
-        count(run.ranks.len() as u64, "rank"),
-        count(u64::from(run.nodes), "node"),
-        count(u64::from(run.threads_per_rank), "thread"),
-        seconds(run.elapsed_ns),
-    );
+    let ranks = count(run.ranks.len() as u64, "rank");
+    let mut what = vec![
+        format!("{}{slurm}: {ranks} on {}", run.job, count(u64::from(run.nodes), "node")),
+        format!("{} each", count(u64::from(run.threads_per_rank), "thread")),
+    ];
+    what.extend((run.deaths > 0).then(|| format!("{} died", run.deaths)));
+    what.push(seconds(run.elapsed_ns));
     let iteration =
         run.iteration.map(|iteration| format!("iteration {} of at most {}", iteration.done + 1, iteration.most));
     let stage = |stage: &live::StageSnapshot| {
         format!("{} {} of {}", stage.stage, percent(stage.processed_bytes, stage.bytes), count(stage.blocks, "block"))
     };
-    let under_way: Vec<String> = iteration.into_iter().chain(run.stages.iter().map(stage)).collect();
-    text += &format!("{}\n", if under_way.is_empty() { "between stages".to_owned() } else { under_way.join(", ") });
+    let mut under_way: Vec<String> = iteration.into_iter().chain(run.stages.iter().map(stage)).collect();
+    if under_way.is_empty() {
+        under_way.push("between stages".to_owned());
+    }
     let tasks = sum(|rank| rank.share.baseline_tasks + rank.share.optimized_tasks);
-    text += &format!(
-        "{} ({} on optimized code), {} through kernels now, {} read, {} moved, {} written, {} in memory\n\n",
-        count(tasks, "task"),
-        percent(sum(|rank| rank.share.optimized_tasks), tasks),
-        rate(run.ranks.iter().map(|rank| rank.bytes_per_s).sum()),
-        size(sum(|rank| rank.share.read_bytes)),
-        size(sum(|rank| rank.share.moved_bytes)),
-        size(sum(|rank| rank.share.written_bytes)),
-        size(sum(|rank| rank.share.memory_bytes)),
-    );
+    let optimized = percent(sum(|rank| rank.share.optimized_tasks), tasks);
+    let so_far = [
+        format!("{} ({optimized} on optimized code)", count(tasks, "task")),
+        format!("{} through kernels now", rate(run.ranks.iter().map(|rank| rank.bytes_per_s).sum())),
+        format!("{} read", size(sum(|rank| rank.share.read_bytes))),
+        format!("{} moved", size(sum(|rank| rank.share.moved_bytes))),
+        format!("{} written", size(sum(|rank| rank.share.written_bytes))),
+        format!("{} in memory", size(sum(|rank| rank.share.memory_bytes))),
+    ];
+    let mut text = [&what[..], &under_way, &so_far].map(|parts| wrapped(parts, room.columns)).concat() + "\n";
     let head = ["RANK", "HOST", "BLOCKS", "QUEUE", "TIER", "TASKS", "STOLEN", "RATE", "MOVED", "MEMORY", ""];
-    text += &table(&head, &[1, 4, 10], run.ranks.iter().take(rows).map(|rank| row(rank, run.elapsed_ns)));
-    if run.ranks.len() > rows {
-        text += &format!("and {} more ranks\n", run.ranks.len() - rows);
+    let lines = room.lines.saturating_sub(text.lines().count() + 1);
+    let shown = if run.ranks.len() <= lines { run.ranks.len() } else { lines.saturating_sub(1) };
+    let rows = run.ranks.iter().take(shown).map(|rank| row(rank, run.elapsed_ns));
+    text += &table(&head, &[1, 4, 10], &[1, 8, 6, 3, 9, 5, 2, 4], room, rows);
+    if run.ranks.len() > shown {
+        text += &format!("and {}\n", count((run.ranks.len() - shown) as u64, "more rank"));
     }
     text
+}
+
+/// In lines of at most so many columns, as far as none of the parts is longer.
+fn wrapped(parts: &[String], columns: usize) -> String {
+    let (mut text, mut width) = (String::new(), 0);
+    for part in parts {
+        let wanted = measure_text_width(part);
+        if text.is_empty() {
+            width = wanted;
+        } else if width + 3 + wanted <= columns {
+            text += ", ";
+            width += 2 + wanted;
+        } else {
+            text += ",\n";
+            width = wanted;
+        }
+        text += part;
+    }
+    text + "\n"
 }
 
 fn row(rank: &RankSnapshot, now_ns: u64) -> [String; 11] {
@@ -218,15 +230,32 @@ fn row(rank: &RankSnapshot, now_ns: u64) -> [String; 11] {
     ]
 }
 
-/// All columns but the `left` ones are numbers.
-fn table<const N: usize>(head: &[&str; N], left: &[usize], rows: impl Iterator<Item = [String; N]>) -> String {
+/// All columns but the `left` ones are numbers. Where there is no room for all of them, those are left out that `spare` names, as
+/// many of the first as it takes.
+fn table<const N: usize>(
+    head: &[&str; N],
+    left: &[usize],
+    spare: &[usize],
+    room: Room,
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(head.to_vec());
     table.add_rows(rows);
     for column in table.column_iter_mut().filter(|column| !left.contains(&column.index)) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    table.trim_fmt() + "\n"
+    let mut text = table.trim_fmt();
+    for number in spare {
+        if text.lines().all(|line| measure_text_width(line) <= room.columns) {
+            break;
+        }
+        if let Some(column) = table.column_mut(*number) {
+            column.set_constraint(ColumnConstraint::Hidden);
+        }
+        text = table.trim_fmt();
+    }
+    text + "\n"
 }
 
 fn percent(part: u64, whole: u64) -> String {
@@ -277,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_run_is_shown_with_its_ranks() {
-        let text = details(&run(2), 10);
+        let text = details(&run(2), Room::ENDLESS);
         for part in [
             "heat (Slurm 7_2): 2 ranks on 1 node, 1 thread each, 10s",
             "step 30 % of 20 blocks",
@@ -288,9 +317,28 @@ mod tests {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert_eq!(text.matches("silent").count(), 1);
-        let many = details(&run(100), 10);
-        assert!(many.contains("and 90 more ranks") && many.lines().count() <= 10 + AROUND, "{many}");
-        assert!(show(&[run(1), run(2)], 10).contains("exuvia top JOB"));
+        assert!(show(&[run(1), run(2)], Room::ENDLESS).contains("exuvia top JOB"));
+    }
+
+    #[test]
+    fn there_is_room_for_the_most_important() {
+        let mut iterated = run(100);
+        iterated.iteration = Some(live::Iteration { done: 41, most: 1_000_000 });
+        for (columns, lines) in [(120, 40), (80, 24), (40, 10)] {
+            for text in
+                [details(&iterated, Room { columns, lines }), overview(&[run(1), run(2)], Room { columns, lines })]
+            {
+                assert!(text.lines().all(|line| measure_text_width(line) <= columns), "{columns}:\n{text}");
+                assert!(text.lines().count() <= lines, "{lines}:\n{text}");
+            }
+        }
+        let text = details(&iterated, Room { columns: 40, lines: 12 });
+        let expected = "heat (Slurm 7_2): 2 ranks on 1 node,\n";
+        for part in [expected, " RANK  BLOCKS  TIER", "and 97 more ranks"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        // None is left out where there is room for all of them.
+        assert_eq!(details(&run(3), Room { columns: 120, lines: 8 }).matches("3/10").count(), 3);
     }
 
     #[test]
