@@ -169,18 +169,24 @@ mod tests {
     }
 
     #[test]
-    fn rank_0_does_not_leave_before_all_know_that_the_outputs_are_in_place() {
-        let knows = AtomicBool::new(false);
-        let mut fabrics = fabric::local(2).into_iter();
-        let (first, second) = (fabrics.next().expect("two"), fabrics.next().expect("two"));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(50));
-                knows.store(true, Ordering::SeqCst);
-                Link::new(second, Signal::default()).part().expect("rank 0 is alive");
+    fn nobody_leaves_before_rank_0_has_put_the_outputs_in_place_and_all_others_know() {
+        for late in 0..3 {
+            let ready = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for fabric in fabric::local(3) {
+                    scope.spawn(|| {
+                        let mut link = Link::new(fabric, Signal::default());
+                        if link.rank() == late {
+                            std::thread::sleep(Duration::from_millis(50));
+                            ready.store(true, Ordering::SeqCst);
+                        }
+                        link.part().expect("all are alive");
+                        // Others than rank 0 know once it has told them.
+                        let waits = late == 0 || link.rank() == 0;
+                        assert!(!waits || ready.load(Ordering::SeqCst), "rank {} leaves before {late}", link.rank());
+                    });
+                }
             });
-            Link::new(first, Signal::default()).part().expect("rank 1 is alive");
-            assert!(knows.load(Ordering::SeqCst));
-        });
+        }
     }
 }
