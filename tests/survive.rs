@@ -9,10 +9,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use exuvia::live;
 use exuvia::report::{Death, Report};
 use lab::launch::open_mpi;
 use lab::rows::{rows_job, rows_lab, wat};
-use lab::slow::{assert_tidy, chance, expected, kills, pids, record_bytes, signal, slow_job, slow_lab};
+use lab::slow::{COLUMNS, ROWS, assert_tidy, chance, expected, kills, pids, record_bytes, signal, slow_job, slow_lab};
 use lab::{EXUVIA, Lab, text};
 
 /// A run on ranks that it starts itself.
@@ -114,6 +115,38 @@ fn a_killed_rank_does_not_end_the_run_nor_change_its_bits() {
     }
     pauses_ns.sort_unstable();
     println!("{all_killed} ranks killed; from agreeing on a death to the next task: {pauses_ns:?} ns");
+}
+
+#[test]
+fn what_was_done_before_a_death_is_in_the_report() {
+    if !open_mpi() {
+        println!("only Open MPI lets ranks go on");
+        return;
+    }
+    let lab = slow_lab(400_000);
+    // The rows of both tensors of the first stage.
+    let all_bytes = 2 * 8 * ROWS * COLUMNS;
+    let mut command = command(&lab, 2, &["--fresh", "--no-steal"]);
+    command.env("XDG_STATE_HOME", lab.path("state"));
+    let mut run = Supervised { child: command.spawn().unwrap(), ranks: 2 };
+    let done_bytes = || {
+        let runs = live::list(&lab.path("state/exuvia/live"));
+        runs.iter()
+            .flat_map(|run| &run.stages)
+            .filter(|stage| stage.stage == "one")
+            .map(|stage| stage.processed_bytes)
+            .sum::<u64>()
+    };
+    while done_bytes() * 4 < all_bytes * 3 {
+        assert!(run.child.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(run.kill(&lab, 1));
+    let deaths = assert_done(&lab, &run.wait(), &expected(1.0), "two ranks");
+    let report: Report = serde_json::from_slice(&fs::read(lab.path("report.json")).unwrap()).unwrap();
+    // The rank that is left has done its own half, though a quarter of the whole was left to do when the other one died.
+    let counted_bytes = report.stages[0].counts.processed_bytes;
+    assert!(deaths.len() == 1 && counted_bytes * 5 > all_bytes * 2, "{counted_bytes} of {all_bytes} bytes, {deaths:?}");
 }
 
 #[test]

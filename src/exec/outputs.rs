@@ -275,8 +275,8 @@ impl Outputs {
     }
 
     /// Leaves in memory what stays there, unless it is there already, as what a stage that did not run has left earlier.
-    pub fn keep(self, stage: usize, ran: bool, resident: &mut Resident) {
-        for output in self.outputs {
+    pub fn keep(&mut self, stage: usize, ran: bool, resident: &mut Resident) {
+        for output in self.outputs.drain(..) {
             if let Some(pieces) = output.resident.filter(|_| ran || resident.get(&output.tensor).is_none()) {
                 let pieces = pieces.into_iter().map(|(region, bytes)| Piece { region, bytes: bytes.into() }).collect();
                 resident.keep(&output.tensor, Holding { stage, operand: output.operand, pieces });

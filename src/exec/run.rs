@@ -12,7 +12,7 @@ use super::opening::{Loaded, Opening, agree, load_kernels, machine, open};
 use super::outputs::{Outputs, Stagings, publish};
 use super::resume::{Manifest, Resumed};
 use super::senses::Signal;
-use super::stage::{Context, StageOutcome};
+use super::stage::Context;
 use super::survive::{Dead, Regrouped};
 use super::tiers::{TierSetup, Tiers};
 use super::tracer::What;
@@ -210,12 +210,10 @@ fn run_rank(
         } else if iterated.contains(&wave.start) {
             // All of them are finished: what they left is taken up.
             for stage in iterated.clone() {
-                run_wave(link, tiers, &context, stage..stage + 1, &mut data, stagings)?;
+                run_wave(link, tiers, &context, stage..stage + 1, &mut data, stagings, share)?;
             }
         } else {
-            for outcome in run_wave(link, tiers, &context, wave, &mut data, stagings)? {
-                add_stage(share, outcome, process_start);
-            }
+            run_wave(link, tiers, &context, wave, &mut data, stagings, share)?;
         }
     }
     tiers.finish();
@@ -279,22 +277,6 @@ fn taken_up(resumed: &Resumed, again: bool) -> Vec<String> {
     went_on.into_iter().chain(resumed.notes.iter().cloned()).collect()
 }
 
-/// Adds what a stage did to the rank's share of the report; a stage that ran before adds to its own.
-fn add_stage(share: &mut RankReport, outcome: StageOutcome, process_start: Instant) {
-    let since_start = |at: Instant| at.duration_since(process_start).as_nanos() as u64;
-    let total = share.stage(&outcome.report.stage);
-    total.started_ns = total.started_ns.or(Some(since_start(outcome.started)));
-    // By now all that the stage left behind is cleared away, which is a part of its time.
-    total.wall_ns += outcome.started.elapsed().as_nanos() as u64;
-    total.counts.add(&outcome.report.counts);
-    share.swaps.extend(outcome.swaps);
-    let first_task_ns = outcome.first_task.map(since_start);
-    share.first_task_ns = share.first_task_ns.or(first_task_ns);
-    for death in share.deaths.iter_mut().filter(|death| death.first_task_ns.is_none()) {
-        death.first_task_ns = first_task_ns;
-    }
-}
-
 /// Runs the iterated stages until their condition holds, or as often as the job says, and writes what they left; `first` of these
 /// iterations were made by earlier runs. Returns the number of iterations, those included.
 fn run_iterations(
@@ -314,9 +296,7 @@ fn run_iterations(
     loop {
         let begun = link.tracer.begin();
         for stage_index in iterate.stages.clone() {
-            for outcome in run_wave(link, tiers, context, stage_index..stage_index + 1, data, stagings)? {
-                add_stage(share, outcome, context.process_start);
-            }
+            run_wave(link, tiers, context, stage_index..stage_index + 1, data, stagings, share)?;
         }
         iteration += 1;
         link.pulse.iteration = Some(Iteration { done: iteration, most: iterate.count });

@@ -453,12 +453,7 @@ impl Running<'_> {
     }
 
     /// Leaves everything as the stages after it need it. Its workers have left. Collective.
-    pub fn finish(
-        mut self,
-        link: &mut Link,
-        data: &mut Data,
-        stagings: &mut Stagings,
-    ) -> Result<StageOutcome, RunError> {
+    pub fn finish(&mut self, link: &mut Link, data: &mut Data, stagings: &mut Stagings) -> Result<(), RunError> {
         let (stage_index, context, shared) = (self.stage_index, self.context, self.shared.clone());
         let plan = &context.plan.stages[stage_index];
         if self.together {
@@ -471,23 +466,27 @@ impl Running<'_> {
             data.balance.note(stage_index, shared.load_ns(), bytes);
         }
         data.costs.note(stage_index, context.kernels[stage_index], shared.take_costs());
-        let steals = shared.steal_counts();
-        self.report.counts.steals = steals.grants;
-        self.report.counts.stolen_slices = steals.slices_stolen;
-        let started = self.started;
-        link.tracer.end(Some(started), || What::Stage(stage_index));
-        let mut outcome = StageOutcome { started, report: self.report, swaps: Vec::new(), first_task: None };
+        link.tracer.end(Some(self.started), || What::Stage(stage_index));
         // A forced swap starts each run of a stage on baseline code.
-        let keeps = plan.keeps && context.options.swap_before_task.is_none();
+        if plan.keeps && context.options.swap_before_task.is_none() {
+            let kept = self.left.iter_mut().filter_map(|worker| worker.instances.take());
+            data.instances.entry(stage_index).or_default().extend(kept);
+        }
+        Ok(())
+    }
+
+    /// What was done in it, to its end or until something cut it short. Its workers have left.
+    pub fn outcome(self) -> StageOutcome {
+        let (mut report, steals) = (self.report, self.shared.steal_counts());
+        report.counts.steals = steals.grants;
+        report.counts.stolen_slices = steals.slices_stolen;
+        let mut outcome = StageOutcome { started: self.started, report, swaps: Vec::new(), first_task: None };
         for worker in self.left {
-            if let Some(instances) = worker.instances.filter(|_| keeps) {
-                data.instances.entry(stage_index).or_default().push(instances);
-            }
             outcome.report.counts.add(&worker.counts);
             outcome.swaps.extend(worker.swaps);
             outcome.first_task = [outcome.first_task, worker.first_task].into_iter().flatten().min();
         }
-        Ok(outcome)
+        outcome
     }
 }
 

@@ -13,6 +13,7 @@ use super::tiers::Tiers;
 use super::worker::{FromRun, FromWorker};
 use super::{ExitCode, RunError};
 use crate::fabric::Backoff;
+use crate::report::RankReport;
 use crate::sched::Action;
 
 /// Messages of workers after which the main thread looks for those of ranks all the same.
@@ -23,7 +24,8 @@ const LEAVE: Duration = Duration::from_secs(10);
 /// How long the tasks under way may take, once the run is asked to end.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Runs the stages of a wave to their ends on all ranks.
+/// Runs the stages of a wave to their ends on all ranks. What this rank does in them is in its share of the report, also if a death
+/// cuts them short.
 pub(super) fn run_wave(
     link: &mut Link,
     tiers: &mut Tiers,
@@ -31,7 +33,8 @@ pub(super) fn run_wave(
     wave: Range<usize>,
     data: &mut Data,
     stagings: &mut Stagings,
-) -> Result<Vec<StageOutcome>, RunError> {
+    share: &mut RankReport,
+) -> Result<(), RunError> {
     link.forget_late(data.next_run());
     let mut stages = Vec::with_capacity(wave.len());
     let begun = { wave }.try_for_each(|stage_index| {
@@ -40,19 +43,33 @@ pub(super) fn run_wave(
     });
     let from_workers = data.from_workers.clone();
     let watched = begun.and_then(|()| watch(link, tiers, context, &mut stages, &from_workers, stagings));
-    if let Err(error) = watched {
-        if error.code() == ExitCode::Resumable || link.outlives(&error) {
-            drain(link, &mut stages, &from_workers, stagings);
-        }
-        return Err(error);
+    if let Err(error) = &watched
+        && (error.code() == ExitCode::Resumable || link.outlives(error))
+    {
+        drain(link, &mut stages, &from_workers, stagings);
     }
-    let mut outcomes = Vec::with_capacity(stages.len());
+    let finished = watched.and_then(|()| stages.iter_mut().try_for_each(|stage| stage.finish(link, data, stagings)));
     for stage in stages {
-        let outcome = stage.finish(link, data, stagings)?;
-        link.pulse.add(&outcome.report.counts);
-        outcomes.push(outcome);
+        add(link, share, stage.outcome(), context.process_start);
     }
-    Ok(outcomes)
+    finished
+}
+
+/// Adds what a stage did to the rank's share of the report; a stage that ran before adds to its own.
+fn add(link: &mut Link, share: &mut RankReport, outcome: StageOutcome, process_start: Instant) {
+    link.pulse.add(&outcome.report.counts);
+    let since_start = |at: Instant| at.duration_since(process_start).as_nanos() as u64;
+    let total = share.stage(&outcome.report.stage);
+    total.started_ns = total.started_ns.or(Some(since_start(outcome.started)));
+    // By now all that the stage left behind is cleared away, which is a part of its time.
+    total.wall_ns += outcome.started.elapsed().as_nanos() as u64;
+    total.counts.add(&outcome.report.counts);
+    share.swaps.extend(outcome.swaps);
+    let first_task_ns = outcome.first_task.map(since_start);
+    share.first_task_ns = share.first_task_ns.or(first_task_ns);
+    for death in share.deaths.iter_mut().filter(|death| death.first_task_ns.is_none()) {
+        death.first_task_ns = first_task_ns;
+    }
 }
 
 /// Looks after stages until all is done and their workers have left.
