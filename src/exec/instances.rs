@@ -4,8 +4,9 @@
 use std::time::Instant;
 
 use super::combine::Merge;
+use super::shared::{BlockData, BlockOutputs, Current, Shared, lock};
 use super::tracer::{Tracer, What};
-use super::worker::{BlockData, BlockOutputs, Current, FromWorker, Shared, lock};
+use super::worker::FromWorker;
 use crate::engine::{Access, Code, EngineError, Instance, OperandSpec, Tier, View};
 use crate::plan::{StagePlan, Tile};
 

@@ -32,6 +32,7 @@ mod resident;
 mod resume;
 mod run;
 mod senses;
+mod shared;
 mod stage;
 mod stamp;
 mod stealing;

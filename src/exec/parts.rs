@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::RunError;
 use super::link::Link;
 use super::outputs::Stagings;
+use super::shared::{BlockData, BlockOutputs, lock};
 use super::stage::Running;
-use super::worker::{BlockData, BlockOutputs, lock};
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::copy_region;
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::RunError;
 use super::finished::Done;
 use super::inputs::Inputs;
-use super::worker::{BlockData, BlockKey, BlockOutputs, lock};
+use super::shared::{BlockData, BlockKey, BlockOutputs, lock};
 use crate::fabric::Rank;
 use crate::plan::{StagePlan, Tile};
 use crate::report::Counts;

@@ -14,8 +14,8 @@ use super::outputs::Stagings;
 use super::parts::SAVE_INTERVAL;
 use super::reduction::Key;
 use super::resume::Manifest;
+use super::shared::{BlockData, BlockOutputs, lock};
 use super::stage::Running;
-use super::worker::{BlockData, BlockOutputs, lock};
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::copy_region;
 

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::RunError;
 use super::link::Link;
+use super::shared::lock;
 use super::tracks::render;
-use super::worker::lock;
 use crate::engine::Tier;
 use crate::fabric::Rank;
 use crate::plan::{Plan, Tile};

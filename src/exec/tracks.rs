@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
+use super::shared::lock;
 use super::tracer::{Life, MAIN, Track, What};
-use super::worker::lock;
 use crate::fabric::Rank;
 use crate::report::{Args, RankTrace, Span, Transfer, nest};
 
