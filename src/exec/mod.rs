@@ -17,6 +17,7 @@ mod costs;
 mod data;
 mod error;
 mod finished;
+mod heed;
 mod identity;
 mod inputs;
 mod instances;

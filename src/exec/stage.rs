@@ -10,27 +10,22 @@ use super::data::Data;
 use super::inputs::{Inputs, Origins};
 use super::link::{Link, tag};
 use super::outputs::{Outputs, Stagings};
-use super::parts::SAVE_INTERVAL;
 use super::reduction::Reduction;
 use super::shared::{Setup, Shared, lock};
-use super::stamp::Stamp;
 use super::stealing::Stealing;
 use super::sums::SumKeeper;
 use super::tiers::Tiers;
 use super::tracer::What;
-use super::worker::{FromWorker, WorkerReport, work};
-use super::{Options, RunError, error};
+use super::worker::{WorkerReport, work};
+use super::{Options, RunError};
 use crate::engine::{Kernel, Tier};
-use crate::fabric::{Message, Rank};
+use crate::fabric::Rank;
 use crate::job::{Job, Stage};
 use crate::live::StageShare;
 use crate::plan::{Plan, StagePlan, Tile};
-use crate::report::{Counts, Reason, StageReport, Swap};
-use crate::sched::{Action, Event, Scheduler};
+use crate::report::{Counts, StageReport, Swap};
+use crate::sched::Scheduler;
 use crate::topology::Topology;
-
-/// When it is judged whether the stage is long enough for the optimizing compiler to go before its workers.
-const JUDGEMENT: Duration = Duration::from_millis(500);
 
 /// What stays the same over all stages of a run.
 pub(super) struct Context<'a> {
@@ -61,7 +56,7 @@ pub(super) struct Running<'a> {
     /// This rank, as its scheduler knows it: 0 where it is alone.
     pub owner: Rank,
     pub context: &'a Context<'a>,
-    stage_index: usize,
+    pub stage_index: usize,
     pub shared: Arc<Shared>,
     pub tiles: Arc<Vec<Tile>>,
     pub inputs: Inputs<'a>,
@@ -72,33 +67,33 @@ pub(super) struct Running<'a> {
     /// What is put off until its inputs have come.
     pub held: Vec<Held>,
     /// When the scheduler wants to be woken.
-    wake_at_ns: Option<u64>,
+    pub wake_at_ns: Option<u64>,
     /// Whether every rank's blocks are computed; always, where ranks do not steal and need not know.
-    over: bool,
+    pub over: bool,
     pub report: StageReport,
     pub blocks_done: u64,
     /// Counted when somebody asks.
     bytes: OnceCell<u64>,
     pub run: u64,
     /// Whether no rank goes on before all have done their part.
-    together: bool,
+    pub together: bool,
     /// Whether this rank's blocks are computed.
-    complete: bool,
+    pub complete: bool,
     /// Whether rank 0 knows that this rank has done its part.
-    told: bool,
+    pub told: bool,
     /// Whether the workers have been given optimized code.
-    optimized: bool,
-    ranks_done: u32,
-    last_save: Instant,
+    pub optimized: bool,
+    pub ranks_done: u32,
+    pub last_save: Instant,
     /// When the stage began, in time and in CPU time; none once it is judged.
-    to_judge: Option<(Instant, Duration)>,
+    pub to_judge: Option<(Instant, Duration)>,
     started: Instant,
     /// Whether nothing of it is left to do, here or, as far as it matters, elsewhere.
-    done: bool,
+    pub done: bool,
     /// Whether its workers were told to leave.
-    released: bool,
+    pub released: bool,
     /// Reports of workers who have left: for them there was nothing to do any more.
-    left: Vec<WorkerReport>,
+    pub left: Vec<WorkerReport>,
 }
 
 impl<'a> Running<'a> {
@@ -216,11 +211,11 @@ impl<'a> Running<'a> {
 }
 
 impl Running<'_> {
-    fn stage(&self) -> &Stage {
+    pub fn stage(&self) -> &Stage {
         &self.context.job.stages[self.stage_index]
     }
 
-    fn plan(&self) -> &StagePlan {
+    pub fn plan(&self) -> &StagePlan {
         &self.context.plan.stages[self.stage_index]
     }
 
@@ -239,180 +234,10 @@ impl Running<'_> {
         self.done || ((self.complete || !self.held.is_empty()) && lock(&self.shared.blocks).is_empty())
     }
 
-    /// Does what messages of other ranks, time and compilers ask for; notes when all is done: this rank's blocks are written
-    /// and, on rank 0, all others'. Returns whether another rank has said something.
-    pub fn look(&mut self, link: &mut Link, tiers: &mut Tiers, stagings: &mut Stagings) -> Result<bool, RunError> {
-        let kernel = self.context.kernels[self.stage_index];
-        let of_run = [tag::CHUNKS, tag::PARTIAL, tag::STAGE_DONE, tag::SCHEDULER, tag::SHARD];
-        let of_run = of_run.map(|kind| tag::of_run(kind, self.run));
-        let wanted = |tag| tag == tag::ARTIFACT || tag == tag::PROGRESS || of_run.contains(&tag);
-        let mut heard = false;
-        while let Some(message) = link.poll(wanted)? {
-            self.heed_rank(link, tiers, message, stagings)?;
-            heard = true;
-        }
-        if self.wake_at_ns.is_some_and(|ns| self.shared.now_ns() >= ns) {
-            self.wake_at_ns = None;
-            self.shared.event(Event::Tick);
-        }
-        if self.last_save.elapsed() >= SAVE_INTERVAL {
-            self.save_parts(link, stagings, false)?;
-            self.last_save = Instant::now();
-        }
-        tiers.poll(link)?;
-        if !self.optimized
-            && let Some(code) = tiers.optimized(kernel)
-        {
-            self.optimized = true;
-            self.shared.adopt(code.clone());
-            link.tracer.mark(|| What::Code { stage: self.stage_index });
-        }
-        self.judge_length(tiers);
-        self.check_time_limit(link)?;
-        let all_told = self.ranks_done + 1 == link.size() && self.outputs.all_received();
-        let others_done = link.rank() != 0 || !self.together || all_told;
-        let reduced = self.reduction.as_ref().is_none_or(Reduction::is_complete);
-        if self.complete && reduced && !self.told {
-            self.told = true;
-            if link.rank() != 0 && self.together {
-                let sent = self.outputs.messages_sent().to_le_bytes().to_vec();
-                link.send(0, tag::of_run(tag::STAGE_DONE, self.run), sent.into())?;
-            }
-        }
-        self.done = self.told && self.over && others_done && self.inputs.all_here();
-        Ok(heard)
-    }
-
     /// Of split operands of this rank's blocks.
-    fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         let of_tile = |tile: &Tile| self.plan().split_operand_bytes(tile);
         *self.bytes.get_or_init(|| self.tiles.iter().map(of_tile).sum())
-    }
-
-    /// A long stage gains most when its optimized code comes soon, a short one when its workers are left in peace. What is
-    /// left is reckoned in CPU time, since the compiler may have taken much of the time on the clock.
-    fn judge_length(&mut self, tiers: &mut Tiers) {
-        let Some((_, cpu_at_start)) = self.to_judge.filter(|(started, _)| started.elapsed() >= JUDGEMENT) else {
-            return;
-        };
-        self.to_judge = None;
-        let done = self.shared.counts[2].load(Ordering::Relaxed) as f64 / self.bytes().max(1) as f64;
-        let left = cpu_time().saturating_sub(cpu_at_start).as_secs_f64() * (1.0 - done) / done.max(1e-6);
-        tiers.judge(self.context.kernels[self.stage_index], Duration::from_secs_f64(left.max(0.0)));
-    }
-
-    pub fn heed_worker(
-        &mut self,
-        link: &mut Link,
-        message: FromWorker,
-        stagings: &mut Stagings,
-    ) -> Result<(), RunError> {
-        match message {
-            FromWorker::Do(Action::Fetch { block }) => self.fetch(block),
-            FromWorker::Do(Action::Write { block }) => self.write(link, block, stagings),
-            FromWorker::Do(Action::Complete) => {
-                self.complete = true;
-                Ok(())
-            }
-            FromWorker::Do(Action::Over) => {
-                self.over = true;
-                Ok(())
-            }
-            FromWorker::Do(Action::WakeAt { ns }) => {
-                self.wake_at_ns = Some(ns);
-                Ok(())
-            }
-            FromWorker::Do(Action::Send { to, message }) => self.send(link, to, &message),
-            FromWorker::Do(Action::Take { piece }) => self.take(link, piece),
-            FromWorker::Do(Action::Merge { piece, thief }) => self.merge(link, piece, thief),
-            FromWorker::Do(Action::Drop { .. }) => {
-                unreachable!("a death ends the run before the scheduler hears of it")
-            }
-            FromWorker::Do(Action::Start { .. }) => unreachable!("workers start themselves"),
-            FromWorker::Merged(handed) => {
-                let shared = self.shared.clone();
-                let outcome = self.reduction.as_mut().and_then(|r| r.merged(shared.stage(), *handed));
-                self.follow(link, outcome.into_iter().collect(), stagings)
-            }
-            FromWorker::Fault { task, tier, merges, fault } => Err(RunError::Task {
-                task,
-                rank: link.rank(),
-                hostname: self.context.topology.host(link.rank()).hostname.clone(),
-                kernel: self.shared.kernel.name().to_owned(),
-                code: error::code_name(tier, merges),
-                source: Box::new(fault),
-            }),
-            FromWorker::Engine(source) => Err(RunError::Engine {
-                kernel: self.shared.kernel.name().to_owned(),
-                stage: self.stage().name.clone(),
-                source: Box::new(source),
-            }),
-            FromWorker::Panicked(message) => Err(RunError::Worker { message }),
-            FromWorker::Ended(report) if self.released || self.shared.is_spent() => {
-                self.left.push(*report);
-                Ok(())
-            }
-            FromWorker::Ended(_) => Err(RunError::Worker { message: "it left before the stage was over".to_owned() }),
-        }
-    }
-
-    fn heed_rank(
-        &mut self,
-        link: &mut Link,
-        tiers: &mut Tiers,
-        mut message: Message,
-        stagings: &mut Stagings,
-    ) -> Result<(), RunError> {
-        let source = message.source;
-        let wrong = |what| RunError::Protocol { rank: source, what };
-        let kind = message.tag;
-        match kind {
-            tag::ARTIFACT => tiers.receive(link, &message),
-            _ if kind == tag::of_run(tag::CHUNKS, self.run) => {
-                self.outputs.receive(link, message, stagings, &mut self.report.counts.moved)
-            }
-            _ if kind == tag::of_run(tag::PARTIAL, self.run) => {
-                Stamp::run(self.run).check(&mut message.bytes, message.source, "a partial result")?;
-                let bytes = message.bytes.len().saturating_sub(Reduction::header_bytes(&message.bytes));
-                link.received(&mut self.report.counts.moved, Reason::Reduce, message.source, bytes as u64);
-                let shared = self.shared.clone();
-                let received = self.reduction.as_mut().and_then(|r| r.receive(shared.stage(), &message.bytes));
-                let outcomes = received.ok_or_else(|| wrong("a partial result"))?;
-                self.follow(link, outcomes, stagings)
-            }
-            _ if kind == tag::of_run(tag::STAGE_DONE, self.run) => {
-                let sent = message.bytes.as_slice().try_into().map_err(|_| wrong("the end of its stage"))?;
-                self.ranks_done += 1;
-                self.outputs.expect(u64::from_le_bytes(sent));
-                Ok(())
-            }
-            tag::PROGRESS => {
-                link.pulse.hear(&message);
-                Ok(())
-            }
-            _ if kind == tag::of_run(tag::SCHEDULER, self.run) => self.heed_scheduler(message),
-            _ if kind == self.inputs.tag() => self.arrive(link, message),
-            _ => Err(wrong("a message of unknown kind")),
-        }
-    }
-
-    /// A kernel that never returns cannot be stopped from within: naming it ends the run, and with it the process.
-    fn check_time_limit(&self, link: &Link) -> Result<(), RunError> {
-        let limit = self.stage().limits.task_time;
-        for current in &self.shared.current {
-            let Some(current) = lock(current).clone() else { continue };
-            if current.started.elapsed() > limit {
-                return Err(RunError::TimeLimit {
-                    task: self.plan().task_name(&current.tile),
-                    rank: link.rank(),
-                    hostname: self.context.topology.host(link.rank()).hostname.clone(),
-                    kernel: self.shared.kernel.name().to_owned(),
-                    code: error::code_name(current.tier, current.merges),
-                    limit,
-                });
-            }
-        }
-        Ok(())
     }
 
     /// How far this rank is with it, and what has been done in it so far.
@@ -492,7 +317,7 @@ impl Running<'_> {
 }
 
 /// CPU time of this process: of its workers, for the most part.
-fn cpu_time() -> Duration {
+pub(super) fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
