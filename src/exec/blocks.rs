@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::RunError;
 use super::finished::Finished;
-use super::inputs::Inputs;
+use super::inputs::{BlockInput, Inputs};
 use super::link::{Link, tag};
 use super::outputs::Stagings;
 use super::reduction::{Outcome, Reduction};
@@ -59,10 +59,10 @@ impl Running<'_> {
         let mut inputs = Vec::new();
         for index in 0..plan.operands.len() {
             let region = plan.region(index, &tile);
-            inputs.push(self.inputs.read(plan, index, &region, &mut self.report.counts)?);
+            inputs.push(self.inputs.of_block(plan, index, &region, &mut self.report.counts)?);
         }
         let (stage, read_bytes) = (self.shared.stage_index, self.report.counts.read_bytes - read_before);
-        let bytes = inputs.iter().map(|input: &Vec<u8>| input.len() as u64).sum();
+        let bytes = inputs.iter().map(BlockInput::packed_bytes).sum();
         self.shared.tracer.end_tile(begun, &tile, || What::Read { stage, bytes, read_bytes });
         let outputs = self.sums.outputs(plan, &tile).into();
         let (slices, summed) = (plan.slices(&tile), self.stealing.done().sums.leaves(plan, &tile));
@@ -153,7 +153,7 @@ impl Running<'_> {
         let (block, came) = self.stealing.block(plan, &self.inputs, piece, counts)?;
         link.received(&mut counts.moved, Reason::Steal, piece.owner, came);
         let (stage, read_bytes) = (shared.stage_index, counts.read_bytes - read_before);
-        let bytes = block.inputs.iter().map(|input| input.len() as u64).sum();
+        let bytes = block.inputs.iter().map(BlockInput::packed_bytes).sum();
         link.tracer.end_tile(begun, &block.cover, || What::Read { stage, bytes, read_bytes });
         let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
         lock(&shared.blocks).insert(key(piece), Arc::new(block));

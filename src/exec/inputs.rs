@@ -39,13 +39,34 @@ pub(super) struct Origins<'a> {
 
 /// What the regions of a split input are read from.
 enum Source<'a> {
-    File(Reader),
-    Inline {
-        bytes: &'a [u8],
-        whole: Region,
-    },
+    Outside(Outside<'a>),
     /// All that is here of what this rank needs of it.
     Memory(Vec<Piece>),
+}
+
+/// What is not in this rank's memory as a tensor.
+enum Outside<'a> {
+    File(Reader),
+    Inline { bytes: &'a [u8], whole: Region },
+}
+
+/// What a block has of an input.
+#[derive(Debug)]
+pub(super) enum BlockInput {
+    /// The bytes of its region with its halo; none of outputs and of what all tasks share.
+    Packed(Vec<u8>),
+    /// In this rank's memory, where each task takes its own: nothing is copied twice.
+    Here(Vec<Piece>),
+}
+
+impl BlockInput {
+    /// Those that it has for itself.
+    pub fn packed_bytes(&self) -> u64 {
+        match self {
+            BlockInput::Packed(bytes) => bytes.len() as u64,
+            BlockInput::Here(_) => 0,
+        }
+    }
 }
 
 /// The inputs of a stage on one rank, by operand; outputs have neither.
@@ -82,7 +103,7 @@ impl<'a> Inputs<'a> {
             if operand.role == Role::Input {
                 let constant = match job.tensors.get(&operand.tensor).map(|decl| &decl.source) {
                     Some(job::Source::Inline { shape, bytes, .. }) => {
-                        Some(Source::Inline { bytes, whole: Region::whole(shape) })
+                        Some(Source::Outside(Outside::Inline { bytes, whole: Region::whole(shape) }))
                     }
                     _ => None,
                 };
@@ -173,6 +194,22 @@ impl<'a> Inputs<'a> {
             Some(source) => source.read(stage, operand, region, counts),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// What a block needs of input `operand`, which is `region` of it with its halo.
+    pub fn of_block(
+        &self,
+        stage: &StagePlan,
+        operand: usize,
+        region: &Region,
+        counts: &mut Counts,
+    ) -> Result<BlockInput, RunError> {
+        let Some(Source::Memory(pieces)) = &self.sources[operand] else {
+            return self.read(stage, operand, region, counts).map(BlockInput::Packed);
+        };
+        let parts = stage.sources(operand, region);
+        let is_needed = |piece: &&Piece| parts.iter().any(|part| part.source.intersect(&piece.region).is_some());
+        Ok(BlockInput::Here(pieces.iter().filter(is_needed).cloned().collect()))
     }
 }
 
@@ -274,7 +311,7 @@ impl<'a> Which<'a, '_> {
             let needs = self.stage().needs(self.operand, link.rank()).into_iter();
             needs.map(|need| read_piece(link, &reader, need, counts)).collect::<Result<_, _>>()?
         } else {
-            return Ok(Source::File(reader));
+            return Ok(Source::Outside(Outside::File(reader)));
         };
         if self.keeps() {
             from.kept.pieces.insert(key, pieces.clone());
@@ -292,24 +329,25 @@ impl Source<'_> {
         counts: &mut Counts,
     ) -> Result<Vec<u8>, RunError> {
         let input = &stage.operands[operand];
-        let element_bytes = input.dtype.size_bytes();
+        let (element_bytes, outer) = (input.dtype.size_bytes(), padded(region, &input.halo));
         let mut bytes = Vec::new();
+        let outside = match self {
+            Source::Memory(pieces) => {
+                bytes.resize(outer.elements() as usize * element_bytes, 0);
+                resident::fill(&mut bytes, pieces, stage, operand, region);
+                return Ok(bytes);
+            }
+            Source::Outside(outside) => outside,
+        };
         if input.halo.iter().all(|width| *width == 0) {
-            self.read_part(region, element_bytes, &mut bytes, counts)?;
+            outside.read(region, element_bytes, &mut bytes, counts)?;
             return Ok(bytes);
         }
-        let outer = padded(region, &input.halo);
         bytes.resize(outer.elements() as usize * element_bytes, 0);
         let parts = stage.sources(operand, region);
         let mut part_bytes = Vec::new();
         for part in &parts {
-            if let Source::Memory(pieces) = self {
-                for piece in pieces {
-                    piece.copy_into(&part.source, &mut bytes, &outer.extent, &part.at, element_bytes);
-                }
-                continue;
-            }
-            self.read_part(&part.source, element_bytes, &mut part_bytes, counts)?;
+            outside.read(&part.source, element_bytes, &mut part_bytes, counts)?;
             let (extent, start) = (&part.source.extent, vec![0; part.at.len()]);
             copy_box(&part_bytes, extent, &start, &mut bytes, &outer.extent, &part.at, extent, element_bytes);
         }
@@ -318,9 +356,11 @@ impl Source<'_> {
         }
         Ok(bytes)
     }
+}
 
+impl Outside<'_> {
     /// Makes `into` the elements of `region`, which lies in the tensor.
-    fn read_part(
+    fn read(
         &self,
         region: &Region,
         element_bytes: usize,
@@ -328,20 +368,13 @@ impl Source<'_> {
         counts: &mut Counts,
     ) -> Result<(), RunError> {
         match self {
-            Source::File(reader) => {
+            Outside::File(reader) => {
                 reader.read(region, into)?;
                 counts.read_bytes += into.len() as u64;
             }
-            Source::Inline { bytes, whole } => {
+            Outside::Inline { bytes, whole } => {
                 into.resize(region.elements() as usize * element_bytes, 0);
                 copy_region(bytes, whole, into, region, region, element_bytes);
-            }
-            Source::Memory(pieces) => {
-                into.clear();
-                into.resize(region.elements() as usize * element_bytes, 0);
-                for piece in pieces {
-                    piece.copy_to(region, into, element_bytes);
-                }
             }
         }
         Ok(())

@@ -11,7 +11,7 @@ use super::stamp::STAMP_BYTES;
 use crate::fabric::{Payload, Rank};
 use crate::plan::{OperandPlan, Plan, StagePlan};
 use crate::report::{Distance, Moved, Reason};
-use crate::tensor::{Region, copy_box, copy_region};
+use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded};
 
 /// Most bytes of one message of a transfer.
 const MESSAGE_BYTES: usize = 256 << 20;
@@ -40,6 +40,31 @@ impl Piece {
         let to_at: Vec<u64> = inside.iter().zip(at).map(|(inside, at)| inside + at).collect();
         let from = &self.region.extent;
         copy_box(&self.bytes, from, &from_at, target, extent, &to_at, &common.extent, element_bytes);
+    }
+}
+
+/// Makes `target` the elements of `region` of input `operand` with its halo, packed, from pieces that have all of them that
+/// are in the tensor.
+pub(super) fn fill(target: &mut [u8], pieces: &[Piece], stage: &StagePlan, operand: usize, region: &Region) {
+    let input = &stage.operands[operand];
+    let element_bytes = input.dtype.size_bytes();
+    if input.halo.iter().all(|width| *width == 0) {
+        return pieces.iter().for_each(|piece| piece.copy_to(region, target, element_bytes));
+    }
+    let outer = padded(region, &input.halo);
+    let parts = stage.sources(operand, region);
+    let clamps = stage.boundary == Some(Boundary::Clamp);
+    if !clamps && parts.iter().map(|part| part.source.elements()).sum::<u64>() < outer.elements() {
+        // Beyond the edge.
+        target.fill(0);
+    }
+    for part in &parts {
+        for piece in pieces {
+            piece.copy_into(&part.source, target, &outer.extent, &part.at, element_bytes);
+        }
+    }
+    if let (true, [part]) = (clamps, parts.as_slice()) {
+        clamp_edges(target, &outer, part, element_bytes);
     }
 }
 

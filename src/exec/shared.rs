@@ -9,6 +9,7 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 
 use super::combine::{Fold, Merger};
+use super::inputs::BlockInput;
 use super::instances::Instances;
 use super::parts::TileOutputs;
 use super::reduction::Handed;
@@ -30,8 +31,8 @@ pub(super) struct BlockData {
     pub tile: Tile,
     /// What of it the buffers below are for.
     pub cover: Tile,
-    /// Bytes of each split input's region with its halo, by operand; empty for other operands.
-    pub inputs: Vec<Vec<u8>>,
+    /// By operand.
+    pub inputs: Vec<BlockInput>,
     pub outputs: Mutex<BlockOutputs>,
     /// By group, how many of its first leaves earlier runs have summed; empty if none is.
     pub summed: Vec<u64>,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::RunError;
 use super::finished::Done;
-use super::inputs::Inputs;
+use super::inputs::{BlockInput, Inputs};
 use super::shared::{BlockData, BlockKey, BlockOutputs, lock};
 use crate::fabric::Rank;
 use crate::plan::{StagePlan, Tile};
@@ -110,9 +110,9 @@ impl Stealing {
                     return Err(wrong());
                 }
                 came += bytes.len() as u64;
-                bytes
+                BlockInput::Packed(bytes)
             } else {
-                inputs.read(plan, index, &region, counts)?
+                inputs.of_block(plan, index, &region, counts)?
             });
         }
         Ok((block, came))

@@ -5,8 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::inputs::BlockInput;
 use super::instances::{Instances, merge_group, view};
 use super::reduction::Handed;
+use super::resident::fill;
 use super::shared::{BlockData, BlockOutputs, Current, Shared, Work, lock};
 use super::tracer::What;
 use crate::engine::{EngineError, KernelFault, Tier, View};
@@ -139,10 +141,20 @@ fn task(
     let tile = &stage.task(&block.tile, start, len);
     let (tier, instance) = (instances.tier(), &mut instances.task);
     let views: Vec<View> = (0..stage.operands.len()).map(|index| view(stage, index, tile)).collect();
-    for (index, input) in block.inputs.iter().enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
+    for (index, input) in block.inputs.iter().enumerate() {
+        if matches!(input, BlockInput::Packed(bytes) if bytes.is_empty()) {
+            continue;
+        }
         let (view, from) = (&views[index], stage.region(index, &block.cover));
         let Some(target) = instance.operand_mut(index, view.bytes()) else {
             panic!("{} does not fit its slots", stage.task_name(tile))
+        };
+        let input = match input {
+            BlockInput::Packed(bytes) => bytes,
+            BlockInput::Here(pieces) => {
+                fill(target, pieces, stage, index, &view.region);
+                continue;
+            }
         };
         // Both have their halo around them, so the tile's begins where the tile does in the block.
         let outer: Vec<u64> = from.extent.iter().zip(&view.halo).map(|(extent, halo)| extent + 2 * halo).collect();
