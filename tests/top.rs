@@ -156,8 +156,8 @@ impl OnTerminal {
         for line in drawn.lines() {
             assert!(console::measure_text_width(line.rsplit('\r').next().unwrap()) <= self.columns, "{line:?}");
         }
-        for mode in [" icanon", " isig", " echo "] {
-            assert!(left.contains(mode), "{left:?}");
+        for mode in ["icanon", "isig", "echo"] {
+            assert!(left.split_whitespace().any(|word| word == mode), "{left:?}");
         }
         left.to_owned()
     }

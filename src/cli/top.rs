@@ -170,7 +170,9 @@ fn details(run: &Snapshot, room: Room) -> String {
         format!("{} written", size(sum(|rank| rank.share.written_bytes))),
         format!("{} in memory", size(sum(|rank| rank.share.memory_bytes))),
     ];
-    let mut text = [&what[..], &under_way, &so_far].map(|parts| wrapped(parts, room.columns)).concat() + "\n";
+    let text = [&what[..], &under_way, &so_far].map(|parts| wrapped(parts, room.columns)).concat() + "\n";
+    // Half of a small window is the ranks'.
+    let mut text: String = text.split_inclusive('\n').take(room.lines / 2).collect();
     let head = ["RANK", "HOST", "BLOCKS", "QUEUE", "TIER", "TASKS", "STOLEN", "RATE", "MOVED", "MEMORY", ""];
     let lines = room.lines.saturating_sub(text.lines().count() + 1);
     let shown = if run.ranks.len() <= lines { run.ranks.len() } else { lines.saturating_sub(1) };
@@ -333,12 +335,11 @@ mod tests {
             }
         }
         let text = details(&iterated, Room { columns: 40, lines: 12 });
-        let expected = "heat (Slurm 7_2): 2 ranks on 1 node,\n";
-        for part in [expected, " RANK  BLOCKS  TIER", "and 97 more ranks"] {
+        for part in ["heat (Slurm 7_2): 100 ranks on 1 node,\n", "2.0 KiB/s  silent for 9s\n", "and 96 more ranks"] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         // None is left out where there is room for all of them.
-        assert_eq!(details(&run(3), Room { columns: 120, lines: 8 }).matches("3/10").count(), 3);
+        assert_eq!(details(&run(3), Room { columns: 120, lines: 10 }).matches("3/10").count(), 3);
     }
 
     #[test]
