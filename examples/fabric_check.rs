@@ -34,8 +34,8 @@ fn main() {
 
 fn check(fabric: &mut dyn Fabric, mode: &str) -> Result<(), FabricError> {
     let (rank, size) = (fabric.rank(), fabric.size());
-    let topology = collective::topology(fabric, &mut |_: &mut dyn Fabric| Ok(()))?;
-    let mut watch = Watch::new(&topology, rank);
+    let topology = collective::topology(fabric, &exuvia::topology::host(), &mut |_: &mut dyn Fabric| Ok(()))?;
+    let mut watch = Watch::new(&topology, rank, None);
     let mut idle = |_: &mut dyn Fabric| match watch.dead() {
         Some(dead) => Err(FabricError::rank_died(&topology, dead)),
         None => Ok(()),

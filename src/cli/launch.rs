@@ -1,8 +1,6 @@
-//! `exuvia run --ranks N`: starts the ranks with the launcher of the MPI that the program is built with, in the way that lets
-//! the others go on when one dies, and starts them again where they cannot.
-//!
-//! Ranks tell their supervisor how they are through a folder, since launchers lose exit codes: Open MPI's is 0 whenever deaths
-//! are survivable.
+//! `exuvia run --ranks N`: starts the ranks with the launcher of the MPI that the program is built with, here or on several
+//! hosts, in the way that lets the others go on when one dies, and starts them again where they cannot, without hosts that do
+//! not answer any more.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -10,29 +8,34 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal as Kill, kill_process};
+use rustix::process::{Pid, Signal as Kill, kill_process, kill_process_group};
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 
-use super::fail;
-use crate::exec::{ExitCode, Signal};
+use super::hosts::Hosts;
+use super::quiet::Quiet;
+use super::told::{self, Told};
+use super::{fail, run::RunArguments};
+use crate::exec::{ExitCode, Signal, first_folder};
+use crate::job::Job;
+use crate::topology::Keepalive;
 use crate::{fabric, topology};
 
-/// Names the folder to the ranks.
-const FOLDER: &str = "EXUVIA_LAUNCH";
-/// In it: some rank notices deaths from now on.
-const WATCHED: &str = "watched";
-/// In it: the run has ended, with this exit status.
-const ENDED: &str = "ended";
-/// In it: the signal that asked the run to end.
-const ASKED: &str = "asked";
 /// How often ranks are started again.
 const RESTARTS: u32 = 3;
 const GLANCE: Duration = Duration::from_millis(10);
-/// What Open MPI's launcher says when a rank has died, and when it does what it was asked to do; it means nothing.
-const NOISE: [&str; 2] = ["PMIX ERROR: ", "Forwarding signal "];
+/// For ranks on several hosts to find one another: who dies before is seen by nobody.
+const START: Duration = Duration::from_secs(180);
+/// For a host to start the program, if it is there at all.
+const ANSWER: Duration = Duration::from_secs(15);
+/// For what the ranks have said at the end to arrive. A launcher with several hosts waits for ever for ranks that leave MPI
+/// without ceremony, as they do where deaths are survivable, and for those of hosts that are gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// For a launcher to clear up when it is asked to end.
+const CLEAR_UP: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 enum LaunchError {
@@ -51,64 +54,38 @@ enum End {
     Stopped,
 }
 
-/// This rank notices when others die.
-pub(super) fn watched() {
-    tell(WATCHED, "");
-}
-
-/// The run has ended with this code, as seen by the rank that speaks for all.
-pub(super) fn ended(code: ExitCode) {
-    tell(ENDED, &(code as i32).to_string());
-}
-
-/// A bug is no death: it would only happen again.
-pub(super) fn tell_of_panics() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        ended(ExitCode::Bug);
-        report(info);
-    }));
-}
-
 /// From now on SIGUSR1 sets `signal`: under a supervisor to what it got, since launchers forward that one signal alone.
 pub(super) fn heed_usr1(signal: &Signal) -> std::io::Result<()> {
-    let (mut signals, signal, folder) = (Signals::new([SIGUSR1])?, signal.clone(), std::env::var_os(FOLDER));
+    let (mut signals, signal) = (Signals::new([SIGUSR1])?, signal.clone());
     std::thread::spawn(move || {
         for number in signals.forever() {
-            let asked = || std::fs::read_to_string(Path::new(folder.as_ref()?).join(ASKED)).ok()?.parse().ok();
-            signal.store(asked().unwrap_or(number as usize), Ordering::Relaxed);
+            signal.store(told::asked().unwrap_or(number) as usize, Ordering::Relaxed);
         }
     });
     Ok(())
 }
 
-fn tell(name: &str, text: &str) {
-    let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
-    if let Err(error) = write(&folder, name, text) {
-        tracing::warn!("the supervisor of this run cannot be told: {}: {error}", folder.display());
-    }
-}
-
-fn write(folder: &Path, name: &str, text: &str) -> std::io::Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.persist(folder.join(name)).map_err(|e| e.error)?;
-    Ok(())
-}
-
 /// Runs this command on so many ranks, and sees to it that it comes to an end.
-pub(super) fn supervise(ranks: u32, signal: &Signal) -> ExitCode {
-    let folder = match tempfile::Builder::new().prefix("exuvia-run-").tempdir() {
-        Ok(folder) => folder,
+pub(super) fn supervise(ranks: u32, arguments: &RunArguments, signal: &Signal) -> ExitCode {
+    let (all, folder) = match arguments.hostfile.as_deref().map(|file| hosts_of(file, &arguments.job)).transpose() {
+        Ok(hosts) => hosts.unzip(),
+        Err(code) => return code,
+    };
+    let told = match Told::beside(folder.as_deref().unwrap_or(&std::env::temp_dir())) {
+        Ok(told) => told,
         Err(error) => return fail(&error, ExitCode::Environment, Some("is there a writable TMPDIR?")),
     };
+    let (mut hosts, mut ranks_now) = (all.clone(), ranks);
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     for restarts in 0.. {
-        let mut launched = match launch(ranks, &arguments, folder.path()) {
+        let launched = launch(ranks_now, hosts.as_ref(), &told, |command| {
+            command.args(&arguments);
+        });
+        let mut launched = match launched {
             Ok(launched) => launched,
             Err(error) => return fail(&error, ExitCode::Environment, Some("run `exuvia doctor` for more")),
         };
-        match look_after(&mut launched, folder.path(), signal) {
+        match launched.look_after(&told, signal) {
             End::Status(code) => return code,
             End::Stopped => {
                 eprintln!("error: interrupted, and the ranks had no time to say how far they were");
@@ -116,13 +93,28 @@ pub(super) fn supervise(ranks: u32, signal: &Signal) -> ExitCode {
                 return ExitCode::Resumable;
             }
             End::Lost if restarts == RESTARTS => break,
-            End::Lost => {
-                eprintln!("note: the run was lost with its ranks; starting them again ({} of {RESTARTS})", restarts + 1)
+            End::Lost => {}
+        }
+        let lost = hosts.as_mut().map(|hosts| hosts.drop_lost(|host| answers(host, &told))).unwrap_or_default();
+        let again = format!("{} of {RESTARTS}", restarts + 1);
+        match (&hosts, &all) {
+            (Some(hosts), _) if hosts.names().is_empty() => {
+                eprintln!("error: none of the hosts answers any more: {}", lost.join(", "));
+                eprintln!("help: when they do, run the same command again: what is finished is kept");
+                return ExitCode::Failed;
             }
+            (Some(hosts), Some(all)) if !lost.is_empty() => {
+                ranks_now = hosts.share_of(ranks, all);
+                let (lost, left) = (lost.join(" and "), hosts.names().len());
+                eprintln!("note: {lost} was lost; starting {ranks_now} rank(s) again on {left} host(s) ({again})");
+            }
+            _ => eprintln!("note: the run was lost with its ranks; starting them again ({again})"),
         }
         // What the first of them has cleared away is gone.
         arguments.retain(|argument| argument != "--fresh");
-        let _ = std::fs::remove_file(folder.path().join(WATCHED));
+        if let Err(error) = told.begin() {
+            return fail(&error, ExitCode::Environment, None);
+        }
     }
     eprintln!("error: the ranks of the run were lost {} times", RESTARTS + 1);
     eprintln!(
@@ -131,7 +123,56 @@ pub(super) fn supervise(ranks: u32, signal: &Signal) -> ExitCode {
     ExitCode::Failed
 }
 
-fn launch(ranks: u32, arguments: &[OsString], folder: &Path) -> Result<Child, LaunchError> {
+/// The hosts that a file names, and a folder that all of them see: where the job's outputs go.
+fn hosts_of(file: &Path, job: &Path) -> Result<(Hosts, PathBuf), ExitCode> {
+    let hosts = Hosts::read(file).map_err(|error| {
+        eprintln!("error: {}: {error}", file.display());
+        eprintln!("help: name a host a line, as the mpirun of {} takes them", fabric::library());
+        ExitCode::Usage
+    })?;
+    let job = Job::load(job).map_err(|error| fail(&error, ExitCode::Usage, None))?;
+    let made = std::path::absolute(first_folder(&job)).and_then(|folder| {
+        std::fs::create_dir_all(&folder)?;
+        Ok(folder)
+    });
+    Ok((hosts, made.map_err(|error| fail(&error, ExitCode::Failed, None))?))
+}
+
+/// Whether the program can be started on a host.
+fn answers(host: &Hosts, told: &Told) -> bool {
+    let launched = launch(1, Some(host), told, |command| {
+        command.arg("--version").stdout(Stdio::null());
+    });
+    let Ok(mut launched) = launched else { return false };
+    let until = Instant::now() + ANSWER;
+    while Instant::now() < until {
+        match launched.process.try_wait() {
+            Ok(None) => std::thread::sleep(GLANCE),
+            Ok(Some(status)) => return status.success(),
+            Err(_) => return false,
+        }
+    }
+    // Whoever still tries to reach it, too.
+    launched.end();
+    false
+}
+
+/// A launcher and its ranks.
+struct Launched {
+    process: Child,
+    /// Whether ranks are on several hosts.
+    is_far: bool,
+    /// Closed when all that it has said is passed on.
+    heard: Receiver<()>,
+}
+
+/// Starts the program; `finish` adds its arguments.
+fn launch(
+    ranks: u32,
+    hosts: Option<&Hosts>,
+    told: &Told,
+    finish: impl FnOnce(&mut Command),
+) -> Result<Launched, LaunchError> {
     let names = match fabric::is_open_mpi() {
         true => ["mpirun.openmpi", "mpirun"],
         false => ["mpiexec.mpich", "mpiexec"],
@@ -149,78 +190,134 @@ fn launch(ranks: u32, arguments: &[OsString], folder: &Path) -> Result<Child, La
             command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         }
     }
-    command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().map_err(failed)?).args(arguments);
-    // In a group of its own: what the terminal sends to all, launchers answer by killing the ranks.
-    command.env(FOLDER, folder).stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0);
-    let mut launched = command.spawn().map_err(failed)?;
-    if let Some(stderr) = launched.stderr.take() {
-        std::thread::spawn(move || {
-            let mut lines = BufReader::new(stderr).split(b'\n');
-            while let Some(Ok(line)) = lines.next() {
-                if !NOISE.iter().any(|noise| String::from_utf8_lossy(&line).contains(noise)) {
-                    let _ = std::io::stderr().write_all(&[&line[..], b"\n"].concat());
-                }
-            }
-        });
+    if let Some(hosts) = hosts {
+        let file = told.folder().join(format!("hosts-{}", hosts.names().join("-")));
+        hosts.write(&file).map_err(failed)?;
+        command.arg(if fabric::is_open_mpi() { "--hostfile" } else { "-f" }).arg(file);
+        if fabric::is_open_mpi() {
+            command.args(over_hosts());
+        }
     }
-    Ok(launched)
+    command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().map_err(failed)?);
+    told.tell_where(&mut command);
+    finish(&mut command);
+    // In a group of its own: what the terminal sends to all, launchers answer by killing the ranks.
+    let mut process = command.stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn().map_err(failed)?;
+    let (said, heard) = channel();
+    if let Some(stderr) = process.stderr.take() {
+        std::thread::spawn(move || pass_on_errors(stderr, &said));
+    }
+    Ok(Launched { process, is_far: hosts.is_some(), heard })
 }
 
-/// Passes on signals until the launcher has ended; ends it where ranks wait for one that is gone.
-fn look_after(launched: &mut Child, folder: &Path, signal: &Signal) -> End {
-    let status = || std::fs::read_to_string(folder.join(ENDED)).ok()?.parse().ok().map(ExitCode::from_i32);
-    let mut passed_on = 0;
-    let mut ranks: Vec<u32> = Vec::new();
-    let mut watched = false;
-    while !matches!(launched.try_wait(), Ok(Some(_)) | Err(_)) {
-        std::thread::sleep(GLANCE);
-        pass_on(launched, folder, signal, &mut passed_on);
-        watched = watched || folder.join(WATCHED).exists() || status().is_some();
-        if !watched {
-            // MPI itself waits for all ranks as it starts, for ever if need be.
-            let now = children(launched.id());
-            if ranks.iter().any(|rank| !topology::process_alive(*rank)) && status().is_none() {
-                for process in now.iter().copied().chain([launched.id()]) {
-                    kill(process, Kill::KILL);
-                }
-                let _ = launched.wait();
+/// Options for Open MPI's launcher on several hosts.
+fn over_hosts() -> Vec<OsString> {
+    let Keepalive { idle_s, interval_s, probes } = Keepalive::DAEMONS;
+    let settings = [
+        // Where daemons start one another, the loss of one ends the others.
+        ("plm_rsh_no_tree_spawn", 1),
+        // It would take seven minutes.
+        ("oob_tcp_keepalive_time", idle_s),
+        ("oob_tcp_keepalive_intvl", interval_s),
+        ("oob_tcp_keepalive_probes", probes),
+    ];
+    let settings =
+        settings.into_iter().flat_map(|(name, value)| ["--mca".into(), name.into(), value.to_string().into()]);
+    // It does not pass the environment on by itself. What it is not told of by name, `launch` adds.
+    let is_ours = |name: &OsString| {
+        name.to_str().is_some_and(|name| name.starts_with("EXUVIA_") || ["LD_LIBRARY_PATH", "NO_COLOR"].contains(&name))
+    };
+    let ours = std::env::vars_os().map(|(name, _)| name).filter(|name| is_ours(name) && name != told::FOLDER);
+    let passed_on = ours.chain([told::FOLDER.into()]).flat_map(|name| ["-x".into(), name]);
+    settings.chain(passed_on).collect()
+}
+
+fn pass_on_errors(from: impl std::io::Read, _until_done: &Sender<()>) {
+    let (mut lines, mut quiet) = (BufReader::new(from).split(b'\n'), Quiet::default());
+    while let Some(Ok(line)) = lines.next() {
+        let _ = std::io::stderr().write_all(&quiet.pass(line));
+    }
+    let _ = std::io::stderr().write_all(&quiet.rest());
+}
+
+impl Launched {
+    /// Passes on signals until the launcher has ended; ends it where it or ranks wait for some that are gone.
+    fn look_after(&mut self, told: &Told, signal: &Signal) -> End {
+        let mut passed_on = 0;
+        let mut ranks: Vec<u32> = Vec::new();
+        let (begun, mut ended) = (Instant::now(), None);
+        let mut watched = false;
+        while !matches!(self.process.try_wait(), Ok(Some(_)) | Err(_)) {
+            std::thread::sleep(GLANCE);
+            self.pass_on(told, signal, &mut passed_on);
+            if self.is_far && told.ended().is_some() && ended.get_or_insert_with(Instant::now).elapsed() > LAST_WORDS {
+                self.end();
                 break;
             }
-            ranks.extend(now.into_iter().filter(|rank| !ranks.contains(rank)).collect::<Vec<_>>());
+            watched = watched || told.is_watched() || told.ended().is_some();
+            if !watched {
+                // MPI itself waits for all ranks as it starts, for ever if need be.
+                let now = self.ranks_here();
+                let one_died = ranks.iter().any(|rank| !topology::process_alive(*rank)) && told.ended().is_none();
+                if one_died || (self.is_far && begun.elapsed() > START) {
+                    now.into_iter().for_each(|rank| kill(rank, Kill::KILL));
+                    self.end();
+                    break;
+                }
+                ranks.extend(now.into_iter().filter(|rank| !ranks.contains(rank)).collect::<Vec<_>>());
+            }
         }
+        let _ = self.heard.recv_timeout(LAST_WORDS);
+        let unsaid = if passed_on > 0 { End::Stopped } else { End::Lost };
+        told.ended().map_or(unsaid, End::Status)
     }
-    let unsaid = if passed_on > 0 { End::Stopped } else { End::Lost };
-    status().map_or(unsaid, End::Status)
-}
 
-/// The first signal asks the ranks to end, by the one signal that all launchers forward; another one ends them at once.
-fn pass_on(launched: &Child, folder: &Path, signal: &AtomicUsize, passed_on: &mut u32) {
-    let asked = signal.swap(0, Ordering::Relaxed);
-    if asked == 0 {
-        return;
-    }
-    if let Err(error) = write(folder, ASKED, &asked.to_string()) {
-        tracing::debug!("{}: {error}", folder.display());
-    }
-    if *passed_on == 0 {
-        kill(launched.id(), Kill::USR1);
-    } else {
-        if fabric::is_open_mpi() {
-            // Its launcher would give them another second.
-            children(launched.id()).into_iter().for_each(|rank| kill(rank, Kill::KILL));
+    /// The first signal asks the ranks to end, by the one signal that all launchers forward; another one ends them at once.
+    fn pass_on(&self, told: &Told, signal: &AtomicUsize, passed_on: &mut u32) {
+        let asked = signal.swap(0, Ordering::Relaxed);
+        if asked == 0 {
+            return;
         }
-        kill(launched.id(), Kill::TERM);
+        told.ask(asked as i32);
+        if *passed_on == 0 {
+            kill(self.process.id(), Kill::USR1);
+        } else {
+            if fabric::is_open_mpi() {
+                // Its launcher would give them another second.
+                self.ranks_here().into_iter().for_each(|rank| kill(rank, Kill::KILL));
+            }
+            kill(self.process.id(), Kill::TERM);
+        }
+        *passed_on += 1;
     }
-    *passed_on += 1;
+
+    /// Daemons on other hosts end what they have started when they miss it.
+    fn end(&mut self) {
+        kill(self.process.id(), Kill::TERM);
+        let until = Instant::now() + CLEAR_UP;
+        while Instant::now() < until && matches!(self.process.try_wait(), Ok(None)) {
+            std::thread::sleep(GLANCE);
+        }
+        if let Some(group) = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, Kill::KILL);
+        }
+        let _ = self.process.wait();
+    }
+
+    /// Its ranks on this machine. On others they are children of its daemons; the agents that start those are its own.
+    fn ranks_here(&self) -> Vec<u32> {
+        let launcher = self.process.id();
+        let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"));
+        let program = |process: &str| std::fs::read_link(format!("/proc/{process}/exe")).ok();
+        let own = program("self");
+        let children = children.unwrap_or_default();
+        let ranks = children.split_whitespace().filter(|pid| program(pid).is_some_and(|exe| Some(exe) == own));
+        ranks.filter_map(|pid| pid.parse().ok()).collect()
+    }
 }
 
 fn kill(process: u32, signal: Kill) {
     if let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, signal);
     }
-}
-
-fn children(process: u32) -> Vec<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
-    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }

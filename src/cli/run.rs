@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::{Output, fail, launch, print_json, progress};
+use super::{Output, fail, launch, print_json, progress, told};
 use crate::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
 use crate::fabric;
 use crate::live;
@@ -25,10 +25,13 @@ const LAST: Duration = Duration::from_millis(500);
 #[derive(Debug, Args)]
 pub(super) struct RunArguments {
     /// The job file
-    job: PathBuf,
-    /// Ranks to start on this machine; under mpirun or srun those that there are
+    pub(super) job: PathBuf,
+    /// Ranks to start, on this machine or on the hosts of --hostfile; under mpirun or srun those that there are
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Option<u32>,
+    /// Hosts to start them on, in the MPI library's own notation
+    #[arg(long, requires = "ranks", value_name = "FILE")]
+    pub(super) hostfile: Option<PathBuf>,
     /// Worker threads per rank [default: the node's CPUs shared among its ranks]
     #[arg(long)]
     pub(super) threads: Option<u32>,
@@ -113,29 +116,31 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 }
 
 pub(super) fn run(arguments: &RunArguments) -> ExitCode {
-    launch::tell_of_panics();
+    told::tell_of_panics();
     fabric::install_panic_hook();
     if arguments.threads == Some(0) {
         eprintln!("error: --threads must be at least 1");
         return ExitCode::Usage;
     }
     let signal = Signal::default();
-    let supervises = arguments.ranks.is_some_and(|ranks| ranks > 1) && matches!(launcher(), Launcher::None);
+    let asks = arguments.hostfile.is_some() || arguments.ranks.is_some_and(|ranks| ranks > 1);
+    let supervises = asks && matches!(launcher(), Launcher::None);
     if let Err(error) = heed_signals(&signal, supervises) {
         tracing::warn!("signals cannot be caught: {error}");
     }
     if let (Some(ranks), true) = (arguments.ranks, supervises) {
-        return launch::supervise(ranks, &signal);
+        return launch::supervise(ranks, arguments, &signal);
     }
     let fabric = match fabric::connect() {
         Ok(fabric) => fabric,
         Err(error) => {
-            launch::ended(ExitCode::Environment);
+            told::ended(ExitCode::Environment);
             return fail(&error, ExitCode::Environment, Some("run `exuvia doctor` for more"));
         }
     };
     let (rank, size) = (fabric.rank(), fabric.size());
-    if let Some(ranks) = arguments.ranks.filter(|ranks| *ranks != size) {
+    // Hosts may have been lost since.
+    if let Some(ranks) = arguments.ranks.filter(|ranks| *ranks != size && !told::is_supervised()) {
         if rank == 0 {
             eprintln!("error: --ranks is {ranks}, but the launcher has started {size}");
             eprintln!("help: leave out --ranks under mpirun and srun");
@@ -161,7 +166,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         note: Some(note),
         progress: Some(progress::show),
         live: live::folder(),
-        watched: Some(launch::watched),
+        watched: Some(told::watched),
         ..Options::default()
     };
     let rank = fabric.rank();
@@ -170,14 +175,14 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
     match result {
         Ok(Some(report)) => {
             let code = conclude(arguments, &report);
-            launch::ended(code);
+            told::ended(code);
             code
         }
         Ok(None) => ExitCode::Done,
         Err(failure) => {
             // A death is what whoever started the ranks can help: by starting them again.
             if !failure.died && (rank == 0 || failure.text.is_some()) {
-                launch::ended(failure.code);
+                told::ended(failure.code);
             }
             if let Some(text) = failure.text {
                 say(&text);

@@ -16,7 +16,7 @@ use super::tracer::{Life, Tracer};
 use super::{ExitCode, RunError};
 use crate::fabric::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, collective};
 use crate::report::{Distance, Reason, Traffic};
-use crate::topology::{Topology, Watch};
+use crate::topology::{Door, Host, Topology, Watch, host, node_addresses};
 
 /// Tags of the messages between ranks. Those that belong to a run of a stage have its number in the tag as well: a rank that is
 /// ahead may send them before others have begun with it.
@@ -62,6 +62,8 @@ const LATE: Duration = Duration::from_millis(200);
 pub(super) struct Link {
     pub(super) fabric: Box<dyn Fabric>,
     pub(super) senses: Senses,
+    /// Where deaths are survived.
+    door: Option<Door>,
     /// What is recorded of this rank now, and what has been since the run began.
     pub tracer: Tracer,
     pub(super) lives: Vec<Life>,
@@ -83,7 +85,10 @@ impl Link {
             leaves: false,
             patience: None,
         };
-        Link { fabric, senses, tracer: Tracer::default(), lives: Vec::new(), pulse: Pulse::default() }
+        let door = fabric.outlives_ranks().then(|| Door::open(node_addresses()));
+        let warn = |error: &std::io::Error| tracing::warn!("other nodes cannot notice the death of this rank: {error}");
+        let door = door.and_then(|door| door.inspect_err(warn).ok());
+        Link { fabric, senses, door, tracer: Tracer::default(), lives: Vec::new(), pulse: Pulse::default() }
     }
 
     pub fn rank(&self) -> Rank {
@@ -94,9 +99,10 @@ impl Link {
         self.fabric.size()
     }
 
-    /// From now on a dead rank of this node is noticed.
+    /// From now on deaths of other ranks are noticed.
     pub fn watch(&mut self, topology: &Topology) {
-        self.senses.watch = Some((Watch::new(topology, self.rank()), topology.clone()));
+        let before = self.senses.watch.take().map(|(watch, _)| watch);
+        self.senses.watch = Some((Watch::new(topology, self.rank(), before), topology.clone()));
     }
 
     /// How far away `rank` is.
@@ -115,6 +121,12 @@ impl Link {
             Some((_, topology)) => topology.ranks_on_node(self.rank()).to_vec(),
             None => vec![self.rank()],
         }
+    }
+
+    /// Of all ranks, as far as they are known.
+    pub fn hostnames(&self) -> BTreeSet<String> {
+        let hosts = self.senses.watch.iter().flat_map(|(_, topology)| topology.hosts());
+        hosts.map(|host| host.hostname.clone()).collect()
     }
 
     /// A rank of each node: the lowest, but on the node of `first` that one, which comes first.
@@ -176,7 +188,9 @@ impl Link {
     }
 
     pub fn topology(&mut self) -> Result<Topology, RunError> {
-        self.wait(collective::topology)
+        let door = self.door.as_ref().map(Door::places).unwrap_or_default();
+        let here = Host { door, ..host() };
+        self.wait(|fabric, idle| collective::topology(fabric, &here, idle))
     }
 
     pub fn barrier(&mut self) -> Result<(), RunError> {
@@ -295,6 +309,8 @@ impl Link {
             }
             _ => None,
         };
+        // Some libraries fail where a rank or its node is gone.
+        let died = died || matches!(error, RunError::Fabric(FabricError::Mpi { .. }));
         let (code, died) = heard.as_ref().map_or((error.code(), died), |(code, died, _)| (*code, *died));
         let failure = |text| super::Failure { code, text, died };
         if self.rank() == 0 {

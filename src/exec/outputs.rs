@@ -363,7 +363,7 @@ pub(super) fn destination(job: &Job, tensor: &str) -> (PathBuf, String) {
 }
 
 /// The folder of the first output, where whatever else a run needs lies too.
-pub(super) fn first_folder(job: &Job) -> PathBuf {
+pub fn first_folder(job: &Job) -> PathBuf {
     let created = job.tensors.values().find_map(|decl| match &decl.source {
         Source::Create { file, .. } => file.parent().filter(|folder| !folder.as_os_str().is_empty()),
         _ => None,

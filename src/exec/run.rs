@@ -1,5 +1,6 @@
 //! A whole run on one rank.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ pub struct Failure {
     pub code: ExitCode,
     /// Nothing where it has been said already ([`Options::say`]).
     pub text: Option<String>,
-    /// Whether it was the death of a rank.
+    /// Whether it was the death of a rank, or may have been.
     pub died: bool,
 }
 
@@ -93,7 +94,7 @@ pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Sign
                 kept.note(&dead);
                 dead.iter().for_each(|dead| link.tracer.mark(|| What::Died { rank: dead.rank }));
                 if link.rank() == 0 {
-                    tell(&[lament(&dead, link.size())], options);
+                    tell(&[lament(&dead, link.size(), &link.hostnames())], options);
                 }
             }
             Err(error) => {
@@ -116,13 +117,15 @@ fn leave(mut link: Link) {
     }
 }
 
-fn lament(dead: &[Dead], left: u32) -> String {
+fn lament(dead: &[Dead], left: u32, hostnames: &BTreeSet<String>) -> String {
     let each = |dead: &Dead| match dead.hostname.as_str() {
         "" => format!("rank {}", dead.rank),
         hostname => format!("rank {} ({hostname})", dead.rank),
     };
+    let one_node = hostnames.len() <= 1 && dead.iter().all(|dead| hostnames.iter().all(|one| *one == dead.hostname));
+    let nodes = if one_node { String::new() } else { format!(" on {} node(s)", hostnames.len()) };
     let dead: Vec<String> = dead.iter().map(each).collect();
-    format!("{} died; going on with {left} rank(s)", dead.join(" and "))
+    format!("{} died; going on with {left} rank(s){nodes}", dead.join(" and "))
 }
 
 fn run_rank(

@@ -89,7 +89,7 @@ impl Link {
         let senses = &mut self.senses;
         let is_dead = |rank: &Rank| senses.agreement.dead().contains(&senses.members[*rank as usize]);
         let (gone, survivors): (Vec<Rank>, Vec<Rank>) = (0..senses.members.len() as Rank).partition(is_dead);
-        let hosts = senses.watch.take().map(|(_, topology)| topology.hosts().to_vec());
+        let (watch, hosts) = senses.watch.take().map(|(watch, known)| (watch, known.hosts().to_vec())).unzip();
         let dead = |rank: &Rank| Dead {
             rank: senses.members[*rank as usize],
             hostname: hosts.as_ref().map(|hosts| hosts[*rank as usize].hostname.clone()).unwrap_or_default(),
@@ -99,7 +99,7 @@ impl Link {
         senses.members = survivors.iter().map(|rank| senses.members[*rank as usize]).collect();
         if let Some(hosts) = hosts {
             let topology = Topology::new(survivors.iter().map(|rank| hosts[*rank as usize].clone()).collect());
-            senses.watch = Some((Watch::new(&topology, self.fabric.rank()), topology));
+            senses.watch = Some((Watch::new(&topology, self.fabric.rank(), watch), topology));
         }
         (senses.ending, senses.patience, senses.failed) = (None, None, 0);
         senses.inbox.clear();

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::{Backoff, Fabric, FabricError, Message, Payload, Rank, TAG_LIMIT};
-use crate::topology::{Host, Topology, host};
+use crate::topology::{Host, Topology};
 
 const BROADCAST: u32 = TAG_LIMIT;
 const GATHER: u32 = TAG_LIMIT + 1;
@@ -248,8 +248,8 @@ fn unframe(framed: &[u8], count: usize) -> Option<Vec<Vec<u8>>> {
 }
 
 /// Gathers every rank's [`Host`].
-pub fn topology(fabric: &mut dyn Fabric, idle: Idle<'_>) -> Result<Topology, FabricError> {
-    let mine = serde_json::to_vec(&host()).unwrap_or_default();
+pub fn topology(fabric: &mut dyn Fabric, here: &Host, idle: Idle<'_>) -> Result<Topology, FabricError> {
+    let mine = serde_json::to_vec(here).unwrap_or_default();
     let all = allgather(fabric, mine, idle)?;
     let hosts = (0..).zip(all).map(|(sender, text)| {
         serde_json::from_slice::<Host>(&text).map_err(|_| FabricError::Malformed {
@@ -452,7 +452,7 @@ mod tests {
 
     #[test]
     fn topology_is_the_same_on_every_rank() {
-        let got = on_ranks(3, |fabric| topology(fabric, &mut never()).unwrap());
+        let got = on_ranks(3, |fabric| topology(fabric, &crate::topology::host(), &mut never()).unwrap());
         assert!(got.iter().all(|topology| *topology == got[0]));
         assert_eq!((got[0].size(), got[0].node_count()), (3, 1));
     }

@@ -1,4 +1,5 @@
 use std::fs::read_to_string;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Host {
     pub cpus_per_task: Option<u32>,
     /// Memory it may use with the other ranks of the node: the machine's, or less where a cgroup or Slurm says so.
     pub memory_bytes: u64,
+    /// Where other nodes find its [`Door`](super::Door), if it has one.
+    pub door: Vec<SocketAddr>,
 }
 
 /// Describes this process. What cannot be read is empty, 0 or the machine's own figure, never an error.
@@ -53,6 +56,7 @@ pub fn host() -> Host {
         cores: cores.min(grant.cpus.unwrap_or(u32::MAX)),
         cpus_per_task: grant.cpus_per_task,
         memory_bytes: memory_bytes().min(grant.memory_bytes.unwrap_or(u64::MAX)),
+        door: Vec::new(),
     }
 }
 

@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 /// Who started this process, as the environment tells.
@@ -72,6 +73,18 @@ pub fn launcher_outlives_ranks() -> bool {
     number(&|name| std::env::var(name).ok(), "OMPI_MCA_orte_enable_recovery") == Some(1)
 }
 
+/// Addresses of this node by which others reach it, as Open MPI's launcher has found.
+pub fn node_addresses() -> Vec<IpAddr> {
+    addresses(&|name| std::env::var(name).ok())
+}
+
+/// From `NUMBER;tcp://ADDRESS,ADDRESS:PORT;tcp6://[ADDRESS]:PORT`, which is where the daemon of this node is.
+fn addresses(env: Environment) -> Vec<IpAddr> {
+    let daemon = env("OMPI_MCA_orte_local_daemon_uri").unwrap_or_default();
+    let places = daemon.split(';').find_map(|part| part.strip_prefix("tcp://")?.rsplit_once(':'));
+    places.map_or_else(Vec::new, |(addresses, _)| addresses.split(',').filter_map(|text| text.parse().ok()).collect())
+}
+
 /// Id of the Slurm job that this process belongs to, with the number of its task if that is an array.
 pub fn slurm_job() -> Option<String> {
     let number = |name| number(&|name| std::env::var(name).ok(), name);
@@ -121,6 +134,14 @@ mod tests {
         assert_eq!(says(&[&step[..], &pmi2].concat()), mpi("srun --mpi=pmi2", 8, 3));
         let pmix = [("PMIX_RANK", "3"), ("PMIX_NAMESPACE", "slurm.pmix.7.0")];
         assert_eq!(says(&[&step[..], &pmix].concat()), mpi("srun --mpi=pmix", 8, 3));
+    }
+
+    #[test]
+    fn a_node_has_the_addresses_of_its_daemon() {
+        let says = |uri: &'static str| addresses(&move |_| Some(uri.to_owned()));
+        let two = says("542769152.1;tcp://192.0.2.2,10.121.0.254:40855;tcp6://[fd00::2]:36693");
+        assert_eq!(two, [IpAddr::from([192, 0, 2, 2]), IpAddr::from([10, 121, 0, 254])]);
+        assert!(says("1.0;tcp6://[fd00::2]:36693").is_empty() && says("").is_empty());
     }
 
     #[test]

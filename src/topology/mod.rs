@@ -10,13 +10,17 @@
 mod cpu;
 mod host;
 mod launcher;
+mod lifeline;
 mod process;
 mod slurm;
 mod watch;
 
 pub use cpu::{CpuClass, common_features};
 pub use host::{Host, host};
-pub use launcher::{Launcher, allocated_tasks, allocation_end, launcher, launcher_outlives_ranks, slurm_job};
+pub use launcher::{
+    Launcher, allocated_tasks, allocation_end, launcher, launcher_outlives_ranks, node_addresses, slurm_job,
+};
+pub use lifeline::{Door, Keepalive};
 pub use process::{Process, process_alive};
 pub use slurm::Allocation;
 pub use watch::Watch;
@@ -95,6 +99,22 @@ impl Topology {
         (0..self.size()).filter(|&other| self.node_of(other) == node).collect()
     }
 
+    /// Ranks on other nodes whose deaths `rank` is to notice: of each of the next few nodes some, so that the ranks of a node share
+    /// those of another. As many nodes have to be lost at once for a loss to go unnoticed.
+    pub(crate) fn charges(&self, rank: Rank) -> Vec<Rank> {
+        const NODES: u32 = 8;
+        let (home, mine) = (self.node_of(rank), self.ranks_on_node(rank).len() as u32);
+        let (local, mut seen) = (self.local_rank(rank), vec![0; self.node_count as usize]);
+        let is_charge = |other: &Rank| {
+            let node = self.node_of(*other);
+            let seen = &mut seen[node as usize];
+            *seen += 1;
+            let ahead = (node + self.node_count - home) % self.node_count;
+            (1..=NODES).contains(&ahead) && (*seen - 1) % mine == local
+        };
+        (0..self.size()).filter(is_charge).collect()
+    }
+
     /// Ranks grouped by equal CPUs, in the order of each class's lowest rank: one compile serves one class.
     pub fn cpu_classes(&self) -> Vec<(CpuClass, Vec<Rank>)> {
         let mut classes: Vec<(CpuClass, Vec<Rank>)> = Vec::new();
@@ -148,6 +168,25 @@ mod tests {
         assert_eq!(topology.local_rank(3), 1);
         assert_eq!(topology.local_rank(2), 0);
         assert_eq!(topology.ranks_on_node(0), [0, 3]);
+    }
+
+    #[test]
+    fn every_rank_is_watched_from_each_of_the_nodes_before_its_own() {
+        // Nodes of 1, 2, 3, 1, ... ranks.
+        let nodes = |count: usize| (0..count).flat_map(|node| vec![on(&format!("n{node}"), "1", 0..4); 1 + node % 3]);
+        for count in [1, 2, 5, 9, 12] {
+            let topology = Topology::new(nodes(count).collect());
+            for rank in 0..topology.size() {
+                let watchers: Vec<Rank> =
+                    (0..topology.size()).filter(|other| topology.charges(*other).contains(&rank)).collect();
+                let mut from: Vec<u32> = watchers.iter().map(|watcher| topology.node_of(*watcher)).collect();
+                from.sort_unstable();
+                from.dedup();
+                // From each node by one rank.
+                assert_eq!((from.len(), watchers.len()), (8.min(count - 1), 8.min(count - 1)), "{rank} on {count}");
+                assert!(!from.contains(&topology.node_of(rank)));
+            }
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::topology::{Launcher, launcher, launcher_outlives_ranks};
 const RECEIVES_AT_ONCE: usize = 16;
 /// For the other ranks to come to a point that all of them are about to reach.
 const MEETING_DEADLINE: Duration = Duration::from_secs(60);
+/// For what a rank has said as it left, where others may be gone already.
+const LAST_SENDS: Duration = Duration::from_millis(500);
 /// For MPI_Finalize, once every rank has come to it.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -280,15 +282,21 @@ impl Fabric for Mpi {
     }
 
     fn finalize(mut self: Box<Self>, code: i32) -> Result<(), FabricError> {
-        wait_until("sending the last messages (has a rank stopped receiving?)", || {
-            self.progress()?;
-            Ok(self.sends.is_empty())
-        })?;
         if self.outlives_ranks {
+            // What goes to ranks that have left before never leaves, and nobody needs it.
+            let (mut backoff, until) = (Backoff::default(), Instant::now() + LAST_SENDS);
+            while !self.sends.is_empty() && Instant::now() < until {
+                self.progress()?;
+                backoff.wait();
+            }
             // MPI_Finalize waits for ranks that are gone, or may be any moment. The launcher knows that ranks may leave without.
             set_mpi_live(false);
             return Ok(());
         }
+        wait_until("sending the last messages (has a rank stopped receiving?)", || {
+            self.progress()?;
+            Ok(self.sends.is_empty())
+        })?;
         let mut everyone = self.collectives.barrier()?;
         meet(&mut everyone, "waiting for the other ranks to leave")?;
         self.collectives.free()?;

@@ -1,0 +1,145 @@
+//! Runs over several hosts outlive ranks and hosts.
+#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+
+mod lab;
+
+use std::fs;
+use std::process::{Child, Command, Output, Stdio};
+
+use exuvia::report::Report;
+use lab::hosts::{among_hosts, crash, hostfile, pids_on};
+use lab::launch::open_mpi;
+use lab::slow::{assert_tidy, expected, input, pids, record_bytes, signal, slow_job};
+use lab::{EXUVIA, Lab, text};
+
+fn lab(spin: u32) -> Lab {
+    let lab = Lab::bare(&["slow"]);
+    input(&lab, 1.0);
+    slow_job(&lab, spin);
+    lab
+}
+
+fn start(lab: &Lab, ranks: u32, hosts: &str, arguments: &[&str]) -> Child {
+    let mut command = Command::new(EXUVIA);
+    command.args(["run", "--hostfile", hosts, "--ranks", &ranks.to_string(), "--threads", "1", "--report"]);
+    command.arg(lab.path("report.json")).args(arguments).arg(lab.path("job.toml"));
+    command.env("EXUVIA_CACHE_DIR", lab.path("cache"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until something is recorded that was not.
+fn await_record(lab: &Lab, run: &mut Child) {
+    let before = record_bytes(lab);
+    while record_bytes(lab) <= before {
+        assert!(run.try_wait().unwrap().is_none(), "the run has ended");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+/// A run has ended well, and is as it would have been otherwise.
+fn assert_done(lab: &Lab, output: &Output) -> Report {
+    assert_eq!(output.status.code(), Some(0), "{}", text(output));
+    let report: Report = serde_json::from_slice(&fs::read(lab.path("report.json")).unwrap()).unwrap();
+    assert!(lab.results(&report) == expected(1.0), "{}", text(output));
+    assert_tidy(lab);
+    assert_eq!(pids(lab), [0; 0], "ranks are left");
+    report
+}
+
+#[test]
+fn a_lost_host_does_not_end_the_run_nor_change_its_bits() {
+    among_hosts(3, || {
+        let lab = lab(100_000);
+        let hosts = hostfile(&lab, &[("n1", 2), ("n2", 2), ("n3", 2)]);
+        let mut run = start(&lab, 6, &hosts, &[]);
+        await_record(&lab, &mut run);
+        assert_eq!(pids_on(&lab, "n2").len(), 2);
+        crash("n2");
+        let output = run.wait_with_output().unwrap();
+        let (report, said) = (assert_done(&lab, &output), text(&output));
+        if open_mpi() {
+            let dead: Vec<(u32, &str)> = report.deaths.iter().map(|d| (d.rank, d.hostname.as_str())).collect();
+            assert_eq!(dead, [(2, "n2"), (3, "n2")], "{said}");
+            assert!(said.contains("rank 2 (n2) and rank 3 (n2) died; going on with 4 rank(s) on 2 node(s)"), "{said}");
+            assert!(said.contains("are finished, and not computed again"), "{said}");
+        } else {
+            assert!(said.contains("n2 was lost; starting 4 rank(s) again on 2 host(s) (1 of 3)"), "{said}");
+            assert!(report.resumed_bytes > 0, "{said}");
+        }
+        println!("{said}");
+    });
+}
+
+#[test]
+fn ranks_killed_on_other_hosts_do_not_end_the_run() {
+    among_hosts(3, || {
+        let lab = lab(100_000);
+        let hosts = hostfile(&lab, &[("n1", 2), ("n2", 2), ("n3", 1)]);
+        let mut run = start(&lab, 5, &hosts, &[]);
+        // One of two, then the only one of its host, then the one that has taken its place.
+        for (host, ranks) in [("n2", 2), ("n3", 1), ("n2", 1)] {
+            await_record(&lab, &mut run);
+            let pids = pids_on(&lab, host);
+            assert!(pids.len() == ranks || !open_mpi(), "{host}: {pids:?}");
+            signal(&pids[..1], "-KILL");
+            if !open_mpi() {
+                break;
+            }
+        }
+        let output = run.wait_with_output().unwrap();
+        let (report, said) = (assert_done(&lab, &output), text(&output));
+        if open_mpi() {
+            let mut hosts: Vec<&str> = report.deaths.iter().map(|death| death.hostname.as_str()).collect();
+            hosts.sort_unstable();
+            assert_eq!(hosts, ["n2", "n2", "n3"], "{said}");
+            assert!(!said.contains("starting"), "{said}");
+        } else {
+            assert!(said.contains("starting them again (1 of 3)"), "{said}");
+        }
+        println!("{said}");
+    });
+}
+
+#[test]
+fn a_host_that_is_gone_before_ranks_start_is_left_out() {
+    among_hosts(3, || {
+        let lab = lab(100);
+        let hosts = hostfile(&lab, &[("n1", 2), ("n2", 2), ("n3", 2)]);
+        crash("n3");
+        let output = start(&lab, 6, &hosts, &[]).wait_with_output().unwrap();
+        let (report, said) = (assert_done(&lab, &output), text(&output));
+        assert!(said.contains("note: n3 was lost; starting 4 rank(s) again on 2 host(s) (1 of 3)"), "{said}");
+        let hosts: Vec<&str> = report.ranks.iter().map(|rank| rank.hostname.as_str()).collect();
+        assert_eq!(hosts, ["n1", "n1", "n2", "n2"]);
+        crash("n1");
+        crash("n2");
+        let output = start(&lab, 6, lab.path("hosts").to_str().unwrap(), &[]).wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(text(&output).contains("none of the hosts answers any more: n1, n2, n3"), "{}", text(&output));
+    });
+}
+
+#[test]
+fn signals_and_exit_statuses_pass_between_hosts() {
+    among_hosts(2, || {
+        let lab = lab(2_000_000);
+        let hosts = hostfile(&lab, &[("n1", 1), ("n2", 2)]);
+        let mut run = start(&lab, 3, &hosts, &["--tier", "baseline"]);
+        await_record(&lab, &mut run);
+        // The supervisor alone.
+        signal(&[run.id()], "-INT");
+        let output = run.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(75), "{}", text(&output));
+        assert!(text(&output).starts_with("error: interrupted by SIGINT\n"), "{}", text(&output));
+        assert_eq!(pids(&lab), [0; 0]);
+        slow_job(&lab, 10);
+        let bad = "(module (memory 1) (func (export \"slow\") (param i32 i32) (result i32) (i32.const 9)))";
+        fs::write(lab.path("slow.wasm"), wat::parse_str(bad).unwrap()).unwrap();
+        let output = start(&lab, 3, &hosts, &[]).wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert_eq!(text(&output).matches("error: ").count(), 1, "{}", text(&output));
+        let output = start(&lab, 3, "none", &[]).wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+        assert!(text(&output).starts_with("error: none: No such file"), "{}", text(&output));
+    });
+}
