@@ -4,7 +4,7 @@
 //! worker's end of a task, its being idle, and its next task, blocks coming and going included. Then whole runs of
 //! `exuvia run` on one rank with one worker and a kernel that does nothing, one slice to a task: tasks per second of
 //! the stage, with all that a task needs (its views, its fences, the call). No criterion: loops of a million decisions
-//! need no statistics but a median.
+//! need no statistics but a median. At last the planner: the time for plans of 100,000 ranks.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 use std::collections::VecDeque;
@@ -14,13 +14,23 @@ use std::process::Command;
 use std::time::Instant;
 
 use exuvia::cli::kernel_build;
+use exuvia::job::Job;
+use exuvia::plan::{self, Layout, Machine};
 use exuvia::report::Report;
 use exuvia::sched::{Action, CostClass, Costs, Event, Granularity, Message, Path as Way, Question, Scheduler, Team};
+use exuvia::tensor::{Dtype, Shape};
 
 const ROUNDS: usize = 7;
 const DECISIONS: u64 = 1_000_000;
 const CLASS: CostClass = CostClass(1);
 const TASKS: u64 = 1_000_000;
+
+/// Name, indices, and the extents of the inputs.
+const PLANS: [(&str, &str, &[(&str, &[u64])]); 2] = [
+    ("a map of 10^9 elements", "x[i,j,k] -> y[i,j,k]", &[("x", &[1000, 1000, 1000])]),
+    ("a product, n = 2^20", "x[i,k], b[k,j] -> y[i,j]", &[("x", &[1 << 20; 2]), ("b", &[1 << 20; 2])]),
+];
+const TARGET_PLAN_S: f64 = 1.0;
 
 const TARGET_DECISION_NS: f64 = 2_000.0;
 const TARGET_TASKS_PER_S: f64 = 200_000.0;
@@ -129,6 +139,24 @@ fn verdict(met: bool) -> &'static str {
     if met { "met" } else { "MISSED" }
 }
 
+/// Seconds for a plan of 100,000 ranks.
+fn plan_s(compute: &str, inputs: &[(&str, &[u64])]) -> f64 {
+    let tensors: String =
+        inputs.iter().map(|(name, _)| format!("{name} = {{ file = \"x.h5\", dataset = \"{name}\" }}\n")).collect();
+    let text = format!(
+        "[tensors]\n{tensors}y = {{ create = \"y.h5\", dataset = \"y\", dtype = \"f32\" }}\n\
+         [[stages]]\nkernel = \"k.wasm\"\ncompute = \"{compute}\"\n"
+    );
+    let job = Job::parse(&text, Path::new("job.toml")).unwrap();
+    let layout =
+        |extents: &[u64]| Layout { dtype: Dtype::F32, shape: Shape::new(extents.to_vec()).unwrap(), chunk: None };
+    let layouts = inputs.iter().map(|(name, extents)| ((*name).to_owned(), layout(extents))).collect();
+    let machine = Machine { ranks: 100_000, ranks_per_node: 64, threads: 1, memory_bytes: 2 << 40 };
+    let started = Instant::now();
+    plan::plan(&job, &layouts, &machine).unwrap();
+    started.elapsed().as_secs_f64()
+}
+
 fn main() {
     println!("medians of {ROUNDS}; target: a local decision <= {TARGET_DECISION_NS} ns, thefts included");
     for case in &CASES {
@@ -147,4 +175,9 @@ fn main() {
         1e9 / per_s,
         verdict(per_s >= TARGET_TASKS_PER_S)
     );
+    println!("\nplans of 100,000 ranks; target <= {TARGET_PLAN_S} s");
+    for (what, compute, inputs) in PLANS {
+        let s = median((0..ROUNDS).map(|_| plan_s(compute, inputs)).collect());
+        println!("{what:<28} {s:>8.2} s   {}", verdict(s <= TARGET_PLAN_S));
+    }
 }

@@ -209,7 +209,7 @@ fn hash_covers_every_field() {
 }
 
 #[test]
-fn a_hundred_thousand_ranks_and_a_billion_units_are_planned_at_once() {
+fn a_hundred_thousand_ranks_and_a_billion_units_make_a_small_plan() {
     let text = r#"
     [tensors]
     x = { file = "x.h5", dataset = "x" }
@@ -220,23 +220,16 @@ fn a_hundred_thousand_ranks_and_a_billion_units_are_planned_at_once() {
     "#;
     let given = layouts([("x", layout(Dtype::F32, &[1000, 1000, 4000], Some(&[1, 1, 4])))]);
     let job = job(text);
-    let start = std::time::Instant::now();
+    // How fast is in `benches/sched.rs`; what goes through all units or pairs of ranks would not come back here.
     let plan = plan(&job, &given, &machine(100_000)).unwrap();
     let stage = &plan.stages[0];
-    let elapsed = start.elapsed();
     assert_eq!(stage.units(), 1_000_000_000, "{:?}", stage.unit);
     assert_eq!(stage.bytes.written, 16_000_000_000);
-    println!("planned in {elapsed:?}");
-    assert!(elapsed.as_millis() < 1000, "{elapsed:?}");
     assert!(serde_json::to_string(&plan).unwrap().len() < 4096);
     assert_eq!(stage.blocks(99_999).map(|tile| tile.0.elements()).sum::<u64>(), 10_000 * 4);
     // Two axes, and inputs that each lack one of them.
     let job = self::job(MATMUL);
-    let start = std::time::Instant::now();
     let plan = super::plan(&job, &matmul_layouts(1 << 20), &machine(100_000)).unwrap();
-    let elapsed = start.elapsed();
-    println!("planned in {elapsed:?}");
-    assert!(elapsed.as_millis() < 1000, "{elapsed:?}");
     assert_eq!(plan.totals().bytes.written, 4 << 40);
 }
 
