@@ -304,14 +304,16 @@ impl Launched {
         let _ = self.process.wait();
     }
 
-    /// Its ranks on this machine. On others they are children of its daemons; the agents that start those are its own.
+    /// Its ranks on this machine, some perhaps before they are the program. On others they are children of its daemons; the agents
+    /// that start those are its own.
     fn ranks_here(&self) -> Vec<u32> {
         let launcher = self.process.id();
         let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"));
         let program = |process: &str| std::fs::read_link(format!("/proc/{process}/exe")).ok();
         let own = program("self");
         let children = children.unwrap_or_default();
-        let ranks = children.split_whitespace().filter(|pid| program(pid).is_some_and(|exe| Some(exe) == own));
+        let is_rank = |pid: &&str| !self.is_far || program(pid).is_some_and(|exe| Some(exe) == own);
+        let ranks = children.split_whitespace().filter(is_rank);
         ranks.filter_map(|pid| pid.parse().ok()).collect()
     }
 }
