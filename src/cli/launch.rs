@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal as Kill, kill_process, kill_process_group};
@@ -191,7 +191,9 @@ fn launch(
         }
     }
     if let Some(hosts) = hosts {
-        let file = told.folder().join(format!("hosts-{}", hosts.names().join("-")));
+        // Each host that is asked alone has a file of its own.
+        let names = hosts.names();
+        let file = told.folder().join(format!("hosts-{}-{}", names.len(), names.first().unwrap_or(&"")));
         hosts.write(&file).map_err(failed)?;
         command.arg(if fabric::is_open_mpi() { "--hostfile" } else { "-f" }).arg(file);
         if fabric::is_open_mpi() {
@@ -203,9 +205,12 @@ fn launch(
     finish(&mut command);
     // In a group of its own: what the terminal sends to all, launchers answer by killing the ranks.
     let mut process = command.stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn().map_err(failed)?;
-    let (said, heard) = channel();
+    let (said, heard) = channel::<()>();
     if let Some(stderr) = process.stderr.take() {
-        std::thread::spawn(move || pass_on_errors(stderr, &said));
+        std::thread::spawn(move || {
+            pass_on_errors(stderr);
+            drop(said);
+        });
     }
     Ok(Launched { process, is_far: hosts.is_some(), heard })
 }
@@ -232,7 +237,7 @@ fn over_hosts() -> Vec<OsString> {
     settings.chain(passed_on).collect()
 }
 
-fn pass_on_errors(from: impl std::io::Read, _until_done: &Sender<()>) {
+fn pass_on_errors(from: impl std::io::Read) {
     let (mut lines, mut quiet) = (BufReader::new(from).split(b'\n'), Quiet::default());
     while let Some(Ok(line)) = lines.next() {
         let _ = std::io::stderr().write_all(&quiet.pass(line));

@@ -55,15 +55,15 @@ impl Running<'_> {
             self.held.push(Held { missing, action: Action::Fetch { block: number } });
             return Ok(());
         }
-        let (begun, read_before) = (self.shared.tracer.begin(), self.report.counts.read_bytes);
+        let (begun, read_before) = (self.shared.setup.tracer.begin(), self.report.counts.read_bytes);
         let mut inputs = Vec::new();
         for index in 0..plan.operands.len() {
             let region = plan.region(index, &tile);
             inputs.push(self.inputs.of_block(plan, index, &region, &mut self.report.counts)?);
         }
-        let (stage, read_bytes) = (self.shared.stage_index, self.report.counts.read_bytes - read_before);
+        let (stage, read_bytes) = (self.shared.setup.stage_index, self.report.counts.read_bytes - read_before);
         let bytes = inputs.iter().map(BlockInput::packed_bytes).sum();
-        self.shared.tracer.end_tile(begun, &tile, || What::Read { stage, bytes, read_bytes });
+        self.shared.setup.tracer.end_tile(begun, &tile, || What::Read { stage, bytes, read_bytes });
         let outputs = self.sums.outputs(plan, &tile).into();
         let (slices, summed) = (plan.slices(&tile), self.stealing.done().sums.leaves(plan, &tile));
         let block = Arc::new(BlockData { cover: tile.clone(), tile, inputs, outputs, summed });
@@ -152,13 +152,13 @@ impl Running<'_> {
         let read_before = counts.read_bytes;
         let (block, came) = self.stealing.block(plan, &self.inputs, piece, counts)?;
         link.received(&mut counts.moved, Reason::Steal, piece.owner, came);
-        let (stage, read_bytes) = (shared.stage_index, counts.read_bytes - read_before);
+        let (stage, read_bytes) = (shared.setup.stage_index, counts.read_bytes - read_before);
         let bytes = block.inputs.iter().map(BlockInput::packed_bytes).sum();
         link.tracer.end_tile(begun, &block.cover, || What::Read { stage, bytes, read_bytes });
         let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
         lock(&shared.blocks).insert(key(piece), Arc::new(block));
         let Span { owner, block, .. } = piece;
-        link.tracer.mark(|| What::Steal { stage: shared.stage_index, owner, block, slices });
+        link.tracer.mark(|| What::Steal { stage: shared.setup.stage_index, owner, block, slices });
         shared.event(Event::Taken { piece, slices });
         Ok(())
     }
@@ -197,7 +197,7 @@ impl Running<'_> {
             self.report.counts.written_bytes += written;
             kept.extend(stored);
         }
-        let (stage, written_bytes) = (self.shared.stage_index, self.report.counts.written_bytes - written_before);
+        let (stage, written_bytes) = (self.shared.setup.stage_index, self.report.counts.written_bytes - written_before);
         link.tracer.end_tile(begun, tile, || What::Write { stage, written_bytes });
         if kept.len() == results.len() {
             let (stage, tile) = (plan.name.clone(), tile.clone());

@@ -103,12 +103,12 @@ impl Running<'_> {
                 task,
                 rank: link.rank(),
                 hostname: self.context.topology.host(link.rank()).hostname.clone(),
-                kernel: self.shared.kernel.name().to_owned(),
+                kernel: self.shared.setup.kernel.name().to_owned(),
                 code: error::code_name(tier, merges),
                 source: Box::new(fault),
             }),
             FromWorker::Engine(source) => Err(RunError::Engine {
-                kernel: self.shared.kernel.name().to_owned(),
+                kernel: self.shared.setup.kernel.name().to_owned(),
                 stage: self.stage().name.clone(),
                 source: Box::new(source),
             }),
@@ -171,7 +171,7 @@ impl Running<'_> {
                     task: self.plan().task_name(&current.tile),
                     rank: link.rank(),
                     hostname: self.context.topology.host(link.rank()).hostname.clone(),
-                    kernel: self.shared.kernel.name().to_owned(),
+                    kernel: self.shared.setup.kernel.name().to_owned(),
                     code: error::code_name(current.tier, current.merges),
                     limit,
                 });

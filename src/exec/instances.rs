@@ -20,10 +20,11 @@ pub(super) struct Instances {
 impl Instances {
     /// With room for the operands of the stage's tasks; those that all tasks share are yet to be written.
     pub fn new(shared: &Shared) -> Result<Instances, EngineError> {
-        let limit_bytes = shared.memory_limit_bytes;
-        let new = |kernel, operands: &[_]| Instance::new(&shared.engine, kernel, &shared.start, limit_bytes, operands);
-        let merge = shared.merge_kernel.as_ref().map(|kernel| new(kernel, &merge_operands(shared.stage())));
-        let mut task = new(&shared.kernel, &shared.operands)?;
+        let limit_bytes = shared.setup.memory_limit_bytes;
+        let new =
+            |kernel, operands: &[_]| Instance::new(&shared.setup.engine, kernel, &shared.start, limit_bytes, operands);
+        let merge = shared.setup.merge_kernel.as_ref().map(|kernel| new(kernel, &merge_operands(shared.stage())));
+        let mut task = new(&shared.setup.kernel, &shared.operands)?;
         task.seal()?;
         Ok(Instances { task, merge: merge.transpose()? })
     }
@@ -47,11 +48,11 @@ impl Instances {
         tile: &Tile,
         merge: &mut Merge,
     ) -> Result<(), Box<FromWorker>> {
-        let begun = shared.tracer.begin();
-        let what = || What::Merge { stage: shared.stage_index, run: shared.run };
+        let begun = shared.setup.tracer.begin();
+        let what = || What::Merge { stage: shared.setup.stage_index, run: shared.setup.run };
         let merged = |tracer: &Tracer| tracer.end_tile(begun, tile, what);
         if shared.merger.as_ref().is_none_or(|merger| merger.merge(merge)) {
-            merged(&shared.tracer);
+            merged(&shared.setup.tracer);
             return Ok(());
         }
         let Some(instance) = &mut self.merge else { panic!("no kernel merges partial results") };
@@ -82,7 +83,7 @@ impl Instances {
             };
             sum.copy_from_slice(bytes);
         }
-        merged(&shared.tracer);
+        merged(&shared.setup.tracer);
         Ok(())
     }
 }

@@ -29,7 +29,7 @@ pub(super) type BlockKey = (Rank, u64, u64);
 pub(super) struct BlockData {
     /// The whole block: slices are counted in it.
     pub tile: Tile,
-    /// What of it the buffers below are for.
+    /// What of it the inputs and outputs are of.
     pub cover: Tile,
     /// By operand.
     pub inputs: Vec<BlockInput>,
@@ -86,9 +86,9 @@ pub(super) struct Current {
     pub merges: bool,
 }
 
-/// Everything that the workers of a stage share with the main thread.
+/// What the workers of a stage and the main thread are given, beside the scheduler and the first code.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct Setup {
     pub plan: Arc<Plan>,
     pub stage_index: usize,
     pub engine: Engine,
@@ -96,24 +96,30 @@ pub(super) struct Shared {
     /// The one that merges partial results, if one does.
     pub merge_kernel: Option<Kernel>,
     pub memory_limit_bytes: u64,
+    /// Shared operands, by operand.
+    pub whole: Vec<Option<Whole>>,
+    pub swap_before_task: Option<u64>,
+    pub process_start: Instant,
+    pub to_main: Sender<FromRun>,
+    pub tracer: Tracer,
+    /// Of the stage.
+    pub run: u64,
+}
+
+/// Everything that they share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub setup: Setup,
     pub operands: Vec<OperandSpec>,
     /// Of a stage that reduces.
     pub merger: Option<Merger>,
-    /// Shared operands, by operand.
-    pub whole: Vec<Option<Whole>>,
     /// By worker, what the last run of the stage left.
     pub instances: Vec<Mutex<Option<Instances>>>,
-    pub swap_before_task: Option<u64>,
-    pub process_start: Instant,
     pub blocks: Mutex<BTreeMap<BlockKey, Arc<BlockData>>>,
     pub current: Vec<Mutex<Option<Current>>>,
     pub counts: [AtomicU64; 3],
     /// Whether any of them has been given something to compute.
     begun: AtomicBool,
-    pub to_main: Sender<FromRun>,
-    pub tracer: Tracer,
-    /// Of the stage.
-    pub run: u64,
     /// The code that the stage begins with.
     pub start: Code,
     board: Mutex<Board>,
@@ -144,25 +150,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a new [`Shared`] is made of beside the scheduler and the first code.
-pub(super) struct Setup {
-    pub plan: Arc<Plan>,
-    pub stage_index: usize,
-    pub engine: Engine,
-    pub kernel: Kernel,
-    pub merge_kernel: Option<Kernel>,
-    pub memory_limit_bytes: u64,
-    pub whole: Vec<Option<Whole>>,
-    pub instances: Vec<Instances>,
-    pub swap_before_task: Option<u64>,
-    pub process_start: Instant,
-    pub to_main: Sender<FromRun>,
-    pub tracer: Tracer,
-    pub run: u64,
-}
-
 impl Shared {
-    pub fn new(setup: Setup, scheduler: Scheduler, code: Code, workers: usize) -> Shared {
+    /// With one worker for each of `instances`, which are what the last run of the stage left.
+    pub fn new(setup: Setup, scheduler: Scheduler, code: Code, instances: Vec<Option<Instances>>) -> Shared {
         let stage = &setup.plan.stages[setup.stage_index];
         let operands = stage.operands.iter().enumerate().map(|(index, operand)| OperandSpec {
             max_bytes: stage.operand_max_bytes(index),
@@ -172,27 +162,15 @@ impl Shared {
                 (None, Role::Output) => Access::Out,
             },
         });
-        let operands = operands.collect();
-        let kept = setup.instances.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        let workers = instances.len();
         Shared {
+            operands: operands.collect(),
             merger: Merger::new(stage),
-            instances: kept.take(workers).map(Mutex::new).collect(),
-            stage_index: setup.stage_index,
-            engine: setup.engine,
-            kernel: setup.kernel,
-            merge_kernel: setup.merge_kernel,
-            memory_limit_bytes: setup.memory_limit_bytes,
-            operands,
-            whole: setup.whole,
-            swap_before_task: setup.swap_before_task,
-            process_start: setup.process_start,
+            instances: instances.into_iter().map(Mutex::new).collect(),
             blocks: Mutex::default(),
             current: (0..workers).map(|_| Mutex::default()).collect(),
             counts: Default::default(),
             begun: AtomicBool::new(false),
-            to_main: setup.to_main,
-            tracer: setup.tracer,
-            run: setup.run,
             start: code.clone(),
             board: Mutex::new(Board {
                 scheduler,
@@ -202,12 +180,12 @@ impl Shared {
                 ended: false,
             }),
             changed: Condvar::new(),
-            plan: setup.plan,
+            setup,
         }
     }
 
     pub fn stage(&self) -> &StagePlan {
-        &self.plan.stages[self.stage_index]
+        &self.setup.plan.stages[self.setup.stage_index]
     }
 
     /// The block in memory that `span` is of. Pieces of a block do not overlap.
@@ -230,7 +208,7 @@ impl Shared {
     }
 
     pub fn now_ns(&self) -> u64 {
-        self.process_start.elapsed().as_nanos() as u64
+        self.setup.process_start.elapsed().as_nanos() as u64
     }
 
     /// Lets the scheduler begin.
@@ -252,7 +230,7 @@ impl Shared {
                     }
                 }
                 // The main thread is gone only when the run has failed.
-                action => drop(self.to_main.send((self.run, FromWorker::Do(action)))),
+                action => drop(self.setup.to_main.send((self.setup.run, FromWorker::Do(action)))),
             }
         }
     }
@@ -282,7 +260,7 @@ impl Shared {
     /// Whether workers may leave: none of them will get anything any more. Where kernels merge, the main thread may have
     /// something for them to the end.
     pub fn is_spent(&self) -> bool {
-        self.merge_kernel.is_none() && lock(&self.board).scheduler.is_spent()
+        self.setup.merge_kernel.is_none() && lock(&self.board).scheduler.is_spent()
     }
 
     pub fn steal_counts(&self) -> StealCounts {
@@ -308,10 +286,10 @@ impl Shared {
             if board.ended {
                 return None;
             }
-            if board.next[worker].is_none() && self.merge_kernel.is_none() && board.scheduler.is_spent() {
+            if board.next[worker].is_none() && self.setup.merge_kernel.is_none() && board.scheduler.is_spent() {
                 return None;
             }
-            let forced = self.swap_before_task.is_some_and(|task| done >= task);
+            let forced = self.setup.swap_before_task.is_some_and(|task| done >= task);
             if !forced || board.code.tier() == Tier::Optimized {
                 let merge = board.merges.pop_front().map(Work::Merge);
                 if let Some(work) = merge.or_else(|| board.next[worker].take().map(Work::Span)) {

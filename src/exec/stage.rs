@@ -160,7 +160,6 @@ impl<'a> Running<'a> {
             merge_kernel: context.merges[stage_index].clone(),
             memory_limit_bytes: stage.limits.memory_bytes,
             whole: std::mem::take(&mut inputs.whole),
-            instances: data.instances.remove(&stage_index).unwrap_or_default(),
             swap_before_task: context.options.swap_before_task,
             process_start: context.process_start,
             to_main: data.to_main.clone(),
@@ -168,7 +167,9 @@ impl<'a> Running<'a> {
             run,
         };
         let optimized = code.tier() == Tier::Optimized;
-        let shared = Arc::new(Shared::new(setup, scheduler, code, workers));
+        let kept = data.instances.remove(&stage_index).unwrap_or_default().into_iter().map(Some);
+        let instances = kept.chain(std::iter::repeat_with(|| None)).take(workers).collect();
+        let shared = Arc::new(Shared::new(setup, scheduler, code, instances));
         let mut running = Running {
             owner: if steals { link.rank() } else { 0 },
             context,

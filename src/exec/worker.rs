@@ -65,7 +65,7 @@ pub(super) fn work(shared: &Shared, worker: usize) {
             FromWorker::Panicked(text.unwrap_or_else(|| "no message".to_owned()))
         }
     };
-    let _ = shared.to_main.send((shared.run, message));
+    let _ = shared.setup.to_main.send((shared.setup.run, message));
 }
 
 fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> {
@@ -76,22 +76,22 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
         Some(instances) => instances,
         None => Instances::new(shared).map_err(engine_error)?,
     };
-    for (operand, whole) in shared.whole.iter().enumerate() {
+    for (operand, whole) in shared.setup.whole.iter().enumerate() {
         if let Some(whole) = whole {
             whole.put(&mut instances.task, operand).map_err(engine_error)?;
         }
     }
     let mut idle = Some(class(instances.tier()));
     while let Some((work, code)) = shared.next(worker, idle.take(), report.counts.tasks()) {
-        let early = shared.swap_before_task.is_some_and(|task| report.counts.tasks() < task);
+        let early = shared.setup.swap_before_task.is_some_and(|task| report.counts.tasks() < task);
         if code.tier() != instances.tier() && !early {
             let held_ns = instances.swap(&code).map_err(engine_error)?;
-            let (stage, after_tasks) = (shared.stage_index, report.counts.tasks());
-            shared.tracer.mark(|| What::Swap { stage, worker, held_ns, after_tasks });
+            let (stage, after_tasks) = (shared.setup.stage_index, report.counts.tasks());
+            shared.setup.tracer.mark(|| What::Swap { stage, worker, held_ns, after_tasks });
             report.swaps.push(Swap {
                 stage: shared.stage().name.clone(),
                 worker: worker as u32,
-                at_ns: shared.process_start.elapsed().as_nanos() as u64,
+                at_ns: shared.setup.process_start.elapsed().as_nanos() as u64,
                 held_ns,
                 after_tasks,
             });
@@ -103,7 +103,7 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
                 instances.merge(shared, worker, &handed.tile, &mut handed.merge)?;
                 report.counts.busy_ns += started.elapsed().as_nanos() as u64;
                 // As in `dispatch`.
-                let _ = shared.to_main.send((shared.run, FromWorker::Merged(handed)));
+                let _ = shared.setup.to_main.send((shared.setup.run, FromWorker::Merged(handed)));
                 continue;
             }
         };
@@ -211,9 +211,9 @@ fn task(
     }
     report.first_task.get_or_insert_with(Instant::now);
     let elapsed_ns = started.elapsed().as_nanos() as u64;
-    shared.tracer.task(started, elapsed_ns, tile, || What::Task {
-        stage: shared.stage_index,
-        run: shared.run,
+    shared.setup.tracer.task(started, elapsed_ns, tile, || What::Task {
+        stage: shared.setup.stage_index,
+        run: shared.setup.run,
         tier,
         slices: len,
         kernel_after_ns: (kernel_started - started).as_nanos() as u64,
