@@ -173,3 +173,47 @@ fn a_run_like_one_that_was_measured_takes_as_long() {
     assert!((0.97..1.03).contains(&(makespan_ns / 400e6)), "{makespan_ns}");
     assert!((setup.costs["step"].kernel_ns - 12e6).abs() < 1e3);
 }
+
+#[test]
+fn what_was_measured_in_a_crowd_comes_out_again() {
+    let (one, mut setup) = iterated(50, 1);
+    let (two, _) = iterated(50, 2);
+    let spreads =
+        |machine: &mut Machine| (machine.rank_spread, machine.block_spread, machine.slice_spread) = (0.0, 0.0, 0.0);
+    spreads(&mut setup.machine);
+    let run = |plan: &Plan, cores: u32, wall_ms: u64| {
+        let kernel_ns = vec![[0, 300_000_000 / u64::from(plan.machine.ranks)]; plan.machine.ranks as usize];
+        let stage =
+            MeasuredStage { wall_ns: wall_ms * 1_000_000, kernel_ns, tasks: [0, 900], ..MeasuredStage::default() };
+        let stages = BTreeMap::from([("step".to_owned(), stage)]);
+        Measured { plan: plan.clone(), cores_per_node: Some(cores), iterations: Some(50), stole: false, stages }
+    };
+    // Twice as long on a shared core is a slowdown; ten times is waiting for the most part.
+    for shared_ms in [800, 4000] {
+        let runs = [run(&one, 1, 400), run(&two, 2, 240), run(&two, 1, shared_ms)];
+        setup.costs = calibrate(&runs, &setup);
+        let makespan_ms = |plan: &Plan, cores_per_node: u32| {
+            let machine = Machine { cores_per_node, ..setup.machine.clone() };
+            let setup = Setup { machine, ..setup.clone() };
+            simulate(plan, &setup).stages[0].makespan_ns as f64 / 1e6
+        };
+        for (plan, cores, wall_ms) in [(&one, 1, 400), (&two, 2, 240), (&two, 1, shared_ms)] {
+            let got = makespan_ms(plan, cores);
+            assert!((0.97..1.03).contains(&(got / wall_ms as f64)), "{got} for {wall_ms}");
+        }
+    }
+}
+
+#[test]
+fn who_has_the_dear_part_takes_longest_unless_others_steal_it() {
+    let plan = rows(4, 4);
+    let mut costs = StageCosts { kernel_ns: 4e9, density: vec![2.5, 0.5, 0.5, 0.5], ..StageCosts::default() };
+    let seconds = |policy, costs: &StageCosts| {
+        let setup = Setup { costs: [("norm".to_owned(), costs.clone())].into(), ..setup(policy, 0.0) };
+        norm(&plan, &setup).makespan_ns as f64 / 1e9
+    };
+    let (fixed, stolen) = (seconds(Policy::Static, &costs), seconds(Policy::Steal, &costs));
+    assert!((2.4..2.8).contains(&fixed) && (1.0..1.3).contains(&stolen), "{fixed} {stolen}");
+    costs.density.clear();
+    assert!((1.0..1.3).contains(&seconds(Policy::Static, &costs)));
+}
