@@ -81,9 +81,15 @@ fn main() {
                 let fixed = [predict(ranks, "static"), median(measured.fixed[number].clone())];
                 let stealing = [predict(ranks, "steal"), median(measured.stealing[number].clone())];
                 let ratio = [0, 1].map(|at| fixed[at] / stealing[at]);
-                let same = if (ratio[0] > 1.0) == (ratio[1] > 1.0) { "same" } else { "other" };
+                // Where the slowest run of the faster policy is slower than the fastest of the other, neither is.
+                let overlap = overlap(&measured.fixed[number], &measured.stealing[number]);
+                let ranking = match (ratio[0] > 1.0) == (ratio[1] > 1.0) {
+                    true => "same ranking",
+                    false if overlap => "not told apart by the runs",
+                    false => "other ranking",
+                };
                 println!(
-                    "  {ranks:>2} ranks, static over stealing: simulated {:.2}, measured {:.2}: {same} ranking",
+                    "  {ranks:>2} ranks, static over stealing: simulated {:.2}, measured {:.2}: {ranking}",
                     ratio[0], ratio[1]
                 );
             }
@@ -92,4 +98,11 @@ fn main() {
     let medians = errors.iter().map(|errors| format!("{:>20.1} %", 100.0 * median(errors.clone())));
     println!("{:<20} {}", "median error", medians.collect::<String>());
     println!("median error of all {:.1} %", 100.0 * median(errors.concat()));
+}
+
+/// Whether these runs and those took times of which neither are all the shorter ones.
+fn overlap(these: &[f64], those: &[f64]) -> bool {
+    let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = |times: &[f64]| times.iter().copied().fold(0.0, f64::max);
+    least(these) <= most(those) && least(those) <= most(these)
 }

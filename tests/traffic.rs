@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use exuvia::job::{Job, Source};
-use exuvia::plan::{self, Layout, Machine, Plan};
+use exuvia::plan::{self, Layout, Machine, Plan, SHARED_BYTES};
 use exuvia::report::Report;
 use exuvia::store;
+use exuvia::tensor::Dtype;
 use lab::{Lab, root, text};
 
 /// What a rank puts behind the bytes of every transfer.
@@ -74,6 +75,22 @@ fn run(lab: &Lab, ranks: u32) -> Report {
     lab.run_with(ranks, &["--threads", "1", "--no-steal"], if ranks == 1 { &[] } else { &environment })
 }
 
+/// What ranks that need the same part of an input have read for one another, and how much of it is in memory that they share.
+fn given(plan: &Plan) -> (u64, u64) {
+    let (mut given, mut shared) = (0, 0);
+    for stage in &plan.stages {
+        for operand in (0..stage.operands.len()).filter(|operand| stage.is_shared(*operand)) {
+            for rank in 0..plan.machine.ranks {
+                let bytes = stage.share(operand, rank).elements() * stage.operands[operand].dtype.size_bytes() as u64;
+                let to_all = bytes * (stage.sharers(operand, rank).len() as u64 - 1);
+                given += to_all;
+                shared += if bytes >= SHARED_BYTES { to_all } else { 0 };
+            }
+        }
+    }
+    (given, shared)
+}
+
 /// What a run moves is what the plan said (made of closed forms) and what MPI was asked to send, and little more than the
 /// least that could move.
 #[test]
@@ -112,7 +129,43 @@ fn plans_foretell_the_bytes_that_mpi_sends() {
             // The only operand that all need is the number of rows that variance counts; collectives are not in `sent`.
             let broadcast = moved.operand.moved();
             assert!(broadcast == 0 || name == "variance");
-            assert_eq!(of_kind(SHARD).1, total - reduced - broadcast, "{name} on {ranks} ranks");
+            let shared = given(&plan).1;
+            assert_eq!(of_kind(SHARD).1, total - reduced - broadcast - shared, "{name} on {ranks} ranks");
         }
+    }
+}
+
+/// Two products one after the other: of what ranks of a node need alike each has a part, and the others read it there.
+#[test]
+fn what_ranks_of_a_node_share_is_in_no_message() {
+    let lab = Lab::bare(&["matmul"]);
+    let numbers = |count: u64| (0..count).flat_map(|i| ((i * 7919 % 1009) as f32 - 504.0).to_le_bytes()).collect();
+    for (name, shape) in [("a", [1024, 256]), ("b", [256, 1024]), ("e", [1024, 1024])] {
+        lab.dataset_of(&format!("{name}.h5"), Dtype::F32, &shape, numbers(shape[0] * shape[1]));
+    }
+    let product = |name: &str, compute: &str| {
+        format!("[[stages]]\nname = \"{name}\"\nkernel = \"matmul.wasm\"\ncompute = \"{compute}\"\ncombine = \"sum\"\n")
+    };
+    let file = |name: &str| format!("{name} = {{ file = \"{name}.h5\", dataset = \"x\" }}\n");
+    let text = format!(
+        "[tensors]\n{}{}{}c = {{ dtype = \"f32\" }}\n\
+         d = {{ create = \"out.h5\", dataset = \"d\", dtype = \"f32\" }}\n{}{}",
+        file("a"),
+        file("b"),
+        file("e"),
+        product("first", "a[m,k], b[k,n] -> c[m,n]"),
+        product("second", "c[m,n], e[n,p] -> d[m,p]"),
+    );
+    fs::write(lab.path("job.toml"), text).unwrap();
+    let expected = lab.results(&run(&lab, 1));
+    for ranks in [2, 3, 4, 7] {
+        let (report, plan) = (run(&lab, ranks), planned(&lab, ranks));
+        assert!(lab.results(&report) == expected, "{ranks} ranks");
+        let (moved, shared) = given(&plan);
+        println!("{ranks} ranks share {shared} of {moved} bytes");
+        assert!(shared > 0, "{ranks} ranks");
+        assert_eq!(report.totals().moved.input.node, moved, "{ranks} ranks");
+        let (messages, bytes) = sent(&lab, ranks).get(&SHARD).copied().unwrap_or_default();
+        assert_eq!(bytes - messages * STAMP_BYTES, moved - shared, "{ranks} ranks");
     }
 }

@@ -32,7 +32,7 @@ pub use inspect::{Inspection, inspect};
 pub use instance::Instance;
 pub use kernel::Kernel;
 pub use pipeline::Cpu;
-pub use shared::{SharedBytes, SharedName};
+pub use shared::{Mapped, SharedBytes, SharedName};
 pub use view::{Access, OperandSpec, View};
 
 #[cfg(test)]

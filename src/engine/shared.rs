@@ -1,17 +1,22 @@
 //! Bytes that the ranks of a node have once, in memory that nobody can change any more.
+//!
+//! Mapping files is a part of the guest-memory door of the crate's `unsafe`.
+#![expect(unsafe_code, reason = "guest memory")]
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd};
 
+use memmap2::{Mmap, MmapMut};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use serde::{Deserialize, Serialize};
 
 /// Neither contents nor size change.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::SEAL);
 
-/// Anonymous memory of fixed size and contents, to be mapped into kernels' memories: by this process and by those it tells the
-/// [`SharedName`]. Gone when the last of them drops it.
+/// Anonymous memory of fixed size and contents, to be mapped into kernels' memories or to be read in place: by this process and
+/// by those it tells the [`SharedName`]. Gone when the last of them drops it and what it mapped.
 #[derive(Debug)]
 pub struct SharedBytes {
     file: File,
@@ -29,11 +34,26 @@ pub struct SharedName {
 impl SharedBytes {
     /// A copy of `bytes`.
     pub fn new(bytes: &[u8]) -> io::Result<SharedBytes> {
+        SharedBytes::make(bytes.len(), |target| target.copy_from_slice(bytes))
+    }
+
+    /// So many bytes, zeros until `fill` has made them what they shall be.
+    pub fn make(bytes: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<SharedBytes> {
         let memory = memfd_create("exuvia", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        let mut file = File::from(memory);
-        file.write_all(bytes)?;
+        let file = File::from(memory);
+        file.set_len(bytes as u64)?;
+        // SAFETY: nobody else knows of the file yet, so nothing shrinks or changes it below the mapping.
+        let mut mapped = unsafe { MmapMut::map_mut(&file) }?;
+        fill(&mut mapped);
+        drop(mapped);
         fcntl_add_seals(&file, SEALS)?;
-        Ok(SharedBytes { file, bytes: bytes.len() as u64 })
+        Ok(SharedBytes { file, bytes: bytes as u64 })
+    }
+
+    /// All of them, for this process to read.
+    pub fn map(&self) -> io::Result<Mapped> {
+        // SAFETY: the file is sealed: it neither shrinks nor changes below the mapping.
+        unsafe { Mmap::map(&self.file) }.map(Mapped)
     }
 
     pub fn name(&self) -> SharedName {
@@ -64,21 +84,42 @@ impl SharedBytes {
     }
 }
 
+/// [`SharedBytes`] in the memory of this process, for as long as it keeps them.
+#[derive(Debug)]
+pub struct Mapped(Mmap);
+
+impl Mapped {
+    /// What another process made: see [`SharedBytes::open`].
+    pub fn open(name: SharedName) -> io::Result<Mapped> {
+        SharedBytes::open(name)?.map()
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
+    use std::io::Write;
 
     #[test]
     fn others_find_it_and_nobody_changes_it() {
         let shared = SharedBytes::new(&[1, 2, 3]).unwrap();
         let found = SharedBytes::open(shared.name()).unwrap();
-        let mut bytes = Vec::new();
-        (&found.file).read_to_end(&mut bytes).unwrap();
-        assert_eq!((bytes, found.len()), (vec![1, 2, 3], 3));
+        let mapped = found.map().unwrap();
+        assert_eq!((&*mapped, found.len()), (&[1, 2, 3][..], 3));
         assert!((&shared.file).write_all(&[9]).is_err() && shared.file.set_len(1).is_err());
         let wrong = SharedName { bytes: 4, ..shared.name() };
         assert!(SharedBytes::open(wrong).is_err());
         assert!(SharedBytes::open(SharedName { descriptor: 0, ..shared.name() }).is_err());
+        drop((shared, found));
+        assert_eq!(*mapped, [1, 2, 3], "who maps them keeps them");
+        assert!(SharedBytes::new(&[]).unwrap().is_empty());
     }
 }

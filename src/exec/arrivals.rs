@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::RunError;
 use super::link::{Link, tag};
-use super::resident::Piece;
+use super::piece::{Piece, packed_bytes};
 use super::stamp::{STAMP_BYTES, Stamp};
 use crate::fabric::{Message, Rank};
 use crate::report::{Moved, Reason};
@@ -54,7 +54,7 @@ pub(super) struct Arrived {
 
 impl Transfer {
     fn bytes(&self) -> usize {
-        self.regions.iter().map(|region| region.elements() as usize * self.element_bytes).sum()
+        packed_bytes(&self.regions, self.element_bytes)
     }
 }
 
@@ -119,7 +119,7 @@ impl Arrivals {
         link.received(moved, transfer.reason, transfer.from, length as u64);
         for region in &*transfer.regions {
             let rest = bytes.split_off(region.elements() as usize * transfer.element_bytes);
-            self.came.push((transfer.operand, Piece { region: region.clone(), bytes: Arc::new(bytes) }));
+            self.came.push((transfer.operand, Piece { region: region.clone(), bytes: bytes.into() }));
             bytes = rest;
         }
         Ok(Some(Arrived { number, bytes: length as u64 }))

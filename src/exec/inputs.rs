@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use super::RunError;
 use super::arrivals::{Arrivals, Arrived};
+use super::exchange;
 use super::link::Link;
 use super::outputs::destination;
-use super::resident::{self, Piece, Resident};
+use super::piece::Piece;
+use super::resident::{self, Resident};
 use super::stamp::Stamp;
 use super::whole::{OnNode, Whole};
 use crate::fabric::{Message, Payload, Rank};
@@ -306,7 +308,7 @@ impl<'a> Which<'a, '_> {
         let reader = Reader::open(&file, &dataset)?;
         let pieces = if self.stage().is_shared(self.operand) {
             let mine = read_piece(link, &reader, self.stage().share(self.operand, link.rank()), counts)?;
-            resident::share(link, self.stage(), self.operand, mine, arrivals, &mut counts.moved)?
+            exchange::share(link, self.stage(), self.operand, mine, arrivals, &mut counts.moved)?
         } else if self.stage().is_held(self.operand) || self.keeps() {
             let needs = self.stage().needs(self.operand, link.rank()).into_iter();
             needs.map(|need| read_piece(link, &reader, need, counts)).collect::<Result<_, _>>()?

@@ -5,43 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::RunError;
-use super::arrivals::{Arrivals, Transfer};
+use super::arrivals::Arrivals;
+use super::exchange::{Exchange, Parts};
 use super::link::Link;
-use super::stamp::STAMP_BYTES;
+use super::piece::Piece;
 use crate::fabric::{Payload, Rank};
 use crate::plan::{OperandPlan, Plan, StagePlan};
 use crate::report::{Distance, Moved, Reason};
-use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded};
-
-/// Most bytes of one message of a transfer.
-const MESSAGE_BYTES: usize = 256 << 20;
-
-/// A region of a tensor and its elements, packed.
-#[derive(Clone, Debug)]
-pub(super) struct Piece {
-    pub region: Region,
-    pub bytes: Arc<Vec<u8>>,
-}
-
-impl Piece {
-    /// Copies what it has of `region` into `target`, which holds `region`.
-    pub fn copy_to(&self, region: &Region, target: &mut [u8], element_bytes: usize) {
-        if let Some(common) = self.region.intersect(region) {
-            copy_region(&self.bytes, &self.region, target, region, &common, element_bytes);
-        }
-    }
-
-    /// Copies what it has of `region` into a packed array of `extent`, where `region` begins at `at`.
-    pub fn copy_into(&self, region: &Region, target: &mut [u8], extent: &[u64], at: &[u64], element_bytes: usize) {
-        let Some(common) = self.region.intersect(region) else { return };
-        let place =
-            |dim: usize| (common.offset[dim] - self.region.offset[dim], common.offset[dim] - region.offset[dim]);
-        let (from_at, inside): (Vec<u64>, Vec<u64>) = (0..common.rank()).map(place).unzip();
-        let to_at: Vec<u64> = inside.iter().zip(at).map(|(inside, at)| inside + at).collect();
-        let from = &self.region.extent;
-        copy_box(&self.bytes, from, &from_at, target, extent, &to_at, &common.extent, element_bytes);
-    }
-}
+use crate::tensor::{Boundary, Region, clamp_edges, padded};
 
 /// Makes `target` the elements of `region` of input `operand` with its halo, packed, from pieces that have all of them that
 /// are in the tensor.
@@ -91,7 +62,7 @@ enum Routes {
     /// All of it, from the first of these to the others.
     Broadcast { members: Vec<Rank> },
     /// Every rank begins with another one. Where nothing goes, there is no entry.
-    Direct { sends: Vec<(Rank, Vec<Region>)>, receives: Vec<(Rank, Arc<[Region]>)>, here_bytes: u64 },
+    Direct { sends: Vec<Parts>, receives: Vec<Parts>, here_bytes: u64 },
 }
 
 impl Resident {
@@ -157,14 +128,10 @@ impl Resident {
         };
         let element_bytes = input.dtype.size_bytes();
         let reason = reason(&plan.stages[stage], input);
-        for (to, regions) in sends {
-            send(link, *to, &holding.pieces, regions, element_bytes, (arrivals, operand, reason))?;
-        }
         moved.count(reason, Distance::Rank, here_bytes);
-        for (from, regions) in receives {
-            arrivals.expect(Transfer { from: *from, operand, regions: regions.clone(), element_bytes, reason });
-        }
-        Ok(Some(holding.pieces.clone()))
+        let this = Exchange { operand, element_bytes, reason };
+        let (came, _) = this.carry_out(link, &holding.pieces, sends, receives, arrivals, moved)?;
+        Ok(Some([holding.pieces.clone(), came].concat()))
     }
 
     /// The rank that has all of an input that everyone needs whole, if one alone has any of it.
@@ -197,14 +164,14 @@ impl Resident {
             let needs = |rank: Rank| if receives(rank) { plan.stages[stage].needs(operand, rank) } else { Vec::new() };
             let (me, mine, size) = (link.rank(), needs(link.rank()), link.size());
             let to = (1..size).map(|offset| (me + offset) % size);
-            let sends = to.map(|to| (to, common(&needs(to), holding.pieces.iter().map(|piece| &piece.region))));
+            let sends = to.map(|to| (to, common(&needs(to), holding.pieces.iter().map(|piece| &piece.region)).into()));
             let from = (1..size).map(|offset| (me + size - offset) % size);
-            let receives = from.map(|from| (from, common(&mine, owned(from).iter())));
-            let some = |(_, regions): &(Rank, Vec<Region>)| !regions.is_empty();
+            let receives = from.map(|from| (from, common(&mine, owned(from).iter()).into()));
+            let some = |(_, regions): &Parts| !regions.is_empty();
             let here: u64 = common(&mine, owned(me).iter()).iter().map(Region::elements).sum();
             Arc::new(Routes::Direct {
                 sends: sends.filter(some).collect(),
-                receives: receives.filter(some).map(|(from, regions)| (from, regions.into())).collect(),
+                receives: receives.filter(some).collect(),
                 here_bytes: here * plan.stages[stage].operands[operand].dtype.size_bytes() as u64,
             })
         };
@@ -233,7 +200,7 @@ impl Resident {
         });
         let (bytes, source) = link.broadcast_among(members, mine, Some(Reason::Operand))?;
         link.received(moved, Reason::Operand, source, bytes.len() as u64);
-        Ok(vec![Piece { region: whole, bytes: Arc::new(bytes.into_vec()) }])
+        Ok(vec![Piece { region: whole, bytes: bytes.into_vec().into() }])
     }
 }
 
@@ -248,66 +215,7 @@ fn reason(stage: &StagePlan, input: &OperandPlan) -> Reason {
     }
 }
 
-/// Gives this rank's share of an input that several ranks need alike to the others, and returns all shares. Every sharer calls
-/// it.
-pub(super) fn share(
-    link: &mut Link,
-    plan: &StagePlan,
-    operand: usize,
-    mine: Piece,
-    arrivals: &mut Arrivals,
-    moved: &mut Moved,
-) -> Result<Vec<Piece>, RunError> {
-    let (me, element_bytes) = (link.rank(), plan.operands[operand].dtype.size_bytes());
-    let others: Vec<Rank> = plan.sharers(operand, me).into_iter().filter(|rank| *rank != me).collect();
-    let mut pieces = vec![mine];
-    for to in &others {
-        let regions = common(&[pieces[0].region.clone()], std::iter::once(&pieces[0].region));
-        send(link, *to, &pieces, &regions, element_bytes, (arrivals, operand, Reason::Input))?;
-    }
-    for from in others {
-        let regions = [plan.share(operand, from)].into();
-        arrivals.expect(Transfer { from, operand, regions, element_bytes, reason: Reason::Input });
-    }
-    // Every block needs all of them, or nearly so.
-    pieces.extend(arrivals.wait(link, operand, moved)?);
-    Ok(pieces)
-}
-
 /// What `needs` and `owned` have in common, pair by pair, in the one order that both sides know.
 fn common<'a>(needs: &[Region], owned: impl Iterator<Item = &'a Region> + Clone) -> Vec<Region> {
     needs.iter().flat_map(|need| owned.clone().filter_map(|own| own.intersect(need))).collect()
-}
-
-/// Nothing is sent where there is nothing to send: the other side knows. The arrivals are those of the same run: they say how
-/// the transfers of an input are told apart.
-fn send(
-    link: &mut Link,
-    to: Rank,
-    pieces: &[Piece],
-    regions: &[Region],
-    element_bytes: usize,
-    (arrivals, operand, reason): (&Arrivals, usize, Reason),
-) -> Result<(), RunError> {
-    let begun = link.tracer.begin();
-    let length = regions.iter().map(|region| region.elements() as usize * element_bytes).sum::<usize>();
-    if length == 0 {
-        return Ok(());
-    }
-    let tensor_bytes = length as u64;
-    let mut bytes = Vec::with_capacity(length + STAMP_BYTES);
-    for region in regions {
-        let start = bytes.len();
-        bytes.resize(start + region.elements() as usize * element_bytes, 0);
-        for piece in pieces {
-            piece.copy_to(region, &mut bytes[start..], element_bytes);
-        }
-    }
-    arrivals.stamp(operand).put(&mut bytes);
-    let (length, bytes) = (bytes.len(), Payload::from(bytes));
-    for start in (0..length).step_by(MESSAGE_BYTES) {
-        link.send(to, arrivals.tag(), bytes.slice(start..length.min(start + MESSAGE_BYTES)))?;
-    }
-    link.sent(begun, to, reason, tensor_bytes);
-    Ok(())
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::RunError;
 use super::link::{Link, tag};
+use super::node::Offer;
 use super::stamp::Stamp;
-use crate::engine::{EngineError, Instance, SharedBytes, SharedName};
+use crate::engine::{EngineError, Instance, SharedBytes};
 use crate::fabric::{Payload, Rank};
 use crate::report::{Distance, Moved, Reason};
 
@@ -48,29 +49,22 @@ impl OnNode<'_> {
     }
 
     fn offer(self, link: &mut Link, bytes: Vec<u8>) -> Result<Whole, RunError> {
-        let shared = SharedBytes::new(&bytes);
-        let shared = shared.inspect_err(|error| tracing::debug!("inputs are not shared: {error}")).ok();
-        let name = shared.as_ref().map(SharedBytes::name);
-        let others = || self.ranks.iter().filter(|rank| **rank != self.holder);
-        for rank in others() {
-            let mut message = serde_json::to_vec(&name).unwrap_or_default();
-            self.stamp.put(&mut message);
-            link.send(*rank, tag::SHARED, message.into())?;
-        }
+        let others = self.ranks.iter().filter(|rank| **rank != self.holder);
+        let offers = [Offer::new(others.copied().collect(), SharedBytes::new(&bytes))];
+        let exchanged = link.exchange_on_node(self.stamp, &offers, &[], SharedBytes::open)?;
         // Made once somebody needs it.
         let mut stamped: Option<Payload> = None;
-        for rank in others() {
-            if link.receive(*rank, tag::SHARED)? != [1] {
-                let begun = link.tracer.begin();
-                let message = stamped.get_or_insert_with(|| {
-                    let mut message = bytes.clone();
-                    self.stamp.put(&mut message);
-                    message.into()
-                });
-                link.send(*rank, tag::SHARED, message.clone())?;
-                link.sent(begun, *rank, self.reason, bytes.len() as u64);
-            }
+        for rank in exchanged.refused.into_iter().flatten() {
+            let begun = link.tracer.begin();
+            let message = stamped.get_or_insert_with(|| {
+                let mut message = bytes.clone();
+                self.stamp.put(&mut message);
+                message.into()
+            });
+            link.send(rank, tag::SHARED, message.clone())?;
+            link.sent(begun, rank, self.reason, bytes.len() as u64);
         }
+        let [Offer { shared, .. }] = offers;
         Ok(match shared {
             Some(shared) => Whole::Shared(Arc::new(shared)),
             None => Whole::Copied(bytes.into()),
@@ -78,21 +72,13 @@ impl OnNode<'_> {
     }
 
     fn accept(self, link: &mut Link, moved: &mut Moved) -> Result<Whole, RunError> {
-        let what = "an input of its node";
-        let mut message = link.receive(self.holder, tag::SHARED)?;
-        self.stamp.check(&mut message, self.holder, what)?;
-        let name: Option<SharedName> =
-            serde_json::from_slice(&message).map_err(|_| RunError::Protocol { rank: self.holder, what })?;
-        let opened = name.and_then(|name| {
-            SharedBytes::open(name).inspect_err(|error| tracing::debug!("inputs are not shared: {error}")).ok()
-        });
-        link.send(self.holder, tag::SHARED, vec![u8::from(opened.is_some())].into())?;
-        if let Some(shared) = opened {
+        let mut accepted = link.exchange_on_node(self.stamp, &[], &[self.holder], SharedBytes::open)?.accepted;
+        if let Some(shared) = accepted.pop().flatten() {
             moved.count(self.reason, Distance::Rank, shared.len());
             return Ok(Whole::Shared(Arc::new(shared)));
         }
         let mut bytes = link.receive(self.holder, tag::SHARED)?;
-        self.stamp.check(&mut bytes, self.holder, what)?;
+        self.stamp.check(&mut bytes, self.holder, "an input of its node")?;
         link.received(moved, self.reason, self.holder, bytes.len() as u64);
         Ok(Whole::Copied(bytes.into()))
     }

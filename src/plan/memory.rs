@@ -7,7 +7,9 @@ use super::footprint::{Footprint, footprints};
 use super::notes::{note_chunks, note_idle, note_rereads};
 use super::residence::{Residence, relabel};
 use super::tiling::{self, Space};
-use super::{Distribution, Machine, OperandPlan, Origin, PlanError, Reduce, Role, StageBytes, StageKind, StagePlan};
+use super::{
+    Distribution, Machine, OperandPlan, Origin, PlanError, Reduce, Role, SHARED_BYTES, StageBytes, StageKind, StagePlan,
+};
 use crate::job::{Combine, Job, Limits, Stage};
 use crate::tensor::Dtype;
 
@@ -16,10 +18,13 @@ const BLOCK_TARGET_BYTES: u64 = 4 << 20;
 /// Operands in guest memory begin on pages of their own, with one page in between as a guard.
 const GUEST_PAGE_BYTES: u64 = 64 << 10;
 
+/// Up to so many ranks, each is looked at for what it shares with others of its node.
+const RANKS_EXAMINED: u32 = 8192;
+
 /// Memory of one stage on one rank, as far as the cut into blocks does not decide it.
 struct Memory {
     threads: u64,
-    /// Host copy of the broadcast inputs.
+    /// Host copy of the broadcast inputs, or this rank's part of the one that its node has.
     broadcast_bytes: u64,
     /// What they take of the memory of an instance.
     guest_broadcast_bytes: u64,
@@ -37,14 +42,19 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(bound: &Bound, threads: u64, lends: bool, merges: bool, held_bytes: u64) -> Self {
+    fn new(bound: &Bound, machine: &Machine, lends: bool, merges: bool, held_bytes: u64) -> Self {
+        let (threads, on_node) = (u64::from(machine.threads), u64::from(machine.ranks.min(machine.ranks_per_node)));
         let (broadcast, split): (Vec<&OperandPlan>, Vec<&OperandPlan>) =
             bound.operands.iter().partition(|operand| operand.distribution == Distribution::Broadcast);
         let copied = broadcast.iter().filter(|operand| !operand.is_on_node());
+        let in_host = |operand: &&OperandPlan| match operand.is_on_node() {
+            true => shared_bytes(operand.padded_bytes(), on_node),
+            false => operand.padded_bytes(),
+        };
         Memory {
             // Without split indices there is one task in all.
             threads: if bound.split.is_empty() { 1 } else { threads },
-            broadcast_bytes: sum(broadcast.iter().map(|operand| operand.padded_bytes())),
+            broadcast_bytes: sum(broadcast.iter().map(in_host)),
             guest_broadcast_bytes: sum(broadcast.iter().map(|operand| guest_bytes(operand.padded_bytes()))),
             guest_copied_bytes: sum(copied.map(|operand| guest_bytes(operand.padded_bytes()))),
             split_operands: split.len() as u64,
@@ -89,7 +99,7 @@ pub(super) fn fit(
     // As `exec` does: iterated stages do not lend, and nobody does to himself.
     let lends = machine.ranks > 1 && !is_iterated;
     let merges = stage.combine == Some(Combine::Kernel);
-    let mut memory = Memory::new(&bound, u64::from(machine.threads), lends, merges, residence.bytes_per_rank);
+    let mut memory = Memory::new(&bound, machine, lends, merges, residence.bytes_per_rank);
     let limit_bytes = stage.limits.memory_bytes.min(Limits::MEMORY_MAX_BYTES);
     let extents = bound.split.iter().map(|index| bound.indices[*index].extent).collect();
     let space = tiling::space(&bound.operands, &bound.split, extents);
@@ -162,6 +172,10 @@ pub(super) fn fit(
         ranks_per_node: machine.ranks_per_node,
     };
     relabel(&mut plan, earlier, residence);
+    let saved_bytes = plan.saved_on_node();
+    memory.held_bytes = memory.held_bytes.saturating_sub(saved_bytes);
+    plan.held_bytes = plan.held_bytes.saturating_sub(saved_bytes);
+    plan.peak_bytes_per_rank = plan.peak_bytes_per_rank.saturating_sub(saved_bytes);
     check_guest(job, stage, &plan, &memory, limit_bytes)?;
     check_budget(job, stage, &plan, &memory, budget_bytes)?;
     count(&mut plan, &space);
@@ -392,6 +406,25 @@ impl StagePlan {
         self.is_held(operand) && input.halo.iter().all(|width| *width == 0)
     }
 
+    /// What a rank need not keep of inputs, because ranks of its node that need the same share it.
+    fn saved_on_node(&self) -> u64 {
+        // For every rank, since nodes need not hold whole rows of the process grid; beyond, it is not worth the time.
+        if self.ranks > RANKS_EXAMINED {
+            return 0;
+        }
+        let saved = |operand: usize| {
+            let (bytes, all) = (self.part_bytes(operand), self.sharers(operand, 0).len() as u64);
+            if bytes / all < SHARED_BYTES {
+                return 0;
+            }
+            let node = |rank: u32| rank / self.ranks_per_node.max(1);
+            let near = |rank: u32| self.sharers(operand, rank).iter().filter(|r| node(**r) == node(rank)).count();
+            let fewest = (0..self.ranks).filter(|rank| !self.shard(*rank).is_empty()).map(near).min();
+            bytes - shared_bytes(bytes, fewest.unwrap_or(1) as u64)
+        };
+        sum((0..self.operands.len()).filter(|operand| self.is_shared(*operand)).map(saved))
+    }
+
     /// Most bytes of split operands that a block needs.
     pub fn split_operand_bytes_max(&self) -> u64 {
         sum(footprints(&self.operands, &self.split).iter().map(|footprint| footprint.bytes(&self.block)))
@@ -424,6 +457,11 @@ fn held_bytes(bound: &Bound, tiling: &tiling::Tiling) -> u64 {
     let part: Vec<u64> = (0..grid.parts.len()).map(along).collect();
     let held = |o: &&OperandPlan| is_held(o, &bound.split) || (o.role == Role::Input && o.resident);
     sum(bound.operands.iter().filter(held).map(|operand| Footprint::new(operand, &bound.split).bytes(&part)))
+}
+
+/// What a rank has of `bytes` that so many ranks of its node have once, who make it of bytes of their own.
+fn shared_bytes(bytes: u64, ranks: u64) -> u64 {
+    bytes.min(bytes.saturating_mul(2).div_ceil(ranks.max(1)))
 }
 
 /// What an operand of `bytes` takes in guest memory.

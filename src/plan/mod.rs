@@ -36,8 +36,9 @@ use crate::tensor::{Boundary, Dtype, Shape};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// From this size on, inputs that all tasks need whole are in memory once a node.
-const ON_NODE_BYTES: u64 = 256 << 10;
+/// From this size on ranks of a node read what one of them has where it is: inputs that all tasks need whole, and parts of others.
+/// Below, a copy costs less than a mapping and the words about it.
+pub const SHARED_BYTES: u64 = 256 << 10;
 
 /// Type, shape and chunks of an existing dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
@@ -101,10 +102,11 @@ pub struct StagePlan {
     pub block_count: u64,
     /// Over all ranks.
     pub bytes: StageBytes,
-    /// Broadcast inputs: one host copy on every rank (of large ones on one rank of each node, whichever it is), and of small
-    /// ones a guest copy in every instance.
+    /// Broadcast inputs: one host copy on every rank (of large ones a rank's part of that of its node), and of small ones a guest
+    /// copy in every instance.
     pub broadcast_bytes: u64,
-    /// What a rank keeps for the whole stage: its part of resident tensors, and of inputs that several of its blocks read.
+    /// What a rank keeps for the whole stage: its part of resident tensors, and of inputs that several of its blocks read; of what
+    /// ranks of a node have together, its part.
     pub held_bytes: u64,
     /// Guest memory for the split operands of the largest block, each in pages of its own with a guard.
     pub arena_bytes: u64,
@@ -307,10 +309,10 @@ impl OperandPlan {
         widths.fold(self.dtype.size_bytes() as u64, u64::saturating_mul)
     }
 
-    /// See [`StagePlan::is_on_node`]. Below that size a copy is cheaper than a mapping.
+    /// See [`StagePlan::is_on_node`].
     fn is_on_node(&self) -> bool {
         let whole = self.distribution == Distribution::Broadcast && self.role == Role::Input && self.is_stored();
-        whole && self.padded_bytes() >= ON_NODE_BYTES
+        whole && self.padded_bytes() >= SHARED_BYTES
     }
 
     /// Whether its elements come from (or go to) a dataset, and not from the job file.

@@ -108,6 +108,28 @@ fn one_rank_plans_read_each_tensor_once() {
 }
 
 #[test]
+fn what_ranks_of_a_node_need_alike_is_in_its_memory_once() {
+    let text = MATMUL.replace("c[i,j]\"", "c[i,j]\"\ncombine = \"sum\"");
+    let shape = |shape| layout(Dtype::F32, shape, None);
+    let layouts = layouts([("a", shape(&[1 << 20, 64])), ("b", shape(&[64, 1 << 20]))]);
+    let stage = |ranks_per_node| {
+        let machine = Machine { ranks_per_node, ..machine(16) };
+        plan(&job(&text), &layouts, &machine).unwrap().stages.remove(0)
+    };
+    let alone = stage(1);
+    assert_eq!(alone.process_grid.as_ref().unwrap().parts, [4, 4, 1]);
+    let part = alone.needs(0, 0)[0].elements() * 4;
+    assert_eq!(alone.held_bytes, 2 * part);
+    // A node has a row of the grid or all of it: of 4 ranks that need the same, each makes a quarter of it of bytes that it has
+    // read.
+    for (ranks_per_node, held_bytes) in [(3, 2 * part), (4, part + part / 2), (16, part)] {
+        let stage = stage(ranks_per_node);
+        assert_eq!(stage.held_bytes, held_bytes, "{ranks_per_node} ranks a node");
+        assert_eq!(alone.peak_bytes_per_rank - stage.peak_bytes_per_rank, alone.held_bytes - held_bytes);
+    }
+}
+
+#[test]
 fn a_stage_without_split_indices_is_one_task_on_rank_0() {
     let plan = plan(&job(TWO), &two_layouts(), &machine(3)).unwrap();
     let stage = &plan.stages[1];

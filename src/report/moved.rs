@@ -41,7 +41,7 @@ impl Reason {
 pub enum Distance {
     /// They were in the memory of this rank.
     Rank,
-    /// Another rank of the same node.
+    /// Another rank of the same node, which sent them or lets this one read them where they are.
     Node,
     /// Another node.
     Network,
