@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use exuvia::exec::{self, Options, Progress, Resume, Signal, TierPolicy};
+use exuvia::exec::{self, ExitCode, Options, Progress, Resume, Signal, TierPolicy};
 use exuvia::fabric::{self, Counters, Fabric, FabricError, Message, Payload, Rank};
 use exuvia::job::Job;
 use exuvia::plan::{self, Layout, Machine, Plan};
@@ -72,6 +72,8 @@ trait Watch: fmt::Debug {
 struct Watched<W> {
     inner: Box<dyn Fabric + Send>,
     watch: W,
+    /// Whether rank 0 has made of the report what it is for.
+    reported: Arc<AtomicBool>,
 }
 
 impl<W: Watch> Fabric for Watched<W> {
@@ -120,6 +122,8 @@ impl<W: Watch> Fabric for Watched<W> {
     }
 
     fn finalize(self: Box<Self>, code: i32) -> Result<(), FabricError> {
+        // From here on the process may end at any moment.
+        assert!(self.rank() != 0 || self.reported.load(Ordering::SeqCst));
         self.inner.finalize(code)
     }
 }
@@ -132,12 +136,17 @@ fn run_watched(
     second: impl Watch + Send + 'static,
 ) -> Report {
     let job = lab.path("job.toml");
+    let reported = Arc::new(AtomicBool::new(false));
+    let conclude = |_: &Report| {
+        reported.store(true, Ordering::SeqCst);
+        ExitCode::Done
+    };
     let run = |fabric: Box<dyn Fabric>| {
-        exec::run(fabric, &job, options, Signal::default()).unwrap_or_else(|failure| panic!("{failure:?}"))
+        exec::run(fabric, &job, options, Signal::default(), conclude).unwrap_or_else(|failure| panic!("{failure:?}"))
     };
     let mut fabrics = fabric::local(2);
-    let second = Watched { inner: fabrics.pop().unwrap(), watch: second };
-    let first = Watched { inner: fabrics.pop().unwrap(), watch: first };
+    let second = Watched { inner: fabrics.pop().unwrap(), watch: second, reported: reported.clone() };
+    let first = Watched { inner: fabrics.pop().unwrap(), watch: first, reported: reported.clone() };
     thread::scope(|scope| {
         scope.spawn(|| run(Box::new(second)));
         run(Box::new(first)).unwrap()

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::{Command, Stdio};
 
-use exuvia::exec::{self, Options, Resume, Signal, TierPolicy};
+use exuvia::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
 use exuvia::fabric;
 use exuvia::report::{Counts, Report};
 use lab::launch::open_mpi;
@@ -202,7 +202,9 @@ fn swaps_and_merges_are_on_the_tracks_of_their_workers() {
         trace,
         ..Options::default()
     };
-    let run = |trace| exec::run(fabric::solo(), &job, &options(trace), Signal::default()).unwrap().unwrap();
+    let run = |trace| {
+        exec::run(fabric::solo(), &job, &options(trace), Signal::default(), |_| ExitCode::Done).unwrap().unwrap()
+    };
     let report = run(true);
     let mut bytes = Vec::new();
     report.trace.as_ref().unwrap().write("variance", &mut bytes).unwrap();

@@ -170,15 +170,16 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         ..Options::default()
     };
     let rank = fabric.rank();
-    let result = exec::run(fabric, &arguments.job, &options, signal);
+    let mut code = ExitCode::Done;
+    let result = exec::run(fabric, &arguments.job, &options, signal, |report| {
+        progress::clear();
+        code = conclude(arguments, report);
+        told::ended(code);
+        code
+    });
     progress::clear();
     match result {
-        Ok(Some(report)) => {
-            let code = conclude(arguments, &report);
-            told::ended(code);
-            code
-        }
-        Ok(None) => ExitCode::Done,
+        Ok(_) => code,
         Err(failure) => {
             // A death is what whoever started the ranks can help: by starting them again.
             if !failure.died && (rank == 0 || failure.text.is_some()) {

@@ -67,9 +67,16 @@ impl Kept {
     }
 }
 
-/// Runs the job at `path` as one rank of `fabric`. Rank 0, as it is in the end, gets the report of the whole run. On failure the
-/// others have been told.
-pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Signal) -> Result<Option<Report>, Failure> {
+/// Runs the job at `path` as one rank of `fabric`. Rank 0, as it is in the end, gets the report of the whole run, and hands it to
+/// `conclude` before the ranks leave: MPI may not let go of the process, which then exits with what that says. On failure the others
+/// have been told.
+pub fn run(
+    fabric: Box<dyn Fabric>,
+    path: &Path,
+    options: &Options,
+    signal: Signal,
+    conclude: impl FnOnce(&Report) -> ExitCode,
+) -> Result<Option<Report>, Failure> {
     let mut link = Link::new(fabric, signal);
     let (process_start, share) = (process_start(), RankReport::default());
     let mut kept =
@@ -79,14 +86,17 @@ pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Sign
         let result = run_rank(&mut link, path, options, &mut kept, &mut stagings);
         let regrouped = match result {
             Ok(report) => {
-                leave(link);
+                link.pulse.end();
+                let code = report.as_ref().map_or(ExitCode::Done, conclude);
+                leave(link, code);
                 return Ok(report);
             }
             Err(error) => link.regroup(error),
         };
         match regrouped {
             Ok(Regrouped::Over) => {
-                leave(link);
+                link.pulse.end();
+                leave(link, ExitCode::Done);
                 return Ok(None);
             }
             Ok(Regrouped::Without(dead)) => {
@@ -110,9 +120,8 @@ pub fn run(fabric: Box<dyn Fabric>, path: &Path, options: &Options, signal: Sign
 }
 
 /// Everything is written and published; what goes wrong from here on changes no result.
-fn leave(mut link: Link) {
-    link.pulse.end();
-    if let Err(error) = link.finalize(ExitCode::Done) {
+fn leave(link: Link, code: ExitCode) {
+    if let Err(error) = link.finalize(code) {
         tracing::warn!("leaving MPI: {error}");
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use exuvia::cli::kernel_build;
-use exuvia::exec::{self, Options, Signal};
+use exuvia::exec::{self, ExitCode, Options, Signal};
 use exuvia::fabric;
 use exuvia::report::Report;
 use exuvia::store::{OutputSpec, Reader, Staging, Writer};
@@ -96,7 +96,7 @@ impl Lab {
 
     /// Runs it in this process.
     pub fn run_here(&self, options: &Options) -> Report {
-        let result = exec::run(fabric::solo(), &self.path("job.toml"), options, Signal::default());
+        let result = exec::run(fabric::solo(), &self.path("job.toml"), options, Signal::default(), |_| ExitCode::Done);
         result.unwrap_or_else(|failure| panic!("{failure:?}")).unwrap()
     }
 

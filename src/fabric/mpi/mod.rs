@@ -301,19 +301,21 @@ impl Fabric for Mpi {
         meet(&mut everyone, "waiting for the other ranks to leave")?;
         self.collectives.free()?;
         set_mpi_live(false);
-        let _returned = exit_if_shutdown_hangs(code);
+        let _returned = exit_if_shutdown_hangs(code, self.rank() == 0);
         raw::finalize()
     }
 }
 
-/// Exits with `code` unless the returned sender is dropped in time.
-fn exit_if_shutdown_hangs(code: i32) -> mpsc::Sender<()> {
+/// Exits with `code` unless the returned sender is dropped in time. One rank speaks for all.
+fn exit_if_shutdown_hangs(code: i32, speaks: bool) -> mpsc::Sender<()> {
     let (returned, watch) = mpsc::channel();
     thread::spawn(move || {
         if watch.recv_timeout(SHUTDOWN_DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            tracing::warn!(
-                "MPI_Finalize did not return within {SHUTDOWN_DEADLINE:?}; all work is done, so exiting without it"
-            );
+            if speaks {
+                tracing::warn!(
+                    "MPI_Finalize did not return within {SHUTDOWN_DEADLINE:?}; all work is done, so exiting without it"
+                );
+            }
             flush_output();
             exit_now(code);
         }
