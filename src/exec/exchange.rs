@@ -165,6 +165,12 @@ mod tests {
         Region { offset: vec![u64::from(rank) * HALF], extent: vec![HALF - less] }
     }
 
+    /// In two regions, of which the first is the smaller one.
+    fn cut(part: &Region) -> Arc<[Region]> {
+        let region = |from: u64, to: u64| Region { offset: vec![part.offset[0] + from], extent: vec![to - from] };
+        [region(0, HALF / 3), region(HALF / 3, part.extent[0])].into()
+    }
+
     fn piece(region: Region) -> Piece {
         let bytes: Vec<u8> = (region.offset[0]..region.end(0)).flat_map(u64::to_le_bytes).collect();
         Piece { region, bytes: bytes.into() }
@@ -176,7 +182,7 @@ mod tests {
         let (left, right) = (ends.next().unwrap(), ends.next().unwrap());
         let other = std::thread::spawn(move || first(&mut Link::new(left, Signal::default())));
         let (mut link, mut arrivals, mut moved) = (Link::new(right, Signal::default()), arrivals(), Moved::default());
-        let (sends, receives) = ([(0, [part(1, less)].into())], [(0, [part(0, less)].into())]);
+        let (sends, receives) = ([(0, [part(1, less)].into())], [(0, cut(&part(0, less)))]);
         let mine = [piece(part(1, less))];
         let (mut came, _) = THIS.carry_out(&mut link, &mine, &sends, &receives, &mut arrivals, &mut moved).unwrap();
         came.extend(arrivals.wait(&mut link, THIS.operand, &mut moved).unwrap());
@@ -185,20 +191,29 @@ mod tests {
     }
 
     fn is_mapped(pieces: &[Piece]) -> bool {
-        matches!(pieces, [Piece { bytes: PieceBytes::Mapped(..), .. }])
+        pieces.iter().all(|piece| matches!(piece.bytes, PieceBytes::Mapped(..)))
     }
 
-    /// In pieces of its own, of which rank 1 gets one after the other.
+    /// Whether these are all of rank 0's part.
+    fn is_all(came: &[Piece], less: u64) -> bool {
+        let expected = cut(&part(0, less));
+        came.len() == 2
+            && came
+                .iter()
+                .zip(&*expected)
+                .all(|(came, region)| came.region == *region && *came.bytes == *piece(region.clone()).bytes)
+    }
+
+    /// What rank 0 does, whose pieces are others than those that rank 1 gets.
     fn left(less: u64) -> impl FnOnce(&mut Link) + Send + 'static {
         move |link| {
-            let whole = part(0, less);
-            let (low, high) = (HALF / 3, whole.extent[0] - HALF / 3);
-            let cut = |offset, extent| piece(Region { offset: vec![offset], extent: vec![extent] });
-            let mine = [cut(low, high), cut(0, low)];
-            let (sends, receives) = ([(1, [whole].into())], [(1, [part(1, less)].into())]);
+            let piece_of = |from, to| piece(Region { offset: vec![from], extent: vec![to - from] });
+            let mine = [piece_of(HALF / 2, HALF - less), piece_of(0, HALF / 2)];
+            let (sends, receives) = ([(1, cut(&part(0, less)))], [(1, [part(1, less)].into())]);
             let (mut arrivals, mut moved) = (arrivals(), Moved::default());
             let (came, shared) = THIS.carry_out(link, &mine, &sends, &receives, &mut arrivals, &mut moved).unwrap();
-            assert_eq!((is_mapped(&came), shared.len()), (less == 0, usize::from(less == 0)));
+            assert_eq!((came.len(), shared.len()), (usize::from(less == 0), usize::from(less == 0)));
+            assert!(is_mapped(&came));
             arrivals.wait(link, THIS.operand, &mut moved).unwrap();
         }
     }
@@ -207,7 +222,7 @@ mod tests {
     fn large_parts_are_read_where_they_are_and_small_ones_are_sent() {
         for less in [0, 1] {
             let (came, moved, sent_bytes) = trade(less, left(less));
-            assert!(*came[0].bytes == *piece(part(0, less)).bytes && came.len() == 1);
+            assert!(is_all(&came, less));
             let bytes = SHARED_BYTES - 8 * less;
             assert_eq!((is_mapped(&came), moved.operand.node), (less == 0, bytes));
             assert_eq!(sent_bytes < bytes, less == 0, "{sent_bytes} sent");
@@ -232,7 +247,7 @@ mod tests {
             arrivals().stamp(THIS.operand).check(&mut got, 1, "a part").unwrap();
             assert!(*got == *piece(part(1, 0)).bytes);
         });
-        assert!(*came[0].bytes == *piece(part(0, 0)).bytes && !is_mapped(&came));
+        assert!(is_all(&came, 0) && !is_mapped(&came));
         assert!(moved.operand.node == SHARED_BYTES && sent_bytes > SHARED_BYTES);
     }
 }
