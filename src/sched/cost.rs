@@ -1,3 +1,5 @@
+use smallvec::SmallVec;
+
 /// Which code ran: costs are kept apart per class, since tiers differ by an order of magnitude.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct CostClass(pub u8);
@@ -12,7 +14,7 @@ const GROWTH: u64 = 64;
 /// Cost per slice, by class of code: measured, and until then as it was expected.
 #[derive(Debug, Default)]
 pub struct CostTable {
-    entries: Vec<(CostClass, Entry)>,
+    entries: SmallVec<[(CostClass, Entry); 2]>,
     expected: Vec<(CostClass, f64)>,
 }
 
@@ -27,7 +29,7 @@ impl CostTable {
     /// sense are left out.
     pub fn expecting(costs: impl IntoIterator<Item = (CostClass, f64)>) -> CostTable {
         let expected = costs.into_iter().filter(|(_, ns)| *ns > 0.0 && ns.is_finite()).collect();
-        CostTable { entries: Vec::new(), expected }
+        CostTable { entries: SmallVec::new(), expected }
     }
 
     /// What was measured: nanoseconds a slice.

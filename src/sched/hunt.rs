@@ -1,5 +1,7 @@
 //! A rank's search for work: one question at a time, in rounds, with pauses in between that grow.
 
+use smallvec::SmallVec;
+
 use super::team::ROUND;
 use super::{TARGET_TASK_NS, Team};
 
@@ -38,7 +40,7 @@ pub(super) struct Hunt {
     pause_ns: u64,
     paused_until: Option<u64>,
     /// Ranks with most work among those that have answered, and when they would end alone; the last to end first.
-    busy: Vec<(u64, u32)>,
+    busy: SmallVec<[(u64, u32); KNOWN + 1]>,
     /// Whether anyone in this round had work at all.
     met_busy: bool,
 }
@@ -52,13 +54,18 @@ impl Default for Hunt {
             turn: 0,
             pause_ns: PAUSE_NS,
             paused_until: None,
-            busy: Vec::new(),
+            busy: SmallVec::new(),
             met_busy: false,
         }
     }
 }
 
 impl Hunt {
+    /// See [`Scheduler::glance`](super::Scheduler::glance).
+    pub fn glance(&self) -> u64 {
+        self.attempt ^ self.wait_ns ^ self.busy.last().map_or(0, |(end_ns, _)| *end_ns)
+    }
+
     pub fn next(&mut self, now_ns: u64, team: &Team) -> Step {
         if self.asked.is_some() || self.paused_until.is_some_and(|until| now_ns < until) {
             return Step::Nothing;

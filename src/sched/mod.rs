@@ -36,11 +36,12 @@ pub use message::{Message, Question};
 pub use steal::StealCounts;
 pub use team::Team;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use finish::Finish;
 use load::Load;
 use ready::{Ready, Run};
+use smallvec::SmallVec;
 use steal::Stealing;
 
 /// What a task should take. Long enough that handing it out costs nothing (microseconds), short enough that a
@@ -157,13 +158,13 @@ pub struct Scheduler {
     waiting: u64,
     ready: Ready,
     /// Idle workers with the class of their code, longest idle first.
-    idle: VecDeque<(usize, CostClass)>,
+    idle: SmallVec<[(usize, CostClass); 2]>,
     costs: CostTable,
     load: Load,
     /// Class of the last task.
     class: Option<CostClass>,
     /// None: this rank neither steals nor lends.
-    stealing: Option<Box<Stealing>>,
+    stealing: Option<Stealing>,
     finish: Finish,
 }
 
@@ -186,7 +187,7 @@ impl Scheduler {
             blocks: BTreeMap::new(),
             waiting: 0,
             ready: Ready::default(),
-            idle: VecDeque::new(),
+            idle: SmallVec::new(),
             costs: CostTable::default(),
             load: Load::default(),
             class: None,
@@ -207,7 +208,7 @@ impl Scheduler {
 
     /// Lets it steal from the others and lend to them.
     pub fn stealing(self, costs: Costs) -> Self {
-        Scheduler { stealing: Some(Box::new(Stealing::new(costs))), ..self }
+        Scheduler { stealing: Some(Stealing::new(costs)), ..self }
     }
 
     /// What it has measured, for a later run of the stage.
@@ -225,6 +226,24 @@ impl Scheduler {
         self.team.size() == 1 && self.ready.slices() == 0 && self.unfetched_count() + self.fetching == 0
     }
 
+    /// Reads a little of all that an event may need, and means nothing: for who drives so many schedulers that no cache holds
+    /// them, and would wait for one piece of memory after the other.
+    pub fn glance(&self) -> u64 {
+        let stealing = self.stealing.as_ref().map_or(0, Stealing::glance);
+        let lengths = self.blocks.len() ^ self.idle.len() ^ self.untouched.len();
+        let counts = self.block_count ^ self.unfetched.start ^ self.fetching ^ self.written ^ self.waiting;
+        let others = self.ready.slices() ^ self.load.ns() ^ u64::from(self.team.rank()) ^ u64::from(self.finish.over);
+        stealing ^ lengths as u64 ^ counts ^ others
+    }
+
+    /// The slices that workers start next, where it asks for nothing else before the last of their block is finished, unless
+    /// something else happens: who drives many schedulers need not follow each of these tasks.
+    pub fn quiet_run(&self) -> Option<Span> {
+        let hunts = self.unfetched_count() + self.fetching == 0;
+        let quiet = self.stealing.as_ref().is_none_or(|stealing| !hunts && stealing.has_nothing());
+        self.ready.first().filter(|_| quiet).map(|run| run.span)
+    }
+
     /// The first actions: fetches up to the limit, or completion when there is nothing to do.
     pub fn begin(&mut self, now_ns: u64) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -240,7 +259,7 @@ impl Scheduler {
         match event {
             Event::Fetched { block, slices } => self.fetched(block, slices, &mut actions),
             Event::Taken { piece, slices } => self.taken(piece, slices, &mut actions),
-            Event::Idle { worker, class } => self.idle.push_back((worker, class)),
+            Event::Idle { worker, class } => self.idle.push((worker, class)),
             Event::Finished { span, elapsed_ns, class } => {
                 self.costs.record(class, span.len, elapsed_ns);
                 self.class = Some(class);
@@ -335,13 +354,13 @@ impl Scheduler {
     }
 
     fn start_idle(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        while let (Some(run), Some(&(worker, class))) = (self.ready.first(), self.idle.front()) {
+        while let (Some(run), Some(&(worker, class))) = (self.ready.first(), self.idle.first()) {
             let slices = self.slices_for(class, run);
             let Some(span) = self.ready.start(slices) else { return };
             if let Some(stealing) = &mut self.stealing {
                 stealing.note_start(now_ns, span);
             }
-            self.idle.pop_front();
+            self.idle.remove(0);
             actions.push(Action::Start { worker, span });
         }
     }

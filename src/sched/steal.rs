@@ -74,6 +74,18 @@ impl Stealing {
         }
     }
 
+    /// See [`Scheduler::glance`].
+    pub fn glance(&self) -> u64 {
+        let lengths = self.stolen.len() ^ self.paces.len();
+        let counts = self.counts.requests ^ self.counts.blocks_lent ^ self.untaken;
+        lengths as u64 ^ counts ^ self.hunt.glance() ^ self.costs.fetched_block_bytes
+    }
+
+    /// Whether it has nothing of other ranks.
+    pub fn has_nothing(&self) -> bool {
+        self.stolen.is_empty()
+    }
+
     pub fn note_start(&mut self, now_ns: u64, span: Span) {
         self.first.get_or_insert((now_ns, span.len));
     }

@@ -28,6 +28,7 @@ mod stage_world;
 #[cfg(test)]
 mod tests;
 mod work;
+mod workers;
 mod world;
 
 pub use calibrate::{Measured, MeasuredStage, StageCosts, calibrate};

@@ -3,8 +3,9 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
-/// Events within this power of two of nanoseconds are sorted together.
-const BUCKET_BITS: u32 = 16;
+/// Events within this power of two of nanoseconds are sorted together: less than messages take, so that what is there when a
+/// bucket is opened is nearly all that it will have.
+const BUCKET_BITS: u32 = 10;
 
 #[derive(Debug)]
 struct Entry<T> {
@@ -60,12 +61,23 @@ impl<T> Queue<T> {
     }
 
     pub fn pop(&mut self) -> Option<(u64, T)> {
-        if self.near.is_empty() {
-            let (bucket, entries) = self.far.pop_first()?;
-            self.near_bucket = bucket;
-            self.near = entries.into();
-        }
+        self.open();
         self.near.pop().map(|entry| (entry.at_ns, entry.thing))
+    }
+
+    /// Takes out of its bucket what comes next; false if that has been done.
+    pub fn open(&mut self) -> bool {
+        if !self.near.is_empty() {
+            return false;
+        }
+        let Some((bucket, entries)) = self.far.pop_first() else { return false };
+        (self.near_bucket, self.near) = (bucket, entries.into());
+        true
+    }
+
+    /// What has come out of its bucket, in no order.
+    pub fn near(&self) -> impl Iterator<Item = &T> {
+        self.near.iter().map(|entry| &entry.thing)
     }
 }
 

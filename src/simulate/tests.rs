@@ -86,6 +86,25 @@ fn a_hundred_thousand_ranks() {
     assert!(times.efficiency > 0.93 && times.between_nodes < 0.03, "{times:?}");
 }
 
+/// With cores for all, sharing them changes nothing, but that the end of every task is an event.
+#[test]
+fn tasks_that_nobody_follows_end_like_those_that_are_followed() {
+    let mut plan = rows(16, 4);
+    let cases = [Policy::Static, Policy::Steal].into_iter().flat_map(|policy| [1, 3].map(|threads| (policy, threads)));
+    for ((policy, threads), optimize_ns) in cases.flat_map(|case| [0, 300_000_000].map(|ns| (case, ns))) {
+        plan.machine.threads = threads;
+        let times = |cores_per_node| {
+            let mut setup = setup(policy, 0.5);
+            (setup.machine.cores_per_node, setup.machine.optimize_ns) = (cores_per_node, optimize_ns);
+            norm(&plan, &setup)
+        };
+        let (own, shared) = (times(0), times(1000));
+        assert!(own.tasks > 3000 && (own.slices_stolen > 10_000) == (policy == Policy::Steal), "{own:?}");
+        // Only events of ranks are counted.
+        assert_eq!(own, StageTimes { events: shared.events + own.tasks, ..shared }, "{policy:?}, {threads} threads");
+    }
+}
+
 /// Iterations that a machine with a swap goes through.
 fn iterated(count: u64, ranks: u32) -> (Plan, Setup) {
     let text = r#"

@@ -26,22 +26,33 @@ pub(super) struct Form {
     pub copy_ns: u64,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    form: u32,
+    /// Its cost over what blocks of its form cost in the mean.
+    cost: f64,
+}
+
+/// What is asked of a rank again and again, together, so that it comes from memory at once.
+#[derive(Clone, Copy, Debug)]
+struct RankWork {
+    /// Number of its first block.
+    first: usize,
+    /// Cost of a byte of its planned shard, as a multiple of the machine's.
+    shard_cost: f64,
+    /// As a multiple of the machine's.
+    speed: f64,
+}
+
 /// All blocks of a stage, with costs drawn from the seed.
 #[derive(Debug)]
 pub(super) struct Work {
     forms: Vec<Form>,
-    /// Form of each block, rank after rank.
-    blocks: Vec<u32>,
-    /// Where each rank's blocks begin.
-    starts: Vec<usize>,
+    /// Rank after rank.
+    blocks: Vec<Block>,
+    ranks: Vec<RankWork>,
     /// Owner and number in the plan of blocks that were dealt out otherwise.
     planned: Vec<(u32, u64)>,
-    /// Cost of each block over the mean of blocks of its form, where it is known; empty if it is not.
-    density: Vec<f32>,
-    /// Cost of a byte of each planned shard, as a multiple of the machine's.
-    shard_cost: Vec<f64>,
-    /// Of each rank, as a multiple of the machine's.
-    speed: Vec<f64>,
     /// Tasks take one slice at a time.
     by_slice: bool,
     baseline_factor: f64,
@@ -55,26 +66,25 @@ impl Work {
     pub fn new(plan: &Plan, stage: &StagePlan, setup: &Setup, deal: &Deal) -> Work {
         let (machine, seed, ranks) = (setup.machine.clone(), setup.seed, plan.machine.ranks);
         let costs = setup.costs.get(&stage.name);
-        let mut speed: Vec<f64> = (0..u64::from(ranks))
-            .map(|rank| lognormal(bits(seed, Draw::RankSpeed, rank, 0), machine.rank_spread))
-            .collect();
+        let drawn = |rank: u32| RankWork {
+            first: 0,
+            shard_cost: lognormal(bits(seed, Draw::ShardCost, u64::from(rank), 0), machine.shard_spread),
+            speed: lognormal(bits(seed, Draw::RankSpeed, u64::from(rank), 0), machine.rank_spread),
+        };
+        let mut of_ranks: Vec<RankWork> = (0..ranks).map(drawn).collect();
         for (rank, factor) in &setup.slow {
-            if let Some(speed) = speed.get_mut(*rank as usize) {
-                *speed /= factor;
+            if let Some(slow) = of_ranks.get_mut(*rank as usize) {
+                slow.speed /= factor;
             }
         }
-        let shard_cost = |rank: u32| lognormal(bits(seed, Draw::ShardCost, u64::from(rank), 0), machine.shard_spread);
         let dense = costs.filter(|costs| !costs.density.is_empty() && !stage.split.is_empty());
         let crowd = crowd(plan, setup.machine.cores_per_node);
         let slowdown = costs.map_or(Slowdown::NONE, |costs| costs.crowding.of(crowd));
         let mut work = Work {
             forms: Vec::new(),
             blocks: Vec::new(),
-            starts: vec![0],
+            ranks: of_ranks,
             planned: Vec::new(),
-            density: Vec::new(),
-            shard_cost: (0..ranks).map(shard_cost).collect(),
-            speed,
             by_slice: stage.reduce.is_some(),
             baseline_factor: costs.and_then(|costs| costs.baseline_factor).unwrap_or(machine.baseline_factor),
             wait_ns: slowdown.wait_ns as u64,
@@ -83,28 +93,28 @@ impl Work {
         };
         let mut last: Option<(Vec<u64>, u32)> = None;
         for rank in 0..ranks {
-            let mut add = |work: &mut Work, tile: Tile| {
+            work.ranks[rank as usize].first = work.blocks.len();
+            let mut add = |work: &mut Work, tile: Tile, (owner, number): (u32, u64)| {
                 let known = last.as_ref().filter(|(extent, _)| *extent == tile.0.extent);
                 let form = known.map(|(_, form)| *form);
                 let form =
                     form.unwrap_or_else(|| work.form(form_of(stage, &tile, &work.machine, costs, slowdown.factor)));
-                work.blocks.push(form);
-                if let Some(costs) = dense {
-                    let part = |place: u64| place as f64 / stage.extent(0) as f64;
-                    work.density.push(costs.density_of(part(tile.0.offset[0]), part(tile.0.end(0))) as f32);
-                }
+                let part = |place: u64| place as f64 / stage.extent(0) as f64;
+                let density = dense.map_or(1.0, |costs| costs.density_of(part(tile.0.offset[0]), part(tile.0.end(0))));
+                // A block costs the same wherever it is.
+                let drawn = lognormal(work.block_bits(owner, number), work.machine.block_spread);
+                work.blocks.push(Block { form, cost: work.ranks[owner as usize].shard_cost * density * drawn });
                 last = Some((tile.0.extent, form));
             };
             match &deal.0 {
-                None => stage.blocks(rank).for_each(|tile| add(&mut work, tile)),
+                None => stage.blocks(rank).zip(0..).for_each(|(tile, number)| add(&mut work, tile, (rank, number))),
                 Some(blocks) => {
                     for (tile, planned) in &blocks[rank as usize] {
                         work.planned.push(*planned);
-                        add(&mut work, tile.clone());
+                        add(&mut work, tile.clone(), *planned);
                     }
                 }
             }
-            work.starts.push(work.blocks.len());
         }
         work
     }
@@ -119,20 +129,21 @@ impl Work {
     }
 
     pub fn block_count(&self, rank: u32) -> u64 {
-        (self.starts[rank as usize + 1] - self.starts[rank as usize]) as u64
+        let end = self.ranks.get(rank as usize + 1).map_or(self.blocks.len(), |next| next.first);
+        (end - self.ranks[rank as usize].first) as u64
     }
 
     fn number(&self, owner: u32, block: u64) -> usize {
-        self.starts[owner as usize] + block as usize
+        self.ranks[owner as usize].first + block as usize
     }
 
     pub fn of(&self, owner: u32, block: u64) -> &Form {
-        &self.forms[self.blocks[self.number(owner, block)] as usize]
+        &self.forms[self.blocks[self.number(owner, block)].form as usize]
     }
 
     /// The form that most blocks have, or nearly so.
     pub fn typical(&self) -> Option<&Form> {
-        self.blocks.get(self.blocks.len() / 2).map(|form| &self.forms[*form as usize])
+        self.blocks.get(self.blocks.len() / 2).map(|block| &self.forms[block.form as usize])
     }
 
     /// Slices of a piece, whose length may be left open.
@@ -146,15 +157,18 @@ impl Work {
             / u128::from(self.of(piece.owner, piece.block).slices.max(1))) as u64
     }
 
+    /// What is drawn for the block that has this number in the plan.
+    fn block_bits(&self, owner: u32, number: u64) -> u64 {
+        bits(self.seed, Draw::BlockCost, u64::from(owner), number)
+    }
+
     /// How long a worker of speed 1 computes `span` on optimized code, without what every task takes.
     fn cost_ns(&self, span: Span) -> f64 {
-        let form = self.of(span.owner, span.block);
-        // A block costs the same wherever it is.
         let at = self.number(span.owner, span.block);
-        let (planned, density) = (self.planned.get(at), self.density.get(at).copied().unwrap_or(1.0));
-        let (owner, number) = planned.copied().unwrap_or((span.owner, span.block));
-        let block = bits(self.seed, Draw::BlockCost, u64::from(owner), number);
-        let factor = self.shard_cost[owner as usize] * f64::from(density) * lognormal(block, self.machine.block_spread);
+        let Block { form, cost } = self.blocks[at];
+        let form = &self.forms[form as usize];
+        let (owner, number) = self.planned.get(at).copied().unwrap_or((span.owner, span.block));
+        let block = self.block_bits(owner, number);
         // Where a slice ends on the way through the block's cost is off by up to half of the spread: so a slice is off
         // by up to all of it, and a span of any length is summed at once.
         let end = |slice: u64| match slice {
@@ -163,7 +177,7 @@ impl Work {
             _ => slice as f64 + self.machine.slice_spread / 2.0 * symmetric(bits(block, Draw::SliceCost, slice, 0)),
         };
         let slices = end(span.start + span.len) - end(span.start);
-        form.kernel_ns / form.slices.max(1) as f64 * slices * factor
+        form.kernel_ns / form.slices.max(1) as f64 * slices * cost
     }
 
     /// How long a worker of `rank` takes for a task.
@@ -171,19 +185,19 @@ impl Work {
         let tasks = if self.by_slice { span.len } else { 1 };
         let factor = if optimized { 1.0 } else { self.baseline_factor };
         let ns = self.cost_ns(span) * factor + (tasks * self.machine.task_ns) as f64;
-        (ns / self.speed[rank as usize]) as u64
+        (ns / self.ranks[rank as usize].speed) as u64
     }
 
     /// How long the main thread of `rank` takes for what it does in `ns` at speed 1.
     pub fn main_ns(&self, rank: u32, ns: u64) -> u64 {
-        (ns as f64 / self.speed[rank as usize]) as u64
+        (ns as f64 / self.ranks[rank as usize].speed) as u64
     }
 
     /// Sums over all blocks: slices, bytes, and the least time for the kernels on `threads` workers of each rank, who
     /// have at most `cores` together.
     pub fn totals(&self, threads: u32, cores: Option<u64>) -> (u64, u64, u64) {
         let (mut slices, mut bytes, mut cost_ns) = (0, 0, 0.0);
-        for owner in 0..self.speed.len() as u32 {
+        for owner in 0..self.ranks.len() as u32 {
             for block in 0..self.block_count(owner) {
                 let form = self.of(owner, block);
                 slices += form.slices;
@@ -191,7 +205,7 @@ impl Work {
                 cost_ns += self.cost_ns(Span { owner, block, start: 0, len: form.slices });
             }
         }
-        let speed = self.speed.iter().sum::<f64>() * f64::from(threads);
+        let speed = self.ranks.iter().map(|rank| rank.speed).sum::<f64>() * f64::from(threads);
         let speed = cores.map_or(speed, |cores| speed.min(cores as f64));
         (slices, bytes, (cost_ns / speed) as u64)
     }
