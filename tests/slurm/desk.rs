@@ -189,16 +189,23 @@ impl Desk {
             (now == state).then_some(()).ok_or(now)
         };
         if let Err(now) = patiently(seen) {
-            let logs = self.run("sh", &["-c", "tail -n 50 *.log exuvia-runs/*.log /run/log/slurmctld 2>&1 || true"]);
-            panic!("job {id} is {now} and not {state}: {logs}");
+            panic!("job {id} is {now} and not {state}: {}", self.logs());
         }
+    }
+
+    /// What there is to read about a job that is not as it should be.
+    fn logs(&self) -> String {
+        let show = "ps axf -o pid,stat,wchan:20,args; ls -la; tail -n 50 *.log exuvia-runs/*.log /run/log/slurmctld 2>&1 || true";
+        self.run("sh", &["-c", show])
     }
 
     /// Waits until the ranks of a job compute: NAME.h5 is begun then, under another name.
     pub fn wait_for_work(&self, id: &str, name: &str) {
         self.wait_for(id, "RUNNING");
         let begun = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with(&format!(".{name}.h5"));
-        patiently(|| fs::read_dir(&self.folder).unwrap().flatten().any(begun).then_some(()).ok_or("idle")).unwrap();
+        if patiently(|| fs::read_dir(&self.folder).unwrap().flatten().any(begun).then_some(()).ok_or(())).is_err() {
+            panic!("job {id} does not begin with {name}.h5: {}", self.logs());
+        }
     }
 
     /// Starts a job again that was put back into the queue. Slurm itself would wait for two minutes, with good reason: the daemons
