@@ -1,0 +1,1 @@
+//! Files that jobs read: links, virtual datasets, filters, damage.

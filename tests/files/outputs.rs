@@ -1,0 +1,1 @@
+//! Datasets that jobs create beside what a file holds already.

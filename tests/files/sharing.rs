@@ -1,0 +1,1 @@
+//! Files that several jobs, programs or users have in common.
