@@ -7,14 +7,20 @@
 //! Refuses to do: MPI, deciding who writes what. Invariant: a file keeps its old content, or has all of the new, at
 //! every moment.
 
+mod chunks;
+mod create;
 mod error;
 mod raw;
 mod read;
-mod write;
+mod staging;
+mod writer;
 
+pub use chunks::{compress_chunks, expand_chunks};
+pub use create::{OutputLayout, OutputSpec, Storage};
 pub use error::StoreError;
 pub use read::{DatasetInfo, Reader, describe, list};
-pub use write::{OutputLayout, OutputSpec, Staging, Storage, Writer, compress_chunks, expand_chunks};
+pub use staging::Staging;
+pub use writer::Writer;
 
 /// Version of the HDF5 library at run time.
 pub fn library_version() -> String {

@@ -1,0 +1,95 @@
+//! Compressed chunks: made and expanded on any rank, written by rank 0.
+
+use std::io::{Read as _, Write as _};
+
+use flate2::Compression;
+use flate2::read::ZlibDecoder;
+use flate2::write::ZlibEncoder;
+
+use super::staging::private;
+use super::{OutputLayout, Staging, Storage, StoreError, raw};
+use crate::tensor::{Region, chunks_of, copy_region};
+
+impl Staging {
+    /// Writes chunks that [`compress_chunks`] made, on any rank. Returns their bytes.
+    pub fn write_chunks(&mut self, layout: &OutputLayout, chunks: &[(u64, Vec<u8>)]) -> Result<u64, StoreError> {
+        let Storage::Compressed { chunk, .. } = &layout.storage else { return Ok(0) };
+        let target = self.target.clone();
+        let file = match self.open.take() {
+            Some(file) => file,
+            None => private().open_rw(&self.temporary).map_err(StoreError::hdf5(&target, "open the file"))?,
+        };
+        let what = || format!("write to '{}'", layout.dataset);
+        let dataset = file.dataset(&layout.dataset).map_err(StoreError::hdf5(&target, what()))?;
+        let grid = crate::tensor::chunk_count(&layout.shape, chunk);
+        for (linear, stored) in chunks {
+            let offset = chunk_offset(*linear, &grid, chunk);
+            raw::write_chunk(&dataset, &offset, stored).map_err(StoreError::hdf5(&target, what()))?;
+        }
+        self.open = Some(file);
+        Ok(chunks.iter().map(|(_, stored)| stored.len() as u64).sum())
+    }
+}
+
+/// The chunks of a region at their full extent, zeros beyond the dataset's edge, with their numbers.
+pub(super) fn padded_chunks<'a>(
+    layout: &'a OutputLayout,
+    chunk: &'a [u64],
+    region: &'a Region,
+    bytes: &'a [u8],
+) -> impl Iterator<Item = (u64, Vec<u8>)> + 'a {
+    let element_bytes = layout.dtype.size_bytes();
+    let chunk_bytes = chunk.iter().product::<u64>() as usize * element_bytes;
+    chunks_of(&layout.shape, chunk, region).into_iter().map(move |(linear, clipped)| {
+        assert!(region.contains(&clipped), "{region} must be whole chunks of {chunk:?}");
+        let mut stored = vec![0; chunk_bytes];
+        let full = Region { offset: clipped.offset.clone(), extent: chunk.to_vec() };
+        copy_region(bytes, region, &mut stored, &full, &clipped, element_bytes);
+        (linear, stored)
+    })
+}
+
+/// Compresses the chunks of a region of a compressed dataset, for [`Staging::write_chunks`].
+pub fn compress_chunks(
+    layout: &OutputLayout,
+    region: &Region,
+    bytes: &[u8],
+) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    let Storage::Compressed { chunk, deflate } = &layout.storage else { return Ok(Vec::new()) };
+    let compress = |(linear, full): (u64, Vec<u8>)| {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::new(u32::from(*deflate)));
+        encoder.write_all(&full)?;
+        Ok((linear, encoder.finish()?))
+    };
+    let failed = StoreError::io(&layout.temporary, "compress for");
+    padded_chunks(layout, chunk, region, bytes).map(compress).collect::<std::io::Result<_>>().map_err(failed)
+}
+
+/// The opposite of [`compress_chunks`]: the elements of each chunk that are in the dataset. An error if they are damaged.
+pub fn expand_chunks(layout: &OutputLayout, chunks: &[(u64, Vec<u8>)]) -> Result<Vec<(Region, Vec<u8>)>, StoreError> {
+    let Storage::Compressed { chunk, .. } = &layout.storage else { return Ok(Vec::new()) };
+    let element_bytes = layout.dtype.size_bytes();
+    let grid = crate::tensor::chunk_count(&layout.shape, chunk);
+    let expand = |(linear, stored): &(u64, Vec<u8>)| {
+        let mut bytes = vec![0; chunk.iter().product::<u64>() as usize * element_bytes];
+        ZlibDecoder::new(&stored[..]).read_exact(&mut bytes)?;
+        let full = Region { offset: chunk_offset(*linear, &grid, chunk), extent: chunk.clone() };
+        let beyond = || std::io::Error::new(std::io::ErrorKind::InvalidData, "there is no such chunk");
+        let clipped = full.intersect(&Region::whole(&layout.shape)).ok_or_else(beyond)?;
+        let mut packed = vec![0; clipped.elements() as usize * element_bytes];
+        copy_region(&bytes, &full, &mut packed, &clipped, &clipped, element_bytes);
+        Ok((clipped, packed))
+    };
+    let failed = StoreError::io(&layout.temporary, "expand chunks of");
+    chunks.iter().map(expand).collect::<std::io::Result<_>>().map_err(failed)
+}
+
+/// First element of a chunk, by its number in the row-major `grid` of chunks.
+fn chunk_offset(linear: u64, grid: &[u64], chunk: &[u64]) -> Vec<u64> {
+    let (mut offset, mut rest) = (vec![0; grid.len()], linear);
+    for d in (0..grid.len()).rev() {
+        offset[d] = rest % grid[d] * chunk[d];
+        rest /= grid[d];
+    }
+    offset
+}

@@ -1,0 +1,105 @@
+//! Uncompressed datasets, as each rank writes its own parts of them.
+
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use super::chunks::padded_chunks;
+use super::{OutputLayout, Storage, StoreError};
+use crate::tensor::{Region, chunks_of, copy_region};
+
+/// Writes a rank's parts of one uncompressed dataset at their places in the file, and reads them back: no HDF5, no lock, no
+/// other rank.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    layout: OutputLayout,
+}
+
+impl Writer {
+    pub fn open(layout: &OutputLayout) -> Result<Writer, StoreError> {
+        let file = OpenOptions::new().read(true).write(true).open(&layout.temporary);
+        let file = file.map_err(StoreError::io(&layout.temporary, "open"))?;
+        Ok(Writer { file, layout: layout.clone() })
+    }
+
+    /// Writes the packed row-major bytes of a region; of a chunked dataset, whole chunks. Returns how many were written.
+    pub fn write(&mut self, region: &Region, bytes: &[u8]) -> Result<u64, StoreError> {
+        let element_bytes = self.layout.dtype.size_bytes();
+        assert_eq!(bytes.len() as u64, region.elements() * element_bytes as u64);
+        let failed = StoreError::io(&self.layout.temporary, "write to");
+        match &self.layout.storage {
+            Storage::Contiguous { offset_bytes } => {
+                let write = |part: Range<usize>, at| self.file.write_all_at(&bytes[part], offset_bytes + at);
+                each_row(&self.layout.shape, region, element_bytes, write).map_err(failed)?;
+                Ok(bytes.len() as u64)
+            }
+            Storage::Chunked { chunk, offsets_bytes } => {
+                let mut written = 0;
+                for (linear, stored) in padded_chunks(&self.layout, chunk, region, bytes) {
+                    self.file.write_all_at(&stored, offsets_bytes[linear as usize]).map_err(&failed)?;
+                    written += stored.len() as u64;
+                }
+                Ok(written)
+            }
+            Storage::Compressed { .. } => unreachable!("compressed datasets are written by rank 0"),
+        }
+    }
+
+    /// Reads the packed row-major bytes of a region, which need not be whole chunks.
+    pub fn read(&self, region: &Region) -> Result<Vec<u8>, StoreError> {
+        let element_bytes = self.layout.dtype.size_bytes();
+        let mut bytes = vec![0; region.elements() as usize * element_bytes];
+        let failed = StoreError::io(&self.layout.temporary, "read");
+        match &self.layout.storage {
+            Storage::Contiguous { offset_bytes } => {
+                let read = |part: Range<usize>, at| self.file.read_exact_at(&mut bytes[part], offset_bytes + at);
+                each_row(&self.layout.shape, region, element_bytes, read).map_err(failed)?;
+            }
+            Storage::Chunked { chunk, offsets_bytes } => {
+                let mut stored = vec![0; chunk.iter().product::<u64>() as usize * element_bytes];
+                for (linear, clipped) in chunks_of(&self.layout.shape, chunk, region) {
+                    self.file.read_exact_at(&mut stored, offsets_bytes[linear as usize]).map_err(&failed)?;
+                    let full = Region { offset: clipped.offset.clone(), extent: chunk.clone() };
+                    if let Some(common) = clipped.intersect(region) {
+                        copy_region(&stored, &full, &mut bytes, region, &common, element_bytes);
+                    }
+                }
+            }
+            Storage::Compressed { .. } => unreachable!("compressed datasets are read by HDF5"),
+        }
+        Ok(bytes)
+    }
+}
+
+/// A box of a packed array of `shape` as runs of the innermost dimensions that it spans wholly: calls `row` with the bytes of
+/// each in the box, and with where they begin in the array.
+fn each_row(
+    shape: &[u64],
+    region: &Region,
+    element_bytes: usize,
+    mut row: impl FnMut(Range<usize>, u64) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let rank = shape.len();
+    let (mut outer, mut run) = (rank, element_bytes as u64);
+    while outer > 0 {
+        outer -= 1;
+        run *= region.extent[outer];
+        if region.extent[outer] != shape[outer] {
+            break;
+        }
+    }
+    let (run, length) = (run as usize, region.elements() as usize * element_bytes);
+    let mut at = region.offset.clone();
+    let mut start = 0;
+    while start < length {
+        let linear = (0..rank).fold(0, |linear, d| linear * shape[d] + at[d]);
+        row(start..start + run, linear * element_bytes as u64)?;
+        start += run;
+        if let Some(d) = (0..outer).rev().find(|d| at[*d] + 1 < region.end(*d)) {
+            at[d] += 1;
+            at[d + 1..].copy_from_slice(&region.offset[d + 1..]);
+        }
+    }
+    Ok(())
+}
