@@ -10,7 +10,7 @@ use wasmer_compiler_llvm::{LLVM, LLVMOptLevel};
 use wasmer_compiler_singlepass::Singlepass;
 
 use super::artifact::{Artifact, Fingerprint, Pipeline};
-use super::pipeline::Pipeline as FullPipeline;
+use super::pipeline::{Frames, Pipeline as FullPipeline};
 use super::rewrite::{HostState, rewrite};
 use super::{Cpu, EngineError, Kernel};
 
@@ -134,6 +134,7 @@ impl Engine {
                 compiler = "llvm -O0";
                 let mut llvm = LLVM::new();
                 llvm.opt_level(LLVMOptLevel::None);
+                llvm.callbacks(Some(Arc::new(Frames)));
                 CompilerConfig::canonicalize_nans(&mut llvm, true);
                 let serialized = compile(kernel, llvm, &rewritten.optimizable)?;
                 let reason = format!("Singlepass cannot compile {obstacle}");
@@ -174,9 +175,10 @@ pub fn optimize(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<Vec<u8
     let mut llvm = LLVM::new();
     CompilerConfig::canonicalize_nans(&mut llvm, true);
     let full = Arc::new(FullPipeline::new(cpu.clone()));
-    if pipeline == Pipeline::Full {
-        llvm.callbacks(Some(full.clone()));
-    }
+    match pipeline {
+        Pipeline::Full => llvm.callbacks(Some(full.clone())),
+        Pipeline::Stock => llvm.callbacks(Some(Arc::new(Frames))),
+    };
     let code = compile(kernel, llvm, &rewritten(kernel)?.optimizable)?;
     if pipeline == Pipeline::Full
         && let Some(message) = full.error().or_else(|| (full.optimized() == 0).then(|| "no function".to_owned()))

@@ -85,6 +85,7 @@ impl Pipeline {
 
 impl LLVMCallbacks for Pipeline {
     fn preopt_ir(&self, kind: &CompiledKind, module: &InkwellModule) {
+        Frames.preopt_ir(kind, module);
         if let CompiledKind::Local(_) = kind {
             // SAFETY: the module is alive and nobody else uses it or its context during the callback.
             unsafe { simplify(module.as_mut_ptr()) }
@@ -106,6 +107,47 @@ impl LLVMCallbacks for Pipeline {
     }
 
     fn obj_memory_buffer(&self, _: &CompiledKind, _: &InkwellMemoryBuffer) {}
+}
+
+/// What every compile by LLVM needs, optimized or not.
+#[derive(Debug)]
+pub(super) struct Frames;
+
+impl LLVMCallbacks for Frames {
+    fn preopt_ir(&self, _: &CompiledKind, module: &InkwellModule) {
+        // SAFETY: the module is alive and nobody else uses it or its context during the callback.
+        unsafe { probe_frames(module.as_mut_ptr()) }
+    }
+
+    fn postopt_ir(&self, _: &CompiledKind, _: &InkwellModule) {}
+
+    fn obj_memory_buffer(&self, _: &CompiledKind, _: &InkwellMemoryBuffer) {}
+}
+
+/// Has each function touch its frame every 2 KiB, from above, before it uses it. By default that is every 4 KiB, and the red
+/// zone and the alignment of vectors come on top: a frame could then reach over the guard page of 4 KiB below a stack.
+///
+/// # Safety
+/// `module` must be valid and not be used by anyone else meanwhile.
+unsafe fn probe_frames(module: LLVMModuleRef) {
+    // SAFETY: the attribute is made in the context of the module.
+    unsafe {
+        let context = LLVMGetModuleContext(module);
+        for function in defined_functions(module) {
+            add_text_attribute(context, function, "stack-probe-size", "2048");
+        }
+    }
+}
+
+/// # Safety
+/// `function` must be of a live module of `context`.
+unsafe fn add_text_attribute(context: LLVMContextRef, function: LLVMValueRef, key: &str, value: &str) {
+    // SAFETY: LLVM copies both texts.
+    unsafe {
+        let (key_text, value_text) = (key.as_ptr().cast(), value.as_ptr().cast());
+        let attribute = LLVMCreateStringAttribute(context, key_text, key.len() as u32, value_text, value.len() as u32);
+        LLVMAddAttributeAtIndex(function, ON_FUNCTION, attribute);
+    }
 }
 
 /// Clears `volatile`, turns constrained operations into plain ones, and hides the function from wasmer's passes.
@@ -246,14 +288,7 @@ unsafe fn optimize(module: LLVMModuleRef, cpu: &Cpu) -> Result<(), String> {
                 // Otherwise fill and copy loops become calls of memset and memcpy, which wasmer's loader does not know.
                 ("no-builtins", ""),
             ] {
-                let attribute = LLVMCreateStringAttribute(
-                    context,
-                    key.as_ptr().cast(),
-                    key.len() as u32,
-                    value.as_ptr().cast(),
-                    value.len() as u32,
-                );
-                LLVMAddAttributeAtIndex(function, ON_FUNCTION, attribute);
+                add_text_attribute(context, function, key, value);
             }
         }
         let triple = LLVMGetTarget(module);
