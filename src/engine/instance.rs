@@ -53,13 +53,16 @@ impl Instance {
             limit_bytes,
         };
         let state = code.state();
-        let limit_pages = (limit_bytes / WASM_PAGE).min(65_536) as u32;
-        if state.memory_pages > limit_pages {
-            return Err(over(u64::from(state.memory_pages) * WASM_PAGE, "the module's own memory"));
+        // The code of each tier has a table of its own.
+        let tables = 2 * state.table_bytes;
+        let limit_pages = (limit_bytes.saturating_sub(tables) / WASM_PAGE).min(65_536) as u32;
+        if tables > limit_bytes || state.memory_pages > limit_pages {
+            let needed = tables + u64::from(state.memory_pages) * WASM_PAGE;
+            return Err(over(needed, "the module's own memory and its table of functions"));
         }
         let mut store = Store::new(engine.run().clone());
         let mut memory =
-            GuestMemory::new(&mut store, state.memory_pages, limit_pages).map_err(|e| failed(e.to_string()))?;
+            GuestMemory::new(&mut store, state.memory_pages, state.max_pages, limit_pages).map_err(failed)?;
         for (address, data) in &state.data {
             let Some(target) = memory.bytes_mut(&mut store, u64::from(*address), data.len() as u64) else {
                 let what = format!("the data of {} bytes at address {address}", data.len());
@@ -78,7 +81,7 @@ impl Instance {
         let start = memory.memory.view(&store).data_size();
         let arena = Arena::new(start, operands);
         let pages = (arena.end() - start).div_ceil(WASM_PAGE) as u32;
-        memory.memory.grow(&mut store, pages).map_err(|_| over(arena.end(), "its own and the operands of a task"))?;
+        memory.add(&mut store, pages).map_err(|_| over(tables + arena.end(), "its own and the operands of a task"))?;
         memory.take_refused_bytes();
         memory.protect_guards(&store, &arena).map_err(|e| failed(e.to_string()))?;
         let function = kernel_function(&store, &exports, kernel).map_err(failed)?;
@@ -216,6 +219,7 @@ fn new_global(store: &mut Store, initial: Initial) -> Global {
         Initial::I64(value) => Value::I64(value),
         Initial::F32(bits) => Value::F32(f32::from_bits(bits)),
         Initial::F64(bits) => Value::F64(f64::from_bits(bits)),
+        Initial::V128(bits) => Value::V128(bits),
     };
     Global::new_mut(store, value)
 }

@@ -13,12 +13,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mprotect};
+use rustix::process::{Resource, getrlimit};
 use wasmer::{AsStoreMut, AsStoreRef, Memory, MemoryError, MemoryType, Pages};
 use wasmer_vm::{LinearMemory, MemoryStyle, VMMemory, VMMemoryDefinition};
 
 use super::{Access, OperandSpec, SharedBytes, View};
 
 pub(super) const WASM_PAGE: u64 = 65_536;
+/// First address that no access of compiled code reaches, counted from the start of a memory.
+///
+/// LLVM's code checks nothing: it adds an address and a constant offset, both of 32 bits and without a sign, in 64 bits and
+/// touches at most 16 bytes there. Optimization makes this no larger. No GEP is `inbounds`, so rewriting an address keeps its
+/// value modulo 2^64. A wide access stands for narrow ones that the program makes too, so it ends where the last of them ends;
+/// lanes that a mask turns off touch nothing. Accesses that the program may not make are only added where the pointer is
+/// known to be dereferenceable: wasmer says so of its own context, never of memory. Singlepass's code traps on a carry out
+/// of 32 bits. The last page is for the width of the last access.
+const REACH: u64 = (1 << 32) + (1 << 32) + WASM_PAGE;
 /// Protection works on the host's pages.
 const HOST_PAGE: u64 = 4_096;
 const FENCE_BYTES: u64 = 64;
@@ -70,11 +80,20 @@ impl Arena {
     }
 }
 
-/// wasmer's memory, with the growth that was refused written down.
+/// What decides on the growth of a memory, and what became of it.
+#[derive(Debug)]
+struct Growth {
+    /// Pages that the module declares as its maximum, and those that the host added.
+    max_pages: AtomicU64,
+    /// The largest size that was refused for the limit of the job.
+    refused_bytes: AtomicU64,
+}
+
+/// wasmer's memory, with the module's own maximum, and with the growth that was refused written down.
 #[derive(Debug)]
 struct Limited {
     inner: VMMemory,
-    refused_bytes: Arc<AtomicU64>,
+    growth: Arc<Growth>,
 }
 
 impl LinearMemory for Limited {
@@ -91,9 +110,13 @@ impl LinearMemory for Limited {
     }
 
     fn grow(&mut self, delta: Pages) -> Result<Pages, MemoryError> {
-        let wanted = (u64::from(self.inner.size().0) + u64::from(delta.0)) * WASM_PAGE;
+        let current = self.inner.size();
+        let wanted = u64::from(current.0) + u64::from(delta.0);
+        if wanted > self.growth.max_pages.load(Ordering::Relaxed) {
+            return Err(MemoryError::CouldNotGrow { current, attempted_delta: delta });
+        }
         self.inner.grow(delta).inspect_err(|_| {
-            self.refused_bytes.fetch_max(wanted, Ordering::Relaxed);
+            self.growth.refused_bytes.fetch_max(wanted * WASM_PAGE, Ordering::Relaxed);
         })
     }
 
@@ -114,25 +137,37 @@ impl LinearMemory for Limited {
 #[derive(Debug)]
 pub(super) struct GuestMemory {
     pub memory: Memory,
-    refused_bytes: Arc<AtomicU64>,
+    growth: Arc<Growth>,
 }
 
 impl GuestMemory {
-    /// A memory of `pages` that may grow to `limit_pages`.
-    pub fn new(store: &mut impl AsStoreMut, pages: u32, limit_pages: u32) -> Result<GuestMemory, MemoryError> {
+    /// A memory of `pages`. With what the host adds it may grow to `limit_pages`, without that to the module's own `max_pages`.
+    pub fn new(
+        store: &mut impl AsStoreMut,
+        pages: u32,
+        max_pages: u32,
+        limit_pages: u32,
+    ) -> Result<GuestMemory, String> {
         let ty = MemoryType::new(Pages(pages), Some(Pages(limit_pages)), false);
-        // All 4 GiB that 32-bit addresses reach, and what offsets add, are reserved: compiled code then needs no checks.
-        let style = MemoryStyle::Static { bound: Pages(0x1_0000), offset_guard_size: 0x8000_0000 };
-        let refused_bytes = Arc::new(AtomicU64::new(0));
-        let inner = VMMemory::new(&ty, &style)?;
-        let limited = Limited { inner, refused_bytes: refused_bytes.clone() };
-        let memory = Memory::new_from_existing(store, VMMemory(Box::new(limited)));
-        Ok(GuestMemory { memory, refused_bytes })
+        let bound = Pages(0x1_0000);
+        let style = MemoryStyle::Static { bound, offset_guard_size: REACH - bound.bytes().0 as u64 };
+        let inner = VMMemory::new(&ty, &style).map_err(|e| no_room(&e.to_string()))?;
+        close_rest(&inner).map_err(|e| no_room(&e.to_string()))?;
+        let growth = Growth { max_pages: AtomicU64::new(max_pages.into()), refused_bytes: AtomicU64::new(0) };
+        let growth = Arc::new(growth);
+        let memory = Memory::new_from_existing(store, VMMemory(Box::new(Limited { inner, growth: growth.clone() })));
+        Ok(GuestMemory { memory, growth })
+    }
+
+    /// Adds pages for the host's own use, which the module's maximum does not count.
+    pub fn add(&self, store: &mut impl AsStoreMut, pages: u32) -> Result<(), MemoryError> {
+        self.growth.max_pages.fetch_add(pages.into(), Ordering::Relaxed);
+        self.memory.grow(store, pages).map(|_| ())
     }
 
     /// The largest size that was asked for and refused since the last call.
     pub fn take_refused_bytes(&self) -> Option<u64> {
-        Some(self.refused_bytes.swap(0, Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+        Some(self.growth.refused_bytes.swap(0, Ordering::Relaxed)).filter(|bytes| *bytes > 0)
     }
 
     fn base(&self, store: &impl AsStoreRef, address: u64, bytes: u64) -> Option<*mut u8> {
@@ -216,6 +251,39 @@ impl GuestMemory {
     pub fn fences_intact(&self, store: &impl AsStoreRef, slot: &Slot, bytes: u64) -> bool {
         fences(slot, bytes).all(|a| self.bytes(store, a, FENCE_BYTES).is_none_or(|fence| fence == FENCE))
     }
+}
+
+/// Takes all access to the addresses behind a new memory that compiled code can reach. Fails where they are not reserved.
+fn close_rest(memory: &VMMemory) -> std::io::Result<()> {
+    let MemoryStyle::Static { bound, offset_guard_size } = memory.style() else {
+        return Err(std::io::ErrorKind::Unsupported.into());
+    };
+    assert!(bound.bytes().0 as u64 + offset_guard_size >= REACH, "a memory reserves all that its code can reach");
+    // SAFETY: the definition belongs to the memory, which nobody else knows of yet. wasmer reserves for a static memory what
+    // its style says, which is up to `REACH` at least, so nothing else lies there; a hole there is an error.
+    unsafe {
+        let definition = memory.vmmemory().as_ref();
+        let (base, length) = (definition.base, definition.current_length);
+        mprotect(base.add(length).cast(), REACH as usize - length, MprotectFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Why there is no memory, for someone who can raise the limit.
+fn no_room(error: &str) -> String {
+    let limit = match getrlimit(Resource::As).current {
+        Some(bytes) => format!(
+            "this process may have {bytes} bytes of it in all (`ulimit -v`, or the batch system's limit of virtual memory); raise that limit"
+        ),
+        None => {
+            "`ulimit -v` does not limit it; run fewer threads, or look at the system's limits of mappings".to_owned()
+        }
+    };
+    format!(
+        "its memory needs {REACH} bytes of address space ({error}), all that an address and an offset of 32 bits can reach: \
+         compiled code does not check them, so what is not the kernel's lies there without access. It is no memory that is used, \
+         but {limit}, since each worker thread has such a memory for each kernel that it runs"
+    )
 }
 
 /// Where the fences of an operand are; shared operands have none.

@@ -9,14 +9,16 @@ use wasm_encoder::{
     CodeSection, DataCountSection, DataSection, ElementSection, EntityType, ExportKind, ExportSection, FunctionSection,
     GlobalSection, ImportSection, Instruction, MemoryType, Module, TableSection, TypeSection,
 };
-use wasmparser::{DataKind, Operator, Parser, Payload, ValType};
+use wasmparser::{DataKind, Operator, Parser, Payload};
 
 /// Version of what this file does to a module; part of every artifact's fingerprint.
-pub(super) const REWRITE_VERSION: u32 = 1;
+pub(super) const REWRITE_VERSION: u32 = 2;
 
 /// Names under which the rewritten module asks the host for what it used to own.
 pub(super) const HOST_MODULE: &str = "exuvia";
 pub(super) const MEMORY: &str = "memory";
+/// Pages that 32-bit addresses reach.
+const MAX_PAGES: u64 = 65_536;
 /// Export of the former start function.
 pub(super) const START: &str = "exuvia:start";
 
@@ -31,6 +33,7 @@ pub(super) enum Initial {
     I64(i64),
     F32(u32),
     F64(u64),
+    V128(u128),
 }
 
 /// A rewritten module and what the host has to do for it.
@@ -45,6 +48,10 @@ pub(super) struct Rewritten {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct HostState {
     pub memory_pages: u32,
+    /// How far the module lets its memory grow.
+    pub max_pages: u32,
+    /// What its table of functions takes.
+    pub table_bytes: u64,
     /// Mutable globals, in the order of their imports.
     pub globals: Vec<Initial>,
     /// Address and bytes of each active data segment.
@@ -135,14 +142,21 @@ fn rewrite_form(bytes: &[u8], canonicalise: bool) -> Result<(Vec<u8>, HostState)
         match payload? {
             Payload::TypeSection(s) => renumber.parse_type_section(&mut sections.types, s)?,
             Payload::FunctionSection(s) => renumber.parse_function_section(&mut sections.functions, s)?,
-            Payload::TableSection(s) => renumber.parse_table_section(&mut sections.tables, s)?,
+            Payload::TableSection(s) => {
+                for table in s.clone() {
+                    state.table_bytes += table?.ty.initial * 8;
+                }
+                renumber.parse_table_section(&mut sections.tables, s)?;
+            }
             Payload::MemorySection(s) => {
                 for memory in s {
-                    state.memory_pages = memory?.initial as u32;
+                    let memory = memory?;
+                    state.memory_pages = memory.initial as u32;
+                    state.max_pages = memory.maximum.unwrap_or(MAX_PAGES) as u32;
                 }
                 let memory = MemoryType {
                     minimum: u64::from(state.memory_pages),
-                    // The host's memory decides how far it may grow.
+                    // The host's memory decides how far it may grow: it is larger by the operands.
                     maximum: None,
                     memory64: false,
                     shared: false,
@@ -168,7 +182,7 @@ fn rewrite_form(bytes: &[u8], canonicalise: bool) -> Result<(Vec<u8>, HostState)
                             sections.data.passive(segment.data.iter().copied());
                         }
                         DataKind::Active { offset_expr, .. } => {
-                            let Some(Initial::I32(address)) = constant(&offset_expr, bytes)? else {
+                            let Some(Initial::I32(address)) = constant(&offset_expr)? else {
                                 return Err(RewriteError::NotConstant("a data segment's address".to_owned()));
                             };
                             state.data.push((address as u32, segment.data.to_vec()));
@@ -196,17 +210,13 @@ fn rewrite_form(bytes: &[u8], canonicalise: bool) -> Result<(Vec<u8>, HostState)
     Ok((module.finish(), state))
 }
 
-fn importable(ty: &wasmparser::GlobalType) -> bool {
-    ty.mutable && matches!(ty.content_type, ValType::I32 | ValType::I64 | ValType::F32 | ValType::F64)
-}
-
-/// New number of each global: the importable ones first, both kinds in their old order.
+/// New number of each global: the mutable ones first, both kinds in their old order.
 fn renumbered_globals(bytes: &[u8]) -> Result<Vec<u32>, RewriteError> {
     let mut moved = Vec::new();
     for payload in Parser::new(0).parse_all(bytes) {
         if let Payload::GlobalSection(section) = payload? {
             for global in section {
-                moved.push(importable(&global?.ty));
+                moved.push(global?.ty.mutable);
             }
         }
     }
@@ -229,8 +239,8 @@ fn rewrite_globals(
     for global in section {
         let global = global?;
         let ty = renumber.global_type(global.ty)?;
-        if importable(&global.ty) {
-            let initial = constant(&global.init_expr, &[])?;
+        if global.ty.mutable {
+            let initial = constant(&global.init_expr)?;
             let name = global_name(state.globals.len());
             let initial = initial.ok_or_else(|| RewriteError::NotConstant(format!("mutable {name}")))?;
             sections.imports.import(HOST_MODULE, &name, EntityType::Global(ty));
@@ -243,24 +253,14 @@ fn rewrite_globals(
     Ok(())
 }
 
-/// The value of a constant expression: a literal, or an immutable global of `bytes` that is one.
-fn constant(expression: &wasmparser::ConstExpr<'_>, bytes: &[u8]) -> Result<Option<Initial>, RewriteError> {
-    let mut reader = expression.get_operators_reader();
-    Ok(match reader.read()? {
+/// The value of a constant expression. Without imports, it is a literal.
+fn constant(expression: &wasmparser::ConstExpr<'_>) -> Result<Option<Initial>, RewriteError> {
+    Ok(match expression.get_operators_reader().read()? {
         Operator::I32Const { value } => Some(Initial::I32(value)),
         Operator::I64Const { value } => Some(Initial::I64(value)),
         Operator::F32Const { value } => Some(Initial::F32(value.bits())),
         Operator::F64Const { value } => Some(Initial::F64(value.bits())),
-        Operator::GlobalGet { global_index } => {
-            for payload in Parser::new(0).parse_all(bytes) {
-                if let Payload::GlobalSection(section) = payload?
-                    && let Some(global) = section.into_iter().nth(global_index as usize)
-                {
-                    return constant(&global?.init_expr, &[]);
-                }
-            }
-            None
-        }
+        Operator::V128Const { value } => Some(Initial::V128(u128::from_le_bytes(*value.bytes()))),
         _ => None,
     })
 }
@@ -292,7 +292,7 @@ mod tests {
                 (global $base i32 (i32.const 64)) (global $sp (mut i32) (i32.const 4096))
                 (global $f (mut f64) (f64.const -0.5))
                 (table 2 funcref) (elem (i32.const 0) $s $k)
-                (data (global.get $base) "hi") (data $p "passive") (data (i32.const 9) "x")
+                (data (i32.const 64) "hi") (data $p "passive") (data (i32.const 9) "x")
                 (start $s)
                 (func $s (global.set $sp (i32.add (global.get $sp) (global.get $base))))
                 (func $k (export "k") (param i32 i32) (result i32)
@@ -306,6 +306,8 @@ mod tests {
             rewritten.state,
             HostState {
                 memory_pages: 2,
+                max_pages: 9,
+                table_bytes: 16,
                 globals: vec![Initial::I32(4096), Initial::F64((-0.5f64).to_bits())],
                 data: vec![(64, b"hi".to_vec()), (9, b"x".to_vec())],
                 has_start: true,
