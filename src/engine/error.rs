@@ -15,6 +15,8 @@ pub enum EngineError {
          leave out what needs a host (printing, files, clocks)"
     )]
     Imports { name: String, imports: String },
+    #[error("{name} uses {what}, which no kernel may: {advice}")]
+    Refused { name: String, what: String, advice: &'static str },
     #[error("{name} has no memory, so no tensor can be handed to it")]
     NoMemory { name: String },
     #[error("{name} exports no function '{export}' that takes (i32, i32) and returns i32; {found}")]

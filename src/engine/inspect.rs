@@ -1,7 +1,8 @@
 use serde::Serialize;
 use wasmparser::{ExternalKind, Parser, Payload, Validator, WasmFeatures};
 
-use super::kernel::{baseline_obstacle, kernel_exports};
+use super::kernel::kernel_exports;
+use super::restrict::{FEATURES, baseline_obstacle, refusal};
 
 /// What a module is, whether or not it can be a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -31,8 +32,10 @@ pub fn inspect(bytes: &[u8]) -> Option<Inspection> {
     }
     let mut found = Inspection { bytes: bytes.len(), ..Inspection::default() };
     found.hash = blake3::hash(bytes).to_hex().to_string();
-    if let Err(error) = Validator::new_with_features(WasmFeatures::WASM2).validate_all(bytes) {
+    if let Err(error) = Validator::new_with_features(FEATURES).validate_all(bytes) {
         found.obstacles.push(format!("it is not valid: {} (at byte {:#x})", error.message(), error.offset()));
+    } else if let Some((what, advice)) = refusal(bytes) {
+        found.obstacles.push(format!("it uses {what}, which no kernel may: {advice}"));
     }
     for payload in Parser::new(0).parse_all(bytes).map_while(Result::ok) {
         match payload {
@@ -83,10 +86,10 @@ fn features(bytes: &[u8]) -> Vec<String> {
         (WasmFeatures::REFERENCE_TYPES, "reference types"),
     ];
     let valid = |features| Validator::new_with_features(features).validate_all(bytes).is_ok();
-    if !valid(WasmFeatures::WASM2) {
+    if !valid(FEATURES) {
         return Vec::new();
     }
-    let used = named.into_iter().filter(|(feature, _)| !valid(WasmFeatures::WASM2.difference(*feature)));
+    let used = named.into_iter().filter(|(feature, _)| !valid(FEATURES.difference(*feature)));
     used.map(|(_, name)| name.to_owned()).collect()
 }
 

@@ -1,9 +1,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use wasmparser::{ExternalKind, Parser, Payload, Validator, WasmFeatures};
+use wasmparser::{ExternalKind, Parser, Payload, Validator};
 
 use super::EngineError;
+use super::restrict::{FEATURES, baseline_obstacle, refusal};
 
 /// A validated module and the kernel in it that a stage runs. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -93,9 +94,6 @@ impl Kernel {
     }
 }
 
-/// What a kernel module may use: WebAssembly 2.0, which both tiers together can run.
-const FEATURES: WasmFeatures = WasmFeatures::WASM2;
-
 fn validate(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
     let name = || name.to_owned();
     if !bytes.starts_with(b"\0asm") {
@@ -122,14 +120,10 @@ fn validate(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
     if !has_memory {
         return Err(EngineError::NoMemory { name: name() });
     }
-    Ok(())
-}
-
-/// The first feature that the baseline compiler lacks and the module uses.
-pub(super) fn baseline_obstacle(bytes: &[u8]) -> Option<&'static str> {
-    let lacking = [(WasmFeatures::SIMD, "SIMD128 instructions"), (WasmFeatures::MULTI_VALUE, "multi-value blocks")];
-    let without = |feature| Validator::new_with_features(FEATURES.difference(feature)).validate_all(bytes).is_err();
-    lacking.into_iter().find(|(feature, _)| without(*feature)).map(|(_, what)| what)
+    match refusal(bytes) {
+        Some((what, advice)) => Err(EngineError::Refused { name: name(), what, advice }),
+        None => Ok(()),
+    }
 }
 
 /// Exported functions of type `(i32, i32) -> i32`, in the module's order.

@@ -19,6 +19,7 @@ mod kernel;
 mod memory;
 mod pipeline;
 mod probestack;
+mod restrict;
 mod rewrite;
 mod shared;
 mod view;
@@ -35,5 +36,7 @@ pub use pipeline::Cpu;
 pub use shared::{Mapped, SharedBytes, SharedName};
 pub use view::{Access, OperandSpec, View};
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;

@@ -3,26 +3,26 @@
 use super::*;
 use crate::tensor::{Dtype, Region, Shape};
 
-const LIMIT: u64 = 16 << 20;
+pub(super) const LIMIT: u64 = 16 << 20;
 
-fn kernel(body: &str) -> Kernel {
+pub(super) fn kernel(body: &str) -> Kernel {
     let wat = format!(r#"(module (memory (export "memory") 1) {body})"#);
     Kernel::from_bytes("test.wat", &wat::parse_str(wat).unwrap(), None).unwrap()
 }
 
-fn view(elements: u64) -> View {
+pub(super) fn view(elements: u64) -> View {
     let region = Region { offset: vec![0], extent: vec![elements] };
     View { dtype: Dtype::F64, region, halo: vec![0], shape: Shape::new(vec![elements]).unwrap() }
 }
 
-fn codes(kernel: &Kernel) -> (Engine, Vec<Code>) {
+pub(super) fn codes(kernel: &Kernel) -> (Engine, Vec<Code>) {
     let engine = Engine::new(Cpu::host(), Pipeline::Full);
     let artifact = optimize(kernel, engine.cpu(), Pipeline::Full).unwrap();
     let codes = vec![engine.start_code(kernel).unwrap(), engine.load_artifact(kernel, &artifact).unwrap()];
     (engine, codes)
 }
 
-fn spec(elements: u64, access: Access) -> OperandSpec {
+pub(super) fn spec(elements: u64, access: Access) -> OperandSpec {
     OperandSpec { max_bytes: elements * 8, access }
 }
 
