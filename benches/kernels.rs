@@ -95,7 +95,6 @@ fn instance(engine: &Engine, kernel: &Kernel, code: &Code, case: &Case, views: &
             instance.operand_mut(index, view.bytes()).unwrap().copy_from_slice(&bytes);
         }
     }
-    instance.seal().unwrap();
     instance
 }
 

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::engine::mark_first_page;
+
 /// The kernel interface's header; sources include it as `exuvia.h` wherever they lie.
 const HEADER: &str = include_str!("../../examples/kernels/exuvia.h");
 
@@ -36,7 +38,8 @@ pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildErr
     // A failed build leaves an earlier module as it was.
     let work = tempfile::Builder::new().prefix(".kernel-").tempdir_in(folder).map_err(write)?;
     let built = work.path().join("kernel.wasm");
-    match source.extension().and_then(|e| e.to_str()) {
+    let kind = source.extension().and_then(|e| e.to_str());
+    match kind {
         Some("c" | "cc" | "cpp") => {
             std::fs::File::create(work.path().join("exuvia.h"))
                 .and_then(|mut file| file.write_all(HEADER.as_bytes()))
@@ -53,6 +56,14 @@ pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildErr
             std::fs::write(&built, bytes).map_err(write)?;
         }
         _ => return Err(BuildError::UnknownKind { source_file: source.to_owned() }),
+    }
+    // Who writes WAT has a layout of their own, and who gives the linker one as well.
+    let is_own = ["stack-first", "global-base"].iter().any(|word| extra.iter().any(|arg| arg.contains(word)));
+    if kind != Some("wat") && !is_own {
+        let mut module = std::fs::read(&built).map_err(write)?;
+        if mark_first_page(&mut module) {
+            std::fs::write(&built, module).map_err(write)?;
+        }
     }
     std::fs::rename(&built, out).map_err(write)
 }
@@ -115,8 +126,9 @@ fn clang(
     compile.args(["-mnontrapping-fptoint", "-mbulk-memory"]);
     compile.arg("-I").arg(include).args(extra).arg("-c").arg(source).arg("-o").arg(object);
     let mut link = base();
-    // The stack lies below all data, so that an overflow traps and overwrites nothing; new linkers do so unasked.
-    link.args(["-Wl,--no-entry", "-Wl,--strip-all", "-Wl,--stack-first"]);
+    // The stack lies below all data, so that an overflow traps and overwrites nothing; new linkers do so unasked. To the
+    // usual 64 KiB comes the first page, which is closed, so that null pointers trap too.
+    link.args(["-Wl,--no-entry", "-Wl,--strip-all", "-Wl,--stack-first", "-Wl,-z,stack-size=69632"]);
     // -O0 after `extra`: without optimizing there is no `wasm-opt`.
     link.args(extra).arg("-O0").arg(object).arg("-o").arg(out);
     Ok((compile, link))

@@ -4,7 +4,6 @@
 
 mod bench;
 mod cancel;
-mod check;
 mod doctor;
 mod estimate;
 mod hosts;
@@ -22,6 +21,7 @@ mod run;
 mod screen;
 mod simulate;
 mod status;
+mod submission;
 mod submit;
 mod told;
 mod top;

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use serde::Serialize;
 
-use super::check::{Checked, check};
+use super::submission::{Checked, check};
 use super::{Output, fail, print_json, run::given, slurm_failed};
 use crate::exec::ExitCode;
 use crate::fabric;

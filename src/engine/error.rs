@@ -47,14 +47,20 @@ pub enum EngineError {
 pub enum KernelFault {
     #[error("the kernel trapped: {message}")]
     Trap { message: String },
-    #[error("the kernel touched memory it was not given (outside its tile and its own memory, or a read-only input)")]
+    #[error(
+        "the kernel touched memory it was not given (outside its tile and its own memory, an input \
+         or a null pointer); `exuvia check` says more"
+    )]
     OutOfBounds,
     #[error("the kernel ran out of stack (endless recursion, or frames larger than {stack_bytes} bytes in all)")]
     StackOverflow { stack_bytes: usize },
     #[error("the kernel returned status {0}")]
     Status(i32),
-    #[error("the kernel wrote outside operand {operand} of its tile: the {bytes} bytes it was given, then beyond")]
-    WroteOutside { operand: usize, bytes: u64 },
+    #[error(
+        "the kernel wrote outside operand {operand} of its tile, at byte {offset_bytes} of the {bytes} that it was given; \
+         `exuvia check` says more"
+    )]
+    WroteOutside { operand: usize, bytes: u64, offset_bytes: i64 },
     #[error(
         "the kernel wanted {wanted_bytes} bytes of memory and its limit is {limit_bytes} ({outcome}); raise \
          `limits = {{ memory = \"...\" }}` of its stage"

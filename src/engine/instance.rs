@@ -1,12 +1,20 @@
+use std::ops::Range;
 use std::sync::{Arc, Once};
 use std::time::Instant;
 
 use wasmer::{Global, Imports, Store, TypedFunction, Value};
 
+use super::arena::{Arena, FENCE_BYTES, HOST_PAGE, Place, Slot};
 use super::code::Code;
-use super::memory::{Arena, GuestMemory, Slot, WASM_PAGE};
+use super::memory::{GuestMemory, WASM_PAGE};
 use super::rewrite::{HOST_MODULE, Initial, MEMORY, START, global_name};
+use super::window::Window;
 use super::{Access, Engine, EngineError, Kernel, KernelFault, OperandSpec, SharedBytes, Tier, View};
+
+/// What stands beside tiles that the kernel writes, so that it is seen when that changes.
+const FENCE: u8 = 0xA5;
+/// What outputs hold before a call, and what stands beside inputs: NaN in floats, -1 in integers.
+const FILL: u8 = 0xFF;
 
 /// Stack of a kernel. wasmer keeps its stacks in a pool that takes the first size for good, so it is set once.
 const STACK_BYTES: usize = 8 << 20;
@@ -19,13 +27,15 @@ pub struct Instance {
     memory: GuestMemory,
     globals: Vec<Global>,
     arena: Arena,
+    window: Window,
     /// What is mapped into the slots of shared operands.
     mapped: Vec<Option<Arc<SharedBytes>>>,
     limit_bytes: u64,
     function: TypedFunction<(i32, i32), i32>,
     tier: Tier,
     usable: bool,
-    sealed: bool,
+    fill: u8,
+    fence_bytes: u64,
 }
 
 impl std::fmt::Debug for Instance {
@@ -72,6 +82,10 @@ impl Instance {
             target.copy_from_slice(data);
         }
         let globals = state.globals.iter().map(|initial| new_global(&mut store, *initial)).collect::<Vec<_>>();
+        if state.leaves_first_page {
+            // Before the start function: null pointers are as wrong in there.
+            memory.close(&store, 0..HOST_PAGE).map_err(|e| failed(e.to_string()))?;
+        }
         let exports = instantiate(&mut store, code, &memory, &globals).map_err(failed)?;
         for name in [state.has_start.then_some(START), Some("_initialize")].into_iter().flatten() {
             if let Ok(function) = exports.exports.get_typed_function::<(), ()>(&store, name) {
@@ -83,13 +97,28 @@ impl Instance {
         let pages = (arena.end() - start).div_ceil(WASM_PAGE) as u32;
         memory.add(&mut store, pages).map_err(|_| over(tables + arena.end(), "its own and the operands of a task"))?;
         memory.take_refused_bytes();
-        memory.protect_guards(&store, &arena).map_err(|e| failed(e.to_string()))?;
+        let window = memory.lay_out(&store, &arena);
+        let window = window.map_err(|e| failed(format!("its memory cannot be laid out: {e}")))?;
         let function = kernel_function(&store, &exports, kernel).map_err(failed)?;
         let tier = code.tier();
         let kernel = kernel.clone();
-        let (usable, sealed) = (true, false);
         let mapped = vec![None; operands.len()];
-        Ok(Instance { store, kernel, memory, globals, arena, mapped, limit_bytes, function, tier, usable, sealed })
+        let (usable, fill, fence_bytes) = (true, FILL, FENCE_BYTES);
+        Ok(Instance {
+            store,
+            kernel,
+            memory,
+            globals,
+            arena,
+            window,
+            mapped,
+            limit_bytes,
+            function,
+            tier,
+            usable,
+            fill,
+            fence_bytes,
+        })
     }
 
     /// The tier of the code that the next call runs.
@@ -112,49 +141,83 @@ impl Instance {
         Ok(())
     }
 
+    /// Puts the tiles of operand `operand` elsewhere in its slot, from the next call on; not those of a shared one.
+    pub fn place(&mut self, operand: usize, place: Place) {
+        if let Some(slot) = self.arena.slots.get_mut(operand) {
+            slot.place = place;
+        }
+    }
+
+    /// From the next call on, outputs hold nothing but `fill` before it, and so does what stands beside inputs; all that is left
+    /// of each operand's slot is a fence, and not only what is next to its tile.
+    pub fn watch_closely(&mut self, fill: u8) {
+        (self.fill, self.fence_bytes) = (fill, u64::MAX);
+        // Fences are made anew.
+        self.arena.slots.iter_mut().for_each(|slot| slot.tile = None);
+    }
+
     /// Room for the bytes of operand `operand` in the coming call; `None` if they do not fit its slot, or if it is a
-    /// shared operand and mapped or already sealed.
+    /// shared operand and mapped.
     pub fn operand_mut(&mut self, operand: usize, bytes: u64) -> Option<&mut [u8]> {
-        let slot = *self.arena.slots.get(operand)?;
-        let closed = slot.access == Access::Shared && (self.sealed || self.mapped[operand].is_some());
-        if bytes > slot.max_bytes || closed {
+        if self.mapped.get(operand)?.is_some() {
             return None;
         }
-        self.memory.bytes_mut(&mut self.store, slot.address, bytes)
+        let tile = self.settle(operand, bytes)?;
+        self.bytes_mut(operand, tile)
     }
 
-    /// What the last call left in operand `operand`.
+    /// What the last call left in operand `operand`; `None` of one that is mapped.
     pub fn operand(&self, operand: usize, bytes: u64) -> Option<&[u8]> {
-        let slot = self.arena.slots.get(operand).filter(|slot| bytes <= slot.max_bytes)?;
-        self.memory.bytes(&self.store, slot.address, bytes)
+        let slot = self.arena.slots.get(operand).filter(|_| self.mapped[operand].is_none())?;
+        self.bytes(slot, slot.tile_of(bytes)?)
     }
 
-    /// Makes the shared operands read-only, after they were written.
-    pub fn seal(&mut self) -> Result<(), EngineError> {
-        self.sealed = true;
-        for slot in self.arena.slots.iter().filter(|slot| slot.access == Access::Shared) {
-            self.memory.seal(&self.store, slot).map_err(|e| self.unprotected(&e))?;
+    /// Bytes of the slot of operand `operand`.
+    fn bytes_mut(&mut self, operand: usize, addresses: Range<u64>) -> Option<&mut [u8]> {
+        if self.arena.slots[operand].is_writable() {
+            let bytes = addresses.end - addresses.start;
+            self.memory.bytes_mut(&mut self.store, addresses.start, bytes)
+        } else {
+            self.window.bytes_mut(addresses)
         }
-        Ok(())
     }
 
-    /// Makes `bytes` the content of a shared operand that is sealed, for the next run of a stage. What is there already
-    /// costs nothing: no kernel can have changed it.
+    fn bytes(&self, slot: &Slot, addresses: Range<u64>) -> Option<&[u8]> {
+        if slot.is_writable() {
+            self.memory.bytes(&self.store, addresses.start, addresses.end - addresses.start)
+        } else {
+            self.window.bytes(addresses)
+        }
+    }
+
+    /// Where the coming call finds `bytes` of operand `operand`; clears what is left of another tile, and builds the fences.
+    fn settle(&mut self, operand: usize, bytes: u64) -> Option<Range<u64>> {
+        let slot = self.arena.slots.get_mut(operand)?;
+        let tile = slot.tile_of(bytes)?;
+        if slot.tile.as_ref() == Some(&tile) || slot.access == Access::Shared {
+            return Some(tile);
+        }
+        let left = slot.tile.replace(tile.clone());
+        let fence = if slot.is_writable() { FENCE } else { self.fill };
+        let [before, behind] = slot.fences(&tile, self.fence_bytes);
+        for (part, value) in [(left.unwrap_or(0..0), 0), (before, fence), (behind, fence)] {
+            if part.start < part.end {
+                self.bytes_mut(operand, part)?.fill(value);
+            }
+        }
+        Some(tile)
+    }
+
+    /// Makes `bytes` the content of a shared operand. What is there already costs nothing: no kernel can have changed it.
     pub fn renew(&mut self, operand: usize, bytes: &[u8]) -> Result<(), EngineError> {
-        if self.operand(operand, bytes.len() as u64).is_none_or(|there| there == bytes) {
+        if self.operand(operand, bytes.len() as u64).is_some_and(|there| there == bytes) {
             return Ok(());
         }
-        let slot = self.arena.slots[operand];
-        self.memory.unseal(&self.store, &slot).map_err(|e| self.unprotected(&e))?;
-        if let Some(target) = self.memory.bytes_mut(&mut self.store, slot.address, bytes.len() as u64) {
-            target.copy_from_slice(bytes);
-        }
-        self.memory.seal(&self.store, &slot).map_err(|e| self.unprotected(&e))
-    }
-
-    fn unprotected(&self, error: &std::io::Error) -> EngineError {
-        let message = format!("cannot protect its inputs: {error}");
-        EngineError::Instantiate { name: self.kernel.name().to_owned(), message }
+        let name = self.kernel.name().to_owned();
+        let target = self.operand_mut(operand, bytes.len() as u64);
+        let message = format!("{} bytes cannot become operand {operand}", bytes.len());
+        target.ok_or(EngineError::Instantiate { name, message })?.copy_from_slice(bytes);
+        Ok(())
     }
 
     /// Makes `code` current: the next call runs it, on the same memory and globals. Returns what it took in
@@ -178,15 +241,22 @@ impl Instance {
         }
         self.usable = false;
         assert_eq!(views.len(), self.arena.slots.len(), "one view per operand");
-        let mut encoded = Vec::with_capacity(views.len() * View::BYTES);
-        for (view, slot) in views.iter().zip(&self.arena.slots) {
-            encoded.extend_from_slice(&view.encode(slot.address, slot.access == Access::Out));
-            self.memory.set_fences(&mut self.store, slot, view.bytes());
+        for (operand, view) in views.iter().enumerate() {
+            let Some(tile) = self.settle(operand, view.bytes()) else {
+                panic!("{} bytes do not fit operand {operand}", view.bytes())
+            };
+            let access = self.arena.slots[operand].access;
+            // What a kernel leaves unwritten is then the same in every run, and never another task's.
+            if access == Access::Out {
+                let fill = self.fill;
+                self.bytes_mut(operand, tile.clone()).into_iter().for_each(|output| output.fill(fill));
+            }
+            let encoded = view.encode(tile.start, matches!(access, Access::Out | Access::InOut));
+            let at = self.arena.views.start + (operand * View::BYTES) as u64;
+            let place = self.window.bytes_mut(at..at + View::BYTES as u64);
+            place.into_iter().for_each(|place| place.copy_from_slice(&encoded));
         }
-        if let Some(target) = self.memory.bytes_mut(&mut self.store, self.arena.views, encoded.len() as u64) {
-            target.copy_from_slice(&encoded);
-        }
-        let result = self.function.call(&mut self.store, self.arena.views as i32, views.len() as i32);
+        let result = self.function.call(&mut self.store, self.arena.views.start as i32, views.len() as i32);
         let fault = match result {
             Ok(0) => self.first_broken_fence(views),
             Ok(status) => Some(KernelFault::Status(status)),
@@ -207,9 +277,24 @@ impl Instance {
     }
 
     fn first_broken_fence(&self, views: &[View]) -> Option<KernelFault> {
-        let slots = self.arena.slots.iter().zip(views).enumerate();
-        let mut broken = slots.filter(|(_, (slot, view))| !self.memory.fences_intact(&self.store, slot, view.bytes()));
-        broken.next().map(|(operand, (_, view))| KernelFault::WroteOutside { operand, bytes: view.bytes() })
+        let outside = |operand: usize, view: &View| {
+            let offset_bytes = self.broken_fences(operand).next()?;
+            Some(KernelFault::WroteOutside { operand, bytes: view.bytes(), offset_bytes })
+        };
+        views.iter().enumerate().find_map(|(operand, view)| outside(operand, view))
+    }
+
+    /// Bytes beside the tile of operand `operand` that the last call changed, counted from its first byte.
+    fn broken_fences(&self, operand: usize) -> impl Iterator<Item = i64> {
+        let slot = &self.arena.slots[operand];
+        let tile = slot.tile.clone().filter(|_| slot.is_writable()).unwrap_or(0..0);
+        let fences = if slot.is_writable() { slot.fences(&tile, self.fence_bytes) } else { [0..0, 0..0] };
+        fences.into_iter().flat_map(move |fence| {
+            let (start, first) = (fence.start, tile.start);
+            let bytes = self.bytes(slot, fence).unwrap_or_default();
+            let broken = bytes.iter().enumerate().filter(|(_, byte)| **byte != FENCE);
+            broken.map(move |(at, _)| (start + at as u64) as i64 - first as i64)
+        })
     }
 }
 

@@ -1,13 +1,10 @@
-//! The linear memory of an instance: owned by the host, limited, and laid out so that a kernel that writes where it
-//! must not is noticed.
-//!
-//! Behind what the module itself uses lies the arena: the views, then one slot per operand, each between unmapped
-//! pages. Shared operands become read-only pages, or pages of a file that the ranks of a node share. In front of and behind the bytes of every other operand stands a
-//! pattern that is compared after each call.
+//! The linear memory of an instance: owned by the host, limited, and with pages that a kernel cannot touch or write.
 //!
 //! This is the guest-memory door of the crate's `unsafe`.
 #![expect(unsafe_code, reason = "guest memory")]
 
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +14,9 @@ use rustix::process::{Resource, getrlimit};
 use wasmer::{AsStoreMut, AsStoreRef, Memory, MemoryError, MemoryType, Pages};
 use wasmer_vm::{LinearMemory, MemoryStyle, VMMemory, VMMemoryDefinition};
 
-use super::{Access, OperandSpec, SharedBytes, View};
+use super::SharedBytes;
+use super::arena::{Arena, HOST_PAGE, Slot};
+use super::window::Window;
 
 pub(super) const WASM_PAGE: u64 = 65_536;
 /// First address that no access of compiled code reaches, counted from the start of a memory.
@@ -29,56 +28,6 @@ pub(super) const WASM_PAGE: u64 = 65_536;
 /// known to be dereferenceable: wasmer says so of its own context, never of memory. Singlepass's code traps on a carry out
 /// of 32 bits. The last page is for the width of the last access.
 const REACH: u64 = (1 << 32) + (1 << 32) + WASM_PAGE;
-/// Protection works on the host's pages.
-const HOST_PAGE: u64 = 4_096;
-const FENCE_BYTES: u64 = 64;
-const FENCE: [u8; FENCE_BYTES as usize] = [0xA5; FENCE_BYTES as usize];
-
-/// Where an operand's bytes lie in linear memory.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Slot {
-    pub address: u64,
-    pub max_bytes: u64,
-    pub access: Access,
-}
-
-/// Where everything lies that the host put into linear memory.
-#[derive(Debug, Default)]
-pub(super) struct Arena {
-    pub views: u64,
-    pub slots: Vec<Slot>,
-    /// Pages that nobody may touch, as addresses.
-    guards: Vec<u64>,
-    end: u64,
-}
-
-impl Arena {
-    /// Lays out views and operands from `start` on, which is page-aligned.
-    pub fn new(start: u64, operands: &[OperandSpec]) -> Arena {
-        let mut arena = Arena { views: start, end: start, ..Arena::default() };
-        arena.extend_to(start + (operands.len() * View::BYTES) as u64);
-        for operand in operands {
-            let fence = if operand.access == Access::Shared { 0 } else { FENCE_BYTES };
-            let address = arena.end + fence;
-            arena.slots.push(Slot { address, max_bytes: operand.max_bytes, access: operand.access });
-            // Rounding keeps the fence behind the bytes aligned, and an empty operand has a page of its own all the same.
-            arena.extend_to(address + operand.max_bytes.max(1) + fence);
-        }
-        arena
-    }
-
-    /// Rounds up to whole pages and puts a guard behind.
-    fn extend_to(&mut self, end: u64) {
-        let guard = end.next_multiple_of(HOST_PAGE);
-        self.guards.push(guard);
-        self.end = guard + HOST_PAGE;
-    }
-
-    /// First address behind the arena.
-    pub fn end(&self) -> u64 {
-        self.end
-    }
-}
 
 /// What decides on the growth of a memory, and what became of it.
 #[derive(Debug)]
@@ -193,63 +142,61 @@ impl GuestMemory {
         bytes: u64,
     ) -> Option<&'a mut [u8]> {
         let start = self.base(store, address, bytes)?;
-        // SAFETY: as above, and both the memory and the store are borrowed mutably. Shared operands are written before
-        // their pages are sealed only: `Instance` sees to that.
+        // SAFETY: as above, and both the memory and the store are borrowed mutably. Of the arena only what the kernel may
+        // write is asked for: `Instance` sees to that.
         Some(unsafe { std::slice::from_raw_parts_mut(start, bytes as usize) })
     }
 
-    /// Takes the guard pages, and what is left behind the arena, away from everyone.
-    pub fn protect_guards(&self, store: &impl AsStoreRef, arena: &Arena) -> std::io::Result<()> {
+    /// Takes the guard pages, and what is left behind the arena, away from everyone, and makes the pages that the kernel may
+    /// only read those of a window, through which the host writes to them.
+    pub fn lay_out(&self, store: &impl AsStoreRef, arena: &Arena) -> std::io::Result<Window> {
         for guard in &arena.guards {
-            self.protect(store, *guard, HOST_PAGE, MprotectFlags::empty())?;
+            self.close(store, *guard..guard + HOST_PAGE)?;
         }
-        let rest = self.memory.view(store).data_size() - arena.end();
-        self.protect(store, arena.end(), rest, MprotectFlags::empty())
+        self.close(store, arena.end()..self.memory.view(store).data_size())?;
+        let (window, file) = Window::new(arena.start..arena.end())?;
+        for pages in arena.read_only() {
+            self.map_pages(store, &pages, &file, pages.start - arena.start)?;
+        }
+        Ok(window)
     }
 
-    /// Makes the pages of a shared operand read-only.
-    pub fn seal(&self, store: &impl AsStoreRef, slot: &Slot) -> std::io::Result<()> {
-        self.protect(store, slot.address, slot.max_bytes.next_multiple_of(HOST_PAGE), MprotectFlags::READ)
-    }
-
-    /// Makes the pages of a sealed operand writable again.
-    pub fn unseal(&self, store: &impl AsStoreRef, slot: &Slot) -> std::io::Result<()> {
-        let bytes = slot.max_bytes.next_multiple_of(HOST_PAGE);
-        self.protect(store, slot.address, bytes, MprotectFlags::READ | MprotectFlags::WRITE)
+    /// Takes whole pages away from everyone.
+    pub fn close(&self, store: &impl AsStoreRef, pages: Range<u64>) -> std::io::Result<()> {
+        let bytes = pages.end - pages.start;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let start = self.base(store, pages.start, bytes).ok_or(std::io::ErrorKind::InvalidInput)?;
+        // SAFETY: whole pages inside this memory, which wasmer unmaps as one and never protects again page by page; the
+        // host itself does not touch them any more.
+        unsafe { mprotect(start.cast(), bytes as usize, MprotectFlags::empty()) }.map_err(Into::into)
     }
 
     /// Puts `shared`, which fits the slot of a shared operand, where that is: read-only, and without a copy.
     pub fn map(&self, store: &impl AsStoreRef, slot: &Slot, shared: &SharedBytes) -> std::io::Result<()> {
-        let start = self.base(store, slot.address, shared.len()).ok_or(std::io::ErrorKind::InvalidInput)?;
-        let (protection, flags) = (ProtFlags::READ, MapFlags::SHARED | MapFlags::FIXED);
-        // SAFETY: whole pages of this memory's slot, as in `protect`, take the place of those that were there; a guard page
-        // follows, so rounding up stays in the slot. The file is sealed: it neither shrinks nor changes below the mapping.
-        unsafe { mmap(start.cast(), shared.len() as usize, protection, flags, shared.descriptor(), 0) }?;
-        Ok(())
+        let pages = slot.pages.start..slot.pages.start + shared.len();
+        self.map_pages(store, &pages, shared.descriptor(), 0)
     }
 
-    fn protect(&self, store: &impl AsStoreRef, address: u64, bytes: u64, flags: MprotectFlags) -> std::io::Result<()> {
+    /// Puts the bytes of `file` from `offset` on where `pages` are, read-only. The file must not shrink.
+    fn map_pages(
+        &self,
+        store: &impl AsStoreRef,
+        pages: &Range<u64>,
+        file: impl AsFd,
+        offset: u64,
+    ) -> std::io::Result<()> {
+        let bytes = pages.end - pages.start;
         if bytes == 0 {
             return Ok(());
         }
-        let start = self.base(store, address, bytes).ok_or(std::io::ErrorKind::InvalidInput)?;
-        // SAFETY: whole pages inside this memory, which wasmer unmaps as one and never protects again page by page; the
-        // host itself writes to them only while they are writable.
-        unsafe { mprotect(start.cast(), bytes as usize, flags) }.map_err(Into::into)
-    }
-
-    /// Sets the fences around the `bytes` that an operand has in the coming call.
-    pub fn set_fences(&mut self, store: &mut impl AsStoreMut, slot: &Slot, bytes: u64) {
-        for address in fences(slot, bytes) {
-            if let Some(fence) = self.bytes_mut(store, address, FENCE_BYTES) {
-                fence.copy_from_slice(&FENCE);
-            }
-        }
-    }
-
-    /// Whether the last call left the fences of an operand alone.
-    pub fn fences_intact(&self, store: &impl AsStoreRef, slot: &Slot, bytes: u64) -> bool {
-        fences(slot, bytes).all(|a| self.bytes(store, a, FENCE_BYTES).is_none_or(|fence| fence == FENCE))
+        let start = self.base(store, pages.start, bytes).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let (protection, flags) = (ProtFlags::READ, MapFlags::SHARED | MapFlags::FIXED);
+        // SAFETY: whole pages of this memory take the place of those that were there; a guard page follows, so rounding up
+        // stays between guards. The file does not shrink, and only the host writes to it, as `Window` says, or nobody does.
+        unsafe { mmap(start.cast(), bytes as usize, protection, flags, file, offset) }?;
+        Ok(())
     }
 }
 
@@ -284,10 +231,4 @@ fn no_room(error: &str) -> String {
          compiled code does not check them, so what is not the kernel's lies there without access. It is no memory that is used, \
          but {limit}, since each worker thread has such a memory for each kernel that it runs"
     )
-}
-
-/// Where the fences of an operand are; shared operands have none.
-fn fences(slot: &Slot, bytes: u64) -> impl Iterator<Item = u64> + use<> {
-    let count = if slot.access == Access::Shared { 0 } else { 2 };
-    [slot.address.saturating_sub(FENCE_BYTES), slot.address + bytes].into_iter().take(count)
 }

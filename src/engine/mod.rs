@@ -7,12 +7,14 @@
 //! Refuses to do: scheduling, files other than its cache, MPI. A kernel imports nothing and so reaches nothing but its
 //! own memory. Invariant: both tiers give the same bits, NaNs included, for every module that is accepted.
 
+mod arena;
 mod artifact;
 mod background;
 mod cache;
 mod canonical;
 mod code;
 mod error;
+mod first_page;
 mod inspect;
 mod instance;
 mod kernel;
@@ -23,12 +25,15 @@ mod restrict;
 mod rewrite;
 mod shared;
 mod view;
+mod window;
 
+pub use arena::Place;
 pub use artifact::{COMPILER, Fingerprint, Pipeline};
 pub use background::{BackgroundCompile, HELPER_VERB, compile_helper_main};
 pub use cache::Cache;
 pub use code::{Code, Engine, Tier, optimize};
 pub use error::{EngineError, KernelFault};
+pub use first_page::mark_first_page;
 pub use inspect::{Inspection, inspect};
 pub use instance::Instance;
 pub use kernel::Kernel;

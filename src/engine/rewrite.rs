@@ -11,6 +11,9 @@ use wasm_encoder::{
 };
 use wasmparser::{DataKind, Operator, Parser, Payload};
 
+use super::arena::HOST_PAGE;
+use super::first_page;
+
 /// Version of what this file does to a module; part of every artifact's fingerprint.
 pub(super) const REWRITE_VERSION: u32 = 2;
 
@@ -57,6 +60,8 @@ pub(super) struct HostState {
     /// Address and bytes of each active data segment.
     pub data: Vec<(u32, Vec<u8>)>,
     pub has_start: bool,
+    /// It says that it has nothing in the first page of its memory, and that is so.
+    pub leaves_first_page: bool,
 }
 
 /// Why a valid module cannot be rewritten.
@@ -192,9 +197,11 @@ fn rewrite_form(bytes: &[u8], canonicalise: bool) -> Result<(Vec<u8>, HostState)
                     }
                 }
             }
+            Payload::CustomSection(section) => state.leaves_first_page |= section.name() == first_page::SECTION,
             _ => {}
         }
     }
+    state.leaves_first_page &= state.memory_pages > 0 && state.data.iter().all(|(at, _)| u64::from(*at) >= HOST_PAGE);
     let keeps_data = passive_segments || sections.data_count.is_some();
     let mut module = Module::new();
     module.section(&sections.types).section(&sections.imports).section(&sections.functions);
@@ -311,6 +318,7 @@ mod tests {
                 globals: vec![Initial::I32(4096), Initial::F64((-0.5f64).to_bits())],
                 data: vec![(64, b"hi".to_vec()), (9, b"x".to_vec())],
                 has_start: true,
+                leaves_first_page: false,
             }
         );
         for form in [&rewritten.baseline, &rewritten.optimizable] {

@@ -172,7 +172,6 @@ fn faults(body: &str, operands: &[OperandSpec]) -> Vec<KernelFault> {
     let (engine, codes) = codes(&kernel);
     let fault = |code: &Code| {
         let mut instance = Instance::new(&engine, &kernel, code, LIMIT, operands).unwrap();
-        instance.seal().unwrap();
         let views: Vec<View> = operands.iter().map(|o| view(o.max_bytes / 8)).collect();
         let fault = instance.call(&views).unwrap_err();
         assert_eq!(instance.call(&views), Err(KernelFault::Unusable));
@@ -200,18 +199,93 @@ fn faults_are_named_on_both_tiers() {
 #[test]
 fn writing_outside_the_tile_is_noticed_on_both_tiers() {
     let operands = [spec(4, Access::Shared), spec(4, Access::Out)];
-    let outside = KernelFault::WroteOutside { operand: 1, bytes: 32 };
-    for (offset, fault) in [(32, &outside), (56, &outside), (-8, &outside)] {
+    let outside = |offset_bytes| KernelFault::WroteOutside { operand: 1, bytes: 32, offset_bytes };
+    for (offset, fault) in [(32, outside(32)), (56, outside(56)), (-8, outside(-8)), (-64, outside(-64))] {
         let body =
             format!("(i64.store (i32.add (i32.load offset=208 (local.get 0)) (i32.const {offset})) (i64.const 1))");
         assert_eq!(faults(&body, &operands), vec![fault.clone(), fault.clone()], "at {offset}");
     }
-    let shared = "(i64.store (i32.load (local.get 0)) (i64.const 1))";
-    assert_eq!(faults(shared, &operands), vec![KernelFault::OutOfBounds; 2], "a read-only input");
+    let input = "(i64.store (i32.load (local.get 0)) (i64.const 1))";
+    for access in [Access::Shared, Access::In] {
+        let operands = [spec(4, access), spec(4, Access::Out)];
+        assert_eq!(faults(input, &operands), vec![KernelFault::OutOfBounds; 2], "an input is read-only");
+    }
+    let views = "(i32.store (local.get 0) (i32.const 1))";
+    assert_eq!(faults(views, &operands), vec![KernelFault::OutOfBounds; 2], "so are the views");
+    let heap = "(i64.store (i32.sub (local.get 0) (i32.const 8)) (i64.const 1))";
+    assert_eq!(faults(heap, &operands), vec![KernelFault::OutOfBounds; 2], "right behind the module's own memory");
+    let at_once = "(i64.store offset=64 (i32.load offset=208 (local.get 0)) (i64.const 1))";
+    assert_eq!(faults(at_once, &operands), vec![KernelFault::OutOfBounds; 2], "64 bytes behind");
     for offset in [4096, 8192, 50_000] {
         let guard = format!("(i64.store offset={offset} (i32.load offset=208 (local.get 0)) (i64.const 1))");
         assert_eq!(faults(&guard, &operands), vec![KernelFault::OutOfBounds; 2], "{offset} bytes behind its output");
     }
+}
+
+/// Copies input 0 to output 1, but for what comes first: 8 bytes in front of either, or behind.
+#[test]
+fn what_is_beside_a_tile_and_in_an_output_is_the_same_in_every_call() {
+    // Of tiles with one element less than the slot's, so that fences are where other tiles were.
+    let beside = r#"(func (export "k") (param i32 i32) (result i32) (local i32 i32)
+        (local.set 2 (i32.load (local.get 0))) (local.set 3 (i32.load offset=208 (local.get 0)))
+        (i64.store (local.get 3) (i64.load (i32.sub (local.get 2) (i32.const 8))))
+        (i64.store offset=8 (local.get 3) (i64.load offset=24 (local.get 2)))
+        (i32.const 0))"#;
+    let kernel = kernel(beside);
+    let (engine, codes) = codes(&kernel);
+    for code in &codes {
+        let operands = [spec(9, Access::In), spec(9, Access::Out)];
+        let mut instance = Instance::new(&engine, &kernel, code, LIMIT, &operands).unwrap();
+        let mut call = |elements: u64| {
+            instance.operand_mut(0, elements * 8).unwrap().fill(7);
+            instance.call(&[view(elements), view(elements)]).unwrap();
+            instance.operand(1, elements * 8).unwrap().to_vec()
+        };
+        assert_eq!(call(9)[24..], [0xFF; 48], "what a kernel does not write");
+        assert_eq!(call(3), [0xFF; 24], "beside a tile, and what it does not write");
+        assert_eq!(call(9)[24..], [0xFF; 48]);
+        assert_eq!(call(3), [0xFF; 24]);
+    }
+}
+
+#[test]
+fn tiles_go_to_either_end_of_a_slot_and_all_beside_them_is_watched() {
+    let body = "(i64.store offset=800 (i32.load offset=208 (local.get 0)) (i64.load (i32.load (local.get 0))))";
+    let kernel = kernel(&format!(r#"(func (export "k") (param i32 i32) (result i32) {body} (i32.const 0))"#));
+    let (engine, codes) = codes(&kernel);
+    for code in &codes {
+        let fault = |place: Place| {
+            let operands = [spec(1, Access::In), spec(200, Access::Out)];
+            let mut instance = Instance::new(&engine, &kernel, code, LIMIT, &operands).unwrap();
+            instance.watch_closely(1);
+            instance.place(1, place);
+            instance.operand_mut(0, 8).unwrap().fill(7);
+            instance.call(&[view(1), view(1)]).unwrap_err()
+        };
+        assert_eq!(fault(Place::Front(0)), KernelFault::WroteOutside { operand: 1, bytes: 8, offset_bytes: 800 });
+        assert_eq!(fault(Place::Back(0)), KernelFault::OutOfBounds);
+        assert_eq!(fault(Place::Back(799)), KernelFault::OutOfBounds);
+        assert!(matches!(fault(Place::Back(800)), KernelFault::WroteOutside { offset_bytes: 800, .. }));
+    }
+}
+
+#[test]
+fn a_null_pointer_is_noticed_where_the_module_has_nothing_there() {
+    let marked = |body: &str, rest: &str| {
+        let export = format!(r#"(func (export "k") (param i32 i32) (result i32) {body} (i32.const 0))"#);
+        let wat = format!(r#"(module (memory 1) {export} {rest} (@custom "{}" ""))"#, first_page::SECTION);
+        Kernel::from_bytes("k", &wat::parse_str(wat).unwrap(), None).unwrap()
+    };
+    let run = |kernel: &Kernel| {
+        let (engine, codes) = codes(kernel);
+        let call = |code: &Code| Instance::new(&engine, kernel, code, LIMIT, &[]).unwrap().call(&[]);
+        codes.iter().map(call).collect::<Vec<_>>()
+    };
+    for body in ["(i32.store (i32.const 0) (i32.const 1))", "(return (i32.load offset=4092 (i32.const 0)))"] {
+        assert_eq!(run(&marked(body, "")), vec![Err(KernelFault::OutOfBounds); 2], "{body}");
+        assert_eq!(run(&marked(body, r#"(data (i32.const 4000) "")"#)), vec![Ok(()); 2], "it has data there");
+    }
+    assert_eq!(run(&marked("(i32.store (i32.const 4096) (i32.const 1))", "")), vec![Ok(()); 2]);
 }
 
 #[test]

@@ -3,12 +3,14 @@ use crate::tensor::{Dtype, MAX_RANK, Region, Shape};
 /// How an operand is reached from the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// The same for every task of a stage: written once, then read-only.
+    /// The same for every task of a stage, and read-only.
     Shared,
-    /// Read by the task; the kernel may scribble on its copy.
+    /// Read by the task, and read-only.
     In,
     /// Written by the task.
     Out,
+    /// Written by the task over what is there.
+    InOut,
 }
 
 /// One operand of a kernel, for all tasks of a stage.

@@ -24,8 +24,7 @@ impl Instances {
         let new =
             |kernel, operands: &[_]| Instance::new(&shared.setup.engine, kernel, &shared.start, limit_bytes, operands);
         let merge = shared.setup.merge_kernel.as_ref().map(|kernel| new(kernel, &merge_operands(shared.stage())));
-        let mut task = new(&shared.setup.kernel, &shared.operands)?;
-        task.seal()?;
+        let task = new(&shared.setup.kernel, &shared.operands)?;
         Ok(Instances { task, merge: merge.transpose()? })
     }
 
@@ -94,7 +93,7 @@ fn merge_operands(stage: &StagePlan) -> Vec<OperandSpec> {
         let spec = move |index| OperandSpec { max_bytes: stage.operand_max_bytes(index), access };
         stage.outputs().map(spec)
     };
-    of(Access::In).chain(of(Access::Out)).collect()
+    of(Access::In).chain(of(Access::InOut)).collect()
 }
 
 /// What a kernel sees of operand `index` for `tile`.
