@@ -205,7 +205,10 @@ fn no_bulk_operation_reaches_beyond_the_memory() {
 fn a_memory_grows_to_the_maximum_that_the_module_declares() {
     let body = |memory: &str| {
         let grow = |word: u32, pages: u32| {
-            format!("(i32.store offset={} (local.get 3) (memory.grow (i32.const {pages})))", word * 8)
+            format!(
+                "(i64.store offset={} (local.get 3) (i64.extend_i32_u (memory.grow (i32.const {pages}))))",
+                word * 8
+            )
         };
         let body = [grow(0, 3), grow(1, 2), grow(2, 1), grow(3, 0)].concat();
         let wat = format!("(module {memory} {})", with_operands("", "", &body));
