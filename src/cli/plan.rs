@@ -50,6 +50,9 @@ pub(super) fn plan(arguments: &PlanArguments) -> ExitCode {
         Ok(opened) => opened,
         Err(code) => return code,
     };
+    if let Err(error) = exec::check_outputs(&job) {
+        return fail(&error, ExitCode::Failed, None);
+    }
     let ranks_per_node = arguments.ranks_per_node.unwrap_or(arguments.ranks);
     let share = topology::host().memory_bytes / 5 * 4 / u64::from(ranks_per_node);
     let memory_bytes = arguments.memory.or(job.memory_bytes).unwrap_or(share);

@@ -19,7 +19,7 @@ use super::outputs::{destination, first_folder};
 use crate::job::Job;
 use crate::manifest::{Folder, ManifestError, Records, write_whole};
 use crate::plan::{Plan, StagePlan};
-use crate::store::{OutputLayout, Staging, Storage};
+use crate::store::{OutputLayout, Staging, Storage, checksum_outside};
 
 const HEADER: &str = "header.json";
 const INPUTS: &str = "inputs.json";
@@ -51,6 +51,8 @@ struct StagedFile {
     temporary: PathBuf,
     /// Of the temporary, which keeps it when it gets its name.
     inode: u64,
+    /// Checksum of all that lies outside of the datasets that are written.
+    outside: Option<u32>,
     /// Length and time of change of the file that is going to be replaced, if there is one.
     replaces: Option<(u64, i64, i64)>,
 }
@@ -116,7 +118,7 @@ impl Keeper {
             |(tensor, file): &(&String, &PathBuf)| !prints.get(*tensor).is_some_and(|print| print.holds(file));
         let changed_inputs: Vec<String> = inputs.iter().filter(differs).map(|(tensor, _)| tensor.clone()).collect();
         let mut changed = changes(job, &before.stages, &keeper.header.stages, &changed_inputs);
-        keeper.adopt_files(job, plan, &before, &mut changed, stagings);
+        keeper.adopt_files(job, plan, &before, &mut changed, stagings, notes);
         for (stage, why) in &changed {
             if records.records.iter().any(|finished| finished.stage == *stage) {
                 notes.push(format!("stage '{stage}' is computed again: {why}"));
@@ -154,6 +156,8 @@ impl Keeper {
             before.layouts.into_iter().filter(|(tensor, _)| tensors.contains(tensor)).collect();
         keeper.adopted.retain(|tensor, _| tensors.contains(tensor));
         keeper.header.layouts = layouts.clone();
+        let targets: Vec<PathBuf> = keeper.header.files.keys().cloned().collect();
+        targets.iter().for_each(|target| keeper.look_outside(target));
         keeper.folder.write(HEADER, &keeper.header)?;
         if !changed_inputs.is_empty() {
             keeper.take_fingerprints(job);
@@ -175,6 +179,7 @@ impl Keeper {
         before: &Header,
         changed: &mut BTreeMap<String, String>,
         stagings: &mut BTreeMap<PathBuf, Staging>,
+        notes: &mut Vec<String>,
     ) {
         for (target, file) in &before.files {
             let stages = || {
@@ -197,16 +202,24 @@ impl Keeper {
                 changed.extend(stages().map(|stage| (stage, format!("the unfinished {name} is gone"))));
                 continue;
             }
-            let mut layouts = before.layouts.iter().filter(|(_, layout)| layout.temporary == file.temporary);
+            let written = || before.layouts.iter().filter(|(_, layout)| layout.temporary == file.temporary);
             // HDF5 may not have finished writing what it keeps about chunks: such a file is made anew from the parts.
-            if layouts.clone().any(|(_, layout)| matches!(layout.storage, Storage::Compressed { .. })) {
+            if written().any(|(_, layout)| matches!(layout.storage, Storage::Compressed { .. })) {
                 self.header.leftovers.insert(file.temporary.clone());
                 continue;
             }
-            stagings.insert(target.clone(), Staging::adopt(target, &file.temporary));
+            let layouts: Vec<&OutputLayout> = written().map(|(_, layout)| layout).collect();
+            let is_sound = checksum_outside(&file.temporary, &layouts) == file.outside;
+            let adopted = is_sound.then(|| Staging::adopt(target, &file.temporary, &layouts).ok()).flatten();
+            let Some(staging) = adopted else {
+                notes.push(format!("the unfinished {name} is damaged, and made anew from what is sound of it"));
+                self.header.leftovers.insert(file.temporary.clone());
+                continue;
+            };
+            stagings.insert(target.clone(), staging);
             let inode = inode(&file.temporary).unwrap_or(file.inode);
             self.header.files.insert(target.clone(), StagedFile { inode, ..file.clone() });
-            self.adopted.extend(layouts.by_ref().map(|(tensor, layout)| (tensor.clone(), layout.clone())));
+            self.adopted.extend(written().map(|(tensor, layout)| (tensor.clone(), layout.clone())));
         }
     }
 
@@ -219,11 +232,22 @@ impl Keeper {
         let file = StagedFile {
             temporary: staging.temporary().to_owned(),
             inode: inode(staging.temporary()).unwrap_or(0),
+            outside: None,
             replaces: identity_of(staging.target()),
         };
         self.header.files.insert(staging.target().to_owned(), file);
         self.header.layouts.insert(tensor.to_owned(), layout.clone());
+        self.look_outside(staging.target());
         self.folder.write(HEADER, &self.header)
+    }
+
+    /// Notes what a file is like that this run writes, but for what it writes there.
+    fn look_outside(&mut self, target: &Path) {
+        let Some(file) = self.header.files.get_mut(target) else { return };
+        let layouts: Vec<&OutputLayout> =
+            self.header.layouts.values().filter(|layout| layout.temporary == file.temporary).collect();
+        let is_compressed = layouts.iter().any(|layout| matches!(layout.storage, Storage::Compressed { .. }));
+        file.outside = if is_compressed { None } else { checksum_outside(&file.temporary, &layouts) };
     }
 
     /// Without a header records count for nothing.

@@ -54,7 +54,7 @@ use std::time::Duration;
 
 pub use costs::known_ns_per_slice;
 pub use error::{ExitCode, RunError};
-pub use opening::layouts;
+pub use opening::{check_outputs, layouts};
 pub use outputs::first_folder;
 pub use run::{Failure, run};
 pub use senses::Signal;

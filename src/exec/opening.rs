@@ -71,9 +71,18 @@ pub fn layouts(job: &Job) -> Result<BTreeMap<String, Layout>, StoreError> {
     read.map(layout).collect()
 }
 
+/// Whether the datasets of a job can be created: what is in the way shows before anything is computed.
+pub fn check_outputs(job: &Job) -> Result<(), StoreError> {
+    job.tensors.values().try_for_each(|decl| match &decl.source {
+        Source::Create { file, dataset, .. } => store::may_create(file, dataset),
+        _ => Ok(()),
+    })
+}
+
 fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
     let job = Job::load(path).map_err(Box::new)?;
     let layouts = layouts(&job)?;
+    check_outputs(&job)?;
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let text = job.text().to_owned();
     let (threads, memory_bytes) = (options.threads, options.memory_bytes);

@@ -26,6 +26,8 @@ pub(super) struct Stagings {
     /// By final name; rank 0's.
     pub files: BTreeMap<PathBuf, Staging>,
     pub manifest: Manifest,
+    /// What became of datasets that stood in the way of outputs, for a person.
+    pub notes: Vec<String>,
 }
 
 impl Stagings {
@@ -350,6 +352,7 @@ fn create_dataset(job: &Job, operand: &OperandPlan, stagings: &mut Stagings) -> 
         deflate: operand.deflate,
     };
     let layout = staging.create(&[spec])?.remove(0);
+    stagings.notes.extend(staging.take_notes());
     stagings.manifest.begin_writing(staging, &operand.tensor, &layout);
     Ok(layout)
 }

@@ -241,6 +241,7 @@ fn run_rank(
         link.gather_trace(&topology, process_start);
         return Ok(None);
     };
+    tell(&stagings.notes, options);
     let begun = link.tracer.begin();
     let outputs = publish(&job, &plan, stagings)?;
     link.tracer.end(begun, || What::Part("publish"));

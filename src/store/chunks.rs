@@ -31,22 +31,17 @@ impl Staging {
     }
 }
 
-/// The chunks of a region at their full extent, zeros beyond the dataset's edge, with their numbers.
-pub(super) fn padded_chunks<'a>(
-    layout: &'a OutputLayout,
-    chunk: &'a [u64],
-    region: &'a Region,
-    bytes: &'a [u8],
-) -> impl Iterator<Item = (u64, Vec<u8>)> + 'a {
-    let element_bytes = layout.dtype.size_bytes();
-    let chunk_bytes = chunk.iter().product::<u64>() as usize * element_bytes;
-    chunks_of(&layout.shape, chunk, region).into_iter().map(move |(linear, clipped)| {
-        assert!(region.contains(&clipped), "{region} must be whole chunks of {chunk:?}");
-        let mut stored = vec![0; chunk_bytes];
-        let full = Region { offset: clipped.offset.clone(), extent: chunk.to_vec() };
-        copy_region(bytes, region, &mut stored, &full, &clipped, element_bytes);
-        (linear, stored)
-    })
+/// Puts a chunk of a region, `clipped` to the dataset, into zeros of its full extent.
+pub(super) fn pad(
+    chunk: &[u64],
+    (region, bytes): (&Region, &[u8]),
+    clipped: &Region,
+    element_bytes: usize,
+    stored: &mut [u8],
+) {
+    assert!(region.contains(clipped), "{region} must be whole chunks of {chunk:?}");
+    let full = Region { offset: clipped.offset.clone(), extent: chunk.to_vec() };
+    copy_region(bytes, region, stored, &full, clipped, element_bytes);
 }
 
 /// Compresses the chunks of a region of a compressed dataset, for [`Staging::write_chunks`].
@@ -56,13 +51,17 @@ pub fn compress_chunks(
     bytes: &[u8],
 ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
     let Storage::Compressed { chunk, deflate } = &layout.storage else { return Ok(Vec::new()) };
-    let compress = |(linear, full): (u64, Vec<u8>)| {
+    let element_bytes = layout.dtype.size_bytes();
+    let mut full = vec![0; chunk.iter().product::<u64>() as usize * element_bytes];
+    let compress = |(linear, clipped): (u64, Region)| {
+        full.fill(0);
+        pad(chunk, (region, bytes), &clipped, element_bytes, &mut full);
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::new(u32::from(*deflate)));
         encoder.write_all(&full)?;
         Ok((linear, encoder.finish()?))
     };
     let failed = StoreError::io(&layout.temporary, "compress for");
-    padded_chunks(layout, chunk, region, bytes).map(compress).collect::<std::io::Result<_>>().map_err(failed)
+    chunks_of(&layout.shape, chunk, region).into_iter().map(compress).collect::<std::io::Result<_>>().map_err(failed)
 }
 
 /// The opposite of [`compress_chunks`]: the elements of each chunk that are in the dataset. An error if they are damaged.
@@ -85,7 +84,7 @@ pub fn expand_chunks(layout: &OutputLayout, chunks: &[(u64, Vec<u8>)]) -> Result
 }
 
 /// First element of a chunk, by its number in the row-major `grid` of chunks.
-fn chunk_offset(linear: u64, grid: &[u64], chunk: &[u64]) -> Vec<u64> {
+pub(super) fn chunk_offset(linear: u64, grid: &[u64], chunk: &[u64]) -> Vec<u64> {
     let (mut offset, mut rest) = (vec![0; grid.len()], linear);
     for d in (0..grid.len()).rev() {
         offset[d] = rest % grid[d] * chunk[d];

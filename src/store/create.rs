@@ -1,13 +1,17 @@
 //! Datasets to be written: made in a file that is under way, and where in it their bytes lie.
 
 use std::fs::{File, OpenOptions};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::place::{self, Chunk, Frame, Place};
+use super::replace::replace;
 use super::staging::private;
+use super::standing::{Standing, look};
 use super::{Staging, StoreError, raw};
-use crate::tensor::{Dtype, Region, Shape, chunks_of};
+use crate::tensor::{Dtype, Shape, chunk_count};
 
 /// A dataset to be written.
 #[derive(Clone, Debug)]
@@ -18,6 +22,17 @@ pub struct OutputSpec {
     pub chunk: Option<Vec<u64>>,
     /// Level 1 to 9; needs `chunk`.
     pub deflate: Option<u8>,
+}
+
+impl OutputSpec {
+    /// Of all its elements.
+    fn bytes(&self) -> u64 {
+        self.shape.elements() * self.dtype.size_bytes() as u64
+    }
+
+    fn chunk_bytes(&self) -> u64 {
+        self.chunk.iter().flatten().product::<u64>() * self.dtype.size_bytes() as u64
+    }
 }
 
 /// Where a dataset's bytes go: all that a rank needs to write its part.
@@ -36,6 +51,31 @@ impl OutputLayout {
     pub fn bytes(&self) -> u64 {
         self.shape.elements() * self.dtype.size_bytes() as u64
     }
+
+    fn spec(&self) -> OutputSpec {
+        let (chunk, deflate) = match &self.storage {
+            Storage::Contiguous { .. } => (None, None),
+            Storage::Chunked { chunk, .. } => (Some(chunk.clone()), None),
+            Storage::Compressed { chunk, deflate } => (Some(chunk.clone()), Some(*deflate)),
+        };
+        OutputSpec { dataset: self.dataset.clone(), dtype: self.dtype, shape: self.shape.clone(), chunk, deflate }
+    }
+
+    /// The parts of the file that are its alone: where each begins, and its length.
+    pub(super) fn parts(&self) -> Vec<(u64, u64)> {
+        match &self.storage {
+            Storage::Contiguous { offset_bytes } => vec![(*offset_bytes, self.bytes())],
+            Storage::Chunked { chunk, runs } => {
+                let spec = self.spec();
+                let count = chunk_count(&self.shape, chunk).iter().product();
+                let ends = runs.iter().skip(1).map(|run| run.first).chain([count]);
+                let length =
+                    |run: &ChunkRun, end: u64| end.saturating_sub(run.first).saturating_mul(spec.chunk_bytes());
+                runs.iter().zip(ends).map(|(run, end)| (run.offset_bytes, length(run, end))).collect()
+            }
+            Storage::Compressed { .. } => Vec::new(),
+        }
+    }
 }
 
 /// How a dataset lies in its file.
@@ -46,8 +86,8 @@ pub enum Storage {
     },
     Chunked {
         chunk: Vec<u64>,
-        /// Place of each chunk, in row-major order of chunks.
-        offsets_bytes: Vec<u64>,
+        /// In the order of their chunks.
+        runs: Vec<ChunkRun>,
     },
     /// Rank 0 writes the chunks that all ranks compress.
     Compressed {
@@ -56,25 +96,84 @@ pub enum Storage {
     },
 }
 
+/// Chunks that lie one behind the other in the file, in row-major order, up to the first of the next run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkRun {
+    /// Number of its first chunk.
+    pub first: u64,
+    pub offset_bytes: u64,
+}
+
+/// A dataset that this run has made, or has taken up from an earlier one.
+#[derive(Debug)]
+pub(super) struct Made {
+    layout: OutputLayout,
+    /// Where its header is.
+    header: u64,
+}
+
+/// A file that HDF5 has open, and its bytes.
+struct Opened<'a> {
+    file: &'a hdf5::File,
+    bytes: &'a File,
+    frame: Frame,
+}
+
+impl<'a> Opened<'a> {
+    fn new(file: &'a hdf5::File, bytes: &'a File) -> hdf5::Result<Opened<'a>> {
+        let creation = file.fcpl()?;
+        let sizes = creation.get_sizes()?;
+        let (address_bytes, length_bytes) = (sizes.sizeof_addr.into(), sizes.sizeof_size.into());
+        Ok(Opened { file, bytes, frame: Frame { base: creation.get_userblock()?, address_bytes, length_bytes } })
+    }
+}
+
+/// Whether a dataset can be created in a file under that name, if there is such a file. Nothing is changed.
+pub fn may_create(file: &Path, dataset: &str) -> Result<(), StoreError> {
+    if file.is_dir() {
+        return Err(StoreError::Directory { file: file.to_owned() });
+    }
+    if !file.is_file() {
+        return Ok(());
+    }
+    match private().open(file).map_err(StoreError::hdf5(file, "open the file")) {
+        Ok(opened) => {
+            let refused = |message| StoreError::Refused { file: file.to_owned(), dataset: dataset.to_owned(), message };
+            look(&opened, dataset).map(|_| ()).map_err(refused)
+        }
+        Err(error @ StoreError::Divided { .. }) => Err(error),
+        // Somebody may be writing it just now.
+        Err(_) => Ok(()),
+    }
+}
+
 impl Staging {
-    /// Creates datasets, replacing those of the same name, and reserves their room on disk.
+    /// Creates datasets and reserves their room on disk. A dataset that has one of these names already is taken, if it is of the
+    /// same type, shape and storage, or gives way to a new one with its attributes; whatever else has the name is an error.
     pub fn create(&mut self, specs: &[OutputSpec]) -> Result<Vec<OutputLayout>, StoreError> {
-        let layouts = self.create_in_file(specs)?;
-        // The file is closed now; what is not reserved could turn up missing only after hours of computing.
-        let file = OpenOptions::new().write(true).open(&self.temporary);
-        let file = file.map_err(StoreError::io(&self.target, "open"))?;
-        for layout in &layouts {
-            let element_bytes = layout.dtype.size_bytes() as u64;
-            match &layout.storage {
-                Storage::Contiguous { offset_bytes } => {
-                    self.reserve(&file, *offset_bytes, layout.shape.elements() * element_bytes)?;
-                }
-                Storage::Chunked { chunk, offsets_bytes } => {
-                    let bytes = chunk.iter().product::<u64>() * element_bytes;
-                    offsets_bytes.iter().try_for_each(|offset| self.reserve(&file, *offset, bytes))?;
-                }
-                Storage::Compressed { .. } => {}
-            }
+        self.settle()?;
+        let io = |what| StoreError::io(&self.target, what);
+        let bytes = OpenOptions::new().read(true).write(true).open(&self.temporary).map_err(io("open"))?;
+        let mut options = private();
+        // All small chunks of a dataset come from one block, so that they lie in a row. Elements go past the cache.
+        let room = specs.iter().map(|spec| spec.bytes().max(spec.chunk_bytes())).max().unwrap_or(0);
+        options.with_fapl(|access| access.small_data_block_size(room).chunk_cache(1, 0, 1.0));
+        let file = options.open_rw(&self.temporary).map_err(StoreError::hdf5(&self.target, "open the file"))?;
+        let opened = Opened::new(&file, &bytes).map_err(StoreError::hdf5(&self.target, "look at the file"))?;
+        let mut layouts = Vec::new();
+        for spec in specs {
+            self.made.remove(&spec.dataset);
+            self.make(&opened, spec)?;
+            opened.file.flush().map_err(StoreError::hdf5(&self.target, "write"))?;
+            let made = self.place(&opened, spec)?.ok_or_else(|| self.unplaced(spec))?;
+            self.prove(&opened, &made.layout)?;
+            layouts.push(made.layout.clone());
+            self.made.insert(spec.dataset.clone(), made);
+        }
+        drop(file);
+        // What is not reserved could turn up missing only after hours of computing.
+        for (offset, length) in layouts.iter().flat_map(OutputLayout::parts) {
+            self.reserve(&bytes, offset, length)?;
         }
         Ok(layouts)
     }
@@ -91,55 +190,224 @@ impl Staging {
         }
     }
 
-    fn create_in_file(&mut self, specs: &[OutputSpec]) -> Result<Vec<OutputLayout>, StoreError> {
-        let file = private().open_rw(&self.temporary).map_err(StoreError::hdf5(&self.target, "open the file"))?;
-        for spec in specs {
-            if file.link_exists(&spec.dataset) {
-                let what = format!("replace '{}'", spec.dataset);
-                file.unlink(&spec.dataset).map_err(StoreError::hdf5(&self.target, what))?;
+    /// Makes a dataset, or takes one that is there.
+    fn make(&mut self, opened: &Opened<'_>, spec: &OutputSpec) -> Result<(), StoreError> {
+        let refused =
+            |message| StoreError::Refused { file: self.target.clone(), dataset: spec.dataset.clone(), message };
+        let failed = |what: &str| StoreError::hdf5(&self.target, format!("{what} dataset '{}'", spec.dataset));
+        match look(opened.file, &spec.dataset).map_err(refused)? {
+            Standing::Nothing { path } => create(opened.file, &path, spec).map_err(failed("create")),
+            Standing::Dataset { path } => {
+                let header = header(opened.file, &path).map_err(failed("find"))?;
+                if let Some((other, _)) = self.made.iter().find(|(_, made)| made.header == header) {
+                    return Err(refused(format!("it is '{other}' by another name, which this job creates too")));
+                }
+                let fits = fits(opened.file, &path, spec).map_err(failed("look at"))?;
+                if fits && self.place(opened, spec)?.is_some() {
+                    return Ok(());
+                }
+                let note = replace(opened.file, &path, spec).map_err(failed("replace"))?;
+                self.notes.push(format!("'{}' in {} {note}", spec.dataset, self.target.display()));
+                Ok(())
             }
-            let chunk = spec.chunk.as_deref();
-            raw::create(&file, &spec.dataset, spec.dtype, &spec.shape, chunk, spec.deflate)
-                .map_err(StoreError::hdf5(&self.target, format!("create dataset '{}'", spec.dataset)))?;
         }
-        file.flush().map_err(StoreError::hdf5(&self.target, "write"))?;
-        specs.iter().map(|spec| self.layout(&file, spec)).collect()
     }
 
-    fn layout(&self, file: &hdf5::File, spec: &OutputSpec) -> Result<OutputLayout, StoreError> {
-        let what = || format!("place dataset '{}'", spec.dataset);
-        let dataset = file.dataset(&spec.dataset).map_err(StoreError::hdf5(&self.target, what()))?;
-        let unplaced = || StoreError::Unusable {
+    fn unplaced(&self, spec: &OutputSpec) -> StoreError {
+        StoreError::Unusable {
             file: self.target.clone(),
             dataset: spec.dataset.clone(),
-            message: "HDF5 did not say where its data lie".to_owned(),
-        };
-        let storage = match (&spec.chunk, spec.deflate) {
-            (Some(chunk), Some(deflate)) => Storage::Compressed { chunk: chunk.clone(), deflate },
-            (Some(chunk), None) => {
-                let chunks = chunks_of(&spec.shape, chunk, &Region::whole(&spec.shape));
-                let mut offsets_bytes = vec![u64::MAX; chunks.len()];
-                for index in 0..chunks.len() {
-                    let info = dataset.chunk_info(index).ok_or_else(unplaced)?;
-                    let grid = crate::tensor::chunk_count(&spec.shape, chunk);
-                    let at = info.offset.iter().zip(chunk).map(|(offset, extent)| *offset / extent);
-                    let linear = at.zip(&grid).fold(0, |linear, (at, count)| linear * count + at);
-                    *offsets_bytes.get_mut(linear as usize).ok_or_else(unplaced)? = info.addr;
-                }
-                if offsets_bytes.contains(&u64::MAX) {
-                    return Err(unplaced());
-                }
-                Storage::Chunked { chunk: chunk.clone(), offsets_bytes }
-            }
-            (None, _) if spec.shape.elements() == 0 => Storage::Contiguous { offset_bytes: 0 },
-            (None, _) => Storage::Contiguous { offset_bytes: dataset.offset().ok_or_else(unplaced)? },
-        };
-        Ok(OutputLayout {
-            temporary: self.temporary.clone(),
-            dataset: spec.dataset.clone(),
-            dtype: spec.dtype,
-            shape: spec.shape.clone(),
-            storage,
-        })
+            message: "where its data lie in the file cannot be found out".to_owned(),
+        }
     }
+
+    /// Where a dataset lies; nothing if not all of it does in a way that ranks can write to.
+    fn place(&self, opened: &Opened<'_>, spec: &OutputSpec) -> Result<Option<Made>, StoreError> {
+        let what = || format!("find dataset '{}'", spec.dataset);
+        let header = header(opened.file, &spec.dataset).map_err(StoreError::hdf5(&self.target, what()))?;
+        let storage = storage(opened, header, spec).map_err(StoreError::io(&self.target, "read"))?;
+        Ok(storage.map(|storage| {
+            let (dataset, shape) = (spec.dataset.clone(), spec.shape.clone());
+            let temporary = self.temporary.clone();
+            Made { layout: OutputLayout { temporary, dataset, dtype: spec.dtype, shape, storage }, header }
+        }))
+    }
+
+    /// Writes some elements through HDF5 and looks whether they turn up where the layout says: nothing else is known to be
+    /// true of all versions of HDF5 and of all files.
+    fn prove(&self, opened: &Opened<'_>, layout: &OutputLayout) -> Result<(), StoreError> {
+        let samples = samples(layout);
+        if samples.is_empty() {
+            return Ok(());
+        }
+        let what = || format!("write to '{}'", layout.dataset);
+        let dataset = opened.file.dataset(&layout.dataset).map_err(StoreError::hdf5(&self.target, what()))?;
+        // Only where it is written does the file follow both. Zeros stay.
+        for byte in [0xff, 0] {
+            for (at, _) in &samples {
+                let written = raw::write_element(&dataset, layout.dtype, at, byte);
+                written.map_err(StoreError::hdf5(&self.target, what()))?;
+            }
+            opened.file.flush().map_err(StoreError::hdf5(&self.target, "write"))?;
+            for (_, offset) in &samples {
+                let mut there = vec![!byte; layout.dtype.size_bytes()];
+                let read = opened.bytes.read_exact_at(&mut there, *offset);
+                if read.is_err() || there.iter().any(|there| *there != byte) {
+                    return Err(self.unplaced(&layout.spec()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything that was made is still in the file as it was; `whole`: and has all its chunks.
+    pub(super) fn check(&self, whole: bool) -> Result<(), StoreError> {
+        let bytes = File::open(&self.temporary).map_err(StoreError::io(&self.temporary, "open"))?;
+        let file = private().open(&self.temporary).map_err(StoreError::hdf5(&self.temporary, "open the file"))?;
+        let opened = Opened::new(&file, &bytes).map_err(StoreError::hdf5(&self.temporary, "look at the file"))?;
+        for made in self.made.values() {
+            let layout = &made.layout;
+            let damaged = |message: String| StoreError::Damaged {
+                file: self.temporary.clone(),
+                dataset: layout.dataset.clone(),
+                message,
+            };
+            let spec = layout.spec();
+            if !fits(&file, &layout.dataset, &spec).map_err(|e| damaged(e.to_string()))? {
+                return Err(damaged("it is not what was created".to_owned()));
+            }
+            if self.place(&opened, &spec)?.is_none_or(|found| found.layout.storage != layout.storage) {
+                return Err(damaged("its data do not lie where they were written".to_owned()));
+            }
+            if let (true, Storage::Compressed { chunk, .. }) = (whole, &layout.storage) {
+                let dataset = file.dataset(&layout.dataset).map_err(|e| damaged(e.to_string()))?;
+                let wanted: u64 = chunk_count(&layout.shape, chunk).iter().product();
+                if layout.bytes() > 0 && dataset.num_chunks().unwrap_or(0) as u64 != wanted {
+                    return Err(damaged("chunks are missing".to_owned()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes up datasets that an earlier run has made, if they are what they were.
+    pub(super) fn take_up(&mut self, layouts: &[&OutputLayout]) -> Result<(), StoreError> {
+        let file = private().open(&self.temporary).map_err(StoreError::hdf5(&self.temporary, "open the file"))?;
+        for layout in layouts {
+            let what = format!("find dataset '{}'", layout.dataset);
+            let header = header(&file, &layout.dataset).map_err(StoreError::hdf5(&self.temporary, what))?;
+            self.made.insert(layout.dataset.clone(), Made { layout: (*layout).clone(), header });
+        }
+        drop(file);
+        self.check(false)
+    }
+
+    /// What became of datasets that stood in the way, for a person.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+}
+
+pub(super) fn create(file: &hdf5::File, path: &str, spec: &OutputSpec) -> hdf5::Result<()> {
+    raw::create(file, path, spec.dtype, &spec.shape, spec.chunk.as_deref(), spec.deflate)
+}
+
+fn header(file: &hdf5::File, path: &str) -> hdf5::Result<u64> {
+    Ok(raw::address(file.reference(path)?))
+}
+
+/// Whether a dataset is what would be created: to write on it changes nothing but its data.
+fn fits(file: &hdf5::File, path: &str, spec: &OutputSpec) -> hdf5::Result<bool> {
+    use hdf5::dataset::Layout;
+    use hdf5::filters::Filter;
+    let dataset = file.dataset(path)?;
+    let creation = dataset.dcpl()?;
+    let same_shape = raw::is_of(&dataset, spec.dtype)?
+        && dataset.shape().iter().map(|extent| *extent as u64).eq(spec.shape.iter().copied());
+    let chunk = dataset.chunk().map(|chunk| chunk.into_iter().map(|extent| extent as u64).collect::<Vec<_>>());
+    let layout = if spec.chunk.is_some() { Layout::Chunked } else { Layout::Contiguous };
+    let same_storage = dataset.layout() == layout && chunk == spec.chunk && creation.external().is_empty();
+    let filters = dataset.filters();
+    let same_filters = filters == spec.deflate.map(Filter::Deflate).into_iter().collect::<Vec<_>>();
+    Ok(same_shape && same_storage && same_filters)
+}
+
+fn storage(opened: &Opened<'_>, header: u64, spec: &OutputSpec) -> std::io::Result<Option<Storage>> {
+    let chunk = match (&spec.chunk, spec.deflate) {
+        (Some(chunk), Some(deflate)) => return Ok(Some(Storage::Compressed { chunk: chunk.clone(), deflate })),
+        (Some(chunk), None) => chunk.clone(),
+        (None, _) if spec.bytes() == 0 => return Ok(Some(Storage::Contiguous { offset_bytes: 0 })),
+        (None, _) => Vec::new(),
+    };
+    let count = if spec.chunk.is_some() { chunk_count(&spec.shape, &chunk).iter().product() } else { 0 };
+    let runs = match place::find(opened.bytes, opened.frame, header, count)? {
+        Place::Contiguous { offset, bytes } if spec.chunk.is_none() && bytes == spec.bytes() => {
+            return Ok(Some(Storage::Contiguous { offset_bytes: offset }));
+        }
+        Place::Row { chunk: found, offset } if found == chunk => vec![ChunkRun { first: 0, offset_bytes: offset }],
+        Place::Chunks { chunk: extents, found } if extents == chunk => match in_order(spec, &chunk, count, &found) {
+            Some(runs) => runs,
+            None => return Ok(None),
+        },
+        _ => return Ok(None),
+    };
+    Ok(Some(Storage::Chunked { chunk, runs }))
+}
+
+/// The runs of chunks that were found in any order; nothing if they are not all there, each once.
+fn in_order(spec: &OutputSpec, chunk: &[u64], count: u64, found: &[Chunk]) -> Option<Vec<ChunkRun>> {
+    let grid = chunk_count(&spec.shape, chunk);
+    let mut offsets: Vec<Option<u64>> = vec![None; usize::try_from(count).ok()?];
+    for Chunk { first, offset, bytes } in found {
+        let mut number = 0;
+        for ((first, extent), count) in first.iter().zip(chunk).zip(&grid) {
+            if first % extent != 0 || first / extent >= *count {
+                return None;
+            }
+            number = number * count + first / extent;
+        }
+        let place = offsets.get_mut(number as usize)?;
+        if *bytes != spec.chunk_bytes() || place.replace(*offset).is_some() {
+            return None;
+        }
+    }
+    let (mut runs, mut next) = (Vec::new(), None);
+    for (first, offset) in (0..).zip(offsets) {
+        let offset_bytes = offset?;
+        if next != Some(offset_bytes) {
+            runs.push(ChunkRun { first, offset_bytes });
+        }
+        next = Some(offset_bytes.checked_add(spec.chunk_bytes())?);
+    }
+    Some(runs)
+}
+
+/// Some elements, the first and the last that have a place of their own among them, and their places.
+fn samples(layout: &OutputLayout) -> Vec<(Vec<u64>, u64)> {
+    if layout.bytes() == 0 {
+        return Vec::new();
+    }
+    match &layout.storage {
+        Storage::Contiguous { offset_bytes } => {
+            let last = layout.shape.iter().map(|extent| extent - 1).collect();
+            let bytes = layout.dtype.size_bytes() as u64;
+            vec![(vec![0; layout.shape.rank()], *offset_bytes), (last, offset_bytes + layout.bytes() - bytes)]
+        }
+        Storage::Chunked { chunk, runs } => {
+            let grid = chunk_count(&layout.shape, chunk);
+            let count: u64 = grid.iter().product();
+            let sample = |number: u64| {
+                let offset = offset_of(runs, layout.spec().chunk_bytes(), number)?;
+                Some((super::chunks::chunk_offset(number, &grid, chunk), offset))
+            };
+            [0, count / 2, count - 1].into_iter().filter_map(sample).collect()
+        }
+        Storage::Compressed { .. } => Vec::new(),
+    }
+}
+
+/// Where the chunk of this number is.
+pub(super) fn offset_of(runs: &[ChunkRun], chunk_bytes: u64, number: u64) -> Option<u64> {
+    let run = runs.get(runs.partition_point(|run| run.first <= number).checked_sub(1)?)?;
+    run.offset_bytes.checked_add((number - run.first).checked_mul(chunk_bytes)?)
 }

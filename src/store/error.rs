@@ -1,3 +1,4 @@
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// Why tensor data cannot be read or written.
@@ -20,6 +21,14 @@ pub enum StoreError {
     ElementType { file: PathBuf, dataset: String, what: String, supported: String },
     #[error("dataset '{dataset}' in {} cannot be used: {message}", file.display())]
     Unusable { file: PathBuf, dataset: String, message: String },
+    #[error("{} is marked as open for writing: another program has it open, or ended without closing it; wait for that program, or clear the mark with 'h5clear -s {}'", file.display(), file.display())]
+    LeftOpen { file: PathBuf },
+    #[error("{} is one part of a file that HDF5 keeps in several ('{driver}' driver), which cannot be used here; make one file of it with 'h5repart' or 'h5repack'", file.display())]
+    Divided { file: PathBuf, driver: &'static str },
+    #[error("dataset '{dataset}' cannot be created in {}: {message}", file.display())]
+    Refused { file: PathBuf, dataset: String, message: String },
+    #[error("dataset '{dataset}' in the unfinished {} is damaged: {message}; run again to make the file anew", file.display())]
+    Damaged { file: PathBuf, dataset: String, message: String },
     #[error("HDF5 cannot {what} in {}", file.display())]
     Hdf5 { file: PathBuf, what: String, source: hdf5::Error },
     #[error("no space left for {}: {what}", file.display())]
@@ -45,8 +54,17 @@ impl StoreError {
         let (file, what) = (file.to_owned(), what.into());
         move |source| {
             let text = source.to_string();
+            if text.contains("multi driver should") {
+                return StoreError::Divided { file, driver: "multi" };
+            }
+            if text.contains("family driver should") || is_of_family(&file) {
+                return StoreError::Divided { file, driver: "family" };
+            }
             if text.contains("truncated file") || text.contains("addr overflow") {
                 return StoreError::Truncated { file, message: text };
+            }
+            if text.contains("file is already open for") || text.contains("file consistency flags") {
+                return StoreError::LeftOpen { file };
             }
             if text.contains("unable to lock file") {
                 return StoreError::Locked { file };
@@ -57,6 +75,13 @@ impl StoreError {
             StoreError::Hdf5 { file, what, source }
         }
     }
+}
+
+/// Whether it is the first part of a file in several: HDF5 says of such a part that it is truncated.
+fn is_of_family(file: &Path) -> bool {
+    let mut start = [0; 512];
+    let read = std::fs::File::open(file).and_then(|mut file| file.read(&mut start)).unwrap_or(0);
+    start[..read].windows(8).any(|name| name == b"NCSAfami")
 }
 
 /// The name most like `name`.

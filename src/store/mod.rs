@@ -10,14 +10,19 @@
 mod chunks;
 mod create;
 mod error;
+mod outside;
+mod place;
 mod raw;
 mod read;
+mod replace;
 mod staging;
+mod standing;
 mod writer;
 
 pub use chunks::{compress_chunks, expand_chunks};
-pub use create::{OutputLayout, OutputSpec, Storage};
+pub use create::{ChunkRun, OutputLayout, OutputSpec, Storage, may_create};
 pub use error::StoreError;
+pub use outside::checksum_outside;
 pub use read::{DatasetInfo, Reader, describe, list};
 pub use staging::Staging;
 pub use writer::Writer;
@@ -30,3 +35,6 @@ pub fn library_version() -> String {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod output_tests;

@@ -1,14 +1,15 @@
 //! HDF5's C API, for what the safe crate lacks: element types found at run time, hyperslabs into plain bytes, storage
-//! allocated early and not filled, and chunks written as they are.
+//! allocated early and not filled, chunks written as they are, what kind of link stands where, and attributes of any type.
 //!
 //! This is the fourth `unsafe` door of the crate. Every call is made under the safe crate's lock, and every handle is
 //! closed by its owner.
 #![expect(unsafe_code, reason = "HDF5's C API")]
 
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::mem::MaybeUninit;
 
-use hdf5::{Dataset, File, h5check, sync::sync};
-use hdf5_sys::{h5d::*, h5i::hid_t, h5p::*, h5s::*, h5t::*};
+use hdf5::{Dataset, File, ObjectReference1, h5check, sync::sync};
+use hdf5_sys::{h5a::*, h5d::*, h5i::hid_t, h5l::*, h5p::*, h5s::*, h5t::*};
 
 use crate::tensor::{Dtype, Region};
 
@@ -169,5 +170,143 @@ pub(super) fn write_chunk(dataset: &Dataset, offset: &[u64], stored: &[u8]) -> h
         let buffer = stored.as_ptr().cast();
         h5check(H5Dwrite_chunk(dataset.id(), H5P_DEFAULT, 0, offset.as_ptr(), stored.len(), buffer))?;
         Ok(())
+    })
+}
+
+/// Writes one element, all bytes of which are `byte`.
+pub(super) fn write_element(dataset: &Dataset, dtype: Dtype, at: &[u64], byte: u8) -> hdf5::Result<()> {
+    let element = [byte; 8];
+    // SAFETY: `at` has the dataset's rank, which the caller took it from; no element has more than 8 bytes.
+    sync(|| unsafe {
+        let memory_type = memory_type(dtype)?;
+        let file_space = Handle::new(H5Dget_space(dataset.id()), H5Sclose)?;
+        let memory_space = Handle::new(H5Screate(H5S_class_t::H5S_SCALAR), H5Sclose)?;
+        if !at.is_empty() {
+            let (one, set) = (vec![1; at.len()], H5S_seloper_t::H5S_SELECT_SET);
+            let (start, none) = (at.as_ptr(), std::ptr::null());
+            h5check(H5Sselect_hyperslab(file_space.0, set, start, none, one.as_ptr(), none))?;
+        }
+        let buffer = element.as_ptr().cast::<c_void>();
+        h5check(H5Dwrite(dataset.id(), memory_type.0, memory_space.0, file_space.0, H5P_DEFAULT, buffer))?;
+        Ok(())
+    })
+}
+
+/// Whether a dataset has exactly this type of elements, and a shape at all.
+pub(super) fn is_of(dataset: &Dataset, dtype: Dtype) -> hdf5::Result<bool> {
+    // SAFETY: queries of what this call opened.
+    sync(|| unsafe {
+        let ty = Handle::new(H5Dget_type(dataset.id()), H5Tclose)?;
+        let space = Handle::new(H5Dget_space(dataset.id()), H5Sclose)?;
+        let has_shape = H5Sget_simple_extent_type(space.0) != H5S_class_t::H5S_NULL;
+        Ok(has_shape && h5check(H5Tequal(ty.0, memory_type(dtype)?.0))? > 0)
+    })
+}
+
+/// Where a link leads.
+pub(super) enum Link {
+    Hard,
+    Soft(String),
+    External {
+        file: String,
+        object: String,
+    },
+    /// Of a kind that a program defines for itself.
+    Other,
+}
+
+/// The link at a path, the groups above which are there.
+pub(super) fn link(file: &File, path: &str) -> hdf5::Result<Option<Link>> {
+    let name = CString::new(path).map_err(|_| hdf5::Error::from("the name has a NUL"))?;
+    // SAFETY: HDF5 fills the structure, or fails; its kind is read as a number, as programs may have kinds of their own.
+    // The value of a link has the length that HDF5 says, and ends with a NUL.
+    sync(|| unsafe {
+        if h5check(H5Lexists(file.id(), name.as_ptr(), H5P_DEFAULT))? == 0 {
+            return Ok(None);
+        }
+        let mut info = MaybeUninit::<H5L_info1_t>::zeroed();
+        #[allow(deprecated, reason = "from HDF5 1.12 on; the call stays")]
+        h5check(H5Lget_info1(file.id(), name.as_ptr(), info.as_mut_ptr(), H5P_DEFAULT))?;
+        let (soft, external) = (H5L_type_t::H5L_TYPE_SOFT as i32, H5L_type_t::H5L_TYPE_EXTERNAL as i32);
+        let kind = info.as_ptr().cast::<i32>().read();
+        if kind == H5L_type_t::H5L_TYPE_HARD as i32 {
+            return Ok(Some(Link::Hard));
+        }
+        if kind != soft && kind != external {
+            return Ok(Some(Link::Other));
+        }
+        let length = (&raw mut (*info.as_mut_ptr()).u).cast::<usize>().read();
+        let mut value = vec![0u8; length + 1];
+        h5check(H5Lget_val(file.id(), name.as_ptr(), value.as_mut_ptr().cast(), length, H5P_DEFAULT))?;
+        let text = |from: *const c_char| CStr::from_ptr(from).to_string_lossy().into_owned();
+        if kind == soft {
+            return Ok(Some(Link::Soft(text(value.as_ptr().cast()))));
+        }
+        let (mut flags, mut of_file, mut of_object) = (0, std::ptr::null(), std::ptr::null());
+        h5check(H5Lunpack_elink_val(value.as_ptr().cast(), length, &mut flags, &mut of_file, &mut of_object))?;
+        Ok(Some(Link::External { file: text(of_file), object: text(of_object) }))
+    })
+}
+
+/// To whose axis a dimension scale is attached, as scales note it.
+#[derive(Clone, Copy, Debug, hdf5::H5Type)]
+#[repr(C)]
+pub(super) struct Attached {
+    pub dataset: ObjectReference1,
+    pub dimension: i32,
+}
+
+/// Where in the file the header of an object is.
+pub(super) fn address(reference: ObjectReference1) -> u64 {
+    // SAFETY: the type is a transparent wrapper of HDF5's `hobj_ref_t`, which is this number.
+    unsafe { std::mem::transmute::<ObjectReference1, u64>(reference) }
+}
+
+/// A nameless dataset that vanishes with its handle: it holds attributes.
+pub(super) fn shelf(file: &File) -> hdf5::Result<Shelf> {
+    // SAFETY: handles are closed by their owners.
+    sync(|| unsafe {
+        let space = Handle::new(H5Screate(H5S_class_t::H5S_NULL), H5Sclose)?;
+        let id = H5Dcreate_anon(file.id(), *H5T_NATIVE_INT8, space.0, H5P_DEFAULT, H5P_DEFAULT);
+        Ok(Shelf(Handle::new(id, H5Dclose)?))
+    })
+}
+
+/// What [`shelf`] makes.
+pub(super) struct Shelf(Handle);
+
+impl Shelf {
+    /// Takes up an attribute of a dataset.
+    pub(super) fn take(&self, dataset: &Dataset, name: &str) -> hdf5::Result<()> {
+        copy_attribute(dataset.id(), self.0.0, name)
+    }
+
+    /// Gives it to a dataset.
+    pub(super) fn give(&self, dataset: &Dataset, name: &str) -> hdf5::Result<()> {
+        copy_attribute(self.0.0, dataset.id(), name)
+    }
+}
+
+fn copy_attribute(from: hid_t, to: hid_t, name: &str) -> hdf5::Result<()> {
+    let name = CString::new(name).map_err(|_| hdf5::Error::from("the attribute's name has a NUL"))?;
+    // SAFETY: the buffer has room for all elements, as HDF5 says; what these own is given back before it goes.
+    sync(|| unsafe {
+        let source = Handle::new(H5Aopen(from, name.as_ptr(), H5P_DEFAULT), H5Aclose)?;
+        let ty = Handle::new(H5Aget_type(source.0), H5Tclose)?;
+        let space = Handle::new(H5Aget_space(source.0), H5Sclose)?;
+        let creation = Handle::new(H5Aget_create_plist(source.0), H5Pclose)?;
+        let target = H5Acreate2(to, name.as_ptr(), ty.0, space.0, creation.0, H5P_DEFAULT);
+        let target = Handle::new(target, H5Aclose)?;
+        let elements = h5check(H5Sget_simple_extent_npoints(space.0))? as usize;
+        if elements == 0 {
+            return Ok(());
+        }
+        // Aligned for whatever it may be.
+        let mut buffer = vec![0u128; (elements * H5Tget_size(ty.0)).div_ceil(size_of::<u128>())];
+        let bytes = buffer.as_mut_ptr().cast::<c_void>();
+        h5check(H5Aread(source.0, ty.0, bytes))?;
+        let written = h5check(H5Awrite(target.0, ty.0, bytes));
+        h5check(H5Dvlen_reclaim(ty.0, space.0, H5P_DEFAULT, bytes))?;
+        written.map(|_| ())
     })
 }

@@ -44,7 +44,7 @@ fn collect(group: &hdf5::Group, names: &mut Vec<String>) -> hdf5::Result<()> {
     group.groups()?.iter().try_for_each(|inner| collect(inner, names))
 }
 
-fn open_file(file: &Path) -> Result<hdf5::File, StoreError> {
+pub(super) fn open_file(file: &Path) -> Result<hdf5::File, StoreError> {
     let metadata = std::fs::metadata(file).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => StoreError::NoFile { file: file.to_owned(), nearest: nearest_file(file) },
         _ => StoreError::Io { file: file.to_owned(), what: "look at", source },

@@ -1,9 +1,11 @@
 //! The life of a file that outputs go to: begun or taken up, left or published.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::StoreError;
+use super::create::{Made, OutputLayout};
 
 /// The outputs of one file while they are written: a hidden sibling that takes the file's name when all is done, so that
 /// a reader sees all of the new data or none. Lives on rank 0; dropping it removes what was not published.
@@ -13,6 +15,10 @@ pub struct Staging {
     pub(super) temporary: PathBuf,
     /// Open only while compressed chunks are written.
     pub(super) open: Option<hdf5::File>,
+    /// The datasets that it is for, by name.
+    pub(super) made: BTreeMap<String, Made>,
+    /// For a person.
+    pub(super) notes: Vec<String>,
     /// Published, or left for a later run.
     stays: bool,
 }
@@ -28,10 +34,10 @@ impl Staging {
         }
         let name = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let temporary = folder.join(format!(".{name}.exuvia-{run}.part"));
-        let staging = Staging { target: target.to_owned(), temporary, open: None, stays: false };
+        let staging = Staging::of(target, &temporary);
         if target.exists() {
             // What is no HDF5 file is somebody's something else.
-            super::list(target)?;
+            super::read::open_file(target)?;
             fs::copy(target, &staging.temporary).map_err(StoreError::io(target, "copy"))?;
         } else {
             // HDF5 would say less well why not.
@@ -41,9 +47,25 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Goes on with what an earlier run left in `temporary` on its way to `target`.
-    pub fn adopt(target: &Path, temporary: &Path) -> Staging {
-        Staging { target: target.to_owned(), temporary: temporary.to_owned(), open: None, stays: false }
+    fn of(target: &Path, temporary: &Path) -> Staging {
+        Staging {
+            target: target.to_owned(),
+            temporary: temporary.to_owned(),
+            open: None,
+            made: BTreeMap::new(),
+            notes: Vec::new(),
+            stays: false,
+        }
+    }
+
+    /// Goes on with what an earlier run left in `temporary` on its way to `target`: these datasets, if they are still as they
+    /// were. Otherwise it is left as it is.
+    pub fn adopt(target: &Path, temporary: &Path, layouts: &[&OutputLayout]) -> Result<Staging, StoreError> {
+        let mut staging = Staging::of(target, temporary);
+        staging.stays = true;
+        staging.take_up(layouts)?;
+        staging.stays = false;
+        Ok(staging)
     }
 
     /// Leaves the temporary where it is, for a later run.
@@ -72,6 +94,7 @@ impl Staging {
     /// Gives the file its name, once everything in it is on disk.
     pub fn publish(mut self) -> Result<(), StoreError> {
         self.settle()?;
+        self.check(true)?;
         let failed = StoreError::io(&self.target, "write");
         File::open(&self.temporary).and_then(|file| file.sync_all()).map_err(&failed)?;
         fs::rename(&self.temporary, &self.target).map_err(&failed)?;

@@ -128,7 +128,7 @@ fn what_a_run_left_can_be_gone_on_with() {
     Writer::open(&layout).unwrap().write(&region(&[0], &[2]), &[1, 0, 2, 0]).unwrap();
     let temporary = first.temporary().to_owned();
     first.leave();
-    let second = Staging::adopt(&file, &temporary);
+    let second = Staging::adopt(&file, &temporary, &[&layout]).unwrap();
     let mut writer = Writer::open(&layout).unwrap();
     assert_eq!(writer.read(&region(&[1], &[1])).unwrap(), [2, 0]);
     writer.write(&region(&[2], &[4]), &[3, 0, 4, 0, 5, 0, 6, 0]).unwrap();

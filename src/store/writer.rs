@@ -4,9 +4,13 @@ use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use super::chunks::padded_chunks;
+use super::chunks::pad;
+use super::create::offset_of;
 use super::{OutputLayout, Storage, StoreError};
 use crate::tensor::{Region, chunks_of, copy_region};
+
+/// Chunks that lie side by side are written at once, up to about so many bytes.
+const AT_ONCE: usize = 4 << 20;
 
 /// Writes a rank's parts of one uncompressed dataset at their places in the file, and reads them back: no HDF5, no lock, no
 /// other rank.
@@ -34,12 +38,27 @@ impl Writer {
                 each_row(&self.layout.shape, region, element_bytes, write).map_err(failed)?;
                 Ok(bytes.len() as u64)
             }
-            Storage::Chunked { chunk, offsets_bytes } => {
-                let mut written = 0;
-                for (linear, stored) in padded_chunks(&self.layout, chunk, region, bytes) {
-                    self.file.write_all_at(&stored, offsets_bytes[linear as usize]).map_err(&failed)?;
-                    written += stored.len() as u64;
+            Storage::Chunked { chunk, runs } => {
+                let chunk_bytes = chunk.iter().product::<u64>() as usize * element_bytes;
+                let (mut written, mut begin, mut buffer) = (0, 0, Vec::new());
+                let mut flush = |buffer: &mut Vec<u8>, begin: u64| {
+                    written += buffer.len() as u64;
+                    self.file.write_all_at(buffer, begin)?;
+                    buffer.clear();
+                    Ok(())
+                };
+                for (number, clipped) in chunks_of(&self.layout.shape, chunk, region) {
+                    let offset = offset_of(runs, chunk_bytes as u64, number).ok_or_else(nowhere).map_err(&failed)?;
+                    let follows = begin + buffer.len() as u64 == offset && buffer.len() < AT_ONCE;
+                    if !follows {
+                        flush(&mut buffer, begin).map_err(&failed)?;
+                        begin = offset;
+                    }
+                    let at = buffer.len();
+                    buffer.resize(at + chunk_bytes, 0);
+                    pad(chunk, (region, bytes), &clipped, element_bytes, &mut buffer[at..]);
                 }
+                flush(&mut buffer, begin).map_err(&failed)?;
                 Ok(written)
             }
             Storage::Compressed { .. } => unreachable!("compressed datasets are written by rank 0"),
@@ -56,10 +75,11 @@ impl Writer {
                 let read = |part: Range<usize>, at| self.file.read_exact_at(&mut bytes[part], offset_bytes + at);
                 each_row(&self.layout.shape, region, element_bytes, read).map_err(failed)?;
             }
-            Storage::Chunked { chunk, offsets_bytes } => {
+            Storage::Chunked { chunk, runs } => {
                 let mut stored = vec![0; chunk.iter().product::<u64>() as usize * element_bytes];
-                for (linear, clipped) in chunks_of(&self.layout.shape, chunk, region) {
-                    self.file.read_exact_at(&mut stored, offsets_bytes[linear as usize]).map_err(&failed)?;
+                for (number, clipped) in chunks_of(&self.layout.shape, chunk, region) {
+                    let offset = offset_of(runs, stored.len() as u64, number).ok_or_else(nowhere).map_err(&failed)?;
+                    self.file.read_exact_at(&mut stored, offset).map_err(&failed)?;
                     let full = Region { offset: clipped.offset.clone(), extent: chunk.clone() };
                     if let Some(common) = clipped.intersect(region) {
                         copy_region(&stored, &full, &mut bytes, region, &common, element_bytes);
@@ -70,6 +90,10 @@ impl Writer {
         }
         Ok(bytes)
     }
+}
+
+fn nowhere() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidData, "a chunk has no place")
 }
 
 /// A box of a packed array of `shape` as runs of the innermost dimensions that it spans wholly: calls `row` with the bytes of

@@ -35,6 +35,15 @@ pub fn python(script: &str) -> Command {
     command
 }
 
+/// Runs lines of Python, with h5py and numpy (`np`), in the lab's folder; what they print.
+pub fn python_says(lab: &Lab, lines: &str) -> String {
+    let mut command = Command::new(std::env::var("EXUVIA_PYTHON").as_deref().unwrap_or("/usr/bin/python3"));
+    let script = format!("import h5py, os, sys, numpy as np\n{lines}");
+    let output = command.args(["-c", &script]).current_dir(lab.path("")).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 pub fn text(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
 }

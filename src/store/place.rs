@@ -1,0 +1,261 @@
+//! Where in its file a dataset's bytes lie, read from the file as the HDF5 format (versions 1 to 3) lays it down.
+//!
+//! HDF5's own calls are no help here: they find one chunk in a time that grows with their number, and whether what they
+//! say counts from the start of the file or from the end of its user block depends on the version of the library.
+
+use std::fs::File;
+use std::io::{Error, ErrorKind, Result};
+use std::os::unix::fs::FileExt;
+
+/// What all addresses in a file depend on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Frame {
+    /// Where the file's addresses count from: the end of the user block.
+    pub base: u64,
+    /// Bytes of an address.
+    pub address_bytes: usize,
+    /// Bytes of a length.
+    pub length_bytes: usize,
+}
+
+/// Where a dataset's bytes lie, from the start of the file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Contiguous {
+        offset: u64,
+        bytes: u64,
+    },
+    /// Chunks of that extent, by their first elements.
+    Chunks {
+        chunk: Vec<u64>,
+        found: Vec<Chunk>,
+    },
+    /// All chunks, in row-major order, one behind the other.
+    Row {
+        chunk: Vec<u64>,
+        offset: u64,
+    },
+    /// In the dataset's header, in another file, in an index that is not known here, or not there yet.
+    Elsewhere,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Chunk {
+    pub first: Vec<u64>,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// Type of the header message that says how a dataset is stored.
+const LAYOUT: u16 = 0x0008;
+/// Type of the one that says where more messages are.
+const CONTINUATION: u16 = 0x0010;
+/// More than any dataset has.
+const MOST_BLOCKS: usize = 1024;
+const MOST_HEADER_BYTES: u64 = 16 << 20;
+
+/// Where the dataset lies whose header is at `header`, of at most `most_chunks` chunks.
+pub(super) fn find(file: &File, frame: Frame, header: u64, most_chunks: u64) -> Result<Place> {
+    let source = Source { file, frame };
+    let layout = source.layout(header)?;
+    let mut cursor = source.cursor(&layout);
+    let version = cursor.number(1)?;
+    match (version, cursor.number(1)?) {
+        (3 | 4, 0) => Ok(Place::Elsewhere),
+        (3 | 4, 1) => {
+            let (address, bytes) = (cursor.address()?, cursor.number(frame.length_bytes)?);
+            match address {
+                Some(address) => Ok(Place::Contiguous { offset: source.absolute(address)?, bytes }),
+                None => Ok(Place::Elsewhere),
+            }
+        }
+        (3, 2) => {
+            let dims = cursor.number(1)?;
+            let root = cursor.address()?;
+            let extents = (0..dims).map(|_| cursor.number(4)).collect::<Result<Vec<u64>>>()?;
+            let chunk = without_element(&extents)?;
+            let mut tree = Tree { source, rank: chunk.len(), found: Vec::new(), nodes: 0, most_chunks };
+            if let Some(root) = root {
+                tree.walk(root, None)?;
+            }
+            Ok(Place::Chunks { chunk, found: tree.found })
+        }
+        (4, 2) => {
+            let flags = cursor.number(1)?;
+            let (dims, width) = (cursor.number(1)?, cursor.number(1)? as usize);
+            let extents = (0..dims).map(|_| cursor.number(width)).collect::<Result<Vec<u64>>>()?;
+            let chunk = without_element(&extents)?;
+            let is_filtered = flags & 2 != 0;
+            // A single chunk, or all of them in order; what has room for more has another index.
+            match (cursor.number(1)?, is_filtered) {
+                (1 | 2, false) => match cursor.address()? {
+                    Some(address) => Ok(Place::Row { chunk, offset: source.absolute(address)? }),
+                    None => Ok(Place::Elsewhere),
+                },
+                _ => Ok(Place::Elsewhere),
+            }
+        }
+        _ => Ok(Place::Elsewhere),
+    }
+}
+
+/// The last extent is that of an element, in bytes.
+fn without_element(extents: &[u64]) -> Result<Vec<u64>> {
+    let (_, chunk) = extents.split_last().ok_or_else(|| damaged("a chunk without dimensions"))?;
+    Ok(chunk.to_vec())
+}
+
+fn damaged(what: &str) -> Error {
+    Error::new(ErrorKind::InvalidData, format!("the file is damaged: {what}"))
+}
+
+/// The file that is read.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    file: &'a File,
+    frame: Frame,
+}
+
+impl<'a> Source<'a> {
+    fn absolute(self, address: u64) -> Result<u64> {
+        address.checked_add(self.frame.base).ok_or_else(|| damaged("an address beyond all files"))
+    }
+
+    fn read(self, address: u64, bytes: usize) -> Result<Vec<u8>> {
+        let mut buffer = vec![0; bytes];
+        self.file.read_exact_at(&mut buffer, self.absolute(address)?)?;
+        Ok(buffer)
+    }
+
+    fn cursor<'b>(self, bytes: &'b [u8]) -> Cursor<'b> {
+        Cursor { rest: bytes, address_bytes: self.frame.address_bytes }
+    }
+
+    /// The layout message of an object header.
+    fn layout(self, header: u64) -> Result<Vec<u8>> {
+        let start = self.read(header, 6)?;
+        let (is_new, tracks_order, mut at, mut length) = match *start {
+            [b'O', b'H', b'D', b'R', 2, flags] => {
+                let before = 6 + if flags & 0x20 != 0 { 16 } else { 0 } + if flags & 0x10 != 0 { 4 } else { 0 };
+                let width = 1 << (flags & 3);
+                let size = self.read(self.beyond(header, before)?, width)?;
+                let length = self.cursor(&size).number(width)?;
+                (true, flags & 4 != 0, self.beyond(header, before + width as u64)?, length)
+            }
+            [1, ..] => {
+                let size = self.read(self.beyond(header, 8)?, 4)?;
+                (false, false, self.beyond(header, 16)?, self.cursor(&size).number(4)?)
+            }
+            _ => return Err(damaged("the header of the dataset is none")),
+        };
+        let mut more = Vec::new();
+        for _ in 0..MOST_BLOCKS {
+            if length > MOST_HEADER_BYTES {
+                return Err(damaged("the header of the dataset is too long"));
+            }
+            let block = self.read(at, length as usize)?;
+            let mut cursor = self.cursor(&block);
+            let prefix = if is_new { 4 + if tracks_order { 2 } else { 0 } } else { 8 };
+            while cursor.rest.len() >= prefix {
+                let kind = cursor.number(if is_new { 1 } else { 2 })? as u16;
+                let size = cursor.number(2)? as usize;
+                cursor.skip(prefix - if is_new { 3 } else { 4 })?;
+                let body = cursor.skip(size)?;
+                match kind {
+                    LAYOUT => return Ok(body.to_vec()),
+                    CONTINUATION => {
+                        let mut body = self.cursor(body);
+                        let address = body.address()?.ok_or_else(|| damaged("a header that goes on nowhere"))?;
+                        more.push((address, body.number(self.frame.length_bytes)?));
+                    }
+                    _ => {}
+                }
+            }
+            let next = more.pop().ok_or_else(|| damaged("the dataset does not say how it is stored"))?;
+            // A block of the new kind has a signature in front and a checksum behind.
+            (at, length) = match next {
+                (address, bytes) if is_new && bytes >= 8 => (self.beyond(address, 4)?, bytes - 8),
+                next => next,
+            };
+        }
+        Err(damaged("the header of the dataset has no end"))
+    }
+
+    fn beyond(self, address: u64, bytes: u64) -> Result<u64> {
+        address.checked_add(bytes).ok_or_else(|| damaged("an address beyond all files"))
+    }
+}
+
+struct Cursor<'a> {
+    rest: &'a [u8],
+    address_bytes: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn skip(&mut self, bytes: usize) -> Result<&'a [u8]> {
+        let (skipped, rest) = self.rest.split_at_checked(bytes).ok_or_else(|| damaged("it is cut short"))?;
+        self.rest = rest;
+        Ok(skipped)
+    }
+
+    fn number(&mut self, bytes: usize) -> Result<u64> {
+        let mut whole = [0; 8];
+        let part = whole.get_mut(..bytes).ok_or_else(|| damaged("its numbers are too long"))?;
+        part.copy_from_slice(self.skip(bytes)?);
+        Ok(u64::from_le_bytes(whole))
+    }
+
+    /// Nothing if it is that of what is not there.
+    fn address(&mut self) -> Result<Option<u64>> {
+        let address = self.number(self.address_bytes)?;
+        let none = u64::MAX >> (64 - 8 * self.address_bytes);
+        Ok(Some(address).filter(|address| *address != none))
+    }
+}
+
+/// A version 1 B-tree of chunks.
+struct Tree<'a> {
+    source: Source<'a>,
+    rank: usize,
+    found: Vec<Chunk>,
+    nodes: u64,
+    most_chunks: u64,
+}
+
+impl Tree<'_> {
+    /// Collects the chunks below a node, which is of `level`, if that is known.
+    fn walk(&mut self, node: u64, level: Option<u64>) -> Result<()> {
+        self.nodes += 1;
+        if self.nodes > 2 * self.most_chunks + 64 {
+            return Err(damaged("its index of chunks has no end"));
+        }
+        let address_bytes = self.source.frame.address_bytes;
+        let head_bytes = 8 + 2 * address_bytes;
+        let head = self.source.read(node, head_bytes)?;
+        let mut cursor = self.source.cursor(&head);
+        if cursor.skip(4)? != b"TREE" || cursor.number(1)? != 1 {
+            return Err(damaged("its index of chunks is none"));
+        }
+        let (here, entries) = (cursor.number(1)?, cursor.number(2)? as usize);
+        if level.is_some_and(|level| level != here) {
+            return Err(damaged("its index of chunks is mixed up"));
+        }
+        let key_bytes = 8 + 8 * (self.rank + 1);
+        let body =
+            self.source.read(self.source.beyond(node, head_bytes as u64)?, entries * (key_bytes + address_bytes))?;
+        let mut cursor = self.source.cursor(&body);
+        for _ in 0..entries {
+            let bytes = cursor.number(4)?;
+            let _filters = cursor.number(4)?;
+            let first = (0..self.rank).map(|_| cursor.number(8)).collect::<Result<Vec<u64>>>()?;
+            let _of_element = cursor.number(8)?;
+            let child = cursor.address()?.ok_or_else(|| damaged("a chunk is nowhere"))?;
+            match here.checked_sub(1) {
+                Some(below) => self.walk(child, Some(below))?,
+                None if self.found.len() as u64 >= self.most_chunks => return Err(damaged("it has too many chunks")),
+                None => self.found.push(Chunk { first, offset: self.source.absolute(child)?, bytes }),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,75 @@
+//! What stands at the path of a dataset that is to be created, and whether it may.
+
+use std::collections::VecDeque;
+
+use hdf5::{File, LocationType};
+
+use super::raw::{self, Link};
+
+/// As many soft links lead from one to the next before they are taken for a circle.
+const MOST_LINKS: usize = 32;
+
+/// What stands there. Paths are without soft links.
+pub(super) enum Standing {
+    Nothing { path: String },
+    Dataset { path: String },
+}
+
+/// Goes along the path as HDF5 would, but stops where a dataset would get to a place that nobody means. Soft links are followed;
+/// errors say why nothing can be created there.
+pub(super) fn look(file: &File, name: &str) -> Result<Standing, String> {
+    let parts = |path: &str, of_link: bool| -> Vec<(String, bool)> {
+        let parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
+        parts.map(|part| (part.to_owned(), of_link)).collect()
+    };
+    let mut rest = VecDeque::from(parts(name, false));
+    let (mut group, mut links) = (String::new(), 0);
+    while let Some((part, of_link)) = rest.pop_front() {
+        let path = format!("{group}/{part}");
+        let shown = path.trim_start_matches('/');
+        match raw::link(file, &path).map_err(|e| format!("'{shown}' cannot be looked at: {e}"))? {
+            None if of_link => {
+                return Err(format!("it leads through a soft link to '{path}', which is not there; remove that link"));
+            }
+            None => {
+                let path = rest.iter().fold(path, |path, (part, _)| format!("{path}/{part}"));
+                return Ok(Standing::Nothing { path });
+            }
+            Some(Link::Soft(target)) => {
+                links += 1;
+                if links > MOST_LINKS {
+                    return Err(format!("'{shown}' is a soft link in a circle; remove it"));
+                }
+                if target.starts_with('/') {
+                    group.clear();
+                }
+                for part in parts(&target, true).into_iter().rev() {
+                    rest.push_front(part);
+                }
+            }
+            Some(Link::External { file, object }) => {
+                return Err(format!(
+                    "'{shown}' is a link to '{object}' in another file, {file}; create the dataset there, or remove the link"
+                ));
+            }
+            Some(Link::Other) => {
+                return Err(format!("'{shown}' is a link of an unknown kind; remove it"));
+            }
+            Some(Link::Hard) => {
+                let kind = file.loc_type_by_name(&path);
+                match kind.map_err(|e| format!("'{shown}' cannot be opened: {e}"))? {
+                    LocationType::Group if rest.is_empty() => {
+                        return Err(format!("'{shown}' is a group; choose another name, or remove the group"));
+                    }
+                    LocationType::Group => group = path,
+                    LocationType::Dataset if rest.is_empty() => return Ok(Standing::Dataset { path }),
+                    LocationType::Dataset => {
+                        return Err(format!("'{shown}' is a dataset, in which nothing can be; choose another name"));
+                    }
+                    _ => return Err(format!("'{shown}' is a named datatype; choose another name")),
+                }
+            }
+        }
+    }
+    Err("it is the group '/', the file's root".to_owned())
+}
