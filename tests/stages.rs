@@ -308,7 +308,7 @@ fn iterations_that_are_unbalanced_steal_and_change_no_bit() {
          [[stages]]\nkernel = \"reaction.wasm\"\nexport = \"react\"\n\
          compute = \"u[y~1,x~1], steps[y] -> v[y,x]\"\nboundary = \"clamp\"\n\
          [[stages]]\nkernel = \"reaction.wasm\"\nexport = \"released\"\n\
-         compute = \"v[y,x], steps[y] -> heat[]\"\ncombine = \"sum\"\n\
+         compute = \"v[y,x], steps[y] -> heat[]\"\ncombine = \"sum\"\nreduce = [\"y\", \"x\"]\n\
          [iterate]\ncount = {ITERATIONS}\nexchange = [[\"u\", \"v\"]]\n"
     );
     fs::write(lab.path("job.toml"), text).unwrap();

@@ -1,5 +1,6 @@
-/* Softmax of rows: x[n,d] -> p[n,c], f32. The job gives c the size of d: each task needs whole rows of x, and writes
- * the columns of p that its tile has. (`x[n,d] -> p[n,d]` would split d; a piece of a row is refused with status 2.)
+/* Softmax of rows, f32: x[n,d] -> p[n,d] with whole = ["d"], since each task needs whole rows of x. Or x[n,d] -> p[n,c],
+ * where the job gives c the size of d: then a task writes the columns of p that its tile has. (`x[n,d] -> p[n,d]` alone
+ * would split d; a piece of a row is refused with status 2.)
  *
  * exp by range reduction to [-ln 2 / 2, ln 2 / 2] and a polynomial of degree 6: relative error below 2.6e-7 for every
  * argument from -87 to 0, all that softmax has (all of them were tried); below -87 it is 0.

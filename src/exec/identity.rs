@@ -53,7 +53,7 @@ pub(super) fn identities(job: &Job, plan: &Plan, kernels: &[&Kernel]) -> Vec<Ide
             };
             note(format!("{:?}", (kernel.export(), stage.combine, &stage.merge, stage.boundary)));
             for index in &planned.indices {
-                note(format!("{:?}", (&index.name, index.extent, index.split, index.reduced)));
+                note(format!("{:?}", (&index.name, index.extent, index.cut)));
             }
             for operand in &planned.operands {
                 let layout = (operand.dtype, &*operand.shape, &operand.chunk, operand.deflate);

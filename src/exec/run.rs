@@ -165,6 +165,9 @@ fn run_rank(
     let (resumed_bytes, resumed_tasks) = *kept.resumed.get_or_insert((resumed.bytes, resumed.tasks));
     if link.rank() == 0 {
         tell(&taken_up(&resumed, again), options);
+        let undecided = plan.stages.iter().filter_map(|stage| Some((&stage.name, stage.undecided()?)));
+        let notes = undecided.map(|(name, note)| format!("stage '{name}': {note}"));
+        tell(&notes.filter(|_| !again).collect::<Vec<_>>(), options);
     }
     let cache = open_cache(options);
     let costs = CostBook::load(link, cache.as_ref(), &kernels)?;

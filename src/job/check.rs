@@ -102,16 +102,17 @@ fn pairs(job: &Job, stage: &Stage) -> Result<(), JobError> {
     if !stage.combine.is_some_and(Combine::is_of_pairs) {
         return Ok(());
     }
-    let names = |output: &Operand| output.indices.iter().map(|index| index.name.clone()).collect::<Vec<_>>();
+    let dims = |output: &Operand| output.indices.iter().map(|i| (i.name.clone(), i.scale)).collect::<Vec<_>>();
     let is_integer = |output: &Operand| match job.tensors.get(&output.tensor).map(|decl| &decl.source) {
         Some(Source::Create { dtype, .. } | Source::Scratch { dtype }) => dtype.is_integer(),
         // Another error, which is told later.
         _ => true,
     };
     let fault = match outputs.as_slice() {
-        [value, place] if names(value) != names(place) => {
-            Some((place, format!("{place} and {value} must have the same indices: a place for every value")))
-        }
+        [value, place] if dims(value) != dims(place) => Some((
+            place,
+            format!("{place} and {value} must have the same indices and multiples: a place for every value"),
+        )),
         [_, place] if !is_integer(place) => Some((place, format!("'{}' must be of an integer dtype", place.tensor))),
         [_, _] => None,
         _ => outputs.last().map(|last| (last, "two outputs are needed, the value and its place".to_owned())),

@@ -17,6 +17,7 @@ name = "check"
 kernel = "heat.wasm"
 compute = "u[y,x], v[y,x] -> residual[]"
 combine = "max"
+reduce = ["y", "x"]
 [iterate]
 stages = ["step", "check"]
 count = 100
@@ -69,8 +70,10 @@ fn halos_and_reductions_that_make_no_sense_are_refused() {
     refused("u[y~1,x~1]", "u[y,x]", &["boundary", "halo"]);
     refused("-> v[y,x]\"\nboundary", "-> v[y~1,x]\"\nboundary", &["output", "y~1"]);
     refused("\"max\"", "\"argmax\"", &["two outputs", "value[d], place[d]"]);
-    let columns = "residual[], columns[x]\"\ncombine = \"argmax\"";
-    refused("residual[]\"\ncombine = \"max\"", columns, &["same indices"]);
+    let columns = "residual[], columns[x]\"\ncombine = \"argmax\"\nreduce = [\"y\"]";
+    refused("residual[]\"\ncombine = \"max\"\nreduce = [\"y\", \"x\"]", columns, &["same indices"]);
+    let pairs = "residual[x], columns[2*x]\"\ncombine = \"argmax\"\nreduce = [\"y\"]";
+    refused("residual[]\"\ncombine = \"max\"\nreduce = [\"y\", \"x\"]", pairs, &["same indices and multiples"]);
     // Two outputs, but 'residual' is no integer place.
     let places = "places[], residual[]\"\ncombine = \"argmin\"";
     let declared = HEAT.replace("residual = {", "places = { dtype = \"f32\" }\nresidual = {");
@@ -80,6 +83,59 @@ fn halos_and_reductions_that_make_no_sense_are_refused() {
     refused("\"max\"", "\"maximum\"", &["maximum", "max"]);
     refused("boundary = \"clamp\"", "boundary = \"clamp\"\ncombine = \"sum\"", &["combine", "no output has"]);
     refused("residual = { dtype = \"f64\" }", "residual = { dtype = \"f16\" }", &["f16", "f32"]);
+}
+
+/// What becomes of each index of a stage with this notation and these keys.
+fn cuts(compute: &str, keys: &str) -> Vec<(Cut, Why)> {
+    let sources = [("a", "file = \"i\", dataset = \"a\""), ("b", "file = \"i\", dataset = \"b\"")];
+    let used = sources.into_iter().chain([("o", "dtype = \"f64\""), ("p", "dtype = \"f64\"")]);
+    let used = used.filter(|(name, _)| compute.contains(&format!("{name}[")));
+    let tensors: String = used.map(|(name, source)| format!("tensors.{name} = {{ {source} }}\n")).collect();
+    let text = format!("{tensors}\n[[stages]]\nkernel = \"k\"\ncompute = \"{compute}\"\n{keys}\n");
+    let job = Job::parse(&text, Path::new("cuts.toml")).unwrap_or_else(|error| panic!("{error}"));
+    ["y", "x", "k"].map(|index| job.stages[0].cut(index)).to_vec()
+}
+
+#[test]
+fn what_may_be_cut_follows_from_the_job_alone() {
+    use Cut::{Reduced, Split, Whole};
+    let sum = "combine = \"sum\"";
+    let (split, only) = ((Split, Why::InEveryOutput), (Reduced, Why::OnlyCandidate));
+    let (undecided, named) = ((Whole, Why::Undecided), (Reduced, Why::NamedReduced));
+    // A product, and tables beside the data.
+    assert_eq!(cuts("a[y,k], b[k,x] -> o[y,x]", sum), [split, split, only]);
+    assert_eq!(cuts("a[y,x], b[k] -> o[]", sum), [undecided; 3]);
+    let reduce = |names: &str| format!("{sum}\nreduce = {names}");
+    let other = (Whole, Why::NotNamedReduced);
+    assert_eq!(cuts("a[y,x], b[k] -> o[]", &reduce("[\"x\", \"y\"]")), [named, named, other]);
+    assert_eq!(cuts("a[y,x], b[k] -> o[y]", &reduce("[\"x\"]")), [split, named, other]);
+    // What is kept whole leaves one, or several.
+    let whole = |names: &str| format!("{sum}\nwhole = {names}");
+    let kept = (Whole, Why::NamedWhole);
+    assert_eq!(cuts("a[y,x], b[k] -> o[y]", &whole("[\"k\"]")), [split, only, kept]);
+    assert_eq!(cuts("a[y,x], b[k] -> o[]", &whole("[\"k\"]")), [undecided, undecided, kept]);
+    assert_eq!(cuts("a[y,x], b[k] -> o[y]", &whole("[\"k\", \"y\"]")), [kept, only, kept]);
+    // Without `combine`.
+    assert_eq!(cuts("a[y,x,k] -> o[x,y]", ""), [split, split, (Whole, Why::NoCombine)]);
+    assert_eq!(cuts("a[y,x,k] -> o[x,y], p[x]", "whole = [\"x\"]")[..2], [(Whole, Why::InSomeOutputs), kept]);
+}
+
+#[test]
+fn reductions_over_what_cannot_be_reduced_are_refused() {
+    let max = "combine = \"max\"\nreduce = [\"y\", \"x\"]";
+    let with = |keys: &str, words: &[&str]| refused(max, keys, words);
+    with("reduce = [\"y\"]", &["'reduce' needs 'combine'", "combine = \"sum\""]);
+    with("combine = \"max\"\nreduce = []", &["'reduce'", "at least one index"]);
+    with("combine = \"max\"\nreduce = \"y\"", &["'reduce' takes an array of indices", "a string"]);
+    with("combine = \"max\"\nreduce = [\"y\", \"y\"]", &["'y' is there twice"]);
+    with("combine = \"max\"\nreduce = [\"z\"]", &["no index 'z'", "indices that no output has: x, y"]);
+    with("combine = \"max\"\nreduce = [\"y\"]\nwhole = [\"y\"]", &["'whole' names 'y' too"]);
+    with("combine = \"max\"\nwhole = [\"y\", \"x\"]", &["'whole' does not name", "nothing to combine"]);
+    with("combine = \"max\"\nwhole = [\"rows\"]", &["no index 'rows'", "its indices: x, y"]);
+    let columns = "columns[x]\"\ncombine = \"max\"\nreduce = [\"y\", \"x\"]";
+    refused("residual[]\"\ncombine = \"max\"\nreduce = [\"y\", \"x\"]", columns, &["columns[x] has 'x'"]);
+    let slip = "rows[row], cols[col] -> residual[]\"\ncombine = \"max\"\nreduce = [\"rwo\"]";
+    refused(&format!("u[y,x], v[y,x] -> residual[]\"\n{max}"), slip, &["did you mean 'row'?"]);
 }
 
 #[test]

@@ -8,6 +8,7 @@
 
 mod check;
 mod constant;
+mod cuts;
 mod error;
 mod excerpt;
 mod iterate;
@@ -20,6 +21,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use cuts::{Cut, Why};
 pub use error::JobError;
 pub use excerpt::Excerpt;
 pub use iterate::{Condition, Exchange, Iterate, Relation};
@@ -84,6 +86,10 @@ pub struct Stage {
     pub limits: Limits,
     /// How partial results over indices that no output has become one; without it those indices are whole.
     pub combine: Option<Combine>,
+    /// The indices that a reduction may cut, if the job names them; see [`Stage::cut`].
+    pub reduce: Option<Vec<String>>,
+    /// Indices that are never cut.
+    pub whole: Vec<String>,
     /// With [`Combine::Kernel`], the exported function that merges.
     pub merge: Option<String>,
     /// What lies beyond the edge of inputs with a halo.

@@ -37,14 +37,6 @@ pub struct Index {
     pub(crate) span: Range<usize>,
 }
 
-impl Notation {
-    /// Indices of the inputs that no output has.
-    pub fn reduced(&self) -> impl Iterator<Item = &Index> {
-        let indices = self.inputs.iter().flat_map(|input| &input.indices);
-        indices.filter(|index| self.outputs.iter().all(|output| output.dim_of(&index.name).is_none()))
-    }
-}
-
 impl Operand {
     /// The dimension that `index` names here.
     pub fn dim_of(&self, index: &str) -> Option<usize> {

@@ -1,6 +1,7 @@
 //! The tables and keys of a job file, one function per table.
 
 use super::constant;
+use super::cuts;
 use super::excerpt::position;
 use super::iterate;
 use super::nearest::{nearest, suggest};
@@ -216,7 +217,8 @@ fn stages(root: &Table<'_>) -> Result<Vec<Stage>, JobError> {
 }
 
 fn stage(table: &Table<'_>, default_name: String) -> Result<Stage, JobError> {
-    table.only(&["name", "kernel", "export", "compute", "sizes", "combine", "boundary", "limits"])?;
+    table
+        .only(&["name", "kernel", "export", "compute", "sizes", "combine", "reduce", "whole", "boundary", "limits"])?;
     let name = match table.get("name") {
         Some(value) => plain_name(&value)?,
         None => default_name,
@@ -226,14 +228,13 @@ fn stage(table: &Table<'_>, default_name: String) -> Result<Stage, JobError> {
     let export = table.get("export").map(|value| value.string().map(str::to_owned)).transpose()?;
     let compute = compute(table, &text)?;
     let (combine, merge) = combine(table, &name)?;
-    if combine.is_some() && compute.reduced().next().is_none() {
-        let conflict = "'combine' needs an index that no output has: there is nothing to combine".to_owned();
-        return Err(conflict_at(table, &table.require("combine", "")?, conflict));
-    }
+    let (reduce, whole) = cuts::read(table, &name, &compute)?;
     let boundary = boundary(table, &compute)?;
     Ok(Stage {
         combine,
         merge,
+        reduce,
+        whole,
         boundary,
         kernel: path(table, &kernel)?,
         export,

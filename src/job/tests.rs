@@ -129,7 +129,7 @@ fn unknown_keys_name_the_nearest() {
        |
     21 | entry = "knn"
        | ^^^^^
-    help: known keys: name, kernel, export, compute, sizes, combine, boundary, limits
+    help: known keys: name, kernel, export, compute, sizes, combine, reduce, whole, boundary, limits
     "#);
 }
 

@@ -1,14 +1,14 @@
 //! Notation and layouts to operands: what every index's extent is, which indices are split, what is broadcast.
 
 use super::{Distribution, IndexPlan, Layout, OperandPlan, Origin, PlanError, Role};
-use crate::job::{Index, Job, Operand, Source, Stage};
+use crate::job::{Cut, Index, Job, Operand, Source, Stage, Why};
 use crate::tensor::Shape;
 use std::collections::BTreeMap;
 
 /// A result of at most this size is reduced along several indices,
 const SMALL_RESULT_BYTES: u64 = 4 << 10;
 /// and at most so many.
-const REDUCED_AXES: usize = 3;
+pub(super) const REDUCED_AXES: usize = 3;
 
 /// A stage whose indices have extents and whose operands have shapes.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Bound {
 
 /// Binds the operands of `stage`. Takes the layouts of its inputs from `known` and adds those of its outputs.
 pub(super) fn bind(job: &Job, stage: &Stage, known: &mut BTreeMap<String, Layout>) -> Result<Bound, PlanError> {
-    let mut extents = Extents { job, indices: Vec::new() };
+    let mut extents = Extents { job, stage, indices: Vec::new() };
     let mut operands = Vec::new();
     let mut notes = Vec::new();
     for input in &stage.compute.inputs {
@@ -49,12 +49,10 @@ pub(super) fn bind(job: &Job, stage: &Stage, known: &mut BTreeMap<String, Layout
         operands.push(operand(job, output, Role::Output, dims, layout, deflate));
     }
     let mut indices: Vec<IndexPlan> = extents.indices.into_iter().map(|bound| bound.plan).collect();
-    let mut split = split(&operands, &mut indices);
-    let reduced = if stage.combine.is_some() { reduced(stage, &indices, &operands) } else { Vec::new() };
-    for index in &reduced {
-        indices[*index].reduced = true;
-        split.push(*index);
-    }
+    notes.extend(super::notes::undecided(&indices));
+    let mut split = split(&operands, &indices);
+    let reduced = reduced(&mut indices, &operands);
+    split.extend(&reduced);
     for operand in &mut operands {
         // Without any split index everything is one block on rank 0: nothing to send to the idle ranks.
         let whole = !operand.dims.iter().any(|dim| split.contains(dim));
@@ -94,32 +92,35 @@ fn operand(
     }
 }
 
-/// Indices that are in every output, in the order of the first; marks them in `indices`.
-fn split(operands: &[OperandPlan], indices: &mut [IndexPlan]) -> Vec<usize> {
-    let outputs: Vec<&OperandPlan> = operands.iter().filter(|operand| operand.role == Role::Output).collect();
-    let Some(first) = outputs.first() else { return Vec::new() };
-    let in_all = |index: &usize| outputs.iter().all(|output| output.dims.contains(index));
-    let split: Vec<usize> = first.dims.iter().copied().filter(in_all).collect();
-    for index in &split {
-        indices[*index].split = true;
-    }
-    split
+/// The split indices, in the order of the first output.
+fn split(operands: &[OperandPlan], indices: &[IndexPlan]) -> Vec<usize> {
+    let first = operands.iter().find(|operand| operand.role == Role::Output);
+    let dims = first.iter().flat_map(|output| output.dims.iter().copied());
+    dims.filter(|index| indices[*index].cut == Cut::Split).collect()
 }
 
-/// The indices to reduce by parts, of those that no output has: several for a small result, so that each rank can reduce the
-/// box it has; otherwise the longest, since every group along all but the last costs a partial result. Innermost first, so
-/// that the last, which is cut finest, has the longest contiguous runs. Others stay whole.
-fn reduced(stage: &Stage, indices: &[IndexPlan], operands: &[OperandPlan]) -> Vec<usize> {
-    let names: Vec<&str> = stage.compute.reduced().map(|index| index.name.as_str()).collect();
-    let long = |index: &usize| names.contains(&indices[*index].name.as_str()) && indices[*index].extent > 1;
-    let mut found: Vec<usize> = (0..indices.len()).rev().filter(long).collect();
+/// The indices to reduce by parts, of those that may be: several for a small result, so that each rank can reduce the box it
+/// has; otherwise the longest, since every group along all but the last costs a partial result. Innermost first, so that the
+/// last, which is cut finest, has the longest contiguous runs. The others become whole.
+fn reduced(indices: &mut [IndexPlan], operands: &[OperandPlan]) -> Vec<usize> {
+    let may_be = |index: &usize| indices[*index].cut == Cut::Reduced;
+    let (mut found, short): (Vec<usize>, Vec<usize>) =
+        (0..indices.len()).rev().filter(may_be).partition(|index| indices[*index].extent > 1);
     let out_bytes: u64 = operands.iter().filter(|o| o.role == Role::Output).map(OperandPlan::bytes).sum();
     let most = if out_bytes <= SMALL_RESULT_BYTES { REDUCED_AXES } else { 1 };
+    short.into_iter().for_each(|index| indices[index].keep(Why::OneElement));
     while found.len() > most {
         let shortest = (0..found.len()).min_by_key(|at| indices[found[*at]].extent);
-        shortest.map(|at| found.remove(at));
+        shortest.map(|at| found.remove(at)).into_iter().for_each(|index| indices[index].keep(Why::OthersAreCut));
     }
     found
+}
+
+impl IndexPlan {
+    /// Makes it whole.
+    fn keep(&mut self, why: Why) {
+        (self.cut, self.why) = (Cut::Whole, why);
+    }
 }
 
 /// The layout of an input: a constant's own, or what the caller or an earlier stage made known.
@@ -177,6 +178,7 @@ fn created(
 /// Extents of indices, each with who gave it first.
 struct Extents<'a> {
     job: &'a Job,
+    stage: &'a Stage,
     indices: Vec<BoundIndex>,
 }
 
@@ -191,7 +193,8 @@ impl Extents<'_> {
     }
 
     fn push(&mut self, name: &str, extent: u64, given_by: String) -> usize {
-        let plan = IndexPlan { name: name.to_owned(), extent, split: false, reduced: false };
+        let (cut, why) = self.stage.cut(name);
+        let plan = IndexPlan { name: name.to_owned(), extent, cut, why };
         self.indices.push(BoundIndex { plan, given_by });
         self.indices.len() - 1
     }

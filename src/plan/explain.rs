@@ -2,6 +2,7 @@
 
 use super::error::iec;
 use super::{Distribution, OperandPlan, Origin, Plan, Role, StageKind, StagePlan};
+use crate::job::Cut;
 use crate::tensor::Boundary;
 
 /// What [`explain`] knows of an operand: its bytes, whether each axis cuts it, and its halo along each axis.
@@ -23,6 +24,7 @@ pub fn explain(plan: &Plan) -> String {
 
 fn paragraph(stage: &StagePlan, ranks: u32) -> String {
     let mut sentences = vec![cut(stage, ranks)];
+    sentences.extend(indices(stage));
     let resident: Vec<&str> = tensors(stage, |o| o.role == Role::Input && o.resident);
     if !resident.is_empty() {
         sentences.push(format!("{} come from the memory of the ranks that made them.", resident.join(", ")));
@@ -54,10 +56,22 @@ fn paragraph(stage: &StagePlan, ranks: u32) -> String {
     format!("{}\n  {}\n", stage.name, sentences.join("\n  "))
 }
 
+/// What tasks get of each index, and why.
+fn indices(stage: &StagePlan) -> Option<String> {
+    let cut = |cut| match cut {
+        Cut::Split => "split",
+        Cut::Reduced => "reduced",
+        Cut::Whole => "whole",
+    };
+    let each = stage.indices.iter().map(|index| format!("{} is {} ({})", index.name, cut(index.cut), index.why));
+    let list = each.collect::<Vec<_>>().join("; ");
+    (!list.is_empty()).then(|| format!("Indices: {list}."))
+}
+
 /// How the ranks divide the stage, and for what reason.
 fn cut(stage: &StagePlan, ranks: u32) -> String {
     let of = match stage.split.is_empty() {
-        true => return "It is one task, on rank 0: no index is in every output, and none is reduced.".to_owned(),
+        true => return "It is one task, on rank 0: no index is split or reduced.".to_owned(),
         false => stage.axis_names().join(", "),
     };
     let Some(chosen) = &stage.process_grid else {
@@ -70,7 +84,7 @@ fn cut(stage: &StagePlan, ranks: u32) -> String {
         }
         StageKind::Reduce => {
             let combine = stage.reduce.map(|reduce| format!("{:?}", reduce.combine).to_lowercase()).unwrap_or_default();
-            let names = stage.indices.iter().filter(|index| index.reduced).map(|index| index.name.as_str());
+            let names = stage.indices.iter().filter(|index| index.cut == Cut::Reduced).map(|index| index.name.as_str());
             let names: Vec<&str> = names.collect();
             format!("reducing {} ({combine}); parts of it pass their partial results on", names.join(", "))
         }
@@ -243,7 +257,8 @@ mod tests {
         let product = planned("a[m,k], b[k,n] -> o[m,n]", sum, &shapes, 4);
         // Inputs are read from files, and stay; partial results move in every run.
         assert!(product.stages[0].least_moved_bytes(10) < 2.0 * product.stages[0].least_moved_bytes(1));
-        let total = planned("a[m,k] -> o[]", sum, &shapes[..1], 4);
+        let both = "combine = \"sum\"\nreduce = [\"m\", \"k\"]";
+        let total = planned("a[m,k] -> o[]", both, &shapes[..1], 4);
         assert_eq!([1, 10].map(|runs| total.stages[0].least_moved_bytes(runs)), [3.0 * 8.0, 30.0 * 8.0]);
         let more = "boundary = \"clamp\"\n[iterate]\ncount = 10\nexchange = [[\"a\", \"o\"]]";
         let halo = planned("a[y~1,x~1] -> o[y,x]", more, &shapes[..1], 4);
@@ -261,6 +276,8 @@ mod tests {
         for words in ["2 along y x 2 along x", "neighbours", "next best grid", "blocks of at most"] {
             assert!(text.contains(words), "no '{words}' in {text}");
         }
+        let rows = explain(&planned("a[y,x] -> o[y,x]", "whole = [\"x\"]", &shapes, 4));
+        assert!(rows.contains("Indices: y is split (every output has it); x is whole ('whole' names it)."), "{rows}");
         let map = explain(&planned("a[y,x] -> o[y,x]", "", &shapes, 4));
         assert!(map.contains("4 ranks share y, x evenly") && map.contains("Nothing moves"), "{map}");
     }

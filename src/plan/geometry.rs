@@ -4,6 +4,7 @@
 //! boxes by walking it: from the current unit, take the largest run of whole trailing axes that starts here, ends in
 //! the range and is within the limit. In `n` dimensions and without limit that gives at most `2n - 1` runs.
 
+use super::bind::REDUCED_AXES;
 use super::footprint::{Footprint, footprints};
 use super::{Distribution, Role, StagePlan};
 use crate::tensor::{Boundary, HaloPart, MAX_RANK, Region, halo_parts};
@@ -11,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::ops::Range;
 
-/// Split indices of an output, and one that is reduced.
-const MAX_AXES: usize = MAX_RANK + 1;
+/// Split indices of an output, and those that are reduced.
+const MAX_AXES: usize = MAX_RANK + REDUCED_AXES;
 
 /// A box over the split indices of a stage, in elements: one dimension per axis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

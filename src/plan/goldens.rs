@@ -108,7 +108,7 @@ fn plans_of_two_stages() {
       tasks    1, the whole stage
       bytes    read 0 B, moved 0 B, written 8 B
       memory   peak 566.7 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
-      note     no index is in every output: everything is one task on rank 0
+      note     no index is cut: everything is one task on rank 0
 
     total: read 34.3 MiB, moved 0 B, written 8 B; peak 566.7 MiB per rank
     ");
@@ -135,7 +135,7 @@ fn plans_of_two_stages() {
       tasks    1, the whole stage
       bytes    read 0 B, moved 33.5 MiB, written 8 B
       memory   peak 935.8 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
-      note     no index is in every output: everything is one task on rank 0
+      note     no index is cut: everything is one task on rank 0
 
     total: read 34.3 MiB, moved 33.5 MiB, written 8 B; peak 935.8 MiB per rank
     ");
@@ -162,7 +162,7 @@ fn plans_of_two_stages() {
       tasks    1, the whole stage
       bytes    read 0 B, moved 45.1 MiB, written 8 B
       memory   peak 921.5 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
-      note     no index is in every output: everything is one task on rank 0
+      note     no index is cut: everything is one task on rank 0
 
     total: read 34.3 MiB, moved 45.1 MiB, written 8 B; peak 921.5 MiB per rank
     ");
@@ -189,7 +189,7 @@ fn plans_of_two_stages() {
       tasks    1, the whole stage
       bytes    read 0 B, moved 58.4 MiB, written 8 B
       memory   peak 905.1 MiB per rank: 0 B broadcast, 68.9 MiB arena per thread
-      note     no index is in every output: everything is one task on rank 0
+      note     no index is cut: everything is one task on rank 0
 
     total: read 34.3 MiB, moved 58.4 MiB, written 8 B; peak 905.1 MiB per rank
     ");
@@ -353,7 +353,7 @@ fn what_does_not_fit_in_memory() {
        |
     11 | compute = "test[q,d], train[n,d], k[] -> predicted[q]"
        |                       ^^^^^
-    help: one thread needs 48MiB, as 'train' is given whole: no index of it is in every output
+    help: one thread needs 48MiB, as 'train' is given whole: no index of it is cut
     "#);
     assert_snapshot!(fault("name =", "memory = \"48MiB\"\nname =", [], &machine(2)), @r#"
     jobs/test.toml:12:23: stage 'classify' needs 49.4 MiB on every rank, but the budget is 48.0 MiB; most of it is tensor 'train' (u8 [60000, 784], whole), 44.9 MiB
@@ -375,7 +375,7 @@ fn what_does_not_fit_in_memory() {
        |
     11 | compute = "test[q,d], train[n,d], k[] -> predicted[q]"
        |                       ^^^^^
-    help: linear memory ends at 4 GiB, and 'train' is given whole: no index of it is in every output
+    help: linear memory ends at 4 GiB, and 'train' is given whole: no index of it is cut
     "#);
     let one_chunk = [("test", layout(Dtype::F64, &[1_000_000, 784], Some(&[100_000, 784])))];
     assert_snapshot!(fault("256MiB", "4GiB", one_chunk, &machine(2)), @r#"

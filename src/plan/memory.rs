@@ -10,7 +10,7 @@ use super::tiling::{self, Space};
 use super::{
     Distribution, Machine, OperandPlan, Origin, PlanError, Reduce, Role, SHARED_BYTES, StageBytes, StageKind, StagePlan,
 };
-use crate::job::{Combine, Job, Limits, Stage};
+use crate::job::{Combine, Job, Limits, Stage, Why};
 use crate::tensor::Dtype;
 
 /// Split operands of one block: large enough that reading streams, small enough to stay in cache and to be many.
@@ -221,6 +221,7 @@ fn check_guest(job: &Job, stage: &Stage, plan: &StagePlan, memory: &Memory, limi
     } else {
         format!("linear memory ends at 4 GiB, and {}", why_so_large(plan, position))
     };
+    let help = help + &or_cut(plan, position);
     Err(PlanError::GuestMemory {
         at: job.excerpt(span(stage, position), Some(help)),
         stage: stage.name.clone(),
@@ -268,6 +269,7 @@ fn check_budget(
         }
         None => format!("one thread needs {}, as {}", whole_mib(one_thread), why_so_large(plan, position)),
     };
+    let help = help + &or_cut(plan, position);
     Err(PlanError::OverBudget {
         at: job.excerpt(span(stage, position), Some(help)),
         stage: stage.name.clone(),
@@ -304,11 +306,28 @@ fn describe(plan: &StagePlan, position: usize) -> String {
 fn why_so_large(plan: &StagePlan, position: usize) -> String {
     let operand = &plan.operands[position];
     match operand.distribution {
-        Distribution::Broadcast => format!("'{}' is given whole: no index of it is in every output", operand.tensor),
-        Distribution::Split if plan.split.is_empty() => "all is one task: no index is in every output".to_owned(),
+        Distribution::Broadcast => format!("'{}' is given whole: no index of it is cut", operand.tensor),
+        Distribution::Split if plan.split.is_empty() => "all is one task: no index is cut".to_owned(),
         Distribution::Split => {
             let unit = plan.extents_text(&plan.unit);
             format!("'{}' is cut in whole chunks, at least {unit}: chunk the datasets finer", operand.tensor)
+        }
+    }
+}
+
+/// What the job could say to have operand `position` cut along more indices, to be added to a help.
+fn or_cut(plan: &StagePlan, position: usize) -> String {
+    let kept = |why: Why| {
+        let indices = plan.operands[position].dims.iter().map(|index| &plan.indices[*index]);
+        indices.filter(|index| index.why == why).map(|index| index.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    match (kept(Why::Undecided).as_str(), kept(Why::NamedWhole).as_str()) {
+        ("", "") => String::new(),
+        ("", named) => format!("; 'whole' keeps {named} from being cut"),
+        (undecided, _) => {
+            format!(
+                "; 'reduce' may name those of {undecided} over ranges of which the kernel can compute partial results"
+            )
         }
     }
 }

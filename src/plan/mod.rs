@@ -31,7 +31,7 @@ pub use explain::explain;
 pub use geometry::Tile;
 pub use render::render;
 
-use crate::job::{Combine, Job};
+use crate::job::{Combine, Cut, Job, Why};
 use crate::tensor::{Boundary, Dtype, Shape};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -171,10 +171,9 @@ pub struct Reduce {
 pub struct IndexPlan {
     pub name: String,
     pub extent: u64,
-    /// In every output: tasks get ranges of it.
-    pub split: bool,
-    /// In no output: tasks get ranges of it and compute partial results.
-    pub reduced: bool,
+    /// What tasks get of it.
+    pub cut: Cut,
+    pub why: Why,
 }
 
 /// A tensor of a stage.

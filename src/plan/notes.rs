@@ -2,7 +2,8 @@
 
 use super::footprint::Footprint;
 use super::tiling::Space;
-use super::{Role, StagePlan};
+use super::{IndexPlan, Role, StagePlan};
+use crate::job::Why;
 
 /// Inputs without some of the split indices are read again along those; said where it makes up much of the reading.
 pub(super) fn note_rereads(plan: &mut StagePlan, split: &[(usize, Footprint)], block_sums: &[u128]) {
@@ -17,11 +18,33 @@ pub(super) fn note_rereads(plan: &mut StagePlan, split: &[(usize, Footprint)], b
     }
 }
 
+/// What the author of a job should know whose stage combines, but does not say over which indices.
+pub(super) fn undecided(indices: &[IndexPlan]) -> Option<String> {
+    let names = indices.iter().filter(|index| index.why == Why::Undecided).map(|index| index.name.as_str());
+    let names: Vec<&str> = names.collect();
+    let list = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+    let note = || {
+        format!(
+            "every task gets all of {}, since there is no 'reduce' to say which of them may be cut: reduce = [{list}], or \
+             those over ranges of which the kernel can compute partial results, would spread the work",
+            names.join(", ")
+        )
+    };
+    (!names.is_empty()).then(note)
+}
+
+impl StagePlan {
+    /// A note where the stage combines, but does not say over which of several indices.
+    pub fn undecided(&self) -> Option<String> {
+        undecided(&self.indices)
+    }
+}
+
 pub(super) fn note_idle(plan: &mut StagePlan, busy: u32) {
     let idle = plan.ranks - busy;
     let units = plan.units();
     if plan.split.is_empty() {
-        plan.notes.push("no index is in every output: everything is one task on rank 0".to_owned());
+        plan.notes.push("no index is cut: everything is one task on rank 0".to_owned());
     } else if units == 0 {
         plan.notes.push("a split index has extent 0: there is nothing to compute".to_owned());
     } else if idle > 0 {

@@ -20,6 +20,9 @@ struct Case {
     /// Elements of `a`, `b` and the outputs for each value of an index.
     scale: [[u64; 3]; 3],
     combine: bool,
+    /// Whether `reduce` names all that it may, and dimensions that `whole` names.
+    reduce: bool,
+    whole: Vec<usize>,
     machine: Machine,
 }
 
@@ -35,13 +38,24 @@ impl Case {
         let halo = self.halo.map(|width| if width > 0 { format!("~{width}") } else { String::new() });
         let boundary = if self.halo == [0; 3] { "" } else { ", boundary = \"periodic\"" };
         let combine = if self.combine && self.out_dims.len() < 3 { ", combine = \"sum\"" } else { "" };
+        // Something is left to be combined.
+        let is_left = |d: &usize| !self.out_dims.contains(d) && !self.whole.contains(d);
+        let left: Vec<usize> = (0..3).filter(is_left).collect();
+        let keep = !self.whole.is_empty() && (combine.is_empty() || !left.is_empty());
+        let names = |dims: &[usize]| dims.iter().map(|d| ["i", "j", "k"][*d]).collect::<Vec<_>>();
+        let whole = if keep { format!(", whole = {:?}", names(&self.whole)) } else { String::new() };
+        let reduced = if keep { left } else { (0..3).filter(|d| !self.out_dims.contains(d)).collect() };
+        let reduce = match !combine.is_empty() && self.reduce {
+            true => format!(", reduce = {:?}", names(&reduced)),
+            false => String::new(),
+        };
         format!(
             r#"
             tensors.a = {{ file = "a", dataset = "a" }}
             tensors.b = {{ file = "a", dataset = "b" }}
             tensors.o = {{ create = "o", dataset = "o", dtype = "i16"{chunk} }}
             tensors.p = {{ dtype = "f64" }}
-            stages = [{{ kernel = "k", compute = "a[{}{},{}{},{}{}], b[{}] -> o[{}], p[{}]"{boundary}{combine} }}]
+            stages = [{{ kernel = "k", compute = "a[{}{},{}{},{}{}], b[{}] -> o[{}], p[{}]"{boundary}{combine}{reduce}{whole} }}]
             "#,
             letter(0, of_a),
             halo[0],
@@ -100,19 +114,23 @@ fn case() -> impl Strategy<Value = Case> {
     let halo = prop_oneof![3 => Just([0; 3]), 1 => [0u64..3, 0u64..3, 0u64..3]];
     let times = [1u64..4, 1u64..4, 1u64..4];
     let scale = prop_oneof![2 => Just([[1; 3]; 3]), 1 => [times.clone(), times.clone(), times]];
-    let kind = (halo, scale, any::<bool>());
+    let kind = (halo, scale, any::<bool>(), any::<bool>(), some_dims());
     (extents, chunk(), some_dims(), chunk(), some_dims(), chunk(), machine, kind).prop_map(
-        |(extents, a_chunk, b_dims, b_chunk, out_dims, out_chunk, machine, (halo, scale, combine))| Case {
-            extents,
-            a_chunk,
-            b_dims,
-            b_chunk,
-            out_dims,
-            out_chunk,
-            halo,
-            scale,
-            combine,
-            machine,
+        |(extents, a_chunk, b_dims, b_chunk, out_dims, out_chunk, machine, (halo, scale, combine, reduce, whole))| {
+            Case {
+                extents,
+                a_chunk,
+                b_dims,
+                b_chunk,
+                out_dims,
+                out_chunk,
+                halo,
+                scale,
+                combine,
+                reduce,
+                whole,
+                machine,
+            }
         },
     )
 }

@@ -1,5 +1,6 @@
 use super::error::iec;
 use super::{Distribution, OperandPlan, Origin, Plan, Role, StageKind, StagePlan};
+use crate::job::{Cut, Why};
 
 /// The plan for a person: per stage its indices, pieces, tensors, bytes and memory. No line is wider than it must be.
 pub fn render(plan: &Plan) -> String {
@@ -40,12 +41,13 @@ fn stage_lines(stage: &StagePlan, lines: &mut Vec<String>) {
     let mut field = |name: &str, text: String| lines.push(format!("  {name:<8} {text}"));
 
     let indices = stage.indices.iter().map(|index| {
-        let split = match (index.split, index.reduced) {
-            (true, _) => " (split)",
-            (_, true) => " (reduced)",
-            _ => "",
+        let cut = match (index.cut, index.why) {
+            (Cut::Split, _) => " (split)",
+            (Cut::Reduced, _) => " (reduced)",
+            (Cut::Whole, Why::NamedWhole) => " (whole)",
+            (Cut::Whole, _) => "",
         };
-        format!("{}={}{split}", index.name, index.extent)
+        format!("{}={}{cut}", index.name, index.extent)
     });
     field("indices", indices.collect::<Vec<_>>().join(", "));
     let rows: Vec<[String; 6]> = stage.operands.iter().map(|operand| operand_row(stage, operand)).collect();

@@ -218,7 +218,7 @@ fn hash_covers_every_field() {
         |p| p.stages[0].block[0] += 1,
         |p| p.stages[0].ranks += 1,
         |p| p.stages[0].arena_bytes += 1,
-        |p| p.stages[0].indices[0].split = false,
+        |p| p.stages[0].indices[0].cut = Cut::Whole,
         |p| p.stages[0].operands[1].distribution = Distribution::Split,
         |p| p.stages[0].operands[3].deflate = None,
         |p| p.stages[0].notes.push(String::new()),

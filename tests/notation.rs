@@ -1,0 +1,256 @@
+//! Planner and data path against an interpreter of the index notation in numpy (`notation/interpreter.py`): random jobs, and
+//! what reductions may cut.
+#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+
+mod lab;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use exuvia::cli::kernel_build;
+use exuvia::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
+use exuvia::fabric;
+use exuvia::job::{Job, Source};
+use exuvia::plan::{self, Machine, PlanError};
+use exuvia::sched::Granularity;
+use exuvia::store::Reader;
+use exuvia::tensor::{Dtype, Region};
+use lab::{EXUVIA, Lab, launch, python, root, text};
+
+/// Jobs of a test run; more with `EXUVIA_RANDOM_JOBS`, from another seed on with `EXUVIA_RANDOM_SEED`.
+const JOBS: u64 = 300;
+/// Little memory for a rank: it makes blocks small, and may be too little.
+const TIGHT_BYTES: u64 = 8 << 20;
+/// Jobs that are written at a time.
+const BATCH: u64 = 50;
+/// Every so many of them run with `mpirun` too.
+const LAUNCHED: u64 = 60;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap())
+}
+
+/// The folder with the jobs of these seeds, each in one of its own.
+fn written(lab: &Lab, first: u64, count: u64) -> PathBuf {
+    let folder = lab.path(&format!("jobs-{first}"));
+    let mut command = python("tests/notation/jobs.py");
+    let output = command.arg(&folder).args([first, count].map(|n| n.to_string())).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    folder
+}
+
+fn bytes(file: &Path, dataset: &str) -> Result<Vec<u8>, String> {
+    let reader = Reader::open(file, dataset).map_err(|error| format!("{dataset}: {error}"))?;
+    let mut bytes = Vec::new();
+    let read = reader.read(&Region::whole(&reader.info().shape), &mut bytes);
+    read.map(|_| bytes).map_err(|error| format!("{dataset}: {error}"))
+}
+
+/// Compares what a job has written with what is expected of it.
+fn compare(folder: &Path) -> Result<(), String> {
+    let job = Job::load(&folder.join("job.toml")).map_err(|error| error.to_string())?;
+    for decl in job.tensors.values() {
+        let Source::Create { file, dataset, .. } = &decl.source else { continue };
+        let (found, expected) = (bytes(file, dataset)?, bytes(&folder.join("expected.h5"), dataset)?);
+        if found != expected {
+            let at = found.iter().zip(&expected).position(|(a, b)| a != b);
+            return Err(format!("'{dataset}' differs from byte {at:?} of {} on ({})", expected.len(), found.len()));
+        }
+    }
+    Ok(())
+}
+
+/// Runs the job in `folder` on ranks of this process.
+fn run_here(folder: &Path, ranks: u32, options: &Options) -> Result<(), String> {
+    let job = folder.join("job.toml");
+    let run = |fabric: Box<dyn fabric::Fabric>| {
+        let report = exec::run(fabric, &job, options, Signal::default(), |_| ExitCode::Done);
+        report.map(|_| ()).map_err(|failure| format!("{failure:?}"))
+    };
+    thread::scope(|scope| {
+        let ranks: Vec<_> = fabric::local(ranks).into_iter().map(|fabric| scope.spawn(move || run(fabric))).collect();
+        let results: Vec<_> = ranks.into_iter().map(|rank| rank.join()).collect();
+        let first = results.into_iter().map(|result| result.unwrap_or_else(|_| Err("a rank has ended".to_owned())));
+        first.filter(|result| result.is_err()).next_back().unwrap_or(Ok(()))
+    })
+}
+
+/// Runs it on ranks of their own.
+fn launched(folder: &Path, ranks: u32, cache: &Path) -> Result<(), String> {
+    let mut command = if ranks == 1 { Command::new(EXUVIA) } else { launch::ranks(ranks, EXUVIA.as_ref()) };
+    command.args(["run", "--fresh", "--threads", "1"]).arg(folder.join("job.toml")).env("EXUVIA_CACHE_DIR", cache);
+    let output = command.output().unwrap();
+    if output.status.success() { Ok(()) } else { Err(text(&output)) }
+}
+
+#[test]
+fn random_jobs_compute_what_their_notation_says() {
+    let lab = Lab::bare(&[]);
+    kernel_build::build(&root().join("tests/notation/kernel.c"), &lab.path("kernel.wasm"), &[]).unwrap();
+    let (count, first) = (number("EXUVIA_RANDOM_JOBS").unwrap_or(JOBS), number("EXUVIA_RANDOM_SEED").unwrap_or(0));
+    let next = AtomicU64::new(first);
+    let [reductions, uncut, refused] = [const { AtomicU64::new(0) }; 3];
+    // Of seeds that differ in their remainders by 5, 2, 3, 7 every combination comes up.
+    let options = |seed: u64| Options {
+        threads: Some(1 + (seed / 5 % 2) as u32),
+        tier: TierPolicy::Baseline,
+        cache_dir: Some(lab.path("cache")),
+        resume: Resume::Never,
+        granularity: if seed % 3 == 1 { Granularity::Fixed(1) } else { Granularity::Adaptive },
+        memory_bytes: Some(if seed % 7 == 3 { TIGHT_BYTES } else { 1 << 32 }),
+        ..Options::default()
+    };
+    let work = || {
+        let mut faults = Vec::new();
+        loop {
+            let from = next.fetch_add(BATCH, Ordering::SeqCst);
+            if from >= first + count {
+                return faults;
+            }
+            let seeds = from..(from + BATCH).min(first + count);
+            let jobs = written(&lab, from, seeds.end - from);
+            for seed in seeds {
+                let folder = jobs.join(seed.to_string());
+                fs::copy(lab.path("kernel.wasm"), folder.join("kernel.wasm")).unwrap();
+                let (ranks, options) = (1 + (seed % 5) as u32, options(seed));
+                let job = Job::load(&folder.join("job.toml")).unwrap();
+                let (threads, memory_bytes) = (options.threads.unwrap(), options.memory_bytes.unwrap());
+                let machine = Machine { ranks, ranks_per_node: ranks, threads, memory_bytes };
+                let plan = match plan::plan(&job, &exec::layouts(&job).unwrap(), &machine) {
+                    Err(PlanError::OverBudget { .. }) if memory_bytes == TIGHT_BYTES => {
+                        refused.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    }
+                    plan => plan.unwrap(),
+                };
+                let stages =
+                    |which: fn(&plan::StagePlan) -> bool| plan.stages.iter().filter(|s| which(s)).count() as u64;
+                reductions.fetch_add(stages(|stage| stage.reduce.is_some()), Ordering::Relaxed);
+                uncut.fetch_add(stages(|stage| stage.undecided().is_some()), Ordering::Relaxed);
+                let mut result = run_here(&folder, ranks, &options).and_then(|()| compare(&folder));
+                if seed % LAUNCHED == 3 && result.is_ok() {
+                    result = launched(&folder, ranks, &lab.path("cache")).and_then(|()| compare(&folder));
+                }
+                if let Err(fault) = result {
+                    faults.push(format!("seed {seed} on {ranks} ranks: {fault}"));
+                    println!("{}", faults[faults.len() - 1]);
+                }
+            }
+            fs::remove_dir_all(jobs).unwrap();
+        }
+    };
+    let faults: Vec<String> = thread::scope(|scope| {
+        let workers = [(); 2].map(|()| scope.spawn(work));
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    let [reductions, uncut, refused] = [reductions, uncut, refused].map(AtomicU64::into_inner);
+    println!(
+        "{count} jobs from seed {first} on, {refused} of them refused for memory: {reductions} stages reduce by parts, \
+         {uncut} leave open what may be cut"
+    );
+    assert!(faults.is_empty(), "{} of {count}: {}", faults.len(), faults.join("\n"));
+    assert!(reductions > count / 10 && uncut > count / 50 && refused < count / 10);
+}
+
+/// Sums of the largest of rows, of a polynomial and of a table's entries: what is no range of the reduction stays whole.
+#[test]
+fn what_a_reduction_must_not_cut_stays_whole() {
+    let lab = Lab::bare(&[]);
+    fs::write(lab.path("k.c"), SUMS).unwrap();
+    kernel_build::build(&lab.path("k.c"), &lab.path("k.wasm"), &[]).unwrap();
+    // Multiples of a half: their sums are exact in any order.
+    let (rows, columns) = (4001u64, 4u64);
+    let a: Vec<f64> = (0..rows * columns).map(|i| (i * 7919 % 1009) as f64 / 2.0 - 250.0).collect();
+    lab.dataset_of("a.h5", Dtype::F64, &[rows, columns], a.iter().flat_map(|a| a.to_le_bytes()).collect());
+    let image: Vec<u8> = (0..401 * 307).map(|i| (i * 31 % 4) as u8).collect();
+    lab.dataset_of("image.h5", Dtype::U8, &[401, 307], image.clone());
+    let table = [17i32, -3, 1009, 64];
+    lab.dataset_of("table.h5", Dtype::I32, &[4], table.iter().flat_map(|t| t.to_le_bytes()).collect());
+    let largest: f64 = a.chunks(4).map(|row| row.iter().copied().fold(f64::MIN, f64::max)).sum();
+    let polynomial: f64 = a.iter().map(|a| ((4.0 * a + 3.0) * a + 2.0) * a + 1.0).sum();
+    let total: i32 = image.iter().map(|i| table[usize::from(*i)]).sum();
+    for (reduce, cut) in [("", false), ("reduce = [\"y\"]", true)] {
+        let stage = |export: &str, compute: &str| {
+            format!(
+                "[[stages]]\nname = \"{export}\"\nkernel = \"k.wasm\"\nexport = \"{export}\"\ncompute = \"{compute}\"\ncombine = \"sum\"\n{reduce}\n"
+            )
+        };
+        let output = |name: &str, dtype: &str| {
+            format!("[tensors.{name}]\ncreate = \"out.h5\"\ndataset = \"{name}\"\ndtype = \"{dtype}\"\n")
+        };
+        let input = |name: &str| format!("[tensors.{name}]\nfile = \"{name}.h5\"\ndataset = \"x\"\n");
+        let job = [
+            ["a", "image", "table"].map(input).concat(),
+            "[tensors.p]\nvalues = [1, 2, 3, 4]\ndtype = \"f64\"\n".to_owned(),
+            output("s", "f64") + &output("q", "f64") + &output("total", "i32"),
+            stage("rowmax", "a[y,x] -> s[]"),
+            stage("poly", "a[y,x], p[k] -> q[]"),
+            stage("lookup", "image[y,x], table[k] -> total[]"),
+        ];
+        fs::write(lab.path("job.toml"), job.concat()).unwrap();
+        for ranks in [1, 2, 3, 4, 7] {
+            let output = lab.output(ranks, &["--threads", "1", "--fresh"]);
+            assert!(output.status.success(), "{}", text(&output));
+            for (dataset, expected) in [("s", largest), ("q", polynomial)] {
+                assert!(lab.read("out.h5", dataset) == expected.to_le_bytes(), "{dataset} on {ranks} ranks, {reduce}");
+            }
+            assert!(lab.read("out.h5", "total") == total.to_le_bytes(), "total on {ranks} ranks, {reduce}");
+            let said = text(&output);
+            let noted =
+                said.contains("stage 'rowmax': every task gets all of y, x") && said.contains("reduce = [\"y\"");
+            assert!(noted != cut, "{said}");
+        }
+        let plan = Command::new(EXUVIA).args(["plan", "--explain", "--ranks", "3"]).arg(lab.path("job.toml")).output();
+        let said = text(&plan.unwrap());
+        let (y, k) = match cut {
+            true => {
+                ("y is reduced ('reduce' names it)", "k is whole (no output has it, and 'reduce' does not name it)")
+            }
+            false => ("y is whole (no output has it, nor others", "k is whole (no output has it, nor others"),
+        };
+        assert!(said.contains(y) && said.contains(k), "{said}");
+    }
+}
+
+const SUMS: &str = r#"
+#include "exuvia.h"
+EXUVIA_EXPORT(rowmax) int32_t rowmax(const exuvia_view *v, uint32_t c)
+{
+    const double *a = exuvia_data(&v[0]);
+    double sum = 0;
+    for (uint32_t y = 0; y < v[0].extent[0]; y++, a += v[0].extent[1]) {
+        double top = a[0];
+        for (uint32_t x = 1; x < v[0].extent[1]; x++)
+            top = a[x] > top ? a[x] : top;
+        sum += top;
+    }
+    *(double *)exuvia_data(&v[1]) = sum;
+    return c != 2;
+}
+EXUVIA_EXPORT(poly) int32_t poly(const exuvia_view *v, uint32_t c)
+{
+    const double *a = exuvia_data(&v[0]), *p = exuvia_data(&v[1]);
+    double sum = 0;
+    for (uint32_t i = 0; i < v[0].extent[0] * v[0].extent[1]; i++) {
+        double value = 0;
+        for (uint32_t k = v[1].extent[0]; k-- > 0;)
+            value = value * a[i] + p[k];
+        sum += value;
+    }
+    *(double *)exuvia_data(&v[2]) = sum;
+    return c != 3;
+}
+EXUVIA_EXPORT(lookup) int32_t lookup(const exuvia_view *v, uint32_t c)
+{
+    const uint8_t *image = exuvia_data(&v[0]);
+    const int32_t *table = exuvia_data(&v[1]);
+    int32_t sum = 0;
+    for (uint32_t i = 0; i < v[0].extent[0] * v[0].extent[1]; i++)
+        sum += table[image[i]];
+    *(int32_t *)exuvia_data(&v[2]) = sum;
+    return c != 3;
+}
+"#;
