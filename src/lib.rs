@@ -4,6 +4,7 @@
 //! `ARCHITECTURE.md` tells which module may use which, and the invariants that hold between them.
 
 pub mod cli;
+pub mod encode;
 pub mod engine;
 pub mod exec;
 pub mod fabric;
@@ -12,6 +13,7 @@ pub mod live;
 pub mod manifest;
 pub mod placement;
 pub mod plan;
+pub mod regular;
 pub mod report;
 pub mod sched;
 pub mod simulate;

@@ -1,3 +1,4 @@
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
@@ -6,7 +7,7 @@ use clap::Args;
 use super::{Output, fail, print_json};
 use crate::engine::{self, Inspection};
 use crate::exec::ExitCode;
-use crate::store::{self, DatasetInfo, StoreError};
+use crate::store::{self, Catalog, DatasetInfo, ListedLink, StoreError};
 
 /// Arguments of `exuvia inspect`.
 #[derive(Debug, Args)]
@@ -20,37 +21,69 @@ pub(super) struct InspectArguments {
 }
 
 pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
-    let start = std::fs::read(&arguments.file).ok().filter(|bytes| bytes.starts_with(b"\0asm"));
-    if let Some(found) = start.and_then(|bytes| engine::inspect(&bytes)) {
+    if is_module(&arguments.file)
+        && let Some(found) =
+            crate::regular::read(&arguments.file, engine::MODULE_BYTES).ok().and_then(|bytes| engine::inspect(&bytes))
+    {
         match arguments.output {
             Output::Human => print_module(&arguments.file, &found),
             Output::Json => print_json(&serde_json::json!({ "schema": 1, "module": found })),
         }
         return ExitCode::Done;
     }
-    match datasets(&arguments.file, arguments.dataset.as_deref()) {
+    match contents(&arguments.file, arguments.dataset.as_deref()) {
         Ok(found) => {
             match arguments.output {
-                Output::Human => found.iter().for_each(print_dataset),
-                Output::Json => print_json(&serde_json::json!({ "schema": 1, "datasets": found })),
+                Output::Human => {
+                    found.datasets.iter().for_each(print_dataset);
+                    found.links.iter().for_each(|link| print_link(&arguments.file, link));
+                }
+                Output::Json => print_json(&serde_json::json!({
+                    "schema": 1, "datasets": found.datasets, "links": found.links, "damaged": found.damaged
+                })),
             }
-            ExitCode::Done
+            if found.damaged.is_empty() { ExitCode::Done } else { ExitCode::Failed }
         }
         Err(error) => fail(&error, ExitCode::Failed, None),
     }
 }
 
-fn datasets(file: &Path, dataset: Option<&str>) -> Result<Vec<DatasetInfo>, StoreError> {
-    let names = match dataset {
-        Some(dataset) => vec![dataset.to_owned()],
-        None => store::list(file)?,
-    };
-    let mut found = Vec::new();
-    for name in names {
-        match store::describe(file, &name) {
+/// Only the first bytes are read, and of a regular file alone.
+fn is_module(file: &Path) -> bool {
+    let mut start = [0; 4];
+    std::fs::metadata(file).is_ok_and(|metadata| metadata.is_file())
+        && std::fs::File::open(file).and_then(|mut file| file.read_exact(&mut start)).is_ok()
+        && start == *b"\0asm"
+}
+
+/// What is in an HDF5 file.
+#[derive(Default)]
+struct Contents {
+    datasets: Vec<DatasetInfo>,
+    links: Vec<ListedLink>,
+    /// Paths of what cannot be read.
+    damaged: Vec<String>,
+}
+
+fn contents(file: &Path, dataset: Option<&str>) -> Result<Contents, StoreError> {
+    let mut catalog = Catalog::default();
+    if let Some(dataset) = dataset {
+        return Ok(Contents { datasets: vec![catalog.describe(file, dataset)?], ..Contents::default() });
+    }
+    let listing = store::list(file)?;
+    let mut found = Contents { links: listing.links, damaged: listing.damaged, ..Contents::default() };
+    for path in &found.damaged {
+        eprintln!("error: '{path}' in {} is damaged", file.display());
+    }
+    for name in listing.datasets {
+        match catalog.describe(file, &name) {
+            Ok(info) => found.datasets.push(info),
             // A file may hold what no kernel can take beside what one can.
-            Err(error @ StoreError::ElementType { .. }) if dataset.is_none() => eprintln!("note: {error}"),
-            result => found.push(result?),
+            Err(error) if error.is_of_one_dataset() => eprintln!("note: {error}"),
+            Err(error) => {
+                eprintln!("error: {:#}", anyhow::Error::from(error));
+                found.damaged.push(name);
+            }
         }
     }
     Ok(found)
@@ -76,11 +109,34 @@ fn print_dataset(info: &DatasetInfo) {
     let filters = if info.filters.is_empty() { String::new() } else { format!(", {}", info.filters.join(" + ")) };
     let order = if info.big_endian { ", big-endian" } else { "" };
     println!(
-        "{}:{} {} {} {chunk}{filters}{order}, {} stored",
+        "{}:{} {} {} {chunk}{filters}{order}, {} stored{}",
         info.file.display(),
         info.dataset,
         info.dtype,
         info.shape,
-        ByteSize(info.stored_bytes)
+        ByteSize(info.stored_bytes),
+        sources(info)
     );
+}
+
+/// Where the elements come from, if not from there.
+fn sources(info: &DatasetInfo) -> String {
+    const SHOWN: usize = 4;
+    let others: Vec<String> = info
+        .sources
+        .iter()
+        .filter(|source| source.file != info.file)
+        .map(|source| format!("{}:{}", source.file.display(), source.object.trim_start_matches('/')))
+        .collect();
+    match others.len() {
+        0 => String::new(),
+        count if count > SHOWN => format!(", from {} and {} more places", others[..SHOWN].join(", "), count - SHOWN),
+        _ => format!(", from {}", others.join(", ")),
+    }
+}
+
+fn print_link(file: &Path, link: &ListedLink) {
+    let elsewhere = link.file.as_ref().map_or(String::new(), |file| format!("{file}:"));
+    let dangling = if link.leads == Some(false) { ", where nothing is" } else { "" };
+    println!("{}:{} -> {elsewhere}{}{dangling}", file.display(), link.path, link.target);
 }

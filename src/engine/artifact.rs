@@ -2,6 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rewrite::REWRITE_VERSION;
 use super::{Cpu, EngineError, Kernel};
+use crate::encode::{EncodeError, encode};
 
 const MAGIC: &[u8; 8] = b"exuvia\0\x01";
 /// wasmer's version is pinned in Cargo.toml; LLVM's is the one that wasmer's compiler crate is built for.
@@ -80,18 +81,18 @@ pub(super) struct Artifact<'a> {
 }
 
 impl<'a> Artifact<'a> {
-    pub fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(&self) -> Result<Vec<u8>, EncodeError> {
         let header = Header {
             fingerprint: self.fingerprint.clone(),
             checksum: blake3::hash(self.code).to_hex().to_string(),
             compile_ns: self.compile_ns,
         };
-        let header = serde_json::to_vec(&header).unwrap_or_default();
+        let header = encode(&header)?;
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&header);
         bytes.extend_from_slice(self.code);
-        bytes
+        Ok(bytes)
     }
 
     /// Reads an artifact; fails on anything but what [`Artifact::to_bytes`] wrote.
@@ -124,7 +125,7 @@ mod tests {
         let wat = r#"(module (memory 1) (func (export "k") (param i32 i32) (result i32) i32.const 0))"#;
         let kernel = Kernel::from_bytes("k", &wat::parse_str(wat).unwrap(), None).unwrap();
         let fingerprint = Fingerprint::new(&kernel, &Cpu::host(), Pipeline::Full);
-        let bytes = Artifact { fingerprint, compile_ns: 7, code: b"some code" }.to_bytes();
+        let bytes = Artifact { fingerprint, compile_ns: 7, code: b"some code" }.to_bytes().unwrap();
         (kernel, bytes)
     }
 

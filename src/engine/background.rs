@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use super::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline, optimize};
+use crate::encode::encode;
 
 /// The hidden command-line verb that runs [`compile_helper_main`].
 pub const HELPER_VERB: &str = "compile-kernel";
@@ -55,14 +56,6 @@ impl BackgroundCompile {
         cache: Option<&Cache>,
     ) -> Result<Self, EngineError> {
         let failed = failure(kernel.name(), program);
-        let mut command = Command::new(program);
-        command.arg(HELPER_VERB).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|e| failed(format!("it cannot be started: {e}")))?;
-        let (Some(mut stdin), Some(mut stdout), Some(mut stderr)) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
-            return Err(failed("no pipes".to_owned()));
-        };
         let request = Request {
             name: kernel.name().to_owned(),
             export: kernel.export().to_owned(),
@@ -72,7 +65,15 @@ impl BackgroundCompile {
             cache: cache.map(|cache| cache.directory().to_owned()),
             module_bytes: kernel.bytes().len(),
         };
-        let mut input = serde_json::to_vec(&request).unwrap_or_default();
+        let mut input = encode(&request).map_err(|error| failed(error.to_string()))?;
+        let mut command = Command::new(program);
+        command.arg(HELPER_VERB).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|e| failed(format!("it cannot be started: {e}")))?;
+        let (Some(mut stdin), Some(mut stdout), Some(mut stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(failed("no pipes".to_owned()));
+        };
         input.push(b'\n');
         input.extend_from_slice(kernel.bytes());
         let (sender, result) = channel();

@@ -188,7 +188,8 @@ pub fn optimize(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<Vec<u8
     }
     let compile_ns = started.elapsed().as_nanos() as u64;
     let fingerprint = Fingerprint::new(kernel, cpu, pipeline);
-    Ok(Artifact { fingerprint, compile_ns, code: &code }.to_bytes())
+    let bytes = Artifact { fingerprint, compile_ns, code: &code }.to_bytes();
+    bytes.map_err(|error| EngineError::Artifact { name: kernel.name().to_owned(), message: error.to_string() })
 }
 
 /// Compiles on an engine of its own, since a compile locks its engine.

@@ -5,6 +5,10 @@ use wasmparser::{ExternalKind, Parser, Payload, Validator};
 
 use super::EngineError;
 use super::restrict::{FEATURES, baseline_obstacle, refusal};
+use crate::regular;
+
+/// The longest module that is read.
+pub const MODULE_BYTES: u64 = 256 << 20;
 
 /// A validated module and the kernel in it that a stage runs. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -23,7 +27,8 @@ struct Inner {
 impl Kernel {
     /// Reads and checks the module in `file`. `export` may be left out when the module exports a single kernel.
     pub fn load(file: &Path, export: Option<&str>) -> Result<Kernel, EngineError> {
-        let bytes = std::fs::read(file).map_err(|source| EngineError::Read { file: file.to_owned(), source })?;
+        let bytes = regular::read(file, MODULE_BYTES);
+        let bytes = bytes.map_err(|source| EngineError::Read { file: file.to_owned(), source })?;
         let name = file.file_name().map_or_else(|| file.display().to_string(), |n| n.to_string_lossy().into_owned());
         Kernel::from_bytes(&name, &bytes, export)
     }

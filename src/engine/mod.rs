@@ -36,7 +36,7 @@ pub use error::{EngineError, KernelFault};
 pub use first_page::mark_first_page;
 pub use inspect::{Inspection, inspect};
 pub use instance::Instance;
-pub use kernel::Kernel;
+pub use kernel::{Kernel, MODULE_BYTES};
 pub use pipeline::Cpu;
 pub use shared::{Mapped, SharedBytes, SharedName};
 pub use view::{Access, OperandSpec, View};

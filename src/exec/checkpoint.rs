@@ -15,6 +15,7 @@ use super::outputs::Stagings;
 use super::piece::Piece;
 use super::resident::{Holding, Resident};
 use super::tracer::What;
+use crate::encode::encode;
 use crate::fabric::Payload;
 use crate::plan::Plan;
 use crate::store::{OutputLayout, OutputSpec, Staging, Writer};
@@ -104,7 +105,7 @@ impl Checkpoints {
             is_due: link.rank() == 0 && self.is_due(resident, link.size()),
             next_look: self.after(iteration),
         };
-        let all = link.allgather(serde_json::to_vec(&mine).unwrap_or_default())?;
+        let all = link.allgather(encode(&mine)?)?;
         let words = (0..).zip(&all).map(|(rank, bytes)| serde_json::from_slice(bytes).map_err(|_| wrong(rank)));
         let words: Vec<Word> = words.collect::<Result<_, _>>()?;
         let signal = words.iter().find_map(|word| word.signal);
@@ -150,7 +151,7 @@ impl Checkpoints {
                 specs.push(OutputSpec { dataset: (*tensor).clone(), dtype, shape, chunk: None, deflate: None });
             }
             let mut begun = Staging::begin(&file, "new")?;
-            encoded = Some(Payload::from(serde_json::to_vec(&begun.create(&specs)?).unwrap_or_default()));
+            encoded = Some(Payload::from(encode(&begun.create(&specs)?)?));
             staging = Some((begun, file));
         }
         let layouts: Vec<OutputLayout> = serde_json::from_slice(&link.broadcast(encoded)?).map_err(|_| wrong(0))?;
@@ -164,7 +165,7 @@ impl Checkpoints {
             }
             mine.push(pieces);
         }
-        let all = link.gather(serde_json::to_vec(&mine).unwrap_or_default())?;
+        let all = link.gather(encode(&mine)?)?;
         if let (Some(all), Some((staging, file))) = (all, staging) {
             let mut tensors: Vec<SavedTensor> = Vec::with_capacity(holdings.len());
             for ((tensor, holding), mut layout) in holdings.into_iter().zip(layouts) {

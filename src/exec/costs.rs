@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::RunError;
 use super::link::Link;
+use crate::encode::encode;
 use crate::engine::{Cache, Cpu, Kernel, Tier};
 use crate::fabric::Payload;
 use crate::plan::StagePlan;
@@ -57,7 +58,7 @@ impl CostBook {
         if link.rank() == 0 {
             let notes = |kernel: &Kernel| cache.map_or_else(Known::new, |cache| notes(cache, kernel));
             let known: Vec<Known> = kernels.iter().map(notes).collect();
-            encoded = Some(Payload::from(serde_json::to_vec(&known).unwrap_or_default()));
+            encoded = Some(Payload::from(encode(&known)?));
         }
         let encoded = link.broadcast(encoded)?;
         let wrong = |_| RunError::Protocol { rank: 0, what: "what kernels cost" };
@@ -126,8 +127,10 @@ pub(super) fn save(cache: &Cache, kernels: &[Kernel], ranks: &[RankReport]) {
         while known.len() > ENTRIES {
             known.pop_first();
         }
-        if let Err(error) = cache.put_notes(kernel, &serde_json::to_vec(&known).unwrap_or_default()) {
-            tracing::warn!("{error}");
+        match encode(&known).map(|notes| cache.put_notes(kernel, &notes)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("{error}"),
+            Err(error) => tracing::warn!("{error}"),
         }
     }
 }

@@ -1,5 +1,7 @@
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::encode::EncodeError;
 use crate::engine::{EngineError, KernelFault, Tier};
 use crate::fabric::{FabricError, Rank};
 use crate::job::JobError;
@@ -26,6 +28,10 @@ pub enum RunError {
     Engine { kernel: String, stage: String, source: Box<EngineError> },
     #[error(transparent)]
     Fabric(#[from] FabricError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    #[error("input {} was changed or replaced while the run read it, so that its results would be of both", file.display())]
+    InputChanged { file: PathBuf },
     /// A kernel trapped, complained or broke the rules; the task is named.
     #[error("task {task} on rank {rank} ({hostname}) failed in kernel '{kernel}' ({code})")]
     Task { task: String, rank: Rank, hostname: String, kernel: String, code: &'static str, source: Box<KernelFault> },
@@ -95,6 +101,7 @@ impl RunError {
             RunError::RankDied { .. } => Some(
                 "its outputs were not published; look for the cause (out of memory? killed?) and run again".to_owned(),
             ),
+            RunError::InputChanged { .. } => Some("no output was changed; run the same command again".to_owned()),
             RunError::Interrupted { .. } => Some("no output was changed; run the same command again".to_owned()),
             RunError::NoOptimizedCode { .. } => Some("run with --tier auto or --tier baseline".to_owned()),
             RunError::PlanDisagreement { .. } => {

@@ -1,23 +1,12 @@
 //! What a stage's outputs depend on, so that what is finished counts only as long as nothing of that has changed.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Kernel;
 use crate::job::{Job, Source};
 use crate::plan::{Plan, Role};
-
-/// Inputs up to this size are hashed as wholes, ...
-const WHOLE_BYTES: u64 = 1 << 30;
-/// ... of larger ones so many samples of this size.
-const SAMPLES: u64 = 256;
-const SAMPLE_BYTES: usize = 1 << 20;
 
 /// What a stage computes, whatever the number of ranks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,15 +19,6 @@ pub(super) struct Identity {
     /// Tensors that it reads and writes.
     pub reads: Vec<String>,
     pub writes: Vec<String>,
-}
-
-/// What tells whether an input file is what it was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Fingerprint {
-    pub file: PathBuf,
-    pub bytes: u64,
-    pub modified_ns: i128,
-    pub hash: String,
 }
 
 /// The stages of a job, with the kernel of each.
@@ -123,70 +103,6 @@ pub(super) fn changes(
         }
     }
     changed
-}
-
-/// The input files of a job, by tensor.
-pub(super) fn input_files(job: &Job) -> BTreeMap<String, PathBuf> {
-    let file = |source: &Source| match source {
-        Source::File { file, .. } => Some(file.clone()),
-        _ => None,
-    };
-    job.tensors.values().filter_map(|decl| Some((decl.name.clone(), file(&decl.source)?))).collect()
-}
-
-impl Fingerprint {
-    /// Of a file as it is now; `None` if it cannot be read, or `stop` is set meanwhile.
-    pub fn take(file: &Path, stop: &AtomicBool) -> Option<Fingerprint> {
-        let mut opened = File::open(file).ok()?;
-        let (bytes, modified_ns) = stat(&opened)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; SAMPLE_BYTES];
-        if bytes <= WHOLE_BYTES {
-            loop {
-                let read = opened.read(&mut buffer).ok()?;
-                if read == 0 {
-                    break;
-                }
-                hasher.update(&buffer[..read]);
-                if stop.load(Ordering::Relaxed) {
-                    return None;
-                }
-            }
-        } else {
-            for sample in 0..SAMPLES {
-                let last = bytes - SAMPLE_BYTES as u64;
-                let at = (u128::from(last) * u128::from(sample) / u128::from(SAMPLES - 1)) as u64;
-                opened.read_exact_at(&mut buffer, at).ok()?;
-                hasher.update(&buffer);
-                if stop.load(Ordering::Relaxed) {
-                    return None;
-                }
-            }
-        }
-        let hash = hasher.finalize().to_hex().to_string();
-        // What is being written has no fingerprint.
-        (stat(&opened)? == (bytes, modified_ns)).then(|| Fingerprint {
-            file: file.to_owned(),
-            bytes,
-            modified_ns,
-            hash,
-        })
-    }
-
-    /// Whether the file has the same content, as far as can be told: untouched, or hashed again.
-    pub fn holds(&self, file: &Path) -> bool {
-        let now = File::open(file).ok().and_then(|file| stat(&file));
-        let untouched = self.file == file && now == Some((self.bytes, self.modified_ns));
-        let same_length = now.is_some_and(|(bytes, _)| bytes == self.bytes);
-        let again = || Fingerprint::take(file, &AtomicBool::new(false));
-        untouched || (same_length && again().is_some_and(|now| now.hash == self.hash))
-    }
-}
-
-/// Length and time of the last change.
-fn stat(file: &File) -> Option<(u64, i128)> {
-    let stat = file.metadata().ok()?;
-    Some((stat.len(), i128::from(stat.mtime()) * 1_000_000_000 + i128::from(stat.mtime_nsec())))
 }
 
 #[cfg(test)]
@@ -296,25 +212,5 @@ mod tests {
             let now = definitions(&text.replacen(from, to, 1), "k", 1);
             assert_eq!([now[0] != before[0], now[1] != before[1]], expected, "{to}");
         }
-    }
-
-    #[test]
-    fn a_file_is_what_it_was_by_its_content() {
-        let lab = tempfile::tempdir().unwrap();
-        let file = lab.path().join("x");
-        std::fs::write(&file, [1, 2, 3]).unwrap();
-        let stop = AtomicBool::new(false);
-        let print = Fingerprint::take(&file, &stop).unwrap();
-        assert!(print.holds(&file));
-        let copy = lab.path().join("y");
-        std::fs::copy(&file, &copy).unwrap();
-        assert!(print.holds(&copy), "the same content elsewhere, at another time");
-        std::fs::write(&copy, [1, 2, 4]).unwrap();
-        assert!(!print.holds(&copy) && !print.holds(&lab.path().join("z")));
-        assert!(Fingerprint::take(&file, &AtomicBool::new(true)).is_none());
-        // As long as it was, but at another time.
-        std::fs::write(&file, [1, 2, 5]).unwrap();
-        File::options().write(true).open(&file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        assert!(!print.holds(&file));
     }
 }

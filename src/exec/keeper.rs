@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Saved;
 use super::finished::Finished;
-use super::identity::{Fingerprint, Identity, changes, input_files};
+use super::identity::{Identity, changes};
 use super::outputs::{destination, first_folder};
+use super::sources::{Prints, Sources};
 use crate::job::Job;
 use crate::manifest::{Folder, ManifestError, Records, write_whole};
 use crate::plan::{Plan, StagePlan};
@@ -80,7 +81,7 @@ impl Keeper {
     pub fn open(
         job: &Job,
         plan: &Plan,
-        stages: Vec<Identity>,
+        (stages, sources): (Vec<Identity>, &Sources),
         fresh: bool,
         stagings: &mut BTreeMap<PathBuf, Staging>,
         notes: &mut Vec<String>,
@@ -108,15 +109,13 @@ impl Keeper {
         let mut keeper = Keeper { folder, header, adopted: BTreeMap::new(), fingerprints: None };
         let (path, generation) = (keeper.folder.path().to_owned(), keeper.header.generation);
         if records.records.is_empty() && saved.is_none() {
-            keeper.take_fingerprints(job);
+            keeper.take_fingerprints(sources);
             let (finished, layouts) = (Vec::new(), BTreeMap::new());
             return Ok((keeper, Opening { path, generation, finished, layouts, saved }));
         }
-        let prints: BTreeMap<String, Fingerprint> = keeper.folder.read(INPUTS).unwrap_or_default();
-        let inputs = input_files(job);
-        let differs =
-            |(tensor, file): &(&String, &PathBuf)| !prints.get(*tensor).is_some_and(|print| print.holds(file));
-        let changed_inputs: Vec<String> = inputs.iter().filter(differs).map(|(tensor, _)| tensor.clone()).collect();
+        // Without them nothing counts.
+        let prints: Prints = keeper.folder.read(INPUTS).unwrap_or_default();
+        let changed_inputs = sources.changed(&prints);
         let mut changed = changes(job, &before.stages, &keeper.header.stages, &changed_inputs);
         keeper.adopt_files(job, plan, &before, &mut changed, stagings, notes);
         for (stage, why) in &changed {
@@ -160,7 +159,7 @@ impl Keeper {
         targets.iter().for_each(|target| keeper.look_outside(target));
         keeper.folder.write(HEADER, &keeper.header)?;
         if !changed_inputs.is_empty() {
-            keeper.take_fingerprints(job);
+            keeper.take_fingerprints(sources);
         }
         let finished = finished.into_values().collect();
         Ok((keeper, Opening { path, generation, finished, layouts, saved }))
@@ -256,13 +255,12 @@ impl Keeper {
     }
 
     /// Looks at the inputs on a thread of its own: nothing waits for that, only no run can go on with this one before.
-    fn take_fingerprints(&mut self, job: &Job) {
-        let (files, folder) = (input_files(job), self.folder.path().to_owned());
+    fn take_fingerprints(&mut self, sources: &Sources) {
+        let (sources, folder) = (sources.clone(), self.folder.path().to_owned());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let take = move || {
-            let prints: Option<BTreeMap<String, Fingerprint>> =
-                files.into_iter().map(|(tensor, file)| Some((tensor, Fingerprint::take(&file, &stopped)?))).collect();
+            let prints = sources.prints(&stopped);
             if let Some(Err(error)) = prints.map(|prints| write_whole(&folder, INPUTS, &prints)) {
                 tracing::warn!("what this run finishes will not outlive it: {error}");
             }

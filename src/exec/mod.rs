@@ -37,6 +37,7 @@ mod resume;
 mod run;
 mod senses;
 mod shared;
+mod sources;
 mod stage;
 mod stamp;
 mod stealing;

@@ -7,6 +7,7 @@ use std::io;
 use super::RunError;
 use super::link::{Link, tag};
 use super::stamp::Stamp;
+use crate::encode::encode;
 use crate::engine::{SharedBytes, SharedName};
 use crate::fabric::Rank;
 use crate::plan::SHARED_BYTES;
@@ -54,7 +55,7 @@ impl Link {
         for Offer { to, shared } in offers {
             let name = shared.as_ref().map(SharedBytes::name);
             for rank in to {
-                let mut message = serde_json::to_vec(&name).unwrap_or_default();
+                let mut message = encode(&name)?;
                 stamp.put(&mut message);
                 self.send(*rank, tag::SHARED, message.into())?;
             }

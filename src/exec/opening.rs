@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::link::Link;
+use super::sources::Sources;
 use super::{Options, RunError};
+use crate::encode::{self, encode};
 use crate::engine::{Cpu, EngineError, Kernel};
 use crate::fabric::{Payload, Rank};
 use crate::job::{Job, Source};
 use crate::plan::{Layout, Machine, Plan};
-use crate::store::{self, StoreError};
+use crate::store::{self, Catalog, DatasetInfo, StoreError};
 use crate::topology::Topology;
 
 /// Part of a node's memory that its ranks may plan with.
@@ -20,9 +22,11 @@ const MEMORY_SHARE: f64 = 0.8;
 /// What rank 0 found out for all.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Opening {
+    #[serde(with = "encode::path")]
     path: PathBuf,
     text: String,
     pub layouts: BTreeMap<String, Layout>,
+    pub sources: Sources,
     threads: Option<u32>,
     memory_bytes: Option<u64>,
     pub trace: bool,
@@ -48,7 +52,7 @@ pub(super) fn open(
             Some(opening) => opening,
             None => read(path, options)?,
         };
-        encoded = Some(Payload::from(serde_json::to_vec(&opening).unwrap_or_default()));
+        encoded = Some(Payload::from(encode(&opening)?));
     }
     let encoded = link.broadcast(encoded)?;
     let opening: Opening =
@@ -60,15 +64,25 @@ pub(super) fn open(
 
 /// The layouts of the datasets that a job reads.
 pub fn layouts(job: &Job) -> Result<BTreeMap<String, Layout>, StoreError> {
+    Ok(datasets(job)?.iter().map(|(name, info)| (name.clone(), layout(info))).collect())
+}
+
+fn layout(info: &DatasetInfo) -> Layout {
+    Layout { dtype: info.dtype, shape: info.shape.clone(), chunk: info.chunk.clone() }
+}
+
+/// The datasets that a job reads, by tensor, looked at file by file.
+fn datasets(job: &Job) -> Result<BTreeMap<String, DatasetInfo>, StoreError> {
     let read = job.tensors.values().filter_map(|decl| match &decl.source {
-        Source::File { file, dataset } => Some((decl.name.clone(), file, dataset)),
+        Source::File { file, dataset } => Some((file, dataset, &decl.name)),
         _ => None,
     });
-    let layout = |(name, file, dataset): (String, &PathBuf, &String)| {
-        let info = store::describe(file, dataset)?;
-        Ok((name, Layout { dtype: info.dtype, shape: info.shape, chunk: info.chunk }))
-    };
-    read.map(layout).collect()
+    let mut read: Vec<_> = read.collect();
+    read.sort_unstable();
+    let mut catalog = Catalog::default();
+    let look =
+        |(file, dataset, name): (&PathBuf, &String, &String)| Ok((name.clone(), catalog.describe(file, dataset)?));
+    read.into_iter().map(look).collect()
 }
 
 /// Whether the datasets of a job can be created: what is in the way shows before anything is computed.
@@ -81,12 +95,14 @@ pub fn check_outputs(job: &Job) -> Result<(), StoreError> {
 
 fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
     let job = Job::load(path).map_err(Box::new)?;
-    let layouts = layouts(&job)?;
+    let datasets = datasets(&job)?;
+    let layouts = datasets.iter().map(|(name, info)| (name.clone(), layout(info))).collect();
+    let sources = Sources::of(&datasets)?;
     check_outputs(&job)?;
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let text = job.text().to_owned();
     let (threads, memory_bytes) = (options.threads, options.memory_bytes);
-    Ok(Opening { path, text, layouts, threads, memory_bytes, trace: options.trace })
+    Ok(Opening { path, text, layouts, sources, threads, memory_bytes, trace: options.trace })
 }
 
 /// The same on every rank: made of what was gathered and of what rank 0 said.
@@ -107,7 +123,7 @@ pub(super) fn machine(topology: &Topology, opening: &Opening, job: &Job) -> Mach
 /// All ranks must have made the same plan. Returns the ranks whose CPU is like this rank's. Collective.
 pub(super) fn agree(link: &mut Link, plan: &Plan) -> Result<Vec<Rank>, RunError> {
     let mine = Introduction { plan_hash: plan.hash(), cpu: Cpu::host() };
-    let all = link.allgather(serde_json::to_vec(&mine).unwrap_or_default())?;
+    let all = link.allgather(encode(&mine)?)?;
     let mut introductions = Vec::new();
     for (rank, bytes) in (0..).zip(&all) {
         let one: Introduction =

@@ -13,6 +13,7 @@ use super::piece::Piece;
 use super::resident::{Holding, Resident};
 use super::resume::Manifest;
 use super::stamp::Stamp;
+use crate::encode::encode;
 use crate::fabric::{Message, Payload};
 use crate::job::{Job, Source};
 use crate::plan::{OperandPlan, Origin, Plan, Role, StagePlan};
@@ -119,7 +120,7 @@ impl Outputs {
                 let outputs = plan.operands.iter().filter(|operand| operand.role == Role::Output && stored(operand));
                 let created = outputs.map(|operand| create_dataset(job, operand, stagings));
                 let created = created.collect::<Result<Vec<_>, _>>()?;
-                encoded = Some(Payload::from(serde_json::to_vec(&created).unwrap_or_default()));
+                encoded = Some(Payload::from(encode(&created)?));
             }
             layouts = serde_json::from_slice(&link.broadcast(encoded)?)
                 .map_err(|_| RunError::Protocol { rank: 0, what: "the places of the outputs" })?;

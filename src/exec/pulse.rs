@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::link::{Link, tag};
 use super::stage::{Context, Running};
 use super::{Progress, RunError};
+use crate::encode::encode;
 use crate::fabric::{Message, Rank};
 use crate::live::{Iteration, Publisher, RankSnapshot, Share, Snapshot, StageShare, StageSnapshot};
 use crate::report::Counts;
@@ -199,7 +200,7 @@ impl Link {
         self.pulse.last = Some(Instant::now());
         let share = self.pulse.share(stages, context);
         if self.rank() != 0 {
-            return self.send(0, tag::PROGRESS, serde_json::to_vec(&share).unwrap_or_default().into());
+            return self.send(0, tag::PROGRESS, encode(&share)?.into());
         }
         self.pulse.heard.insert(0, share);
         self.pulse.show(stages, context);

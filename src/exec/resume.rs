@@ -14,8 +14,10 @@ use super::keeper::{Keeper, Opening};
 use super::link::Link;
 use super::needless::needless;
 use super::resident::Resident;
+use super::sources::Sources;
 use super::sums::Sums;
 use super::{Resume, RunError};
+use crate::encode::encode;
 use crate::engine::Kernel;
 use crate::fabric::{Payload, Rank};
 use crate::job::Job;
@@ -66,7 +68,7 @@ impl Manifest {
     /// `stagings`, by final name. Collective.
     pub fn open(
         link: &mut Link,
-        (job, plan): (&Job, &Plan),
+        (job, plan, sources): (&Job, &Plan, &Sources),
         kernels: &[&Kernel],
         resume: Resume,
         stagings: &mut BTreeMap<PathBuf, Staging>,
@@ -78,18 +80,20 @@ impl Manifest {
         }
         if link.rank() == 0 {
             let stages = identities(job, plan, kernels);
-            let opened = match Keeper::open(job, plan, stages, resume == Resume::Fresh, stagings, &mut resumed.notes) {
-                Ok((keeper, opening)) => {
-                    manifest.keeper = Some(keeper);
-                    Some(opening)
-                }
-                Err(busy @ ManifestError::Busy { .. }) => return Err(RunError::Manifest(busy)),
-                Err(error) => {
-                    tracing::warn!("what this run finishes will not outlive it: {error}");
-                    None
-                }
-            };
-            encoded = Some(Payload::from(serde_json::to_vec(&opened).unwrap_or_default()));
+            let opened =
+                match Keeper::open(job, plan, (stages, sources), resume == Resume::Fresh, stagings, &mut resumed.notes)
+                {
+                    Ok((keeper, opening)) => {
+                        manifest.keeper = Some(keeper);
+                        Some(opening)
+                    }
+                    Err(busy @ ManifestError::Busy { .. }) => return Err(RunError::Manifest(busy)),
+                    Err(error) => {
+                        tracing::warn!("what this run finishes will not outlive it: {error}");
+                        None
+                    }
+                };
+            encoded = Some(Payload::from(encode(&opened)?));
         }
         let opening: Option<Opening> = serde_json::from_slice(&link.broadcast(encoded)?)
             .map_err(|_| RunError::Protocol { rank: 0, what: "what earlier runs finished" })?;
@@ -153,7 +157,7 @@ impl Manifest {
                 bad.push(at);
             }
         }
-        let all = link.allgather(serde_json::to_vec(&bad).unwrap_or_default())?;
+        let all = link.allgather(encode(&bad)?)?;
         let mut damaged = vec![false; finished.len()];
         for (rank, bytes) in (0..).zip(&all) {
             let wrong = || RunError::Protocol { rank, what: "which parts of outputs are damaged" };

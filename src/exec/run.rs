@@ -1,7 +1,7 @@
 //! A whole run on one rank.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use super::tiers::{TierSetup, Tiers};
 use super::tracer::What;
 use super::wave::run_wave;
 use super::{ExitCode, Options, RunError};
+use crate::encode::encode;
 use crate::engine::{Cache, Cpu, Engine, Kernel, Pipeline};
 use crate::fabric::{Fabric, Payload};
 use crate::job::Iterate;
@@ -158,7 +159,7 @@ fn run_rank(
     let of_stages: Vec<&Kernel> = of_stage.iter().map(|kernel| &kernels[*kernel]).collect();
     let again = kept.resumed.is_some();
     let resume = if again { options.resume.once_begun() } else { options.resume };
-    let opened = Manifest::open(link, (&job, &plan), &of_stages, resume, &mut stagings.files);
+    let opened = Manifest::open(link, (&job, &plan, &opening.sources), &of_stages, resume, &mut stagings.files);
     // They are an earlier run's, and stay so until this one has taken them up.
     let (manifest, resumed) = opened.inspect_err(|_| stagings.leave())?;
     stagings.manifest = manifest;
@@ -237,7 +238,7 @@ fn run_rank(
         kernel.ns_per_slice = data.costs.measured(index).clone();
     }
     share.fabric = link.traffic();
-    let shares = link.gather(serde_json::to_vec(share).unwrap_or_default())?;
+    let shares = link.gather(encode(share)?)?;
     let Some(shares) = shares else {
         // Nobody leaves before the outputs are in place: a rank that fails now must still be heard.
         link.part()?;
@@ -246,6 +247,8 @@ fn run_rank(
     };
     tell(&stagings.notes, options);
     let begun = link.tracer.begin();
+    let targets: Vec<PathBuf> = stagings.files.keys().cloned().collect();
+    opening.sources.check(&targets)?;
     let outputs = publish(&job, &plan, stagings)?;
     link.tracer.end(begun, || What::Part("publish"));
     link.part()?;

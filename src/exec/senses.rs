@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::agree::Agreement;
 use super::link::tag;
 use super::{ExitCode, RunError};
+use crate::encode::encode;
 use crate::fabric::{Fabric, FabricError, Message, Payload, Rank};
 use crate::topology::{Topology, Watch};
 
@@ -106,7 +107,7 @@ impl Senses {
     }
 
     fn tell_of_deaths(&self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
-        let dead = Payload::from(serde_json::to_vec(self.agreement.dead()).unwrap_or_default());
+        let dead = Payload::from(encode(self.agreement.dead())?);
         for other in self.agreement.others() {
             if let Ok(rank) = self.members.binary_search(&other) {
                 fabric.send(rank as Rank, tag::DEAD, dead.clone())?;

@@ -12,6 +12,7 @@ use super::RunError;
 use super::link::Link;
 use super::shared::lock;
 use super::tracks::render;
+use crate::encode::encode;
 use crate::engine::Tier;
 use crate::fabric::Rank;
 use crate::plan::{Plan, Tile};
@@ -280,7 +281,7 @@ impl Link {
         let (now, now_ns, epoch_ns) = clocks();
         let started_ns = now_ns - now.duration_since(process_start).as_nanos() as i64;
         let clock = Clock { epoch_ns, started_ns };
-        let all = self.allgather(serde_json::to_vec(&clock).unwrap_or_default())?;
+        let all = self.allgather(encode(&clock)?)?;
         let wrong = |rank| RunError::Protocol { rank, what: "its clock" };
         let read = |(rank, bytes): (Rank, &Vec<u8>)| serde_json::from_slice(bytes).map_err(|_| wrong(rank));
         let clocks: Vec<Clock> = (0..).zip(&all).map(read).collect::<Result<_, _>>()?;

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::{Backoff, Fabric, FabricError, Message, Payload, Rank, TAG_LIMIT};
+use crate::encode::encode;
 use crate::topology::{Host, Topology};
 
 const BROADCAST: u32 = TAG_LIMIT;
@@ -249,7 +250,7 @@ fn unframe(framed: &[u8], count: usize) -> Option<Vec<Vec<u8>>> {
 
 /// Gathers every rank's [`Host`].
 pub fn topology(fabric: &mut dyn Fabric, here: &Host, idle: Idle<'_>) -> Result<Topology, FabricError> {
-    let mine = serde_json::to_vec(here).unwrap_or_default();
+    let mine = encode(here)?;
     let all = allgather(fabric, mine, idle)?;
     let hosts = (0..).zip(all).map(|(sender, text)| {
         serde_json::from_slice::<Host>(&text).map_err(|_| FabricError::Malformed {

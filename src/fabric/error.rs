@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::{MESSAGE_LIMIT_BYTES, Rank};
+use crate::encode::EncodeError;
 use crate::topology::Topology;
 
 /// Why ranks can no longer talk.
@@ -30,6 +31,8 @@ pub enum FabricError {
     Aborted { rank: Rank, code: i32 },
     #[error("interrupted")]
     Interrupted,
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
     #[error("gave up on {what} after {after:?}")]
     Timeout { what: String, after: Duration },
 }

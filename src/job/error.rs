@@ -2,7 +2,7 @@ use super::Excerpt;
 use crate::tensor::Dtype;
 use std::path::PathBuf;
 
-/// Why a job file is not a job. All but [`JobError::Read`] show the line and mark what is wrong in it.
+/// Why a job file is not a job. All but [`JobError::Read`] and [`JobError::Path`] show the line and mark what is wrong in it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JobError {
@@ -13,6 +13,9 @@ pub enum JobError {
         #[source]
         source: std::io::Error,
     },
+    /// Its folder or name is not text.
+    #[error("the path of job file '{}' has bytes that are not UTF-8: rename its folder, or the file", path.display())]
+    Path { path: PathBuf },
     /// Not TOML.
     #[error("{}", at.frame(message))]
     Syntax { at: Box<Excerpt>, message: String },
@@ -77,7 +80,7 @@ impl JobError {
     pub fn excerpt(&self) -> Option<&Excerpt> {
         use JobError::*;
         match self {
-            Read { .. } => None,
+            Read { .. } | Path { .. } => None,
             Syntax { at, .. }
             | UnknownKey { at, .. }
             | MissingKey { at, .. }

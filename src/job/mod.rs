@@ -27,11 +27,16 @@ pub use excerpt::Excerpt;
 pub use iterate::{Condition, Exchange, Iterate, Relation};
 pub use notation::{Index, Notation, Operand};
 
+use crate::regular;
 use crate::tensor::{Boundary, Dtype, Shape};
 use std::collections::BTreeMap;
+use std::io::{Error, ErrorKind};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// The longest job file that is read.
+const FILE_BYTES: u64 = 64 << 20;
 
 /// What to compute: tensors and the stages that turn some into others, in order. Paths are resolved against the
 /// directory of the job file.
@@ -160,7 +165,16 @@ impl Job {
 
     /// Reads and checks the job file at `path`.
     pub fn load(path: &Path) -> Result<Job, JobError> {
-        let text = std::fs::read_to_string(path).map_err(|source| JobError::Read { path: path.to_owned(), source })?;
+        // Paths of the job begin with the file's folder, and are told to other ranks and kept as text.
+        if std::path::absolute(path).is_ok_and(|path| path.to_str().is_none()) {
+            return Err(JobError::Path { path: path.to_owned() });
+        }
+        let failed = |source| JobError::Read { path: path.to_owned(), source };
+        let bytes = regular::read(path, FILE_BYTES).map_err(failed)?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            failed(Error::new(ErrorKind::InvalidData, format!("it is no UTF-8 text, at byte {at}")))
+        })?;
         Job::parse(&text, path)
     }
 

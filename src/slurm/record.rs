@@ -30,7 +30,8 @@ impl Record {
     /// Writes the record beside the script.
     pub fn write(&self) -> Result<(), SlurmError> {
         let path = self.script.with_extension("json");
-        let text = serde_json::to_string_pretty(self).unwrap_or_default() + "\n";
+        let text = serde_json::to_string_pretty(self);
+        let text = text.map_err(|error| SlurmError::Record { path: path.clone(), source: error.into() })? + "\n";
         std::fs::write(&path, text).map_err(|source| SlurmError::Write { path, source })
     }
 

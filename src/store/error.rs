@@ -9,6 +9,8 @@ pub enum StoreError {
     NoFile { file: PathBuf, nearest: Option<String> },
     #[error("{} is a directory, not an HDF5 file", file.display())]
     Directory { file: PathBuf },
+    #[error("{} is not a regular file but a pipe, a device or a socket: copy what it gives into a file", file.display())]
+    NotRegular { file: PathBuf },
     #[error("{} is not an HDF5 file", file.display())]
     NotHdf5 { file: PathBuf },
     #[error("{} is truncated: {message}; copy it again from its source", file.display())]
@@ -19,6 +21,12 @@ pub enum StoreError {
     NoDataset { file: PathBuf, dataset: String, found: String },
     #[error("dataset '{dataset}' in {} has elements of {what}, which no kernel can take (supported: {supported})", file.display())]
     ElementType { file: PathBuf, dataset: String, what: String, supported: String },
+    #[error(
+        "dataset '{dataset}' in {} is stored through filter {id} ({name}), which HDF5 does not have here: install a plugin \
+         for it and set HDF5_PLUGIN_PATH to its folder, or store the dataset again without the filter",
+        file.display()
+    )]
+    NoFilter { file: PathBuf, dataset: String, id: i32, name: String },
     #[error("dataset '{dataset}' in {} cannot be used: {message}", file.display())]
     Unusable { file: PathBuf, dataset: String, message: String },
     #[error("{} is marked as open for writing: another program has it open, or ended without closing it; wait for that program, or clear the mark with 'h5clear -s {}'", file.display(), file.display())]
@@ -38,6 +46,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether one dataset cannot be used as it is, while its file is as it should be.
+    pub fn is_of_one_dataset(&self) -> bool {
+        matches!(self, StoreError::ElementType { .. } | StoreError::Unusable { .. } | StoreError::NoFilter { .. })
+    }
+
     /// An I/O error, with a full disk named as such.
     pub(super) fn io(file: &Path, what: &'static str) -> impl Fn(std::io::Error) -> StoreError {
         let file = file.to_owned();
@@ -86,7 +99,7 @@ fn is_of_family(file: &Path) -> bool {
 
 /// The name most like `name`.
 pub(super) fn nearest(name: &str, candidates: &[String]) -> Option<String> {
-    let similarity = |candidate: &&String| strsim::jaro_winkler(name, candidate);
-    let best = candidates.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
-    (similarity(&best) > 0.6).then(|| best.clone())
+    let similar = candidates.iter().map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
+    let (similarity, best) = similar.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (similarity > 0.6).then(|| best.clone())
 }

@@ -10,7 +10,11 @@
 mod chunks;
 mod create;
 mod error;
+mod grid;
+mod links;
+mod listing;
 mod outside;
+mod parts;
 mod place;
 mod raw;
 mod read;
@@ -22,8 +26,10 @@ mod writer;
 pub use chunks::{compress_chunks, expand_chunks};
 pub use create::{ChunkRun, OutputLayout, OutputSpec, Storage, may_create};
 pub use error::StoreError;
+pub use links::Source;
+pub use listing::{ListedLink, Listing, list};
 pub use outside::checksum_outside;
-pub use read::{DatasetInfo, Reader, describe, list};
+pub use read::{Catalog, DatasetInfo, Reader, describe};
 pub use staging::Staging;
 pub use writer::Writer;
 

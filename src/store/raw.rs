@@ -1,9 +1,12 @@
-//! HDF5's C API, for what the safe crate lacks: element types found at run time, hyperslabs into plain bytes, storage
-//! allocated early and not filled, chunks written as they are, what kind of link stands where, and attributes of any type.
+//! HDF5's C API, for what the safe crate lacks: element types found at run time, hyperslabs into plain bytes, virtual datasets
+//! as they are, storage allocated early and not filled, chunks written as they are, what kind of link stands where, and
+//! attributes of any type.
 //!
 //! This is the fourth `unsafe` door of the crate. Every call is made under the safe crate's lock, and every handle is
 //! closed by its owner.
 #![expect(unsafe_code, reason = "HDF5's C API")]
+
+pub(super) mod source;
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
@@ -11,7 +14,7 @@ use std::mem::MaybeUninit;
 use hdf5::{Dataset, File, ObjectReference1, h5check, sync::sync};
 use hdf5_sys::{h5a::*, h5d::*, h5i::hid_t, h5l::*, h5p::*, h5s::*, h5t::*};
 
-use crate::tensor::{Dtype, Region};
+use crate::tensor::Dtype;
 
 /// An open HDF5 object and the call that closes it.
 struct Handle(hid_t, unsafe extern "C" fn(hid_t) -> i32);
@@ -101,31 +104,6 @@ pub(super) fn element_type(dataset: &Dataset) -> hdf5::Result<Result<(Dtype, boo
             class => return Ok(Err(format!("{class:?}").trim_start_matches("H5T_").to_lowercase())),
         };
         Ok(found.map(|dtype| (dtype, big_endian)).ok_or_else(|| format!("a {size}-byte number of unusual layout")))
-    })
-}
-
-/// Reads a region into packed row-major bytes of native byte order.
-pub(super) fn read(dataset: &Dataset, dtype: Dtype, region: &Region, out: &mut [u8]) -> hdf5::Result<()> {
-    assert_eq!(out.len() as u64, region.elements() * dtype.size_bytes() as u64);
-    if out.is_empty() {
-        return Ok(());
-    }
-    // SAFETY: HDF5 checks that the selection lies in the dataset; it writes as many elements as are selected, for which
-    // `out` has room, as just checked.
-    sync(|| unsafe {
-        let memory_type = memory_type(dtype)?;
-        let file_space = Handle::new(H5Dget_space(dataset.id()), H5Sclose)?;
-        let memory_space = if region.rank() == 0 {
-            Handle::new(H5Screate(H5S_class_t::H5S_SCALAR), H5Sclose)?
-        } else {
-            let (start, count) = (region.offset.as_ptr(), region.extent.as_ptr());
-            let set = H5S_seloper_t::H5S_SELECT_SET;
-            h5check(H5Sselect_hyperslab(file_space.0, set, start, std::ptr::null(), count, std::ptr::null()))?;
-            Handle::new(H5Screate_simple(region.rank() as i32, count, std::ptr::null()), H5Sclose)?
-        };
-        let buffer = out.as_mut_ptr().cast::<c_void>();
-        h5check(H5Dread(dataset.id(), memory_type.0, memory_space.0, file_space.0, H5P_DEFAULT, buffer))?;
-        Ok(())
     })
 }
 

@@ -37,7 +37,7 @@ impl Staging {
         let staging = Staging::of(target, &temporary);
         if target.exists() {
             // What is no HDF5 file is somebody's something else.
-            super::read::open_file(target)?;
+            super::links::Opened::open(target, 0)?;
             fs::copy(target, &staging.temporary).map_err(StoreError::io(target, "copy"))?;
         } else {
             // HDF5 would say less well why not.

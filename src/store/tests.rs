@@ -84,7 +84,7 @@ fn every_dtype_and_storage_survives_the_round_trip() {
             }
         }
     }
-    assert_eq!(list(&folder.path().join("f32-0.h5")).unwrap(), ["a/b"]);
+    assert_eq!(list(&folder.path().join("f32-0.h5")).unwrap().datasets, ["a/b"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 36, "no temporary is left");
 }
 

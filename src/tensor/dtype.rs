@@ -103,6 +103,27 @@ impl Dtype {
         !matches!(self, Dtype::F16 | Dtype::Bf16)
     }
 
+    /// Whether every value of type `other` is one of this type as well.
+    pub fn holds(self, other: Dtype) -> bool {
+        // Bits that a number may have beside its sign: of floats, as many as keep integers exact.
+        let bits = |dtype: Dtype| match dtype {
+            Dtype::F16 => 11,
+            Dtype::Bf16 => 8,
+            Dtype::F32 => 24,
+            Dtype::F64 => 53,
+            Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64 => dtype.size_bytes() * 8 - 1,
+            Dtype::U8 | Dtype::U16 | Dtype::U32 | Dtype::U64 => dtype.size_bytes() * 8,
+        };
+        let is_signed = |dtype: Dtype| !matches!(dtype, Dtype::U8 | Dtype::U16 | Dtype::U32 | Dtype::U64);
+        match (self.is_integer(), other.is_integer()) {
+            _ if self == other => true,
+            (true, true) => bits(self) >= bits(other) && (is_signed(self) || !is_signed(other)),
+            (false, true) => bits(self) >= bits(other),
+            (false, false) => self.size_bytes() > other.size_bytes(),
+            (true, false) => false,
+        }
+    }
+
     /// Code of this type in the kernel interface (`exuvia_dtype` in `exuvia.h`): its position in [`Dtype::ALL`] plus 1.
     pub const fn code(self) -> u32 {
         self as u32 + 1
@@ -138,5 +159,17 @@ mod tests {
             assert_eq!(dtype.code() as usize, index + 1);
         }
         assert!("float".parse::<Dtype>().is_err());
+    }
+
+    #[test]
+    fn a_type_holds_the_values_of_smaller_ones() {
+        let held = |dtype: Dtype| -> Vec<&str> {
+            Dtype::ALL.into_iter().filter(|other| dtype.holds(*other)).map(Dtype::name).collect()
+        };
+        assert_eq!(held(Dtype::F64), ["f16", "bf16", "f32", "f64", "i8", "i16", "i32", "u8", "u16", "u32"]);
+        assert_eq!(held(Dtype::F32), ["f16", "bf16", "f32", "i8", "i16", "u8", "u16"]);
+        assert_eq!(held(Dtype::F16), ["f16", "i8", "u8"]);
+        assert_eq!(held(Dtype::I32), ["i8", "i16", "i32", "u8", "u16"]);
+        assert_eq!(held(Dtype::U16), ["u8", "u16"]);
     }
 }

@@ -5,6 +5,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod damage;
 mod inputs;
 mod outputs;
 mod sharing;

@@ -1,0 +1,101 @@
+//! What a file has: every link once, in time linear in their number.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::StoreError;
+use super::links::Opened;
+use super::raw::source::{self, Kind, Link};
+
+/// What is in a file, in the order of names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Paths of datasets, by every name that a hard link gives them.
+    pub datasets: Vec<String>,
+    /// Links that are not followed here.
+    pub links: Vec<ListedLink>,
+    /// Paths of what cannot be looked at.
+    pub damaged: Vec<String>,
+}
+
+/// A soft or external link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ListedLink {
+    pub path: String,
+    /// The other file of an external link, as it is named there.
+    pub file: Option<String>,
+    /// The path that it leads to.
+    pub target: String,
+    /// Whether there is something; not known where that is in another file.
+    pub leads: Option<bool>,
+}
+
+impl Listing {
+    /// What a dataset may be called.
+    pub fn names(self) -> Vec<String> {
+        self.datasets.into_iter().chain(self.links.into_iter().map(|link| link.path)).collect()
+    }
+}
+
+/// Lists a file. Links to other files are not followed, and each group is looked into once.
+pub fn list(file: &Path) -> Result<Listing, StoreError> {
+    list_opened(&Opened::open(file, 0)?)
+}
+
+pub(super) fn list_opened(opened: &Arc<Opened>) -> Result<Listing, StoreError> {
+    let mut listing = Listing::default();
+    let (mut seen, mut groups) = (HashSet::new(), vec![b"/".to_vec()]);
+    let (_, root) =
+        source::kind(&opened.file, b"/").map_err(StoreError::hdf5(&opened.path, "look at the root group"))?;
+    seen.insert(root);
+    while let Some(group) = groups.pop() {
+        let what = || format!("list '{}'", String::from_utf8_lossy(&group));
+        let links = match source::links(&opened.file, &group) {
+            Ok(links) => links,
+            Err(error) if group == b"/" => return Err(StoreError::hdf5(&opened.path, what())(error)),
+            Err(_) => {
+                listing.damaged.push(shown(&group));
+                continue;
+            }
+        };
+        for (name, link) in links {
+            let mut path = if group == b"/" { Vec::new() } else { group.clone() };
+            path.push(b'/');
+            path.extend_from_slice(&name);
+            match link {
+                Link::Hard(address) => match source::kind(&opened.file, &path) {
+                    Ok((Kind::Dataset, _)) => listing.datasets.push(shown(&path)),
+                    Ok((Kind::Group, _)) if seen.insert(address) => groups.push(path),
+                    Ok(_) => {}
+                    Err(_) => listing.damaged.push(shown(&path)),
+                },
+                Link::Soft(target) => {
+                    let from = if target.starts_with(b"/") { Vec::new() } else { [&group[..], b"/"].concat() };
+                    let leads = opened.leads(&[&from[..], &target[..]].concat());
+                    listing.links.push(ListedLink { path: shown(&path), file: None, target: text(&target), leads });
+                }
+                Link::External { file, object } => {
+                    let file = Some(text(&file));
+                    listing.links.push(ListedLink { path: shown(&path), file, target: text(&object), leads: None });
+                }
+                Link::Other => {}
+            }
+        }
+    }
+    listing.datasets.sort_unstable();
+    listing.damaged.sort_unstable();
+    listing.links.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    Ok(listing)
+}
+
+fn text(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+/// A path without the slash that all begin with.
+fn shown(path: &[u8]) -> String {
+    text(path.strip_prefix(b"/").unwrap_or(path))
+}

@@ -1,0 +1,377 @@
+//! Virtual datasets: the parts that they are made of, found, checked and read one by one. HDF5 itself would put fill values
+//! where a part cannot be read.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::StoreError;
+use super::grid::{Axis, grid};
+use super::links::{Opened, Source, with_causes};
+use super::raw::source::{self, Mapping, Selection};
+use super::read::{Above, Reader};
+use crate::tensor::{Dtype, Region};
+
+/// Parts that are open at a time.
+const OPEN_PARTS: usize = 8;
+/// Chunks that each keeps decompressed.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// A virtual dataset.
+#[derive(Debug)]
+pub(super) struct Virtual {
+    opened: Arc<Opened>,
+    dtype: Dtype,
+    extents: Vec<u64>,
+    /// Later ones lie over earlier ones.
+    parts: Vec<Part>,
+    /// The element where there is no part.
+    fill: Vec<u8>,
+    above: Above,
+    open: Mutex<VecDeque<(usize, Arc<OpenPart>)>>,
+}
+
+#[derive(Debug)]
+struct Part {
+    file: Vec<u8>,
+    dataset: Vec<u8>,
+    target: Vec<Axis>,
+    source: Selection,
+}
+
+#[derive(Debug)]
+struct OpenPart {
+    reader: Reader,
+    source: Vec<Axis>,
+    target: Vec<Axis>,
+}
+
+impl Virtual {
+    /// Takes the map of a dataset. Says its extents too, for which parts of a map without an end have to be looked at.
+    pub fn open(
+        opened: &Arc<Opened>,
+        dataset: &hdf5::Dataset,
+        mappings: Vec<Mapping>,
+        dtype: Dtype,
+        above: &Above,
+    ) -> Result<Virtual, String> {
+        let mut series = Vec::new();
+        for mapping in mappings.iter().filter(|mapping| !has_end(mapping)) {
+            // Before HDF5 looks at them, which takes what it cannot read for the end.
+            series.push(Series::probe(opened, mapping, dtype, above)?);
+        }
+        let in_short = |what: &str| format!("HDF5 cannot read its {what}");
+        let space = source::space(dataset).map_err(|error| format!("{}: {error}", in_short("extents")))?;
+        let source::Space::Extents(extents) = space else { return Err("it has no extents".to_owned()) };
+        let fill =
+            source::fill_value(dataset, dtype).map_err(|error| format!("{}: {error}", in_short("fill value")))?;
+        let (mut parts, mut series) = (Vec::new(), series.into_iter());
+        for mapping in mappings {
+            let named = |message| format!("its part {}: {message}", part_name(&mapping.file, &mapping.dataset));
+            let target = grid(&mapping.target, &extents).map_err(named)?;
+            let series = if !has_end(&mapping) { series.next() } else { None };
+            match (target.iter().position(|axis| !axis.has_end()), series) {
+                (Some(axis), Some(series)) if series.is_numbered => {
+                    parts.extend(series.parts(&mapping, &target, axis, extents[axis])?);
+                }
+                _ => {
+                    let file = numbered(&mapping.file, 0);
+                    let dataset = numbered(&mapping.dataset, 0);
+                    parts.push(Part { file, dataset, target, source: mapping.source });
+                }
+            }
+        }
+        let (opened, above) = (opened.clone(), above.clone());
+        Ok(Virtual { opened, dtype, extents, parts, fill, above, open: Mutex::default() })
+    }
+
+    pub fn extents(&self) -> &[u64] {
+        &self.extents
+    }
+
+    /// Checks that all parts can be read; adds where they are.
+    pub fn check(&self, sources: &mut Vec<Source>) -> Result<(), StoreError> {
+        for part in 0..self.parts.len() {
+            sources.extend(self.part(part)?.reader.check()?);
+        }
+        Ok(())
+    }
+
+    fn part(&self, number: usize) -> Result<Arc<OpenPart>, StoreError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = open.iter().position(|(other, _)| *other == number) {
+            let found = open.remove(at);
+            open.extend(found);
+        } else {
+            let part = &self.parts[number];
+            let opened = part.open(&self.opened, self.dtype, &self.extents, &self.above).map_err(|message| {
+                let message = format!("its part {}: {message}", part_name(&part.file, &part.dataset));
+                let (file, dataset) = (self.opened.path.clone(), self.above.name());
+                StoreError::Unusable { file, dataset, message }
+            })?;
+            if open.len() == OPEN_PARTS {
+                open.pop_front();
+            }
+            open.push_back((number, Arc::new(opened)));
+        }
+        Ok(open[open.len() - 1].1.clone())
+    }
+
+    /// Reads a region into its packed row-major bytes as elements of `dtype`, `fill` where there is no part.
+    pub fn read(&self, dtype: Dtype, region: &Region, fill: &[u8], out: &mut [u8]) -> Result<(), StoreError> {
+        out.chunks_exact_mut(fill.len()).for_each(|element| element.copy_from_slice(fill));
+        for (number, part) in self.parts.iter().enumerate() {
+            let is_in = |axes: &[Axis]| axes.iter().enumerate().all(|(d, axis)| within(axis, region, d).is_some());
+            if part.target.iter().all(Axis::has_end) && !is_in(&part.target) {
+                continue;
+            }
+            let part = self.part(number)?;
+            if is_in(&part.target) {
+                part.read(dtype, region, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn fill(&self) -> &[u8] {
+        &self.fill
+    }
+}
+
+/// The numbers of the places of an axis that lie in a region; `None` if there are none.
+fn within(axis: &Axis, region: &Region, d: usize) -> Option<(u64, u64)> {
+    let (from, to) = (axis.below(region.offset[d]), axis.below(region.end(d)));
+    (from < to).then_some((from, to))
+}
+
+impl Part {
+    fn open(&self, opened: &Arc<Opened>, dtype: Dtype, extents: &[u64], above: &Above) -> Result<OpenPart, String> {
+        let reader = reader_of(opened, &self.file, &self.dataset, dtype, above)?;
+        let shape = reader.info().shape.to_vec();
+        let mut source = grid(&self.source, &shape)?;
+        let mut target = self.target.clone();
+        let endless = |axes: &[Axis]| axes.iter().position(|axis| !axis.has_end());
+        if let (Some(to), Some(from)) = (endless(&target), endless(&source)) {
+            // As long as both have elements.
+            let ended = [target[to].clone().ended(extents[to]), source[from].clone().ended(shape[from])];
+            let [target_length, source_length] = [ended[0].below(extents[to]), ended[1].below(shape[from])];
+            let length = target_length.min(source_length);
+            let [a, b] = ended.map(|axis| axis.first(length));
+            (target[to], source[from]) = (a, b);
+        }
+        if endless(&target).is_some() || endless(&source).is_some() {
+            return Err("it is mapped without an end onto something that has one".to_owned());
+        }
+        for (axis, extent) in source.iter().zip(&shape) {
+            if axis.below(*extent) < axis.len() {
+                return Err(format!("more of it is mapped than it has: its shape is {}", reader.info().shape));
+            }
+        }
+        let count = |axes: &[Axis]| axes.iter().map(|axis| u128::from(axis.len())).product::<u128>();
+        if count(&source) != count(&target) {
+            return Err(format!("{} elements of it are mapped onto {}", count(&source), count(&target)));
+        }
+        Ok(OpenPart { reader, source, target })
+    }
+}
+
+/// Opens a dataset of the file that another one means, which is to be read as elements of `dtype`.
+fn reader_of(opened: &Arc<Opened>, file: &[u8], dataset: &[u8], dtype: Dtype, above: &Above) -> Result<Reader, String> {
+    let in_short = |error: StoreError| with_causes(&error);
+    let file = if file == b"." {
+        opened.clone()
+    } else {
+        let path = opened.beside(file, &["HDF5_VDS_PREFIX"]).map_err(in_short)?;
+        Opened::open(&path, CACHE_BYTES).map_err(in_short)?
+    };
+    let reader = Reader::open_in(&file, dataset, above).map_err(in_short)?;
+    let found = reader.info().dtype;
+    if !dtype.holds(found) {
+        return Err(format!("its elements are {found}, not all of which are {dtype} as well"));
+    }
+    Ok(reader)
+}
+
+fn part_name(file: &[u8], dataset: &[u8]) -> String {
+    format!("'{}' in {}", String::from_utf8_lossy(dataset), String::from_utf8_lossy(file))
+}
+
+impl OpenPart {
+    /// Puts the elements that lie in `region` to their places in `out`.
+    fn read(&self, dtype: Dtype, region: &Region, out: &mut [u8]) -> Result<(), StoreError> {
+        let ranges: Vec<(u64, u64)> =
+            self.target.iter().enumerate().filter_map(|(d, a)| within(a, region, d)).collect();
+        let lengths = |axes: &[Axis]| axes.iter().map(Axis::len).collect::<Vec<u64>>();
+        let (target, source) = (lengths(&self.target), lengths(&self.source));
+        let long = |lengths: &[u64]| (0..lengths.len()).filter(|d| lengths[*d] > 1).collect::<Vec<usize>>();
+        let (target_long, source_long) = (long(&target), long(&source));
+        let same = target_long.len() == source_long.len()
+            && target_long.iter().zip(&source_long).all(|(t, s)| target[*t] == source[*s]);
+        // Where the element of these numbers, by axis, is among those that are read.
+        let mut wanted = vec![(0, 1); source.len()];
+        let (mut weights, mut first) = (vec![0; target.len()], 0);
+        if same {
+            let mut weight = 1;
+            for (t, s) in target_long.iter().zip(&source_long).rev() {
+                wanted[*s] = ranges[*t];
+                weights[*t] = weight;
+                first += ranges[*t].0 * weight;
+                weight *= ranges[*t].1 - ranges[*t].0;
+            }
+        } else {
+            // The elements count as one row: whole slices of the outermost axis have all that is needed.
+            let mut weight = 1;
+            for t in (0..target.len()).rev() {
+                weights[t] = weight;
+                weight *= target[t];
+            }
+            let least: u64 = ranges.iter().zip(&weights).map(|((from, _), weight)| from * weight).sum();
+            let most: u64 = ranges.iter().zip(&weights).map(|((_, to), weight)| (to - 1) * weight).sum();
+            wanted.iter_mut().zip(&source).for_each(|(wanted, length)| *wanted = (0, *length));
+            if let Some(outer) = source_long.first() {
+                let slice: u64 = source[outer + 1..].iter().product();
+                wanted[*outer] = (least / slice, most / slice + 1);
+                first = least / slice * slice;
+            }
+        }
+        let read = self.reader.read_grid(dtype, &self.source, &wanted)?;
+        let size = dtype.size_bytes();
+        let rank = region.rank();
+        let mut strides = vec![1u64; rank];
+        for d in (1..rank).rev() {
+            strides[d - 1] = strides[d] * region.extent[d];
+        }
+        let mut numbers: Vec<u64> = ranges.iter().map(|(from, _)| *from).collect();
+        loop {
+            let from = numbers.iter().zip(&weights).map(|(number, weight)| number * weight).sum::<u64>() - first;
+            let place = |d: usize| (self.target[d].place(numbers[d]) - region.offset[d]) * strides[d];
+            let to = (0..rank).map(place).sum::<u64>();
+            // Along the last axis elements follow each other in both.
+            let last = rank.checked_sub(1);
+            let run = last.map_or(1, |d| {
+                let run = self.target[d].run(numbers[d]).min(ranges[d].1 - numbers[d]);
+                if weights[d] == 1 { run } else { 1 }
+            });
+            let (from, to, length) = (from as usize * size, to as usize * size, run as usize * size);
+            out[to..to + length].copy_from_slice(&read[from..from + length]);
+            let Some(last) = last else { return Ok(()) };
+            numbers[last] += run;
+            let mut d = last;
+            while numbers[d] >= ranges[d].1 {
+                numbers[d] = ranges[d].0;
+                let Some(outer) = d.checked_sub(1) else { return Ok(()) };
+                d = outer;
+                numbers[d] += 1;
+            }
+        }
+    }
+}
+
+fn has_end(mapping: &Mapping) -> bool {
+    let Selection::Regular(slabs) = &mapping.target else { return true };
+    slabs.iter().all(|slab| slab.count != u64::MAX && slab.block != u64::MAX)
+}
+
+/// What there is of a mapping without an end.
+struct Series {
+    /// Whether the parts have numbers in their names.
+    is_numbered: bool,
+    found: u64,
+}
+
+impl Series {
+    fn probe(opened: &Arc<Opened>, mapping: &Mapping, dtype: Dtype, above: &Above) -> Result<Series, String> {
+        let is_numbered = has_number(&mapping.file) || has_number(&mapping.dataset);
+        let mut found = 0;
+        loop {
+            let (file, dataset) = (numbered(&mapping.file, found), numbered(&mapping.dataset, found));
+            let named = |message: String| format!("its part {}: {message}", part_name(&file, &dataset));
+            if is_numbered && file != b"." {
+                match opened.beside(&file, &["HDF5_VDS_PREFIX"]) {
+                    Err(StoreError::NoFile { .. }) => break,
+                    Err(error) => return Err(named(with_causes(&error))),
+                    // The end of a series of datasets in one file.
+                    Ok(path) if !has_number(&mapping.file) => {
+                        let file = Opened::open(&path, 0).map_err(|error| named(with_causes(&error)))?;
+                        if file.leads(&dataset) == Some(false) {
+                            break;
+                        }
+                    }
+                    Ok(_) => {}
+                }
+            } else if is_numbered && opened.leads(&dataset) == Some(false) {
+                break;
+            }
+            reader_of(opened, &file, &dataset, dtype, above).map_err(named)?;
+            found += 1;
+            if !is_numbered {
+                return Ok(Series { is_numbered, found });
+            }
+        }
+        if let Some(later) = later_file(opened, &mapping.file, found) {
+            let file = numbered(&mapping.file, found);
+            let missing = String::from_utf8_lossy(&file);
+            return Err(format!("its part {missing} is missing, though {later} is there"));
+        }
+        Ok(Series { is_numbered, found })
+    }
+
+    /// The parts that HDF5 has made the extent of.
+    fn parts(&self, mapping: &Mapping, target: &[Axis], axis: usize, extent: u64) -> Result<Vec<Part>, String> {
+        let Axis::Even(slab) = &target[axis] else { return Err("its map has no numbered parts".to_owned()) };
+        let blocks = extent.saturating_sub(slab.start).div_ceil(slab.stride);
+        if blocks < self.found {
+            let name = part_name(&numbered(&mapping.file, blocks), &numbered(&mapping.dataset, blocks));
+            return Err(format!("HDF5 does not count its part {name}, which is there; are too many files open?"));
+        }
+        let part = |block: u64| {
+            let mut target = target.to_vec();
+            target[axis] = Axis::box_of(slab.start + block * slab.stride, slab.block);
+            let (file, dataset) = (numbered(&mapping.file, block), numbered(&mapping.dataset, block));
+            Part { file, dataset, target, source: mapping.source.clone() }
+        };
+        Ok((0..blocks).map(part).collect())
+    }
+}
+
+fn has_number(name: &[u8]) -> bool {
+    numbered(name, 0) != numbered(name, 1)
+}
+
+/// A name in a map with the number of a block where it says `%b`, and a percent sign where it says `%%`.
+fn numbered(name: &[u8], block: u64) -> Vec<u8> {
+    let mut result = Vec::new();
+    let mut bytes = name.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        match (byte, bytes.peek()) {
+            (b'%', Some(b'b')) => result.extend_from_slice(block.to_string().as_bytes()),
+            (b'%', Some(b'%')) => result.push(b'%'),
+            _ => {
+                result.push(byte);
+                continue;
+            }
+        }
+        bytes.next();
+    }
+    result
+}
+
+/// A file of a series that comes after one that is missing.
+fn later_file(opened: &Opened, pattern: &[u8], missing: u64) -> Option<String> {
+    let first = numbered(pattern, 0);
+    let path = opened.beside(&first, &["HDF5_VDS_PREFIX"]).ok()?;
+    let name = pattern.rsplit(|byte| *byte == b'/').next()?;
+    let at = name.windows(2).position(|pair| pair == b"%b")?;
+    let (before, after) = (numbered(&name[..at], 0), numbered(&name[at + 2..], 0));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for entry in std::fs::read_dir(folder).ok()?.flatten() {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        let number = name.strip_prefix(&before[..]).and_then(|rest| rest.strip_suffix(&after[..]));
+        let number = number.and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<u64>().ok());
+        if number.is_some_and(|number| number > missing) {
+            return Some(String::from_utf8_lossy(name).into_owned());
+        }
+    }
+    None
+}
