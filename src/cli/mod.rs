@@ -111,6 +111,7 @@ pub fn main() -> i32 {
         }
     };
     log_to_stderr();
+    crate::store::contain_crashes(told::ending());
     let code = match arguments.verb {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Plan(arguments) => plan::plan(&arguments),

@@ -36,6 +36,11 @@ pub(super) fn ended(code: ExitCode) {
     tell(ENDED, code as i32);
 }
 
+/// The file that [`ended`] writes to, for who can do no more than write.
+pub(super) fn ending() -> Option<File> {
+    File::options().write(true).open(folder()?.join(ENDED)).ok()
+}
+
 /// The signal that the supervisor got, if there is one.
 pub(super) fn asked() -> Option<i32> {
     read(&folder()?, ASKED)

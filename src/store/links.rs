@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::StoreError;
 use super::error::nearest;
 use super::listing::{Listing, list_opened};
+use super::raw::guard::Held;
 use super::raw::source::{self, Kind, Link, path_of};
 use crate::encode;
 
@@ -22,7 +23,7 @@ const MOST_LINKS: usize = 64;
 #[derive(Debug)]
 pub(super) struct Opened {
     pub path: PathBuf,
-    pub file: hdf5::File,
+    pub file: Held<hdf5::File>,
     cache_bytes: usize,
 }
 

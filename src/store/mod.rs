@@ -33,6 +33,12 @@ pub use read::{Catalog, DatasetInfo, Reader, describe};
 pub use staging::Staging;
 pub use writer::Writer;
 
+/// From now on a crash of HDF5 on a damaged file ends the process with exit status 1 and an error that names the file. `word`, if
+/// there is one, is told the status. To be called once, before kernels are compiled.
+pub fn contain_crashes(word: Option<std::fs::File>) {
+    raw::guard::contain_crashes(word);
+}
+
 /// Version of the HDF5 library at run time.
 pub fn library_version() -> String {
     let (major, minor, release) = hdf5::library_version();

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::StoreError;
 use super::grid::{Axis, grid};
 use super::links::{Opened, Source, with_causes};
+use super::raw::guard::Held;
 use super::raw::source::{self, Mapping, Selection};
 use super::read::{Above, Reader};
 use crate::tensor::{Dtype, Region};
@@ -50,7 +51,7 @@ impl Virtual {
     /// Takes the map of a dataset. Says its extents too, for which parts of a map without an end have to be looked at.
     pub fn open(
         opened: &Arc<Opened>,
-        dataset: &hdf5::Dataset,
+        dataset: &Held<hdf5::Dataset>,
         mappings: Vec<Mapping>,
         dtype: Dtype,
         above: &Above,

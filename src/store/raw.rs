@@ -6,6 +6,7 @@
 //! closed by its owner.
 #![expect(unsafe_code, reason = "HDF5's C API")]
 
+pub(super) mod guard;
 pub(super) mod source;
 
 use std::ffi::{CStr, CString, c_char, c_void};

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::StoreError;
 use super::grid::Axis;
 use super::links::{Found, Opened, Source, check_regular};
 use super::parts::Virtual;
+use super::raw::guard::Held;
 use super::raw::source::{self, Filter, Kind, RawFile, Slab};
-use super::{StoreError, raw};
 use crate::encode;
 use crate::tensor::{Dtype, Region, Shape, copy_region};
 
@@ -84,7 +85,7 @@ impl Above {
 pub struct Reader {
     info: DatasetInfo,
     stored: Stored,
-    dataset: hdf5::Dataset,
+    dataset: Held<hdf5::Dataset>,
     /// The file that it really is in.
     opened: Arc<Opened>,
 }
@@ -113,7 +114,7 @@ impl Reader {
         let failed = |what: &str| StoreError::hdf5(&opened.path, format!("{what} of '{}'", text(name)));
         let unusable = |message: String| named.unusable(name, message);
         let dataset = source::open_dataset(&opened.file, &found.path).map_err(failed("read the description"))?;
-        let element = raw::element_type(&dataset).map_err(failed("read the type"))?;
+        let element = source::element_type(&dataset).map_err(failed("read the type"))?;
         let (dtype, big_endian) = element.map_err(|what| StoreError::ElementType {
             file: named.path.clone(),
             dataset: text(name),
@@ -326,7 +327,7 @@ fn filter_name(filter: &Filter) -> String {
 }
 
 /// What has been stored through a filter cannot be read without it.
-fn check_filters(filters: &[Filter], dataset: &hdf5::Dataset, info: &DatasetInfo) -> Result<(), StoreError> {
+fn check_filters(filters: &[Filter], dataset: &Held<hdf5::Dataset>, info: &DatasetInfo) -> Result<(), StoreError> {
     let Some((at, missing)) = filters.iter().enumerate().find(|(_, filter)| !filter.available) else { return Ok(()) };
     // Programs that lack an optional filter store chunks without it, and what is not stored needs none.
     let mask = source::first_filter_mask(dataset, info.shape.len());

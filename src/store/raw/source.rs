@@ -17,6 +17,7 @@ use hdf5_sys::h5p::*;
 use hdf5_sys::h5s::*;
 use hdf5_sys::h5z::{H5Z_FILTER_CONFIG_DECODE_ENABLED, H5Zfilter_avail, H5Zget_filter_info};
 
+use super::guard::{self, Held};
 use super::{Handle, memory_type};
 use crate::tensor::Dtype;
 
@@ -50,6 +51,12 @@ pub(in crate::store) enum Kind {
 pub(in crate::store) enum Space {
     Null,
     Extents(Vec<u64>),
+}
+
+/// Element type of a dataset, as the one of the door says.
+pub(in crate::store) fn element_type(dataset: &Held<Dataset>) -> hdf5::Result<Result<(Dtype, bool), String>> {
+    let _guard = dataset.guard();
+    super::element_type(dataset)
 }
 
 /// How a dataset is stored, as its creator wished it.
@@ -112,18 +119,20 @@ fn c_name(name: &[u8]) -> hdf5::Result<CString> {
 }
 
 /// Opens a file for reading, whatever bytes its name has.
-pub(in crate::store) fn open_file(path: &Path, cache_bytes: usize) -> hdf5::Result<File> {
+pub(in crate::store) fn open_file(path: &Path, cache_bytes: usize) -> hdf5::Result<Held<File>> {
     let name = c_name(path.as_os_str().as_bytes())?;
     // SAFETY: the name is a C string; the handle of the file gets its one owner.
-    sync(|| unsafe {
+    let open = || unsafe {
         let access = Handle::new(H5Pcreate(*H5P_CLS_FILE_ACCESS), H5Pclose)?;
         h5check(H5Pset_cache(access.0, 0, CHUNK_CACHE_SLOTS, cache_bytes, 1.0))?;
         hdf5::from_id(h5check(H5Fopen(name.as_ptr(), H5F_ACC_RDONLY, access.0))?)
-    })
+    };
+    Held::open(guard::message(path), || sync(open))
 }
 
 /// Where the last link of a path leads, all before which are hard links to groups; `None` if there is no such link.
-pub(in crate::store) fn link(file: &File, path: &[u8]) -> hdf5::Result<Option<Link>> {
+pub(in crate::store) fn link(file: &Held<File>, path: &[u8]) -> hdf5::Result<Option<Link>> {
+    let _guard = file.guard();
     let name = c_name(path)?;
     // SAFETY: the name is a C string, and results go into locals.
     sync(|| unsafe {
@@ -184,7 +193,8 @@ fn until_nul(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// All links of the group at a path of hard links. Its time is linear in their number.
-pub(in crate::store) fn links(file: &File, group: &[u8]) -> hdf5::Result<Vec<(Vec<u8>, Link)>> {
+pub(in crate::store) fn links(file: &Held<File>, group: &[u8]) -> hdf5::Result<Vec<(Vec<u8>, Link)>> {
+    let _guard = file.guard();
     extern "C" fn take(_: hid_t, name: *const c_char, info: *const H5L_info1_t, found: *mut c_void) -> i32 {
         // SAFETY: HDF5 hands on the vector that it was given below, a C string and the link's information.
         unsafe {
@@ -211,7 +221,8 @@ pub(in crate::store) fn links(file: &File, group: &[u8]) -> hdf5::Result<Vec<(Ve
 }
 
 /// What a path of hard links leads to, and its address.
-pub(in crate::store) fn kind(file: &File, path: &[u8]) -> hdf5::Result<(Kind, u64)> {
+pub(in crate::store) fn kind(file: &Held<File>, path: &[u8]) -> hdf5::Result<(Kind, u64)> {
+    let _guard = file.guard();
     let name = c_name(path)?;
     // SAFETY: the name is a C string, and the result goes into a local.
     sync(|| unsafe {
@@ -227,14 +238,16 @@ pub(in crate::store) fn kind(file: &File, path: &[u8]) -> hdf5::Result<(Kind, u6
 }
 
 /// Opens the dataset at a path of hard links.
-pub(in crate::store) fn open_dataset(file: &File, path: &[u8]) -> hdf5::Result<Dataset> {
+pub(in crate::store) fn open_dataset(file: &Held<File>, path: &[u8]) -> hdf5::Result<Held<Dataset>> {
     let name = c_name(path)?;
     // SAFETY: the name is a C string; the handle of the dataset gets its one owner.
-    sync(|| unsafe { hdf5::from_id(h5check(H5Dopen2(file.id(), name.as_ptr(), H5P_DEFAULT))?) })
+    let open = || unsafe { hdf5::from_id(h5check(H5Dopen2(file.id(), name.as_ptr(), H5P_DEFAULT))?) };
+    Held::open(file.message(), || sync(open))
 }
 
 /// The dataspace of a dataset. HDF5 looks at the parts of a virtual dataset that has no fixed extent.
-pub(in crate::store) fn space(dataset: &Dataset) -> hdf5::Result<Space> {
+pub(in crate::store) fn space(dataset: &Held<Dataset>) -> hdf5::Result<Space> {
+    let _guard = dataset.guard();
     // SAFETY: a query of a space that this call opened.
     sync(|| unsafe {
         let space = Handle::new(H5Dget_space(dataset.id()), H5Sclose)?;
@@ -258,7 +271,8 @@ unsafe fn extents(space: hid_t) -> hdf5::Result<Vec<u64>> {
 }
 
 /// How a dataset is stored.
-pub(in crate::store) fn creation(dataset: &Dataset) -> hdf5::Result<Creation> {
+pub(in crate::store) fn creation(dataset: &Held<Dataset>) -> hdf5::Result<Creation> {
+    let _guard = dataset.guard();
     // SAFETY: queries of a property list that this call opened; buffers are as long as HDF5 is told.
     sync(|| unsafe {
         let list = Handle::new(H5Dget_create_plist(dataset.id()), H5Pclose)?;
@@ -385,7 +399,8 @@ unsafe fn selection(space: hid_t) -> hdf5::Result<Selection> {
 }
 
 /// The bytes of the element that stands where nothing is stored.
-pub(in crate::store) fn fill_value(dataset: &Dataset, dtype: Dtype) -> hdf5::Result<Vec<u8>> {
+pub(in crate::store) fn fill_value(dataset: &Held<Dataset>, dtype: Dtype) -> hdf5::Result<Vec<u8>> {
+    let _guard = dataset.guard();
     let mut element = vec![0u8; dtype.size_bytes()];
     // SAFETY: the element has room for one of the type in memory.
     sync(|| unsafe {
@@ -400,7 +415,8 @@ pub(in crate::store) fn fill_value(dataset: &Dataset, dtype: Dtype) -> hdf5::Res
 }
 
 /// Which filters the first stored chunk does without, by a bit for each; `None` if there is no chunk.
-pub(in crate::store) fn first_filter_mask(dataset: &Dataset, rank: usize) -> hdf5::Result<Option<u32>> {
+pub(in crate::store) fn first_filter_mask(dataset: &Held<Dataset>, rank: usize) -> hdf5::Result<Option<u32>> {
+    let _guard = dataset.guard();
     // SAFETY: results go into locals; the offset has room for the dataset's rank.
     sync(|| unsafe {
         let mut chunks = 0;
@@ -417,7 +433,8 @@ pub(in crate::store) fn first_filter_mask(dataset: &Dataset, rank: usize) -> hdf
 }
 
 /// Where the bytes of a contiguous dataset begin in its file, and how many are stored.
-pub(in crate::store) fn place(dataset: &Dataset) -> (Option<u64>, u64) {
+pub(in crate::store) fn place(dataset: &Held<Dataset>) -> (Option<u64>, u64) {
+    let _guard = dataset.guard();
     // SAFETY: queries of an open dataset.
     sync(|| unsafe {
         let offset = H5Dget_offset(dataset.id());
@@ -427,11 +444,12 @@ pub(in crate::store) fn place(dataset: &Dataset) -> (Option<u64>, u64) {
 
 /// Reads the elements of `slabs`, by axis, into their packed row-major bytes of native byte order.
 pub(in crate::store) fn read_slabs(
-    dataset: &Dataset,
+    dataset: &Held<Dataset>,
     dtype: Dtype,
     slabs: &[Slab],
     out: &mut [u8],
 ) -> hdf5::Result<()> {
+    let _guard = dataset.guard();
     let numbers = |number: fn(&Slab) -> u64| slabs.iter().map(number).collect::<Vec<hsize_t>>();
     let (start, stride) = (numbers(|slab| slab.start), numbers(|slab| slab.stride));
     let (count, block) = (numbers(|slab| slab.count), numbers(|slab| slab.block));
