@@ -22,3 +22,4 @@ pub mod store;
 pub mod sweep;
 pub mod tensor;
 pub mod topology;
+pub mod words;

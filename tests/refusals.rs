@@ -4,11 +4,12 @@
 mod lab;
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::launch::open_mpi;
 use lab::rows::{COLUMNS, ROWS, assert_no_output, input, rows_job, rows_lab, wat};
+use lab::slow::signal;
 use lab::{EXUVIA, Lab, text};
 
 /// Runs what must fail, on several ranks, and checks what the user is told.
@@ -43,6 +44,8 @@ fn wrong_jobs_and_files_are_refused_with_a_way_out() {
     refuses(&lab, 1, &[], &["no dataset 'y'"]);
     with("softmax.wasm", "sofmax.wasm");
     refuses(&lab, 1, &[], &["sofmax.wasm", "stage 'one'"]);
+    with("softmax.wasm", "/dev/zero");
+    refuses(&lab, 1, &[], &["cannot read kernel /dev/zero", "stage 'one'"]);
     with("dtype = \"f32\"", "dtype = \"f64\"");
     refuses(&lab, 1, &[], &["status 1", "one@n="]);
     with("[[stages]]", "[[stages]]\nexport = \"nothing\"");
@@ -160,6 +163,143 @@ fn a_kernel_of_whole_rows_computes_any_columns_and_refuses_pieces_of_rows() {
     assert!((sum - 1.0).abs() < 1e-6, "the first row adds up to {sum}");
     let (code, _, message) = softmax("\"x[n,d] -> p[n,d]\"", "[16, 7]");
     assert!(code == Some(1) && message.contains("status 2"), "{message}");
+}
+
+#[test]
+fn functions_that_run_as_a_module_starts_are_held_to_the_time_limit() {
+    let lab = rows_lab();
+    let simd = "(func (param i32) (v128.store (local.get 0) (i32x4.splat (local.get 0))))";
+    for (body, function) in [
+        ("(func $s (loop (br 0))) (start $s)", "the start function of kernel 'bad.wasm'"),
+        ("(func (export \"_initialize\") (loop (br 0)))", "the function '_initialize' of kernel 'bad.wasm'"),
+    ] {
+        for (more, tiers) in [("", &["baseline", "optimized"][..]), (simd, &["baseline"])] {
+            let wat = format!(
+                "(module (memory 1) {body} {more} (func (export \"k\") (param i32 i32) (result i32) (i32.const 0)))"
+            );
+            fs::write(lab.path("bad.wasm"), wat::parse_str(wat).unwrap()).unwrap();
+            rows_job(&lab, "bad.wasm", "limits = { time = \"300ms\" }");
+            for tier in tiers {
+                refuses(&lab, 1, &["--tier", tier], &[function, tier, "stage 'one'", "300ms", "was stopped"]);
+            }
+        }
+    }
+    let wat = "(module (memory 1) (func $s unreachable) (start $s) (func (export \"k\") (param i32 i32) (result i32) \
+               (i32.const 0)))";
+    fs::write(lab.path("bad.wasm"), wat::parse_str(wat).unwrap()).unwrap();
+    refuses(&lab, 1, &[], &["the start function of bad.wasm failed", "unreachable"]);
+}
+
+/// A module of 4 KB for which LLVM takes minutes: calls of a function with a thousand results.
+fn slow_to_compile(lab: &Lab) {
+    let (results, numbers, drops) = (" i32".repeat(1_000), "i32.const 1 ".repeat(1_000), "drop ".repeat(1_000));
+    let wat = format!(
+        "(module (memory 1) (func $many (result{results}) {numbers})
+         (func (export \"k\") (param i32 i32) (result i32) call $many {drops} i32.const 0))"
+    );
+    fs::write(lab.path("many.wasm"), wat::parse_str(wat).unwrap()).unwrap();
+    rows_job(lab, "many.wasm", "");
+}
+
+#[test]
+fn a_module_that_takes_minutes_to_compile_is_named_and_no_process_of_it_stays() {
+    let lab = rows_lab();
+    slow_to_compile(&lab);
+    for ranks in [1, 2] {
+        let output = lab.command(ranks, &["--tier", "baseline"]).env("EXUVIA_COMPILE_TIME", "1s").output().unwrap();
+        let said = text(&output);
+        assert!(output.status.code() == Some(1) || (ranks > 1 && !open_mpi()), "{said}");
+        for message in ["stage 'one'", "many.wasm", "took more than it may", "s of CPU time", "EXUVIA_COMPILE_TIME"] {
+            assert!(said.contains(message), "no '{message}' in: {said}");
+        }
+        assert_no_output(&lab);
+    }
+    let mut command = lab.command(1, &["--tier", "baseline"]);
+    let mut run = command.stderr(Stdio::piped()).spawn().unwrap();
+    let helper = || fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.id())).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while helper().trim().is_empty() {
+        assert!(Instant::now() < until, "no helper came");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let helper: u32 = helper().trim().parse().unwrap();
+    signal(&[run.id()], "-TERM");
+    assert_eq!(run.wait().unwrap().code(), Some(75));
+    while exuvia::topology::process_alive(helper) {
+        assert!(Instant::now() < until, "the helper goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_limit_of_the_size_of_files_is_named() {
+    let lab = rows_lab();
+    input(&lab, &[20_000, COLUMNS]);
+    for storage in ["", "chunk = [16, 40]"] {
+        let job = format!(
+            "[tensors.x]\nfile = \"in.h5\"\ndataset = \"x\"\n\
+             [tensors.p]\ncreate = \"out.h5\"\ndataset = \"p\"\ndtype = \"f32\"\n{storage}\n\
+             [[stages]]\nkernel = \"softmax.wasm\"\ncompute = \"x[n,d] -> p[n,d]\"\n"
+        );
+        fs::write(lab.path("job.toml"), job).unwrap();
+        // In blocks of 512 bytes, and a third of the output. What MPI itself needs for several ranks is larger.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -f 2048 && exec \"$0\" \"$@\"", EXUVIA, "run", "--fresh"]).arg(lab.path("job.toml"));
+        let output = shell.env("EXUVIA_CACHE_DIR", lab.path("cache")).output().unwrap();
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("out.h5") && said.contains("File too large"), "{said}");
+        assert!(said.contains("file size 1.0 MiB (ulimit -f) is too low: raise it"), "{said}");
+        assert!(!lab.path("out.h5").exists());
+    }
+}
+
+#[test]
+fn a_plan_is_refused_where_a_run_would_be() {
+    let lab = rows_lab();
+    let refused = |verb: &[&str], messages: &[&str]| {
+        let output = Command::new(EXUVIA).args(verb).arg(lab.path("job.toml")).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        messages.iter().for_each(|message| assert!(text(&output).contains(message), "{}", text(&output)));
+    };
+    for verb in [&["plan"][..], &["plan", "--ranks", "3", "--output", "json"], &["simulate", "--ranks", "2"]] {
+        rows_job(&lab, "sofmax.wasm", "");
+        refused(verb, &["there is no kernel", "sofmax.wasm", "stage 'one'", "did you mean 'softmax.wasm'?"]);
+        let job = rows_job(&lab, "softmax.wasm", "");
+        let good = fs::read_to_string(&job).unwrap();
+        fs::write(&job, good.replacen("[[stages]]", "[[stages]]\nexport = \"sofmax\"", 1)).unwrap();
+        refused(verb, &["no function 'sofmax'", "did you mean 'softmax'?"]);
+    }
+}
+
+#[test]
+fn names_cannot_write_lines_of_their_own_or_speak_to_the_terminal() {
+    let lab = rows_lab();
+    let name = "\u{1b}[31m\u{202e}a\nerror: forged\r";
+    let mut module = wasm_encoder::Module::new();
+    let mut types = wasm_encoder::TypeSection::new();
+    types.ty().function([], []);
+    let mut imports = wasm_encoder::ImportSection::new();
+    imports.import(name, &"x".repeat(5_000), wasm_encoder::EntityType::Function(0));
+    module.section(&types).section(&imports);
+    fs::write(lab.path("names.wasm"), module.finish()).unwrap();
+    rows_job(&lab, "names.wasm", "");
+    let harmless = |output: &std::process::Output| {
+        let said = text(output);
+        assert!(!said.lines().any(|line| line.starts_with("error: forged")), "{said}");
+        assert!(!said.contains(['\u{1b}', '\u{202e}', '\r']), "{said:?}");
+        assert!(said.contains("\\u{1b}[31m\\u{202e}a\\nerror: forged\\u{d}"), "{said}");
+        assert!(said.len() < 3_000, "{said}");
+    };
+    harmless(&lab.output(1, &[]));
+    harmless(&Command::new(EXUVIA).arg("inspect").arg(lab.path("names.wasm")).output().unwrap());
+    let job = rows_job(&lab, "softmax.wasm", "");
+    let good = fs::read_to_string(&job).unwrap();
+    let quoted = "\"\\u001b[31m\\u202ea\\nerror: forged\\r\"";
+    for (from, to) in [("dtype = ", format!("{quoted} = ")), ("dataset = \"x\"", format!("dataset = {quoted}"))] {
+        fs::write(&job, good.replacen(from, &to, 1)).unwrap();
+        harmless(&lab.output(1, &[]));
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use exuvia::engine::{BackgroundCompile, Cpu, Engine, Kernel, Pipeline, Tier};
+use exuvia::engine::{BackgroundCompile, CompileLimits, Cpu, Engine, Kernel, Pipeline, Tier};
 use exuvia::exec::{Options, TierPolicy};
 use exuvia::report::Report;
 use exuvia::sched::Granularity;
@@ -145,6 +145,69 @@ fn a_killed_rank_ends_the_others_and_is_named() {
     }
 }
 
+/// A launcher that never starts a rank, and does not end when it is asked to, as the `mpirun` of the MPI at hand.
+fn hanging_launcher(lab: &Lab, start_limit: &str) -> Command {
+    use std::os::unix::fs::PermissionsExt;
+    let name = if open_mpi() { "mpirun.openmpi" } else { "mpiexec.mpich" };
+    let script = "#!/bin/sh\ntrap '' TERM INT USR1\necho $$ > \"$0.pid\"\nexec sleep 600\n";
+    fs::create_dir_all(lab.path("bin")).unwrap();
+    let program = lab.path("bin").join(name);
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = lab.command(1, &["--ranks", "2", "--start-limit", start_limit]);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::iter::once(lab.path("bin")).chain(std::env::split_paths(&path));
+    command.env("PATH", std::env::join_paths(path).unwrap()).stderr(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+fn launcher(lab: &Lab) -> u32 {
+    let name = if open_mpi() { "mpirun.openmpi" } else { "mpiexec.mpich" };
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let pid = fs::read_to_string(lab.path("bin").join(format!("{name}.pid"))).unwrap_or_default();
+        if let Ok(pid) = pid.trim().parse() {
+            return pid;
+        }
+        assert!(Instant::now() < until, "no launcher came");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_launcher_that_starts_no_rank_is_ended() {
+    let lab = rows_lab();
+    rows_job(&lab, "softmax.wasm", "");
+    let output = hanging_launcher(&lab, "2s").output().unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("did not find one another within 2s (--start-limit)"), "{said}");
+    assert!(!exuvia::topology::process_alive(launcher(&lab)), "it goes on");
+    let mut few_files = Command::new("sh");
+    let run = hanging_launcher(&lab, "2s");
+    few_files.args(["-c", "ulimit -n 64 && exec \"$0\" \"$@\""]).arg(run.get_program()).args(run.get_args());
+    few_files.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let said = text(&few_files.output().unwrap());
+    assert!(said.contains("open files 64 (ulimit -n) is too low for a launcher"), "{said}");
+}
+
+#[test]
+fn a_signal_ends_a_launcher_that_does_not_heed_it() {
+    let lab = rows_lab();
+    rows_job(&lab, "softmax.wasm", "");
+    for name in ["-TERM", "-INT"] {
+        let _ = fs::remove_file(lab.path("bin/mpirun.openmpi.pid"));
+        let _ = fs::remove_file(lab.path("bin/mpiexec.mpich.pid"));
+        let run = hanging_launcher(&lab, "10min").spawn().unwrap();
+        let launcher = launcher(&lab);
+        signal(&[run.id()], name);
+        let output = run.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(75), "{}", text(&output));
+        assert!(text(&output).contains("interrupted"), "{}", text(&output));
+        assert!(!exuvia::topology::process_alive(launcher), "it goes on");
+    }
+}
+
 #[test]
 fn another_engine_gives_the_same_bits() {
     let lab = rows_lab();
@@ -188,7 +251,15 @@ fn a_paused_compile_goes_on_when_it_is_resumed() {
     let lab = rows_lab();
     let engine = Engine::new(Cpu::host(), Pipeline::Full);
     let kernel = Kernel::load(&lab.path("softmax.wasm"), None).unwrap();
-    let mut compile = BackgroundCompile::start(EXUVIA.as_ref(), &engine, &kernel, 1, None).unwrap();
+    let mut compile = BackgroundCompile::start(
+        EXUVIA.as_ref(),
+        &engine,
+        (&kernel, Tier::Optimized),
+        1,
+        CompileLimits::default(),
+        None,
+    )
+    .unwrap();
     compile.pause();
     std::thread::sleep(Duration::from_secs(1));
     assert!(compile.poll().is_none(), "it should stand still");

@@ -8,6 +8,7 @@ use super::{Output, print_json};
 use crate::engine::{self, Cache, Cpu, Engine, Kernel, Pipeline};
 use crate::exec::ExitCode;
 use crate::topology::Launcher;
+use crate::words::{self, Limit};
 use crate::{fabric, store, topology};
 
 /// Arguments of `exuvia doctor`.
@@ -30,7 +31,7 @@ struct Check {
 }
 
 pub(super) fn doctor(arguments: &DoctorArguments) -> ExitCode {
-    let checks = [mpi(), hdf5(), compilers(), cache(arguments), threads(), shared_memory()];
+    let checks = [mpi(), hdf5(), compilers(), cache(arguments), threads(), shared_memory(), limits()];
     match arguments.output {
         Output::Json => print_json(&serde_json::json!({ "schema": 1, "checks": checks })),
         Output::Human => {
@@ -92,7 +93,15 @@ fn compilers() -> Check {
 fn cache(arguments: &DoctorArguments) -> Check {
     let help = Some("point EXUVIA_CACHE_DIR or --cache-dir to a directory of your own with mode 700");
     match Cache::open(arguments.cache_dir.as_deref()) {
-        Ok(cache) => Check { what: "cache", ok: true, found: cache.directory().display().to_string(), help },
+        Ok(cache) => {
+            let mut found = cache.directory().display().to_string();
+            for left in engine::leftover_helpers(&cache) {
+                let seconds = left.since.elapsed().unwrap_or_default().as_secs();
+                let (kernel, process) = (words::name(&left.kernel), left.process);
+                found += &format!("; process {process} has optimized {kernel} for later runs for {seconds} s");
+            }
+            Check { what: "cache", ok: true, found, help }
+        }
         Err(error) => Check { what: "cache", ok: false, found: error.to_string(), help },
     }
 }
@@ -102,6 +111,24 @@ fn threads() -> Check {
     let found = format!("{} CPUs for this process ({})", host.cpus_allowed.len(), host.cpu.name);
     let help = Some("let the launcher bind ranks to more cores (mpirun --bind-to none)");
     Check { what: "threads", ok: !host.cpus_allowed.is_empty(), found, help }
+}
+
+/// Those that the system sets to a process.
+fn limits() -> Check {
+    // What small runs need; a limit of the address space is met by the memories that kernels reserve.
+    let least: [(Limit, u64, &'static str); 4] = [
+        (
+            Limit::address_space(),
+            64 << 30,
+            "raise `ulimit -v`, best to unlimited: kernels reserve addresses, not memory",
+        ),
+        (Limit::file_size(), 1 << 30, "raise `ulimit -f`: outputs and checkpoints do not fit"),
+        (Limit::open_files(), 256, "raise `ulimit -n`: launchers and ranks of many files need more"),
+        (Limit::processes(), 256, "raise `ulimit -u`: ranks and their threads are counted"),
+    ];
+    let low = least.into_iter().find(|(limit, least, _)| limit.now.is_some_and(|now| now < *least));
+    let found = Limit::all().map(|limit| limit.in_words()).join(", ");
+    Check { what: "limits", ok: low.is_none(), found, help: low.map(|(_, _, help)| help) }
 }
 
 /// MPI moves messages between ranks of a node through it.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::engine::mark_first_page;
+use crate::engine::{EngineError, Kernel, mark_first_page};
 
 /// The kernel interface's header; sources include it as `exuvia.h` wherever they lie.
 const HEADER: &str = include_str!("../../examples/kernels/exuvia.h");
@@ -25,6 +25,8 @@ pub enum BuildError {
     Start { compiler: String, variable: &'static str, source: std::io::Error },
     #[error("{}: {message}", source_file.display())]
     Text { source_file: PathBuf, message: String },
+    #[error("what {} was built into cannot run", source_file.display())]
+    Invalid { source_file: PathBuf, source: Box<EngineError> },
     #[error("cannot write {}", out.display())]
     Write { out: PathBuf, source: std::io::Error },
 }
@@ -57,13 +59,14 @@ pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildErr
         }
         _ => return Err(BuildError::UnknownKind { source_file: source.to_owned() }),
     }
+    let mut module = std::fs::read(&built).map_err(write)?;
+    let name = source.file_name().unwrap_or_default().to_string_lossy();
+    Kernel::check_module(&name, &module)
+        .map_err(|error| BuildError::Invalid { source_file: source.to_owned(), source: Box::new(error) })?;
     // Who writes WAT has a layout of their own, and who gives the linker one as well.
     let is_own = ["stack-first", "global-base"].iter().any(|word| extra.iter().any(|arg| arg.contains(word)));
-    if kind != Some("wat") && !is_own {
-        let mut module = std::fs::read(&built).map_err(write)?;
-        if mark_first_page(&mut module) {
-            std::fs::write(&built, module).map_err(write)?;
-        }
+    if kind != Some("wat") && !is_own && mark_first_page(&mut module) {
+        std::fs::write(&built, module).map_err(write)?;
     }
     std::fs::rename(&built, out).map_err(write)
 }
@@ -187,6 +190,11 @@ mod tests {
         let wat = folder.path().join("k.wat");
         std::fs::write(&wat, "(module").unwrap();
         assert!(build(&wat, &out, &[]).unwrap_err().to_string().contains("k.wat"));
+        std::fs::write(&wat, "(module (func $f (result i32) f32.const 1))").unwrap();
+        let error = build(&wat, &out, &[]).unwrap_err();
+        let place = std::error::Error::source(&error).unwrap().to_string();
+        assert!(place.contains("type mismatch") && place.contains("function 0 $f"), "{error}: {place}");
+        assert_eq!(std::fs::read(&out).unwrap(), module);
         std::fs::write(&wat, "(module)").unwrap();
         build(&wat, &out, &[]).unwrap();
         let names: Vec<_> = std::fs::read_dir(out.parent().unwrap()).unwrap().collect();

@@ -22,18 +22,23 @@ use super::{fail, run::RunArguments};
 use crate::exec::{ExitCode, Signal, first_folder};
 use crate::job::Job;
 use crate::topology::Keepalive;
+use crate::words::Limit;
 use crate::{fabric, topology};
 
 /// How often ranks are started again.
 const RESTARTS: u32 = 3;
 const GLANCE: Duration = Duration::from_millis(10);
-/// For ranks on several hosts to find one another: who dies before is seen by nobody.
-const START: Duration = Duration::from_secs(180);
+/// For ranks that were asked to end to do so by themselves.
+const GRACE: Duration = Duration::from_secs(60);
+/// Files that a launcher opens, more or less.
+const LAUNCHER_FILES: u64 = 256;
 /// For a host to start the program, if it is there at all.
 const ANSWER: Duration = Duration::from_secs(15);
 /// For what the ranks have said at the end to arrive. A launcher with several hosts waits for ever for ranks that leave MPI
 /// without ceremony, as they do where deaths are survivable, and for those of hosts that are gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// For a launcher on this machine to end after its ranks, which have a minute to leave MPI.
+const LEAVE: Duration = Duration::from_secs(90);
 /// For a launcher to clear up when it is asked to end.
 const CLEAR_UP: Duration = Duration::from_secs(2);
 
@@ -52,6 +57,8 @@ enum End {
     Lost,
     /// So they are, but were asked to end.
     Stopped,
+    /// They did not find one another in time.
+    Late,
 }
 
 /// From now on SIGUSR1 sets `signal`: under a supervisor to what it got, since launchers forward that one signal alone.
@@ -76,6 +83,7 @@ pub(super) fn supervise(ranks: u32, arguments: &RunArguments, signal: &Signal) -
         Err(error) => return fail(&error, ExitCode::Environment, Some("is there a writable TMPDIR?")),
     };
     let (mut hosts, mut ranks_now) = (all.clone(), ranks);
+    let start_limit = arguments.start_limit;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     for restarts in 0.. {
         let launched = launch(ranks_now, hosts.as_ref(), &told, |command| {
@@ -85,12 +93,22 @@ pub(super) fn supervise(ranks: u32, arguments: &RunArguments, signal: &Signal) -
             Ok(launched) => launched,
             Err(error) => return fail(&error, ExitCode::Environment, Some("run `exuvia doctor` for more")),
         };
-        match launched.look_after(&told, signal) {
+        match launched.look_after(&told, signal, start_limit) {
             End::Status(code) => return code,
             End::Stopped => {
                 eprintln!("error: interrupted, and the ranks had no time to say how far they were");
                 eprintln!("help: run the same command again: what is finished is kept");
                 return ExitCode::Resumable;
+            }
+            End::Late => {
+                let limit = humantime::format_duration(start_limit);
+                eprintln!("error: the ranks did not find one another within {limit} (--start-limit), and were ended");
+                let files = Limit::open_files();
+                match files.now.is_some_and(|now| now < LAUNCHER_FILES * u64::from(ranks_now).div_ceil(32)) {
+                    true => eprintln!("help: {} is too low for a launcher: raise it", files.in_words()),
+                    false => eprintln!("help: see what the launcher does by itself, and run `exuvia doctor`"),
+                }
+                return ExitCode::Environment;
             }
             End::Lost if restarts == RESTARTS => break,
             End::Lost => {}
@@ -246,16 +264,28 @@ fn pass_on_errors(from: impl std::io::Read) {
 }
 
 impl Launched {
-    /// Passes on signals until the launcher has ended; ends it where it or ranks wait for some that are gone.
-    fn look_after(&mut self, told: &Told, signal: &Signal) -> End {
-        let mut passed_on = 0;
+    /// Passes on signals until the launcher has ended; ends it where it or ranks wait for some that are gone, where ranks do not
+    /// find one another within `start_limit`, and where it does not end though it was asked to.
+    fn look_after(&mut self, told: &Told, signal: &Signal, start_limit: Duration) -> End {
+        let (mut passed_on, mut patience) = (0, None);
         let mut ranks: Vec<u32> = Vec::new();
         let (begun, mut ended) = (Instant::now(), None);
         let mut watched = false;
         while !matches!(self.process.try_wait(), Ok(Some(_)) | Err(_)) {
             std::thread::sleep(GLANCE);
-            self.pass_on(told, signal, &mut passed_on);
-            if self.is_far && told.ended().is_some() && ended.get_or_insert_with(Instant::now).elapsed() > LAST_WORDS {
+            if let Some(grace) = self.pass_on(told, signal, &mut passed_on, watched) {
+                patience = Some(Instant::now() + grace);
+            }
+            if patience.is_some_and(|until| until <= Instant::now()) {
+                if fabric::is_open_mpi() {
+                    // Its launcher would give them another second.
+                    self.ranks_here().into_iter().for_each(|rank| kill(rank, Kill::KILL));
+                }
+                self.end();
+                break;
+            }
+            let leaving = if self.is_far { LAST_WORDS } else { LEAVE };
+            if told.ended().is_some() && ended.get_or_insert_with(Instant::now).elapsed() > leaving {
                 self.end();
                 break;
             }
@@ -264,9 +294,13 @@ impl Launched {
                 // MPI itself waits for all ranks as it starts, for ever if need be.
                 let now = self.ranks_here();
                 let one_died = ranks.iter().any(|rank| !topology::process_alive(*rank)) && told.ended().is_none();
-                if one_died || (self.is_far && begun.elapsed() > START) {
+                let is_late = begun.elapsed() > start_limit;
+                if one_died || is_late {
                     now.into_iter().for_each(|rank| kill(rank, Kill::KILL));
                     self.end();
+                    if is_late && !self.is_far && passed_on == 0 {
+                        return End::Late;
+                    }
                     break;
                 }
                 ranks.extend(now.into_iter().filter(|rank| !ranks.contains(rank)).collect::<Vec<_>>());
@@ -277,23 +311,20 @@ impl Launched {
         told.ended().map_or(unsaid, End::Status)
     }
 
-    /// The first signal asks the ranks to end, by the one signal that all launchers forward; another one ends them at once.
-    fn pass_on(&self, told: &Told, signal: &AtomicUsize, passed_on: &mut u32) {
+    /// The first signal asks the ranks to end, by the one signal that all launchers forward, if they are there to hear it;
+    /// another one ends them at once. Returns the time that is left to them, if there was a signal.
+    fn pass_on(&self, told: &Told, signal: &AtomicUsize, passed_on: &mut u32, watched: bool) -> Option<Duration> {
         let asked = signal.swap(0, Ordering::Relaxed);
         if asked == 0 {
-            return;
+            return None;
         }
         told.ask(asked as i32);
-        if *passed_on == 0 {
-            kill(self.process.id(), Kill::USR1);
-        } else {
-            if fabric::is_open_mpi() {
-                // Its launcher would give them another second.
-                self.ranks_here().into_iter().for_each(|rank| kill(rank, Kill::KILL));
-            }
-            kill(self.process.id(), Kill::TERM);
-        }
         *passed_on += 1;
+        if *passed_on == 1 && watched {
+            kill(self.process.id(), Kill::USR1);
+            return Some(GRACE);
+        }
+        Some(Duration::ZERO)
     }
 
     /// Daemons on other hosts end what they have started when they miss it.

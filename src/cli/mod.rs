@@ -26,11 +26,15 @@ mod submit;
 mod told;
 mod top;
 
+use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use signal_hook::consts::SIGXFSZ;
 
-use crate::exec::ExitCode;
+use crate::exec::{ExitCode, render};
+use crate::words;
 
 /// Tensor jobs on MPI ranks, computed by portable WebAssembly kernels.
 #[derive(Debug, Parser)]
@@ -112,6 +116,7 @@ pub fn main() -> i32 {
     };
     log_to_stderr();
     crate::store::contain_crashes(told::ending());
+    survive_full_files();
     let code = match arguments.verb {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Plan(arguments) => plan::plan(&arguments),
@@ -136,29 +141,50 @@ pub fn main() -> i32 {
 fn build(source: &std::path::Path, out: &std::path::Path, extra: &[String]) -> ExitCode {
     match kernel_build::build(source, out, extra) {
         Ok(()) => ExitCode::Done,
+        Err(kernel_build::BuildError::Text { source_file, message }) => {
+            // It shows the place, on several lines.
+            eprintln!("error: {}: {}", words::line(&source_file.display().to_string()), words::lines(&message));
+            ExitCode::Failed
+        }
         Err(error) => fail(&error, ExitCode::Failed, None),
+    }
+}
+
+/// Standard error for log lines: each write is one, and harmless, whatever names it has.
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        let mut line = words::line(text.trim_end_matches('\n'));
+        line.push('\n');
+        std::io::stderr().write_all(line.as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+/// A write beyond the limit of a file's size then fails, and is told, where it would end the process without a word.
+fn survive_full_files() {
+    // A handler, since what is ignored would be ignored by the programs started from here too.
+    if let Err(error) = signal_hook::flag::register(SIGXFSZ, Arc::default()) {
+        tracing::warn!("SIGXFSZ cannot be caught: {error}");
     }
 }
 
 fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("EXUVIA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let colour = std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log).with_ansi(false);
     let _ = subscriber.without_time().with_target(false).try_init();
 }
 
 /// Prints an error with its causes and a way out, once.
-fn fail(error: &dyn std::error::Error, code: ExitCode, help: Option<&str>) -> ExitCode {
-    eprintln!("error: {error}");
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        eprintln!("caused by: {inner}");
-        cause = inner.source();
-    }
-    if let Some(help) = help {
-        eprintln!("help: {help}");
-    }
+fn fail(error: &(dyn std::error::Error + 'static), code: ExitCode, help: Option<&str>) -> ExitCode {
+    eprintln!("{}", render(error, help));
     code
 }
 

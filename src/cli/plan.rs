@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{Output, fail, print_json};
-use crate::exec::{self, ExitCode};
+use crate::engine::Kernel;
+use crate::exec::{self, ExitCode, RunError};
 use crate::job::Job;
 use crate::plan::{Layout, Machine, explain, plan as make_plan, render};
-use crate::topology;
+use crate::{topology, words};
 
 /// Arguments of `exuvia plan`.
 #[derive(Debug, Args)]
@@ -33,11 +34,18 @@ pub(super) struct PlanArguments {
     output: Output,
 }
 
-/// The job and the layouts of its datasets; what is wrong with them has been said.
+/// The job and the layouts of its datasets, whose kernels are there; what is wrong with them has been said.
 pub(super) fn open(path: &Path) -> Result<(Job, BTreeMap<String, Layout>), ExitCode> {
     let job = Job::load(path).map_err(|error| fail(&error, ExitCode::Usage, None))?;
     let layouts = layouts(&job)?;
+    kernels(&job)?;
     Ok((job, layouts))
+}
+
+/// The kernels of a job's stages, as a run would load them; what is wrong with them has been said.
+pub(super) fn kernels(job: &Job) -> Result<Vec<Kernel>, ExitCode> {
+    let failed = |error: RunError| fail(&error, error.code(), error.help().as_deref());
+    job.stages.iter().map(|stage| exec::load_kernel(stage).map_err(failed)).collect()
 }
 
 /// The layouts of the datasets that a job reads; what is wrong with them has been said.
@@ -60,8 +68,8 @@ pub(super) fn plan(arguments: &PlanArguments) -> ExitCode {
     match make_plan(&job, &layouts, &machine) {
         Ok(plan) => {
             match arguments.output {
-                Output::Human if arguments.explain => print!("{}", explain(&plan)),
-                Output::Human => print!("{}", render(&plan)),
+                Output::Human if arguments.explain => print!("{}", words::lines(&explain(&plan))),
+                Output::Human => print!("{}", words::lines(&render(&plan))),
                 Output::Json => print_json(&serde_json::json!({ "schema": 1, "plan": plan })),
             }
             ExitCode::Done

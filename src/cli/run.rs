@@ -11,12 +11,14 @@ use clap::{Args, Parser, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{Output, fail, launch, print_json, progress, told};
+use crate::engine::CompileLimits;
 use crate::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
 use crate::fabric;
 use crate::live;
 use crate::report::{self, Report};
 use crate::sched::Granularity;
 use crate::topology::{Launcher, launcher};
+use crate::words;
 
 /// What other ranks may need to leave.
 const LAST: Duration = Duration::from_millis(500);
@@ -32,6 +34,9 @@ pub(super) struct RunArguments {
     /// Hosts to start them on, in the MPI library's own notation
     #[arg(long, requires = "ranks", value_name = "FILE")]
     pub(super) hostfile: Option<PathBuf>,
+    /// Time for the ranks that --ranks starts to find one another, such as 10min
+    #[arg(long, default_value = "3min", value_parser = humantime::parse_duration)]
+    pub(super) start_limit: Duration,
     /// Worker threads per rank [default: the node's CPUs shared among its ranks]
     #[arg(long)]
     pub(super) threads: Option<u32>,
@@ -147,6 +152,15 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         }
         return ExitCode::Usage;
     }
+    let compile_limits = match compile_limits() {
+        Ok(limits) => limits,
+        Err(wrong) => {
+            if rank == 0 {
+                eprintln!("error: {wrong}");
+            }
+            return ExitCode::Usage;
+        }
+    };
     let options = Options {
         threads: arguments.threads,
         tier: arguments.tier.policy(),
@@ -155,6 +169,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         granularity: arguments.task_slices.map_or(Granularity::Adaptive, Granularity::Fixed),
         steal: !arguments.no_steal,
         helper: std::env::current_exe().ok(),
+        compile_limits,
         resume: match (arguments.fresh, arguments.forgetful) {
             (_, true) => Resume::Never,
             (true, false) => Resume::Fresh,
@@ -194,6 +209,21 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
     }
 }
 
+/// What a compile may take: `EXUVIA_COMPILE_TIME` and `EXUVIA_COMPILE_MEMORY`, or what is usual.
+fn compile_limits() -> Result<CompileLimits, String> {
+    let usual = CompileLimits::default();
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let time = variable("EXUVIA_COMPILE_TIME").map(|value| {
+        humantime::parse_duration(&value).map_err(|error| format!("EXUVIA_COMPILE_TIME is '{value}': {error}"))
+    });
+    let memory = variable("EXUVIA_COMPILE_MEMORY")
+        .map(|value| size(&value).map_err(|error| format!("EXUVIA_COMPILE_MEMORY is '{value}': {error}")));
+    Ok(CompileLimits {
+        time: time.transpose()?.unwrap_or(usual.time),
+        memory_bytes: memory.transpose()?.unwrap_or(usual.memory_bytes),
+    })
+}
+
 /// Signals that ask the run to end set `signal`. Who presses Ctrl-C twice wants no more waiting: where no launcher and no
 /// supervisor stands between the terminal and this process, the second one ends it as if nobody had caught it.
 fn heed_signals(signal: &Signal, supervises: bool) -> std::io::Result<()> {
@@ -228,18 +258,19 @@ fn say(error: &str) {
 
 fn note(text: &str) {
     progress::clear();
-    eprintln!("note: {text}");
+    eprintln!("note: {}", words::line(text));
 }
 
 fn conclude(arguments: &RunArguments, report: &Report) -> ExitCode {
     if let Err((what, file, error)) = write_records(arguments, report) {
-        eprintln!("error: the job is done, but its {what} cannot be written to {}: {error}", file.display());
+        let file = words::line(&file.display().to_string());
+        eprintln!("error: the job is done, but its {what} cannot be written to {file}: {error}");
         return ExitCode::Failed;
     }
     match arguments.output {
         Output::Human => {
             let here = std::env::current_dir().unwrap_or_default();
-            print!("{}", report::summary(report, &here));
+            print!("{}", words::lines(&report::summary(report, &here)));
         }
         Output::Json => print_json(report),
     }

@@ -8,6 +8,7 @@ use crate::exec::ExitCode;
 use crate::plan::{self, Plan};
 use crate::sched::Granularity;
 use crate::simulate::{self, Machine, Moved, Placement, Policy, Setup, Simulation};
+use crate::words;
 
 /// Ranks of a node where nothing else is said.
 const RANKS_PER_NODE: u32 = 64;
@@ -178,7 +179,7 @@ fn machine(arguments: &SimulateArguments) -> Result<Machine, ExitCode> {
         })?;
         machine = toml::from_str(&text).map_err(|error| {
             eprintln!("error: {} is no machine file", path.display());
-            eprintln!("caused by: {error}");
+            eprintln!("caused by: {}", words::lines(&error.to_string()));
             ExitCode::Usage
         })?;
     }

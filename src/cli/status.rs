@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{Output, jobs, print_json, slurm_failed};
 use crate::exec::ExitCode;
 use crate::slurm::{Record, State};
+use crate::words;
 
 /// Arguments of `exuvia status`.
 #[derive(Debug, Args)]
@@ -61,7 +62,7 @@ fn print_states(states: &[State], records: &[Record]) {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(["ID", "NAME", "STATE", "TIME", "WHERE"]);
     table.add_rows(rows);
-    println!("{}", table.trim_fmt());
+    println!("{}", words::lines(&table.trim_fmt()));
 }
 
 /// The state, and what it ended with, if that says more.

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::plan::{kernels, layouts};
 use super::submit::{SubmitArguments, absolute};
-use super::{estimate, fail, plan::layouts, run::RunArguments};
-use crate::engine::Kernel;
-use crate::exec::{ExitCode, RunError};
+use super::{estimate, fail, run::RunArguments};
+use crate::exec::ExitCode;
 use crate::job::{Job, Source};
 use crate::plan::{Machine, plan as make_plan};
 use crate::{slurm, topology};
@@ -43,19 +43,7 @@ impl Checked {
 /// Reads and plans the job and loads its kernels, as rank 0 will; what is wrong has been said.
 pub(super) fn check(path: &Path, arguments: &SubmitArguments, run: &RunArguments) -> Result<Checked, ExitCode> {
     let job = Job::load(path).map_err(|error| fail(&error, ExitCode::Usage, None))?;
-    let mut kernels = Vec::new();
-    for stage in &job.stages {
-        let load = || {
-            let kernel = Kernel::load(&stage.kernel, stage.export.as_deref())?;
-            stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose()?;
-            Ok(kernel)
-        };
-        kernels.push(load().map_err(|source| {
-            let kernel = stage.kernel.display().to_string();
-            let error = RunError::Engine { kernel, stage: stage.name.clone(), source: Box::new(source) };
-            fail(&error, error.code(), None)
-        })?);
-    }
+    let kernels = kernels(&job)?;
     let awaited = job.tensors.values().find_map(|decl| match &decl.source {
         Source::File { file, .. } if arguments.dependency.is_some() && !file.exists() => Some(file),
         _ => None,

@@ -13,6 +13,7 @@ use super::{Output, jobs, print_json};
 use crate::exec::ExitCode;
 use crate::live::{self, RankSnapshot, Snapshot};
 use crate::slurm::Record;
+use crate::words;
 
 /// From one look to the next.
 const GLANCE: Duration = Duration::from_millis(500);
@@ -113,10 +114,10 @@ fn nothing(target: Option<&str>, folder: &Path) -> ExitCode {
 
 /// One run with its ranks, of which there is room for some; of several, a line for each.
 fn show(runs: &[Snapshot], room: Room) -> String {
-    match runs {
+    words::lines(&match runs {
         [run] => details(run, room),
         runs => overview(runs, room),
-    }
+    })
 }
 
 fn overview(runs: &[Snapshot], room: Room) -> String {

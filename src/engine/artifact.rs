@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::rewrite::REWRITE_VERSION;
-use super::{Cpu, EngineError, Kernel};
+use super::{Cpu, EngineError, Kernel, Tier};
 use crate::encode::{EncodeError, encode};
 
 const MAGIC: &[u8; 8] = b"exuvia\0\x01";
@@ -25,6 +25,7 @@ pub struct Fingerprint {
     module_hash: String,
     rewrite_version: u32,
     compiler: String,
+    tier: Tier,
     pipeline: Pipeline,
     cpu: Cpu,
     nan_rule: String,
@@ -32,11 +33,12 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    pub(super) fn new(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Fingerprint {
+    pub(super) fn new(kernel: &Kernel, tier: Tier, cpu: &Cpu, pipeline: Pipeline) -> Fingerprint {
         Fingerprint {
             module_hash: kernel.hash().to_owned(),
             rewrite_version: REWRITE_VERSION,
             compiler: COMPILER.to_owned(),
+            tier,
             pipeline,
             cpu: cpu.clone(),
             nan_rule: "canonical, deferred".to_owned(),
@@ -124,7 +126,7 @@ mod tests {
     fn sample() -> (Kernel, Vec<u8>) {
         let wat = r#"(module (memory 1) (func (export "k") (param i32 i32) (result i32) i32.const 0))"#;
         let kernel = Kernel::from_bytes("k", &wat::parse_str(wat).unwrap(), None).unwrap();
-        let fingerprint = Fingerprint::new(&kernel, &Cpu::host(), Pipeline::Full);
+        let fingerprint = Fingerprint::new(&kernel, Tier::Optimized, &Cpu::host(), Pipeline::Full);
         let bytes = Artifact { fingerprint, compile_ns: 7, code: b"some code" }.to_bytes().unwrap();
         (kernel, bytes)
     }
@@ -151,10 +153,12 @@ mod tests {
         let (kernel, bytes) = sample();
         let artifact = Artifact::parse(&bytes).unwrap();
         let other = Cpu { name: "other-cpu".to_owned(), ..Cpu::host() };
-        let wanted = Fingerprint::new(&kernel, &other, Pipeline::Full);
+        let wanted = Fingerprint::new(&kernel, Tier::Optimized, &other, Pipeline::Full);
         let message = artifact.check("k", &wanted).unwrap_err().to_string();
         assert!(message.contains("other-cpu") && message.contains(&Cpu::host().name), "{message}");
-        assert!(artifact.check("k", &Fingerprint::new(&kernel, &Cpu::host(), Pipeline::Stock)).is_err());
-        artifact.check("k", &Fingerprint::new(&kernel, &Cpu::host(), Pipeline::Full)).unwrap();
+        assert!(
+            artifact.check("k", &Fingerprint::new(&kernel, Tier::Optimized, &Cpu::host(), Pipeline::Stock)).is_err()
+        );
+        artifact.check("k", &Fingerprint::new(&kernel, Tier::Optimized, &Cpu::host(), Pipeline::Full)).unwrap();
     }
 }

@@ -1,20 +1,26 @@
-//! Optimizing in a process of its own: LLVM may abort the process it runs in, and then only the helper is gone.
+//! Compiling in a process of its own: compilers may abort the process they run in, or take hours and all memory for a small
+//! module, and then only the helper is gone. The system holds it to limits of CPU time and memory.
 //!
 //! Protocol: the request is one line of JSON on the helper's standard input, followed by the module; the artifact goes
 //! into the cache and comes back on standard output, an error on standard error with a non-zero status. Standard input
-//! stays open as a lifeline: the helper dies when it closes, unless a byte on it says that it shall finish for later runs.
+//! stays open as a lifeline: the helper dies when it closes, unless a byte on it says that it shall finish for later runs;
+//! then it is one of a few that are known (`leftover`).
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline, optimize};
+use super::artifact::{Artifact, Fingerprint};
+use super::leftover::{self, Slot};
+use super::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline, Tier, optimize, start_artifact};
 use crate::encode::encode;
 
 /// The hidden command-line verb that runs [`compile_helper_main`].
@@ -22,14 +28,48 @@ pub const HELPER_VERB: &str = "compile-kernel";
 /// Of a helper that nobody waits for any more: the least important there is.
 const IDLE_NICENESS: i32 = 19;
 const LAST_WORDS_BYTES: usize = 2_000;
+/// More code than this is not loaded.
+const ARTIFACT_BYTES: u64 = 1 << 30;
+/// How often a helper that nobody waits for looks whether it may go on.
+const GLANCE: Duration = Duration::from_secs(1);
+/// After this time it ends all the same.
+const LEFT_ALONE_MOST: Duration = Duration::from_secs(1_800);
+/// CPU time that LLVM takes for a byte of code, more or less (measured: 30,000 to 60,000).
+pub const OPTIMIZING_NS_PER_BYTE: u64 = 55_000;
+/// A module may take so many times as long as one of its size should.
+const SLOW: u64 = 10;
+
+/// What one compile may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CompileLimits {
+    /// CPU time of all its threads; larger modules get more.
+    pub time: Duration,
+    pub memory_bytes: u64,
+}
+
+impl Default for CompileLimits {
+    fn default() -> Self {
+        CompileLimits { time: Duration::from_secs(60), memory_bytes: 4 << 30 }
+    }
+}
+
+impl CompileLimits {
+    fn cpu_seconds(&self, kernel: &Kernel) -> u64 {
+        let by_size = Duration::from_nanos(kernel.code_bytes() * OPTIMIZING_NS_PER_BYTE * SLOW);
+        (self.time + by_size).as_secs_f64().ceil().max(1.0) as u64
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 struct Request {
     name: String,
     export: String,
+    tier: Tier,
     cpu: Cpu,
     pipeline: Pipeline,
     threads: usize,
+    cpu_seconds: u64,
+    memory_bytes: u64,
     /// Directory of the cache that keeps the artifact.
     cache: Option<PathBuf>,
     module_bytes: usize,
@@ -39,32 +79,46 @@ struct Request {
 #[derive(Debug)]
 pub struct BackgroundCompile {
     child: Helper,
-    result: Receiver<Result<Vec<u8>, EngineError>>,
+    name: String,
+    program: PathBuf,
+    limits: String,
+    /// The artifact, if it is one, and last words.
+    result: Receiver<(Option<Vec<u8>>, String)>,
     /// Keeps standard input open; a message lets the helper live on.
     lifeline: Sender<()>,
     writer: JoinHandle<()>,
-    keeps: bool,
+    cache: Option<Cache>,
 }
 
 impl BackgroundCompile {
-    /// Starts `program compile-kernel` on `kernel`, with at most `threads` threads. The artifact is kept in `cache`.
+    /// Starts `program compile-kernel` on `kernel`, for code of `tier`, with at most `threads` threads. The artifact is kept
+    /// in `cache`.
     pub fn start(
         program: &Path,
         engine: &Engine,
-        kernel: &Kernel,
+        (kernel, tier): (&Kernel, Tier),
         threads: usize,
+        limits: CompileLimits,
         cache: Option<&Cache>,
     ) -> Result<Self, EngineError> {
         let failed = failure(kernel.name(), program);
         let request = Request {
             name: kernel.name().to_owned(),
             export: kernel.export().to_owned(),
+            tier,
             cpu: engine.cpu().clone(),
             pipeline: engine.pipeline(),
             threads: threads.max(1),
+            cpu_seconds: limits.cpu_seconds(kernel),
+            memory_bytes: limits.memory_bytes,
             cache: cache.map(|cache| cache.directory().to_owned()),
             module_bytes: kernel.bytes().len(),
         };
+        let limits = format!(
+            "{} s of CPU time and {} of memory (EXUVIA_COMPILE_TIME, EXUVIA_COMPILE_MEMORY)",
+            request.cpu_seconds,
+            bytesize::ByteSize(request.memory_bytes)
+        );
         let mut input = encode(&request).map_err(|error| failed(error.to_string()))?;
         let mut command = Command::new(program);
         command.arg(HELPER_VERB).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -93,16 +147,18 @@ impl BackgroundCompile {
         });
         thread::spawn(move || {
             let mut artifact = Vec::new();
-            let read = stdout.read_to_end(&mut artifact);
+            let read = stdout.by_ref().take(ARTIFACT_BYTES).read_to_end(&mut artifact);
+            // Whoever writes more is told so by the pipe.
+            drop(stdout);
             let words = words.join().unwrap_or_default();
-            let whole = read.is_ok() && super::artifact::Artifact::parse(&artifact).is_ok();
+            let whole = read.is_ok() && Artifact::parse(&artifact).is_ok();
             if whole && !words.is_empty() {
                 tracing::warn!("{words}");
             }
-            let words = if words.is_empty() { "it ended without a word".to_owned() } else { words };
-            let _ = sender.send(if whole { Ok(artifact) } else { Err(failed(words)) });
+            let _ = sender.send((whole.then_some(artifact), words));
         });
-        Ok(BackgroundCompile { child: Helper(child), result, lifeline, writer, keeps: cache.is_some() })
+        let (name, program, cache) = (kernel.name().to_owned(), program.to_owned(), cache.cloned());
+        Ok(BackgroundCompile { child: Helper(child), name, program, limits, result, lifeline, writer, cache })
     }
 
     /// Stops the helper, until it is resumed or left alone: the workers need its CPU time more.
@@ -116,9 +172,9 @@ impl BackgroundCompile {
     }
 
     /// Lets the helper finish for the cache, though nobody waits for it here. Returns its process id; `None` where there
-    /// is no cache, and nothing goes on.
+    /// is no cache, or where enough others go on already, and nothing goes on.
     pub fn leave(self) -> Option<u32> {
-        if !self.keeps {
+        if leftover::list(self.cache.as_ref()?).len() >= leftover::MOST {
             return None;
         }
         self.resume();
@@ -132,9 +188,24 @@ impl BackgroundCompile {
 
     /// The artifact or the failure, once; `None` while the compile runs.
     pub fn poll(&mut self) -> Option<Result<Vec<u8>, EngineError>> {
-        let result = self.result.try_recv().ok()?;
-        let _ = self.child.0.wait();
-        Some(result)
+        let (artifact, words) = self.result.try_recv().ok()?;
+        let status = self.child.0.wait();
+        Some(artifact.ok_or_else(|| {
+            let message = self.how_it_ended(status.ok(), &words);
+            failure(&self.name, &self.program)(message)
+        }))
+    }
+
+    fn how_it_ended(&self, status: Option<ExitStatus>, words: &str) -> String {
+        let said = if words.is_empty() { String::new() } else { format!(": {words}") };
+        match status.and_then(|status| status.signal()) {
+            Some(signal) if signal == Signal::XCPU.as_raw() || signal == Signal::KILL.as_raw() => {
+                format!("it took more than it may, {}, and was ended{said}", self.limits)
+            }
+            Some(signal) => format!("it crashed (signal {signal}; it may take {}){said}", self.limits),
+            None if words.is_empty() => "it ended without a word".to_owned(),
+            None => words.to_owned(),
+        }
     }
 }
 
@@ -182,15 +253,25 @@ fn answer() -> Result<(), String> {
     let request: Request = serde_json::from_str(&line).map_err(|e| e.to_string())?;
     let mut module = vec![0; request.module_bytes];
     input.read_exact(&mut module).map_err(|e| e.to_string())?;
-    thread::spawn(move || heed(input));
+    bound(&request);
+    let kernel = Kernel::from_bytes(&request.name, &module, Some(&request.export)).map_err(|e| e.to_string())?;
+    let fingerprint = Fingerprint::new(&kernel, request.tier, &request.cpu, request.pipeline);
+    // Without a cache that can be used, the job can use the artifact all the same.
+    let cache =
+        request.cache.as_deref().map(Cache::reopen).and_then(|cache| cache.inspect_err(|e| eprintln!("{e}")).ok());
+    let (known, left_by) = (cache.clone(), (fingerprint.key(), request.name));
+    thread::spawn(move || heed(input, known.as_ref(), left_by));
     // wasmer compiles the functions of a module on rayon's global pool.
     rayon::ThreadPoolBuilder::new().num_threads(request.threads).build_global().map_err(|e| e.to_string())?;
-    let kernel = Kernel::from_bytes(&request.name, &module, Some(&request.export)).map_err(|e| e.to_string())?;
-    let artifact = optimize(&kernel, &request.cpu, request.pipeline).map_err(|e| e.to_string())?;
-    if let Some(directory) = &request.cache
-        && let Err(error) = Cache::reopen(directory).and_then(|cache| cache.put(&artifact))
+    let others = cache.as_ref().and_then(|cache| await_leftover(cache, &kernel, &fingerprint));
+    let artifact = match (others, request.tier) {
+        (Some(artifact), _) => artifact,
+        (None, Tier::Baseline) => start_artifact(&kernel, &request.cpu, request.pipeline).map_err(|e| e.to_string())?,
+        (None, Tier::Optimized) => optimize(&kernel, &request.cpu, request.pipeline).map_err(|e| e.to_string())?,
+    };
+    if let Some(cache) = &cache
+        && let Err(error) = cache.put(&artifact)
     {
-        // The job can use the artifact all the same.
         eprintln!("{error}");
     }
     if LEFT_ALONE.load(Ordering::Relaxed) {
@@ -199,19 +280,66 @@ fn answer() -> Result<(), String> {
     std::io::stdout().write_all(&artifact).map_err(|e| e.to_string())
 }
 
+/// Limits this process as it was asked to; lower limits stay.
+fn bound(request: &Request) {
+    let lower = |resource, limit: u64| {
+        let maximum = getrlimit(resource).maximum;
+        let limit = Some(maximum.map_or(limit, |maximum| maximum.min(limit)));
+        // To set a lower limit is always allowed.
+        let _ = setrlimit(resource, Rlimit { current: limit, maximum: limit });
+    };
+    lower(Resource::Data, request.memory_bytes);
+    lower(Resource::Core, 0);
+    let (seconds, maximum) = (request.cpu_seconds, getrlimit(Resource::Cpu).maximum);
+    // A signal says which limit it was, before the one that nobody can catch.
+    let within = |limit: u64| Some(maximum.map_or(limit, |maximum| maximum.min(limit)));
+    let _ = setrlimit(Resource::Cpu, Rlimit { current: within(seconds), maximum: within(seconds + 5) });
+}
+
+/// Lets another helper finish that is at the same module for nobody in particular, for as long as this one would need, and
+/// takes its place after that, since it has the lowest priority.
+fn await_leftover(cache: &Cache, kernel: &Kernel, wanted: &Fingerprint) -> Option<Vec<u8>> {
+    let patience = Duration::from_nanos(kernel.code_bytes() * OPTIMIZING_NS_PER_BYTE).max(GLANCE);
+    let (started, key) = (Instant::now(), wanted.key());
+    let at_it = || leftover::list(cache).into_iter().find(|left| left.key == key);
+    let mut left = at_it()?;
+    while started.elapsed() < patience {
+        thread::sleep(Duration::from_millis(20));
+        match at_it() {
+            Some(still) => left = still,
+            None => return cache.get(wanted),
+        }
+    }
+    left.dismiss();
+    None
+}
+
 /// Ends this process when the lifeline does, unless a message on it came first.
-fn heed(mut lifeline: impl Read) {
+fn heed(mut lifeline: impl Read, cache: Option<&Cache>, (key, name): (String, String)) {
     // Sent even to a process that is stopped. Of this thread, which takes it back.
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     if lifeline.read_exact(&mut [0]).is_err() {
-        // Whoever wanted the artifact is gone. LLVM may be at work on other threads, so there is no orderly exit.
-        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+        // Whoever wanted the artifact is gone.
+        end();
     }
+    let Some(slot) = cache.and_then(|cache| Slot::take(cache, &key, &name)) else { end() };
     LEFT_ALONE.store(true, Ordering::Relaxed);
     let _ = rustix::process::set_parent_process_death_signal(None);
     // On Linux a priority is a thread's own.
     let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
         let _ = rustix::process::setpriority_process(Pid::from_raw(thread), IDLE_NICENESS);
+    }
+    let since = Instant::now();
+    while slot.is_mine() && since.elapsed() < LEFT_ALONE_MOST {
+        thread::sleep(GLANCE);
+    }
+    end()
+}
+
+/// Compilers may be at work on other threads, so there is no orderly exit.
+fn end() -> ! {
+    loop {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
     }
 }

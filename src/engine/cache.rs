@@ -4,7 +4,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::artifact::{Artifact, Fingerprint};
-use super::{Engine, EngineError, Kernel};
+use super::{EngineError, Kernel};
 
 /// Artifacts on disk, one file per fingerprint, and what runs noted of kernels, in a directory that only its owner can write.
 #[derive(Clone, Debug)]
@@ -45,13 +45,12 @@ impl Cache {
         &self.directory
     }
 
-    /// The artifact that `engine` would make of `kernel`, if it is here whole. A damaged one is removed.
-    pub fn get(&self, engine: &Engine, kernel: &Kernel) -> Option<Vec<u8>> {
-        let wanted = engine.fingerprint(kernel);
-        let file = self.file(&wanted);
+    /// The artifact of this identity, if it is here whole. A damaged one is removed.
+    pub fn get(&self, wanted: &Fingerprint) -> Option<Vec<u8>> {
+        let file = self.file(wanted);
         let bytes = fs::read(&file).ok()?;
         match Artifact::parse(&bytes) {
-            Ok(artifact) if artifact.fingerprint == wanted => Some(bytes),
+            Ok(artifact) if artifact.fingerprint == *wanted => Some(bytes),
             _ => {
                 let _ = fs::remove_file(&file);
                 None
@@ -114,7 +113,7 @@ fn default_directory() -> Option<PathBuf> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::{Cpu, Pipeline, optimize};
+    use super::super::{Cpu, Engine, Pipeline, Tier, optimize};
     use super::*;
 
     #[test]
@@ -124,16 +123,18 @@ mod tests {
         let wat = r#"(module (memory 1) (func (export "k") (param i32 i32) (result i32) i32.const 0))"#;
         let kernel = Kernel::from_bytes("k", &wat::parse_str(wat).unwrap(), None).unwrap();
         let engine = Engine::new(Cpu::host(), Pipeline::Full);
-        assert_eq!(cache.get(&engine, &kernel), None);
+        let wanted = |engine: &Engine| engine.fingerprint(&kernel, Tier::Optimized);
+        assert_eq!(cache.get(&wanted(&engine)), None);
         let artifact = optimize(&kernel, engine.cpu(), Pipeline::Full).unwrap();
         cache.put(&artifact).unwrap();
-        assert_eq!(cache.get(&engine, &kernel), Some(artifact.clone()));
+        assert_eq!(cache.get(&wanted(&engine)), Some(artifact.clone()));
         let stock = Engine::new(Cpu::host(), Pipeline::Stock);
-        assert_eq!(cache.get(&stock, &kernel), None, "another identity");
+        assert_eq!(cache.get(&wanted(&stock)), None, "another identity");
+        assert_eq!(cache.get(&engine.fingerprint(&kernel, Tier::Baseline)), None, "another tier");
 
         let file = fs::read_dir(cache.directory()).unwrap().next().unwrap().unwrap().path();
         fs::write(&file, &artifact[..artifact.len() - 1]).unwrap();
-        assert_eq!(cache.get(&engine, &kernel), None);
+        assert_eq!(cache.get(&wanted(&engine)), None);
         assert!(!file.exists(), "a damaged entry is removed");
         assert!(cache.put(b"nonsense").is_err());
     }

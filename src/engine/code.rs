@@ -99,9 +99,7 @@ impl fmt::Debug for Engine {
 impl Engine {
     /// An engine whose optimized code is for `cpu`.
     pub fn new(cpu: Cpu, pipeline: Pipeline) -> Engine {
-        let mut singlepass = Singlepass::new();
-        CompilerConfig::canonicalize_nans(&mut singlepass, true);
-        Engine { run: EngineBuilder::new(singlepass).engine().into(), cpu, pipeline }
+        Engine { run: EngineBuilder::new(singlepass()).engine().into(), cpu, pipeline }
     }
 
     pub fn cpu(&self) -> &Cpu {
@@ -116,49 +114,53 @@ impl Engine {
         &self.run
     }
 
-    /// What optimized code of `kernel` must be to be loadable here.
-    pub fn fingerprint(&self, kernel: &Kernel) -> Fingerprint {
-        Fingerprint::new(kernel, &self.cpu, self.pipeline)
+    /// What code of `kernel` must be to be loadable here.
+    pub fn fingerprint(&self, kernel: &Kernel, tier: Tier) -> Fingerprint {
+        Fingerprint::new(kernel, tier, &self.cpu, self.pipeline)
     }
 
-    /// The code to start on: Singlepass's, or LLVM's unoptimized where Singlepass cannot.
+    /// The code to start on, compiled here and now: Singlepass's, or LLVM's unoptimized where Singlepass cannot. Where
+    /// [`Kernel::start_is_risky`], a process of its own had better do it ([`start_artifact`]).
     pub fn start_code(&self, kernel: &Kernel) -> Result<Code, EngineError> {
+        if kernel.baseline_obstacle().is_some() {
+            return self.load_start(kernel, &start_artifact(kernel, &self.cpu, self.pipeline)?);
+        }
         let started = Instant::now();
         let rewritten = rewritten(kernel)?;
-        let mut compiler = "singlepass";
-        let (module, start_reason) = match kernel.baseline_obstacle() {
-            None => {
-                (wasmer::Module::new(&self.run, &rewritten.baseline).map_err(compile_error(kernel, compiler))?, None)
-            }
-            Some(obstacle) => {
-                compiler = "llvm -O0";
-                let mut llvm = LLVM::new();
-                llvm.opt_level(LLVMOptLevel::None);
-                llvm.callbacks(Some(Arc::new(Frames)));
-                CompilerConfig::canonicalize_nans(&mut llvm, true);
-                let serialized = compile(kernel, llvm, &rewritten.optimizable)?;
-                let reason = format!("Singlepass cannot compile {obstacle}");
-                (self.load(kernel, &serialized)?, Some(reason))
-            }
-        };
+        let compiler = "singlepass";
+        let module = wasmer::Module::new(&self.run, &rewritten.baseline).map_err(compile_error(kernel, compiler))?;
         let compile_ns = started.elapsed().as_nanos() as u64;
-        let state = rewritten.state;
-        Ok(Code(Arc::new(Inner { tier: Tier::Baseline, compiler, start_reason, compile_ns, module, state })))
+        let (tier, state) = (Tier::Baseline, rewritten.state);
+        Ok(Code(Arc::new(Inner { tier, compiler, start_reason: None, compile_ns, module, state })))
+    }
+
+    /// The code to start on from an artifact, checked as optimized code is.
+    pub fn load_start(&self, kernel: &Kernel, bytes: &[u8]) -> Result<Code, EngineError> {
+        let obstacle = kernel.baseline_obstacle();
+        let compiler = if obstacle.is_some() { "llvm -O0" } else { "singlepass" };
+        let reason = obstacle.map(|obstacle| format!("Singlepass cannot compile {obstacle}"));
+        self.load_tier(kernel, Tier::Baseline, compiler, reason, bytes)
     }
 
     /// Optimized code from an artifact, after checking that it is exactly what this engine would have made.
     pub fn load_artifact(&self, kernel: &Kernel, bytes: &[u8]) -> Result<Code, EngineError> {
+        self.load_tier(kernel, Tier::Optimized, "llvm", None, bytes)
+    }
+
+    fn load_tier(
+        &self,
+        kernel: &Kernel,
+        tier: Tier,
+        compiler: &'static str,
+        start_reason: Option<String>,
+        bytes: &[u8],
+    ) -> Result<Code, EngineError> {
         let refused = |message| EngineError::Artifact { name: kernel.name().to_owned(), message };
         let artifact = Artifact::parse(bytes).map_err(refused)?;
-        artifact.check(kernel.name(), &self.fingerprint(kernel))?;
-        Ok(Code(Arc::new(Inner {
-            tier: Tier::Optimized,
-            compiler: "llvm",
-            start_reason: None,
-            compile_ns: artifact.compile_ns,
-            module: self.load(kernel, artifact.code)?,
-            state: rewritten(kernel)?.state,
-        })))
+        artifact.check(kernel.name(), &self.fingerprint(kernel, tier))?;
+        let (module, state) = (self.load(kernel, artifact.code)?, rewritten(kernel)?.state);
+        let compile_ns = artifact.compile_ns;
+        Ok(Code(Arc::new(Inner { tier, compiler, start_reason, compile_ns, module, state })))
     }
 
     fn load(&self, kernel: &Kernel, serialized: &[u8]) -> Result<wasmer::Module, EngineError> {
@@ -179,7 +181,7 @@ pub fn optimize(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<Vec<u8
         Pipeline::Full => llvm.callbacks(Some(full.clone())),
         Pipeline::Stock => llvm.callbacks(Some(Arc::new(Frames))),
     };
-    let code = compile(kernel, llvm, &rewritten(kernel)?.optimizable)?;
+    let code = compile(kernel, EngineBuilder::new(llvm), "llvm", &rewritten(kernel)?.optimizable)?;
     if pipeline == Pipeline::Full
         && let Some(message) = full.error().or_else(|| (full.optimized() == 0).then(|| "no function".to_owned()))
     {
@@ -187,18 +189,56 @@ pub fn optimize(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<Vec<u8
         return Err(EngineError::Compile { name: kernel.name().to_owned(), compiler: "llvm", message });
     }
     let compile_ns = started.elapsed().as_nanos() as u64;
-    let fingerprint = Fingerprint::new(kernel, cpu, pipeline);
-    let bytes = Artifact { fingerprint, compile_ns, code: &code }.to_bytes();
+    to_artifact(kernel, Tier::Optimized, (cpu, pipeline), compile_ns, &code)
+}
+
+/// Compiles the code that a kernel starts on in this process and returns the artifact.
+pub fn start_artifact(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<Vec<u8>, EngineError> {
+    let (started, rewritten) = (Instant::now(), rewritten(kernel)?);
+    let code = match kernel.baseline_obstacle() {
+        None => compile(kernel, EngineBuilder::new(singlepass()), "singlepass", &rewritten.baseline)?,
+        Some(_) => {
+            let mut llvm = LLVM::new();
+            llvm.opt_level(LLVMOptLevel::None);
+            llvm.callbacks(Some(Arc::new(Frames)));
+            CompilerConfig::canonicalize_nans(&mut llvm, true);
+            compile(kernel, EngineBuilder::new(llvm), "llvm -O0", &rewritten.optimizable)?
+        }
+    };
+    let compile_ns = started.elapsed().as_nanos() as u64;
+    to_artifact(kernel, Tier::Baseline, (cpu, pipeline), compile_ns, &code)
+}
+
+fn to_artifact(
+    kernel: &Kernel,
+    tier: Tier,
+    (cpu, pipeline): (&Cpu, Pipeline),
+    compile_ns: u64,
+    code: &[u8],
+) -> Result<Vec<u8>, EngineError> {
+    let fingerprint = Fingerprint::new(kernel, tier, cpu, pipeline);
+    let bytes = Artifact { fingerprint, compile_ns, code }.to_bytes();
     bytes.map_err(|error| EngineError::Artifact { name: kernel.name().to_owned(), message: error.to_string() })
 }
 
+fn singlepass() -> Singlepass {
+    let mut singlepass = Singlepass::new();
+    CompilerConfig::canonicalize_nans(&mut singlepass, true);
+    singlepass
+}
+
 /// Compiles on an engine of its own, since a compile locks its engine.
-fn compile(kernel: &Kernel, llvm: LLVM, module: &[u8]) -> Result<Vec<u8>, EngineError> {
-    let engine: wasmer::Engine = EngineBuilder::new(llvm).engine().into();
-    let module = wasmer::Module::new(&engine, module).map_err(compile_error(kernel, "llvm"))?;
+fn compile(
+    kernel: &Kernel,
+    builder: EngineBuilder,
+    compiler: &'static str,
+    module: &[u8],
+) -> Result<Vec<u8>, EngineError> {
+    let engine: wasmer::Engine = builder.engine().into();
+    let module = wasmer::Module::new(&engine, module).map_err(compile_error(kernel, compiler))?;
     let failed = |e: wasmer::SerializeError| EngineError::Compile {
         name: kernel.name().to_owned(),
-        compiler: "llvm",
+        compiler,
         message: e.to_string(),
     };
     Ok(module.serialize().map_err(failed)?.to_vec())
@@ -208,7 +248,7 @@ fn rewritten(kernel: &Kernel) -> Result<super::rewrite::Rewritten, EngineError> 
     rewrite(kernel.bytes()).map_err(|e| EngineError::Invalid {
         name: kernel.name().to_owned(),
         message: e.to_string(),
-        offset: 0,
+        place: "as it is rewritten".to_owned(),
     })
 }
 

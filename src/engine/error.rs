@@ -1,15 +1,19 @@
 use std::path::PathBuf;
 
+use super::StartFunction;
+
 /// Why a module cannot become running code.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    #[error("cannot read kernel {file}")]
+    #[error("cannot read kernel {}", file.display())]
     Read { file: PathBuf, source: std::io::Error },
     #[error("{name} is not a WebAssembly module (it does not begin with \\0asm); build it with `exuvia kernel build`")]
     NotWasm { name: String },
-    #[error("{name} is no valid kernel module: {message} (at byte {offset:#x})")]
-    Invalid { name: String, message: String, offset: usize },
+    #[error("there is no kernel {}; {found}", file.display())]
+    NoFile { file: PathBuf, found: String },
+    #[error("{name} is no valid kernel module: {message} ({place})")]
+    Invalid { name: String, message: String, place: String },
     #[error(
         "{name} imports {imports}, but a kernel imports nothing; build it freestanding (`exuvia kernel build`), or \
          leave out what needs a host (printing, files, clocks)"
@@ -31,10 +35,12 @@ pub enum EngineError {
     MemoryLimit { name: String, needed_bytes: u64, what: String, limit_bytes: u64 },
     #[error("{compiler} cannot compile {name}: {message}")]
     Compile { name: String, compiler: &'static str, message: String },
-    #[error("the compile helper {helper} failed on {name}: {message}")]
+    #[error("the compile helper {} failed on {name}: {message}", helper.display())]
     Helper { name: String, helper: PathBuf, message: String },
     #[error("compiled code of {name} cannot be used: {message}")]
     Artifact { name: String, message: String },
+    #[error("the {function} of {name} failed")]
+    Start { name: String, function: StartFunction, source: Box<KernelFault> },
     #[error("{name} cannot be started: {message}")]
     Instantiate { name: String, message: String },
     #[error("the cache directory {directory} cannot be used: {message}")]

@@ -2,7 +2,9 @@ use serde::Serialize;
 use wasmparser::{ExternalKind, Parser, Payload, Validator, WasmFeatures};
 
 use super::kernel::kernel_exports;
+use super::place::place;
 use super::restrict::{FEATURES, baseline_obstacle, refusal};
+use crate::words;
 
 /// What a module is, whether or not it can be a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -33,14 +35,17 @@ pub fn inspect(bytes: &[u8]) -> Option<Inspection> {
     let mut found = Inspection { bytes: bytes.len(), ..Inspection::default() };
     found.hash = blake3::hash(bytes).to_hex().to_string();
     if let Err(error) = Validator::new_with_features(FEATURES).validate_all(bytes) {
-        found.obstacles.push(format!("it is not valid: {} (at byte {:#x})", error.message(), error.offset()));
+        let (message, place) = (words::line(error.message()), place(bytes, error.offset()));
+        found.obstacles.push(format!("it is not valid: {message} ({place})"));
     } else if let Some((what, advice)) = refusal(bytes) {
         found.obstacles.push(format!("it uses {what}, which no kernel may: {advice}"));
     }
     for payload in Parser::new(0).parse_all(bytes).map_while(Result::ok) {
         match payload {
             Payload::ImportSection(section) => {
-                found.imports.extend(section.into_iter().flatten().map(|i| format!("{}.{}", i.module, i.name)));
+                found
+                    .imports
+                    .extend(section.into_iter().flatten().map(|i| words::name(&format!("{}.{}", i.module, i.name))));
             }
             Payload::FunctionSection(section) => found.functions = section.count(),
             Payload::MemorySection(section) => {
@@ -49,7 +54,7 @@ pub fn inspect(bytes: &[u8]) -> Option<Inspection> {
             Payload::ExportSection(section) => {
                 found.exports.extend(section.into_iter().flatten().map(|e| {
                     let kind = if e.kind == ExternalKind::Func { "function" } else { "other" };
-                    format!("{} ({kind})", e.name)
+                    format!("{} ({kind})", words::name(e.name))
                 }));
             }
             Payload::StartSection { .. } => found.has_start = true,
@@ -59,7 +64,7 @@ pub fn inspect(bytes: &[u8]) -> Option<Inspection> {
     found.kernels = kernel_exports(bytes);
     found.features = features(bytes);
     if !found.imports.is_empty() {
-        found.obstacles.push(format!("it imports {}; a kernel imports nothing", found.imports.join(", ")));
+        found.obstacles.push(format!("it imports {}; a kernel imports nothing", words::list(&found.imports)));
     }
     if found.memory_bytes.is_none() {
         found.obstacles.push("it has no memory".to_owned());

@@ -20,6 +20,33 @@ const FILL: u8 = 0xFF;
 const STACK_BYTES: usize = 8 << 20;
 static STACK_SIZE: Once = Once::new();
 
+/// A function of a module that runs once, as an instance is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StartFunction {
+    /// The one that its start section names.
+    Start,
+    /// The export `_initialize`, by which libraries set themselves up.
+    Initialize,
+}
+
+impl StartFunction {
+    fn export(self) -> &'static str {
+        match self {
+            StartFunction::Start => START,
+            StartFunction::Initialize => "_initialize",
+        }
+    }
+}
+
+impl std::fmt::Display for StartFunction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            StartFunction::Start => "start function",
+            StartFunction::Initialize => "function '_initialize'",
+        })
+    }
+}
+
 /// One worker's running form of a kernel: its memory, its operands' places in it, and the code of the current tier.
 pub struct Instance {
     store: Store,
@@ -54,6 +81,19 @@ impl Instance {
         limit_bytes: u64,
         operands: &[OperandSpec],
     ) -> Result<Instance, EngineError> {
+        Instance::watched(engine, kernel, code, limit_bytes, operands, |_| {})
+    }
+
+    /// As [`Instance::new`]; `starts` is told before each function of the module that runs now, which may never return,
+    /// and with `None` when the last one has.
+    pub fn watched(
+        engine: &Engine,
+        kernel: &Kernel,
+        code: &Code,
+        limit_bytes: u64,
+        operands: &[OperandSpec],
+        mut starts: impl FnMut(Option<StartFunction>),
+    ) -> Result<Instance, EngineError> {
         STACK_SIZE.call_once(|| wasmer_vm::set_stack_size(STACK_BYTES));
         let failed = |message: String| EngineError::Instantiate { name: kernel.name().to_owned(), message };
         let over = |needed_bytes, what: &str| EngineError::MemoryLimit {
@@ -87,9 +127,19 @@ impl Instance {
             memory.close(&store, 0..HOST_PAGE).map_err(|e| failed(e.to_string()))?;
         }
         let exports = instantiate(&mut store, code, &memory, &globals).map_err(failed)?;
-        for name in [state.has_start.then_some(START), Some("_initialize")].into_iter().flatten() {
-            if let Ok(function) = exports.exports.get_typed_function::<(), ()>(&store, name) {
-                function.call(&mut store).map_err(|e| failed(format!("{name}: {}", e.message())))?;
+        for start in [StartFunction::Start, StartFunction::Initialize] {
+            let exists = start == StartFunction::Initialize || state.has_start;
+            if let Ok(function) = exports.exports.get_typed_function::<(), ()>(&store, start.export())
+                && exists
+            {
+                starts(Some(start));
+                let result = function.call(&mut store);
+                starts(None);
+                result.map_err(|error| EngineError::Start {
+                    name: kernel.name().to_owned(),
+                    function: start,
+                    source: Box::new(fault(&error)),
+                })?;
             }
         }
         let start = memory.memory.view(&store).data_size();

@@ -5,7 +5,7 @@ use wasmparser::{ExternalKind, Parser, Payload, Validator};
 
 use super::EngineError;
 use super::restrict::{FEATURES, baseline_obstacle, refusal};
-use crate::regular;
+use crate::{regular, words};
 
 /// The longest module that is read.
 pub const MODULE_BYTES: u64 = 256 << 20;
@@ -24,13 +24,30 @@ struct Inner {
     code_bytes: u64,
 }
 
+/// What Singlepass compiles in about half a second, in bytes of code.
+const MUCH_CODE: u64 = 4 << 20;
+
 impl Kernel {
     /// Reads and checks the module in `file`. `export` may be left out when the module exports a single kernel.
     pub fn load(file: &Path, export: Option<&str>) -> Result<Kernel, EngineError> {
-        let bytes = regular::read(file, MODULE_BYTES);
-        let bytes = bytes.map_err(|source| EngineError::Read { file: file.to_owned(), source })?;
+        let bytes = regular::read(file, MODULE_BYTES).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => EngineError::NoFile { file: file.to_owned(), found: beside(file) },
+            _ => EngineError::Read { file: file.to_owned(), source },
+        })?;
         let name = file.file_name().map_or_else(|| file.display().to_string(), |n| n.to_string_lossy().into_owned());
         Kernel::from_bytes(&name, &bytes, export)
+    }
+
+    /// Says whether bytes are a module that kernels may be in, and where they are not.
+    pub fn check_module(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
+        if !bytes.starts_with(b"\0asm") {
+            return Err(EngineError::NotWasm { name: words::name(name) });
+        }
+        Validator::new_with_features(FEATURES).validate_all(bytes).map(drop).map_err(|e| EngineError::Invalid {
+            name: words::name(name),
+            message: words::line(e.message()),
+            place: super::place::place(bytes, e.offset()),
+        })
     }
 
     /// Another kernel of the same module: all code of this one is its code too.
@@ -47,14 +64,18 @@ impl Kernel {
             None if kernels.len() == 1 => kernels[0].clone(),
             None if kernels.len() > 1 => {
                 let (name, count) = (name.to_owned(), kernels.len());
-                return Err(EngineError::AmbiguousExport { name, count, kernels: kernels.join(", ") });
+                return Err(EngineError::AmbiguousExport { name, count, kernels: words::list(&kernels) });
             }
             _ => {
-                let found = match kernels.as_slice() {
-                    [] => "it exports no kernel at all (see docs/kernel-interface.md)".to_owned(),
-                    some => format!("its kernels are: {}", some.join(", ")),
+                let meant = export.and_then(|export| words::nearest(export, kernels.iter().map(String::as_str)));
+                let found = match (kernels.as_slice(), meant) {
+                    ([], _) => "it exports no kernel at all (see docs/kernel-interface.md)".to_owned(),
+                    (some, None) => format!("its kernels are: {}", words::list(some)),
+                    (some, Some(meant)) => {
+                        format!("did you mean '{}'? its kernels are: {}", words::name(meant), words::list(some))
+                    }
                 };
-                let export = export.unwrap_or("<any>").to_owned();
+                let export = words::name(export.unwrap_or("<any>"));
                 return Err(EngineError::NoExport { name: name.to_owned(), export, found });
             }
         };
@@ -93,22 +114,34 @@ impl Kernel {
         &self.0.export
     }
 
+    /// Whether making the code to start on may take long, or crash: then a process of its own had better do it. That is so
+    /// where LLVM has to, and where there is much code.
+    pub fn start_is_risky(&self) -> bool {
+        self.0.baseline_obstacle.is_some() || self.0.code_bytes > MUCH_CODE
+    }
+
     /// The feature that keeps this module off the baseline compiler, if it uses one.
     pub fn baseline_obstacle(&self) -> Option<&'static str> {
         self.0.baseline_obstacle
     }
 }
 
-fn validate(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
-    let name = || name.to_owned();
-    if !bytes.starts_with(b"\0asm") {
-        return Err(EngineError::NotWasm { name: name() });
+/// What stands in the folder of a module that is not there, for whoever mistyped its name.
+fn beside(file: &Path) -> String {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let modules: Vec<String> = names.filter(|name| name.ends_with(".wasm")).collect();
+    let wanted = file.file_name().unwrap_or_default().to_string_lossy();
+    match words::nearest(&wanted, modules.iter().map(String::as_str)) {
+        Some(meant) => format!("did you mean '{}'?", words::name(meant)),
+        None => "build it with `exuvia kernel build`".to_owned(),
     }
-    Validator::new_with_features(FEATURES).validate_all(bytes).map_err(|e| EngineError::Invalid {
-        name: name(),
-        message: e.message().to_owned(),
-        offset: e.offset(),
-    })?;
+}
+
+fn validate(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
+    Kernel::check_module(name, bytes)?;
+    let name = || words::name(name);
     let (mut imports, mut has_memory) = (Vec::new(), false);
     for payload in Parser::new(0).parse_all(bytes).flatten() {
         match payload {
@@ -120,7 +153,7 @@ fn validate(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
         }
     }
     if !imports.is_empty() {
-        return Err(EngineError::Imports { name: name(), imports: imports.join(", ") });
+        return Err(EngineError::Imports { name: name(), imports: words::list(&imports) });
     }
     if !has_memory {
         return Err(EngineError::NoMemory { name: name() });

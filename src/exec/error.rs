@@ -1,13 +1,15 @@
+use std::error::Error;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::encode::EncodeError;
-use crate::engine::{EngineError, KernelFault, Tier};
+use crate::engine::{EngineError, KernelFault, StartFunction, Tier};
 use crate::fabric::{FabricError, Rank};
 use crate::job::JobError;
 use crate::manifest::ManifestError;
 use crate::plan::PlanError;
 use crate::store::StoreError;
+use crate::words;
 
 /// Why a run ended without its outputs.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,20 @@ pub enum RunError {
          stopped"
     )]
     TimeLimit { task: String, rank: Rank, hostname: String, kernel: String, code: &'static str, limit: Duration },
+    /// A module never got as far as its first task.
+    #[error(
+        "the {function} of kernel '{kernel}' ({code}) of stage '{stage}' ran for more than {limit:?} on rank {rank} \
+         ({hostname}) and was stopped"
+    )]
+    StartTimeLimit {
+        function: StartFunction,
+        stage: String,
+        rank: Rank,
+        hostname: String,
+        kernel: String,
+        code: &'static str,
+        limit: Duration,
+    },
     #[error("rank {rank} (process {pid} on {hostname}) died")]
     RankDied { rank: Rank, pid: u32, hostname: String },
     /// The failure happened on another rank, which had it printed.
@@ -77,16 +93,7 @@ impl RunError {
 
     /// The error, its causes and a way out, as a person reads it.
     pub fn render(&self) -> String {
-        let mut text = format!("error: {self}");
-        let mut cause = std::error::Error::source(self);
-        while let Some(inner) = cause {
-            text.push_str(&format!("\ncaused by: {inner}"));
-            cause = inner.source();
-        }
-        if let Some(help) = self.help() {
-            text.push_str(&format!("\nhelp: {help}"));
-        }
-        text
+        render(self, self.help().as_deref())
     }
 
     /// A way out, where there is one to tell.
@@ -95,7 +102,7 @@ impl RunError {
             RunError::Task { .. } => {
                 Some("mend the kernel, or its inputs there, and run the same command again".to_owned())
             }
-            RunError::TimeLimit { .. } => Some(
+            RunError::TimeLimit { .. } | RunError::StartTimeLimit { .. } => Some(
                 "if the kernel is not in an endless loop, raise `limits = { time = \"...\" }` of its stage".to_owned(),
             ),
             RunError::RankDied { .. } => Some(
@@ -110,6 +117,26 @@ impl RunError {
             _ => None,
         }
     }
+}
+
+/// An error with its causes and a way out: each on a line of its own, whatever names it has, but for the errors of a job file,
+/// which show their place.
+pub fn render(error: &(dyn Error + 'static), help: Option<&str>) -> String {
+    let in_words = |error: &(dyn Error + 'static)| {
+        let is_framed = error.is::<JobError>() || matches!(error.downcast_ref(), Some(RunError::Job(_)));
+        if is_framed { error.to_string() } else { words::line(&error.to_string()) }
+    };
+    let mut text = format!("error: {}", in_words(error));
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(&format!("\ncaused by: {}", in_words(inner)));
+        cause = inner.source();
+    }
+    let advice = words::advice(&text);
+    for help in help.map(str::to_owned).into_iter().chain(advice) {
+        text.push_str(&format!("\nhelp: {}", words::line(&help)));
+    }
+    text
 }
 
 /// Which code a fault is in, for messages that name the kernel.

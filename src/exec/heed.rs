@@ -7,7 +7,7 @@ use super::link::{Link, tag};
 use super::outputs::Stagings;
 use super::parts::SAVE_INTERVAL;
 use super::reduction::Reduction;
-use super::shared::lock;
+use super::shared::{Call, lock};
 use super::stage::{Running, cpu_time};
 use super::stamp::Stamp;
 use super::tiers::Tiers;
@@ -167,13 +167,17 @@ impl Running<'_> {
         for current in &self.shared.current {
             let Some(current) = lock(current).clone() else { continue };
             if current.started.elapsed() > limit {
-                return Err(RunError::TimeLimit {
-                    task: self.plan().task_name(&current.tile),
-                    rank: link.rank(),
-                    hostname: self.context.topology.host(link.rank()).hostname.clone(),
-                    kernel: self.shared.setup.kernel.name().to_owned(),
-                    code: error::code_name(current.tier, current.merges),
-                    limit,
+                let (rank, kernel) = (link.rank(), self.shared.setup.kernel.name().to_owned());
+                let hostname = self.context.topology.host(rank).hostname.clone();
+                let code = error::code_name(current.tier, current.merges);
+                return Err(match current.call {
+                    Call::Task(tile) => {
+                        RunError::TimeLimit { task: self.plan().task_name(&tile), rank, hostname, kernel, code, limit }
+                    }
+                    Call::Start(function) => {
+                        let stage = self.stage().name.clone();
+                        RunError::StartTimeLimit { function, stage, rank, hostname, kernel, code, limit }
+                    }
                 });
             }
         }

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::combine::Merge;
-use super::shared::{BlockData, BlockOutputs, Current, Shared, lock};
+use super::shared::{BlockData, BlockOutputs, Call, Current, Shared, lock};
 use super::tracer::{Tracer, What};
 use super::worker::FromWorker;
 use crate::engine::{Access, Code, EngineError, Instance, OperandSpec, Tier, View};
@@ -18,13 +18,20 @@ pub(super) struct Instances {
 }
 
 impl Instances {
-    /// With room for the operands of the stage's tasks; those that all tasks share are yet to be written.
-    pub fn new(shared: &Shared) -> Result<Instances, EngineError> {
-        let limit_bytes = shared.setup.memory_limit_bytes;
-        let new =
-            |kernel, operands: &[_]| Instance::new(&shared.setup.engine, kernel, &shared.start, limit_bytes, operands);
-        let merge = shared.setup.merge_kernel.as_ref().map(|kernel| new(kernel, &merge_operands(shared.stage())));
-        let task = new(&shared.setup.kernel, &shared.operands)?;
+    /// With room for the operands of the stage's tasks; those that all tasks share are yet to be written. What modules run
+    /// as they start is held to the limits of a task.
+    pub fn new(shared: &Shared, worker: usize) -> Result<Instances, EngineError> {
+        let (engine, limit_bytes) = (&shared.setup.engine, shared.setup.memory_limit_bytes);
+        let new = |kernel, operands: &[_], merges| {
+            Instance::watched(engine, kernel, &shared.start, limit_bytes, operands, |function| {
+                let tier = shared.start.tier();
+                let current = |function| Current { started: Instant::now(), call: Call::Start(function), tier, merges };
+                *lock(&shared.current[worker]) = function.map(current);
+            })
+        };
+        let merge = shared.setup.merge_kernel.as_ref();
+        let merge = merge.map(|kernel| new(kernel, &merge_operands(shared.stage()), true));
+        let task = new(&shared.setup.kernel, &shared.operands, false)?;
         Ok(Instances { task, merge: merge.transpose()? })
     }
 
@@ -70,7 +77,7 @@ impl Instances {
         put(instance, count, &merge.sum);
         for next in merge.next.drain(..) {
             put(instance, 0, &next);
-            let current = Current { started: Instant::now(), tile: tile.clone(), tier, merges: true };
+            let current = Current { started: Instant::now(), call: Call::Task(tile.clone()), tier, merges: true };
             *lock(&shared.current[worker]) = Some(current);
             let result = instance.call(&views);
             *lock(&shared.current[worker]) = None;

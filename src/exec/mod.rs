@@ -54,14 +54,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use costs::known_ns_per_slice;
-pub use error::{ExitCode, RunError};
-pub use opening::{check_outputs, layouts};
+pub use error::{ExitCode, RunError, render};
+pub use opening::{check_outputs, layouts, load_kernel};
 pub use outputs::first_folder;
 pub use run::{Failure, run};
 pub use senses::Signal;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::CompileLimits;
 use crate::sched::Granularity;
 
 /// Which code kernels run on.
@@ -125,8 +126,10 @@ pub struct Options {
     /// Every worker goes to optimized code right before its task of this number, waiting for it if need be, and not
     /// earlier: tests move the swap to any place.
     pub swap_before_task: Option<u64>,
-    /// The program whose `compile-kernel` verb optimizes; none: a thread of this process does.
+    /// The program whose `compile-kernel` verb compiles what may take long; none: a thread of this process does.
     pub helper: Option<PathBuf>,
+    /// What that may take.
+    pub compile_limits: CompileLimits,
     /// What becomes of finished work.
     pub resume: Resume,
     /// Time from one checkpoint to the next; by default it follows from what they cost.
@@ -156,6 +159,7 @@ impl Default for Options {
             steal: true,
             swap_before_task: None,
             helper: None,
+            compile_limits: CompileLimits::default(),
             resume: Resume::default(),
             checkpoint_every: None,
             trace: false,

@@ -11,7 +11,7 @@ use super::{Options, RunError};
 use crate::encode::{self, encode};
 use crate::engine::{Cpu, EngineError, Kernel};
 use crate::fabric::{Payload, Rank};
-use crate::job::{Job, Source};
+use crate::job::{Job, Source, Stage};
 use crate::plan::{Layout, Machine, Plan};
 use crate::store::{self, Catalog, DatasetInfo, StoreError};
 use crate::topology::Topology;
@@ -139,6 +139,23 @@ pub(super) fn agree(link: &mut Link, plan: &Plan) -> Result<Vec<Rank>, RunError>
     Ok(ranks().filter(|(_, i)| i.cpu == mine.cpu).map(|(rank, _)| rank).collect())
 }
 
+/// Reads the kernel of a stage, and sees whether the one that merges is there too, so that it is told before any other rank
+/// stumbles over it.
+pub fn load_kernel(stage: &Stage) -> Result<Kernel, RunError> {
+    let failed = engine_error(stage);
+    let kernel = Kernel::load(&stage.kernel, stage.export.as_deref()).map_err(&failed)?;
+    stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(&failed)?;
+    Ok(kernel)
+}
+
+fn engine_error(stage: &Stage) -> impl Fn(EngineError) -> RunError {
+    |source| RunError::Engine {
+        kernel: stage.kernel.display().to_string(),
+        stage: stage.name.clone(),
+        source: Box::new(source),
+    }
+}
+
 /// The kernels of a job.
 #[derive(Default)]
 pub(super) struct Loaded {
@@ -156,27 +173,20 @@ pub(super) fn load_kernels(link: &mut Link, job: &Job, kept: &mut Vec<Payload>) 
     let mut loaded = Loaded::default();
     let Loaded { kernels, of_stage, merges } = &mut loaded;
     for (index, stage) in job.stages.iter().enumerate() {
-        let failed = |source: EngineError| RunError::Engine {
-            kernel: stage.kernel.display().to_string(),
-            stage: stage.name.clone(),
-            source: Box::new(source),
-        };
+        let failed = engine_error(stage);
         let mut bytes = None;
         if link.rank() == 0 && index < kept.len() {
             bytes = Some(kept[index].clone());
         } else if link.rank() == 0 {
-            let kernel = Kernel::load(&stage.kernel, stage.export.as_deref()).map_err(failed)?;
-            // Here, so that it is told before any other rank stumbles over it.
-            stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(failed)?;
-            bytes = Some(Payload::from(kernel.bytes().to_vec()));
+            bytes = Some(Payload::from(load_kernel(stage)?.bytes().to_vec()));
         }
         let bytes = link.broadcast(bytes)?;
         if index == kept.len() {
             kept.push(bytes.clone());
         }
         let name = stage.kernel.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let kernel = Kernel::from_bytes(&name, &bytes, stage.export.as_deref()).map_err(failed)?;
-        merges.push(stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(failed)?);
+        let kernel = Kernel::from_bytes(&name, &bytes, stage.export.as_deref()).map_err(&failed)?;
+        merges.push(stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(&failed)?);
         let same = |other: &Kernel| other.hash() == kernel.hash() && other.export() == kernel.export();
         of_stage.push(kernels.iter().position(same).unwrap_or(kernels.len()));
         if !kernels.iter().any(same) {

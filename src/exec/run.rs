@@ -177,6 +177,7 @@ fn run_rank(
         policy: options.tier,
         cache: cache.clone(),
         helper: options.helper.clone(),
+        limits: options.compile_limits,
         threads: machine.threads as usize,
         class,
     };

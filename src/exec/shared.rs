@@ -16,7 +16,7 @@ use super::reduction::Handed;
 use super::tracer::Tracer;
 use super::whole::Whole;
 use super::worker::{FromRun, FromWorker};
-use crate::engine::{Access, Code, Engine, Kernel, OperandSpec, Tier};
+use crate::engine::{Access, Code, Engine, Kernel, OperandSpec, StartFunction, Tier};
 use crate::fabric::Rank;
 use crate::plan::{Plan, Reduce, Role, StagePlan, Tile};
 use crate::sched::{Action, CostClass, CostTable, Event, Scheduler, Span, StealCounts};
@@ -76,14 +76,22 @@ impl BlockOutputs {
     }
 }
 
-/// A task under way, for the watch over time limits and for messages.
+/// What a worker has a kernel do, for the watch over time limits and for messages.
 #[derive(Clone, Debug)]
 pub(super) struct Current {
     pub started: Instant,
-    pub tile: Tile,
+    pub call: Call,
     pub tier: Tier,
     /// In the kernel that merges.
     pub merges: bool,
+}
+
+/// The function of a module that runs.
+#[derive(Clone, Debug)]
+pub(super) enum Call {
+    /// As its instance is made.
+    Start(StartFunction),
+    Task(Tile),
 }
 
 /// What the workers of a stage and the main thread are given, beside the scheduler and the first code.

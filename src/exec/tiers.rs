@@ -2,18 +2,18 @@
 //! it goes down a tree of the class's ranks.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use super::link::{Link, tag};
 use super::{RunError, TierPolicy};
-use crate::engine::{BackgroundCompile, Cache, Code, Engine, EngineError, Kernel, optimize};
+use crate::engine::{
+    BackgroundCompile, Cache, Code, CompileLimits, Engine, EngineError, Kernel, OPTIMIZING_NS_PER_BYTE, Tier, optimize,
+};
 use crate::fabric::{Backoff, Message, Payload, Rank};
 use crate::report::KernelReport;
 
-/// CPU time that LLVM takes for a byte of code, more or less (measured: 30,000 to 60,000).
-const OPTIMIZING_NS_PER_BYTE: u64 = 55_000;
 /// A compile pays if what is left takes longer than it by this factor; optimized code is 3 to 20 times faster.
 const WORTH: f64 = 1.3;
 
@@ -24,6 +24,7 @@ pub(super) struct Tiers {
     policy: TierPolicy,
     cache: Option<Cache>,
     helper: Option<PathBuf>,
+    limits: CompileLimits,
     threads: usize,
     /// Ranks of this rank's CPU class, ascending; the first compiles.
     class: Vec<Rank>,
@@ -68,6 +69,7 @@ pub(super) struct TierSetup {
     pub policy: TierPolicy,
     pub cache: Option<Cache>,
     pub helper: Option<PathBuf>,
+    pub limits: CompileLimits,
     pub threads: usize,
     pub class: Vec<Rank>,
 }
@@ -109,7 +111,7 @@ impl Tiers {
     /// Where ranks of this one's class get optimized code of a kernel from, unless it is to be compiled first. True if they
     /// get it now.
     fn send_out(&mut self, link: &mut Link, index: usize) -> Result<bool, RunError> {
-        let state = &mut self.kernels[index];
+        let state = &self.kernels[index];
         if let Some(message) = state.failed.clone() {
             self.pass_on(link, index, 0, message.as_bytes())?;
             return Ok(false);
@@ -118,8 +120,8 @@ impl Tiers {
             self.pass_on(link, index, 1, &artifact)?;
             return Ok(true);
         }
-        if let Some(artifact) = self.cache.as_ref().and_then(|cache| cache.get(&self.engine, &state.kernel)) {
-            state.report.cache_hit = true;
+        if let Some(artifact) = self.cached(index, Tier::Optimized) {
+            self.kernels[index].report.cache_hit = true;
             self.arrived(link, index, artifact)?;
             return Ok(true);
         }
@@ -132,6 +134,11 @@ impl Tiers {
         Ok(false)
     }
 
+    fn cached(&self, index: usize, tier: Tier) -> Option<Vec<u8>> {
+        let wanted = self.engine.fingerprint(&self.kernels[index].kernel, tier);
+        self.cache.as_ref().and_then(|cache| cache.get(&wanted))
+    }
+
     fn new(setup: TierSetup, kernels: Vec<Kernel>) -> Tiers {
         let state = |kernel: Kernel| {
             let report = KernelReport {
@@ -142,12 +149,13 @@ impl Tiers {
             };
             State { kernel, start: None, optimized: None, artifact: None, failed: None, report }
         };
-        let TierSetup { engine, policy, cache, helper, threads, class } = setup;
+        let TierSetup { engine, policy, cache, helper, limits, threads, class } = setup;
         Tiers {
             engine,
             policy,
             cache,
             helper,
+            limits,
             threads,
             class,
             position: 0,
@@ -172,27 +180,79 @@ impl Tiers {
         if self.policy == TierPolicy::Optimized {
             self.wait_for(link, index)?;
         }
-        let state = &mut self.kernels[index];
-        if let Some(code) = &state.optimized
-            && !baseline
-        {
-            if state.report.start_compiler.is_empty() {
-                state.report.start_compiler = code.compiler().to_owned();
-            }
+        if let Some(code) = self.best(index, baseline) {
+            return Ok(code);
+        }
+        if let Some(code) = &self.kernels[index].start {
             return Ok(code.clone());
         }
-        if let Some(code) = &state.start {
-            return Ok(code.clone());
-        }
-        let code = self.engine.start_code(&state.kernel).map_err(|source| {
-            let (kernel, stage) = (state.kernel.name().to_owned(), stage.to_owned());
+        let kernel = self.kernels[index].kernel.clone();
+        let failed = |source| {
+            let (kernel, stage) = (kernel.name().to_owned(), stage.to_owned());
             RunError::Engine { kernel, stage, source: Box::new(source) }
-        })?;
+        };
+        let code = match self.helper.clone().filter(|_| kernel.start_is_risky()) {
+            None => self.engine.start_code(&kernel).map_err(failed)?,
+            Some(helper) => {
+                let artifact = match self.cached(index, Tier::Baseline) {
+                    Some(artifact) => artifact,
+                    None => match self.compile_start(link, index, &helper, baseline)? {
+                        Some(compiled) => compiled.map_err(failed)?,
+                        // Better code has come meanwhile.
+                        None => return self.code(link, index, stage, baseline),
+                    },
+                };
+                self.engine.load_start(&kernel, &artifact).map_err(failed)?
+            }
+        };
+        let state = &mut self.kernels[index];
         state.report.start_compiler = code.compiler().to_owned();
         state.report.start_reason = code.start_reason().map(str::to_owned);
         state.report.start_compile_ns = code.compile_ns();
         state.start = Some(code.clone());
         Ok(code)
+    }
+
+    /// Optimized code to begin a stage with, if it has come and may be used.
+    fn best(&mut self, index: usize, baseline: bool) -> Option<Code> {
+        let state = &mut self.kernels[index];
+        let code = state.optimized.clone().filter(|_| !baseline)?;
+        if state.report.start_compiler.is_empty() {
+            state.report.start_compiler = code.compiler().to_owned();
+        }
+        Some(code)
+    }
+
+    /// Has a helper compile the code to start on, and waits for it, or until there is better code. Signals and failures of
+    /// other ranks end the wait, and the helper.
+    fn compile_start(
+        &mut self,
+        link: &mut Link,
+        index: usize,
+        helper: &Path,
+        baseline: bool,
+    ) -> Result<Option<Result<Vec<u8>, EngineError>>, RunError> {
+        let kernel = self.kernels[index].kernel.clone();
+        let (threads, cache) = (self.threads, self.cache.as_ref());
+        let what = (&kernel, Tier::Baseline);
+        let mut compile = match BackgroundCompile::start(helper, &self.engine, what, threads, self.limits, cache) {
+            Ok(compile) => compile,
+            Err(error) => return Ok(Some(Err(error))),
+        };
+        let mut backoff = Backoff::default();
+        loop {
+            if let Some(result) = compile.poll() {
+                return Ok(Some(result));
+            }
+            while let Some(message) = link.poll(|tag| tag == tag::ARTIFACT)? {
+                self.receive(link, &message)?;
+            }
+            self.poll(link)?;
+            if self.best(index, baseline).is_some() {
+                return Ok(None);
+            }
+            backoff.wait();
+        }
     }
 
     /// Optimized code of a kernel, if it has come.
@@ -280,7 +340,8 @@ impl Tiers {
         match &self.helper {
             Some(helper) => {
                 let (engine, threads, cache) = (&self.engine, self.threads, self.cache.as_ref());
-                Ok(Compile::Helper(BackgroundCompile::start(helper, engine, &kernel, threads, cache)?))
+                let what = (&kernel, Tier::Optimized);
+                Ok(Compile::Helper(BackgroundCompile::start(helper, engine, what, threads, self.limits, cache)?))
             }
             None => {
                 let (sender, receiver) = channel();

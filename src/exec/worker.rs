@@ -9,7 +9,7 @@ use super::inputs::BlockInput;
 use super::instances::{Instances, merge_group, view};
 use super::reduction::Handed;
 use super::resident::fill;
-use super::shared::{BlockData, BlockOutputs, Current, Shared, Work, lock};
+use super::shared::{BlockData, BlockOutputs, Call, Current, Shared, Work, lock};
 use super::tracer::What;
 use crate::engine::{EngineError, KernelFault, Tier, View};
 use crate::report::{Counts, Swap};
@@ -74,7 +74,7 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
     let kept = lock(&shared.instances[worker]).take();
     let mut instances = match kept {
         Some(instances) => instances,
-        None => Instances::new(shared).map_err(engine_error)?,
+        None => Instances::new(shared, worker).map_err(engine_error)?,
     };
     for (operand, whole) in shared.setup.whole.iter().enumerate() {
         if let Some(whole) = whole {
@@ -162,7 +162,7 @@ fn task(
         let (padded, zero) = (view.padded(), vec![0; at.len()]);
         copy_box(input, &outer, &at, target, &padded, &zero, &padded, view.dtype.size_bytes());
     }
-    *lock(&shared.current[worker]) = Some(Current { started, tile: tile.clone(), tier, merges: false });
+    *lock(&shared.current[worker]) = Some(Current { started, call: Call::Task(tile.clone()), tier, merges: false });
     let kernel_started = Instant::now();
     let result = instance.call(&views);
     let kernel_ns = kernel_started.elapsed().as_nanos() as u64;

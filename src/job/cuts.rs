@@ -2,9 +2,9 @@
 //!
 //! That follows from the job file alone: neither extents nor ranks decide whether an index may be cut.
 
-use super::nearest::suggest;
 use super::table::{Table, Value};
 use super::{JobError, Notation, Operand, Stage};
+use crate::words::suggest;
 use serde::{Serialize, Serializer};
 use std::fmt;
 

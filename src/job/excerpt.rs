@@ -2,6 +2,13 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::words;
+
+/// In place of a tab.
+const TAB: &str = "    ";
+/// Most characters that are underlined.
+const MARKED: usize = 200;
+
 /// Where in a job file something is wrong: the line as written, a caret under it, and a way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excerpt {
@@ -39,21 +46,22 @@ impl Excerpt {
     /// `message` with its place in front and the marked line and the help below.
     pub(crate) fn frame(&self, message: impl fmt::Display) -> String {
         let number = self.line.to_string();
+        let message = words::line(&message.to_string());
         let gutter = " ".repeat(number.len());
-        // Tabs stay tabs, so that the caret lands below its text whatever a terminal makes of them.
-        let indent: String =
-            self.text.chars().take(self.column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-        let carets = "^".repeat(self.width);
+        // The caret lands below its text whatever a terminal makes of tabs.
+        let before: String = self.text.chars().take(self.column - 1).collect();
+        let indent = " ".repeat(words::line(&before.replace('\t', TAB)).chars().count());
+        let carets = "^".repeat(self.width.min(MARKED));
         let mut framed = format!(
             "{}:{}:{}: {message}\n{gutter} |\n{number} | {}\n{gutter} | {indent}{carets}",
-            self.path.display(),
+            words::line(&self.path.display().to_string()),
             self.line,
             self.column,
-            self.text,
+            words::line(&self.text.replace('\t', TAB)),
         );
         if let Some(help) = &self.help {
             framed.push_str("\nhelp: ");
-            framed.push_str(help);
+            framed.push_str(&words::line(help));
         }
         framed
     }
@@ -87,7 +95,7 @@ mod tests {
         let at = source.find("\"no\"").unwrap();
         let excerpt = Excerpt::new(Path::new("x.toml"), source, at..at + 4, None);
         assert_eq!((excerpt.line, excerpt.column, excerpt.width), (2, 6, 4));
-        assert_eq!(excerpt.frame("bad"), "x.toml:2:6: bad\n  |\n2 | \tü = \"no\"\n  | \t    ^^^^");
+        assert_eq!(excerpt.frame("bad"), "x.toml:2:6: bad\n  |\n2 |     ü = \"no\"\n  |         ^^^^");
     }
 
     #[test]

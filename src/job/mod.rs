@@ -14,7 +14,6 @@ mod excerpt;
 mod iterate;
 #[cfg(test)]
 mod kinds;
-mod nearest;
 mod notation;
 mod read;
 mod table;

@@ -1,7 +1,7 @@
 //! The known word a misspelt one most likely meant.
 
 /// The candidate nearest to `word`, if any is near enough to be meant. Ties go to the first.
-pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_lowercase();
     candidates
         .into_iter()
@@ -19,7 +19,7 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
 }
 
 /// `did you mean 'x'?` or, when nothing is near, `LABEL: all, of, them`.
-pub(super) fn suggest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>, label: &str) -> Option<String> {
+pub(crate) fn suggest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>, label: &str) -> Option<String> {
     let candidates: Vec<&str> = candidates.into_iter().collect();
     if let Some(found) = nearest(word, candidates.iter().copied()) {
         return Some(format!("did you mean '{found}'?"));

@@ -1,0 +1,109 @@
+//! Helpers that go on compiling for later runs though nobody waits for them: at most [`MOST`] on a machine for each cache, each
+//! with a file in the cache that it holds locked. Whoever removes the file dismisses the helper.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::Cache;
+
+/// How many there may be.
+pub const MOST: usize = 2;
+
+/// A helper that nobody waits for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Leftover {
+    pub process: u32,
+    /// Name of the module.
+    pub kernel: String,
+    /// When nobody waited for it any more.
+    pub since: SystemTime,
+    /// Identity of what it makes.
+    pub(super) key: String,
+    #[serde(skip)]
+    file: PathBuf,
+}
+
+impl Leftover {
+    /// Has it end within a second or so.
+    pub(super) fn dismiss(&self) {
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+/// The place of such a helper, for as long as this is held.
+#[derive(Debug)]
+pub(super) struct Slot {
+    file: File,
+    path: PathBuf,
+}
+
+impl Slot {
+    /// Takes a place that is free.
+    pub fn take(cache: &Cache, key: &str, kernel: &str) -> Option<Slot> {
+        paths(cache).find_map(|path| {
+            let mut file = File::options().create(true).truncate(false).read(true).write(true).open(&path).ok()?;
+            flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+            let process = std::process::id();
+            let (kernel, key) = (kernel.to_owned(), key.to_owned());
+            let left = Leftover { process, kernel, since: SystemTime::now(), key, file: PathBuf::new() };
+            file.set_len(0).ok()?;
+            file.write_all(&serde_json::to_vec(&left).ok()?).ok()?;
+            let slot = Slot { file, path };
+            // Somebody may have removed it meanwhile.
+            slot.is_mine().then_some(slot)
+        })
+    }
+
+    /// Whether it has not been taken away.
+    pub fn is_mine(&self) -> bool {
+        let there = fs::metadata(&self.path).and_then(|there| Ok((there, self.file.metadata()?)));
+        there.is_ok_and(|(there, mine)| there.ino() == mine.ino() && there.dev() == mine.dev())
+    }
+}
+
+/// The helpers on this machine that nobody waits for.
+pub fn list(cache: &Cache) -> Vec<Leftover> {
+    let left = |path: PathBuf| {
+        let file = File::open(&path).ok()?;
+        // Whose lock can be had is gone.
+        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            return None;
+        }
+        let left: Leftover = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        Some(Leftover { file: path, ..left })
+    };
+    paths(cache).filter_map(left).collect()
+}
+
+/// Where their files are: of this machine, since others may share the cache.
+fn paths(cache: &Cache) -> impl Iterator<Item = PathBuf> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    (0..MOST).map(move |number| cache.directory().join(format!("helper-{host}-{number}.lock")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_few_places_each_known_while_it_is_held_and_gone_when_it_is_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let cache = Cache::open(Some(home.path())).unwrap();
+        let slots: Vec<Slot> = (0..MOST).map(|n| Slot::take(&cache, &format!("key{n}"), "k.wasm").unwrap()).collect();
+        assert!(Slot::take(&cache, "more", "k.wasm").is_none());
+        let known = list(&cache);
+        assert_eq!(known.iter().map(|left| left.key.as_str()).collect::<Vec<_>>(), ["key0", "key1"]);
+        assert_eq!((known[0].process, known[0].kernel.as_str()), (std::process::id(), "k.wasm"));
+        known[0].dismiss();
+        assert!(!slots[0].is_mine() && slots[1].is_mine());
+        drop(slots);
+        assert!(list(&cache).is_empty());
+        assert!(Slot::take(&cache, "again", "k.wasm").is_some());
+    }
+}
