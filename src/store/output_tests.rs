@@ -75,7 +75,7 @@ make('old.h5'); make('latest.h5', True)
 make('block.h5', block=512); make('block-latest.h5', True, block=4096)
 make('page.h5', page=4096, persist=False); make('page-latest.h5', True, page=512, persist=True, block=1024)
 make('none.h5', none=1); make('order.h5', order=1)
-make('sizes.h5', sizes=(4, 4)); make('short.h5', sizes=(2, 8), block=512) if 0 else None
+make('sizes.h5', sizes=(4, 4))
 "#;
 
 #[test]
@@ -212,7 +212,7 @@ for name in ['same', 'chunked', 'type', 'shape', 'rank', 'scale', 'shorter']: ma
         ("shorter", spec("x", Dtype::U32, &[3], &[], None), Some("dropped: that it was a dimension scale")),
     ];
     for (name, spec, note) in cases {
-        let notes = create(&folder.path().join(format!("{name}.h5")), &[spec.clone()]).join("; ");
+        let notes = create(&folder.path().join(format!("{name}.h5")), std::slice::from_ref(&spec)).join("; ");
         assert!(note.map_or(notes.is_empty(), |note| notes.contains(note)), "{name}: {notes}");
         if spec.dataset == "d" && name != "same" {
             assert!(notes.contains("keeps its 1 other name"), "{notes}");
@@ -244,6 +244,48 @@ for name, (of_d, of_y, of_x, of_e) in want.items():
         if name == 'rank': continue
         n = d.shape[1]
         assert (d[:] == np.arange(3 * n).reshape(3, n)).all(), name
+"#;
+    python(check, folder.path());
+}
+
+#[test]
+fn datasets_of_any_storage_give_way_and_what_they_refer_to_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"
+six = np.arange(6, dtype='u4') + 10
+with h5py.File('source.h5', 'w') as f: f['s'] = six
+with h5py.File('raw.h5', 'w') as f: f.create_dataset('d', (6,), 'u4', external=[('raw.bin', 0, 24)])[:] = six
+with h5py.File('virtual.h5', 'w') as f:
+    v = h5py.VirtualLayout((6,), 'u4'); v[:] = h5py.VirtualSource('source.h5', 's', (6,)); f.create_virtual_dataset('d', v)
+with h5py.File('compact.h5', 'w') as f:
+    p = h5py.h5p.create(h5py.h5p.DATASET_CREATE); p.set_layout(h5py.h5d.COMPACT)
+    h5py.h5d.create(f.id, b'd', h5py.h5t.NATIVE_UINT32, h5py.h5s.create_simple((6,)), p)
+with h5py.File('other-end.h5', 'w') as f: f['d'] = six.astype('>u4')
+with h5py.File('never-written.h5', 'w') as f: f.create_dataset('d', (6,), 'u4')
+for name, libver in [('grows', 'earliest'), ('grows-latest', 'latest')]:
+    with h5py.File(name + '.h5', 'w', libver=libver) as f: f.create_dataset('d', data=six, chunks=(2,), maxshape=(None,))
+"#;
+    python(script, folder.path());
+    for (name, chunk, note) in [
+        ("raw", &[][..], "stored in another way"),
+        ("virtual", &[], "stored in another way"),
+        ("compact", &[], "stored in another way"),
+        ("other-end", &[], "elements of another type"),
+        ("never-written", &[2], "stored in another way"),
+        ("grows", &[2], ""),
+        ("grows-latest", &[2], "dropped: that it could grow"),
+    ] {
+        let file = folder.path().join(format!("{name}.h5"));
+        let notes = create(&file, &[spec("d", Dtype::U32, &[6], chunk, None)]).join("; ");
+        assert!(notes.contains(note) && notes.is_empty() == note.is_empty(), "{name}: {notes}");
+    }
+    let check = r#"
+for name in ['raw', 'virtual', 'compact', 'other-end', 'never-written', 'grows', 'grows-latest']:
+    with h5py.File(name + '.h5') as f:
+        assert (f['d'][:] == np.arange(6)).all() and not f['d'].external and not f['d'].is_virtual, name
+        assert f['d'].maxshape == ((None,) if name == 'grows' else (6,)), name
+assert (np.fromfile('raw.bin', 'u4') == np.arange(10, 16)).all()
+with h5py.File('source.h5') as f: assert (f['s'][:] == np.arange(10, 16)).all()
 "#;
     python(check, folder.path());
 }

@@ -49,6 +49,9 @@ pub(super) fn replace(file: &File, path: &str, spec: &OutputSpec) -> hdf5::Resul
             _ => dropped.push(format!("attribute '{name}'")),
         }
     }
+    if old.is_resizable() {
+        dropped.push("that it could grow".to_owned());
+    }
     let other_names = old.loc_info()?.num_links.saturating_sub(1);
     // Its room is free for the new one.
     drop(old);
