@@ -73,8 +73,9 @@ fn run_here(folder: &Path, ranks: u32, options: &Options) -> Result<(), String> 
     thread::scope(|scope| {
         let ranks: Vec<_> = fabric::local(ranks).into_iter().map(|fabric| scope.spawn(move || run(fabric))).collect();
         let results: Vec<_> = ranks.into_iter().map(|rank| rank.join()).collect();
-        let first = results.into_iter().map(|result| result.unwrap_or_else(|_| Err("a rank has ended".to_owned())));
-        first.filter(|result| result.is_err()).next_back().unwrap_or(Ok(()))
+        // The rank that has the text of an error says most.
+        let faults = results.into_iter().map(|result| result.unwrap_or_else(|_| Err("a rank has ended".to_owned())));
+        faults.filter_map(Result::err).max_by_key(String::len).map_or(Ok(()), Err)
     })
 }
 
@@ -152,7 +153,7 @@ fn random_jobs_compute_what_their_notation_says() {
          {uncut} leave open what may be cut"
     );
     assert!(faults.is_empty(), "{} of {count}: {}", faults.len(), faults.join("\n"));
-    assert!(reductions > count / 10 && uncut > count / 50 && refused < count / 10);
+    assert!(count < JOBS || (reductions > count / 10 && uncut > count / 50 && refused < count / 10));
 }
 
 /// Sums of the largest of rows, of a polynomial and of a table's entries: what is no range of the reduction stays whole.
@@ -215,6 +216,33 @@ fn what_a_reduction_must_not_cut_stays_whole() {
     }
 }
 
+/// As many dimensions as there can be, and all that no output has reduced: more axes than a tensor has dimensions.
+#[test]
+fn eight_dimensions_and_three_reductions_are_planned_and_right() {
+    let lab = Lab::bare(&[]);
+    fs::write(lab.path("k.c"), SUMS).unwrap();
+    kernel_build::build(&lab.path("k.c"), &lab.path("k.wasm"), &[]).unwrap();
+    let (a, b): (Vec<i32>, Vec<i32>) = ((0..256).collect(), (0..31 * 37 * 41).map(|i| i * 7919 % 1009).collect());
+    let bytes = |numbers: &[i32]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
+    lab.dataset_of("a.h5", Dtype::I32, &[2; 8], bytes(&a));
+    lab.dataset_of("b.h5", Dtype::I32, &[31, 37, 41], bytes(&b));
+    let text = "[tensors.a]\nfile = \"a.h5\"\ndataset = \"x\"\n[tensors.b]\nfile = \"b.h5\"\ndataset = \"x\"\n\
+                [tensors.o]\ncreate = \"out.h5\"\ndataset = \"o\"\ndtype = \"i32\"\n\
+                [[stages]]\nkernel = \"k.wasm\"\nexport = \"times_sum\"\ncombine = \"sum\"\n\
+                reduce = [\"i\", \"j\", \"k\"]\ncompute = \"a[a,b,c,d,e,f,g,h], b[i,j,k] -> o[h,g,f,e,d,c,b,a]\"\n";
+    fs::write(lab.path("job.toml"), text).unwrap();
+    let job = Job::load(&lab.path("job.toml")).unwrap();
+    let sum: i32 = b.iter().sum();
+    let expected: Vec<i32> = (0..=255u8).map(|i| i32::from(i.reverse_bits()).wrapping_mul(sum)).collect();
+    for ranks in [1, 2, 3, 5] {
+        let machine = Machine { ranks, ranks_per_node: ranks, threads: 1, memory_bytes: 1 << 32 };
+        let plan = plan::plan(&job, &exec::layouts(&job).unwrap(), &machine).unwrap();
+        assert_eq!(plan.stages[0].split.len(), 11);
+        lab.run(ranks, &["--threads", "1", "--fresh"]);
+        assert!(lab.read("out.h5", "o") == bytes(&expected), "{ranks} ranks");
+    }
+}
+
 const SUMS: &str = r#"
 #include "exuvia.h"
 EXUVIA_EXPORT(rowmax) int32_t rowmax(const exuvia_view *v, uint32_t c)
@@ -229,6 +257,26 @@ EXUVIA_EXPORT(rowmax) int32_t rowmax(const exuvia_view *v, uint32_t c)
     }
     *(double *)exuvia_data(&v[1]) = sum;
     return c != 2;
+}
+/* a[a,...,h], b[i,j,k] -> o[h,...,a]: each element of a times the sum of b */
+EXUVIA_EXPORT(times_sum) int32_t times_sum(const exuvia_view *v, uint32_t c)
+{
+    const int32_t *a = exuvia_data(&v[0]), *b = exuvia_data(&v[1]);
+    int32_t *o = exuvia_data(&v[2]);
+    uint32_t sum = 0, count = 1, all = 1;
+    for (uint32_t d = 0; d < 3; d++)
+        count *= v[1].extent[d];
+    for (uint32_t d = 0; d < 8; d++)
+        all *= v[2].extent[d];
+    for (uint32_t i = 0; i < count; i++)
+        sum += b[i];
+    for (uint32_t i = 0; i < all; i++) {
+        uint32_t at = 0;
+        for (uint32_t d = 8, rest = i; d-- > 0; rest /= v[2].extent[d])
+            at += rest % v[2].extent[d] * v[0].stride[7 - d];
+        o[i] = a[at] * sum;
+    }
+    return c != 3;
 }
 EXUVIA_EXPORT(poly) int32_t poly(const exuvia_view *v, uint32_t c)
 {

@@ -205,6 +205,51 @@ fn hash_changes_with_everything_that_matters() {
     }
 }
 
+/// A reduction with a table beside its data, and what the job says of what may be cut.
+fn lookup(keys: &str) -> Job {
+    job(&format!(
+        "[tensors]\na = {{ file = \"i\", dataset = \"a\" }}\nt = {{ file = \"i\", dataset = \"t\" }}\n\
+         o = {{ create = \"o\", dataset = \"o\", dtype = \"f64\" }}\n\
+         [[stages]]\nkernel = \"k\"\ncompute = \"a[y,x], t[k] -> o[]\"\ncombine = \"sum\"\n{keys}\n"
+    ))
+}
+
+#[test]
+fn neither_extents_nor_ranks_decide_what_is_cut() {
+    let cuts = |keys: &str, [y, x, k]: [u64; 3], ranks| -> Vec<(Cut, Why)> {
+        let shapes = layouts([("a", layout(Dtype::F64, &[y, x], None)), ("t", layout(Dtype::F64, &[k], None))]);
+        let plan = plan(&lookup(keys), &shapes, &machine(ranks)).unwrap();
+        let noted = plan.stages[0].notes.iter().any(|note| note.contains("reduce = [\"y\", \"x\", \"k\"]"));
+        assert_eq!(noted, keys.is_empty());
+        plan.stages[0].indices.iter().map(|index| (index.cut, index.why)).collect()
+    };
+    for extents in [[2000, 3, 4], [3, 2000, 4], [3, 4, 90_000], [1, 1, 7], [1, 9, 1], [0, 9, 5]] {
+        for ranks in [1, 2, 5] {
+            assert_eq!(cuts("", extents, ranks), [(Cut::Whole, Why::Undecided); 3]);
+            for (at, keys) in ["reduce = [\"y\"]", "reduce = [\"x\"]"].into_iter().enumerate() {
+                let found = cuts(keys, extents, ranks);
+                let expected =
+                    if extents[at] > 1 { (Cut::Reduced, Why::NamedReduced) } else { (Cut::Whole, Why::OneElement) };
+                assert_eq!((found[at], found[2]), (expected, (Cut::Whole, Why::NotNamedReduced)));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_too_large_because_nobody_said_how_to_cut_it_says_so() {
+    let shapes = layouts([("a", layout(Dtype::F64, &[1 << 16, 1 << 12], None)), ("t", layout(Dtype::F64, &[4], None))]);
+    let refused = |keys: &str| plan(&lookup(keys), &shapes, &machine(2)).unwrap_err().to_string();
+    let undecided = refused("");
+    assert!(
+        undecided.contains("blocks of all") && undecided.contains("'reduce' may name those of y, x"),
+        "{undecided}"
+    );
+    let named = refused("reduce = [\"k\"]\nwhole = [\"y\"]");
+    assert!(named.contains("'whole' keeps y from being cut"), "{named}");
+    assert!(plan(&lookup("reduce = [\"y\"]"), &shapes, &machine(2)).is_ok());
+}
+
 /// Every field of a plan is in its hash: changing one by hand changes it.
 #[test]
 fn hash_covers_every_field() {
