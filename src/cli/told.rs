@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{Result, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -66,9 +67,15 @@ fn tell(name: &str, number: i32) {
     }
 }
 
-/// All numbers have one length, so that the last one that is written is there whole.
+/// All numbers have one length, so that the last one that is written is there whole. Where others may write beside the folder, a
+/// link could be planted in its place, which is not followed.
 fn write(folder: &Path, name: &str, number: i32) -> Result<()> {
-    File::options().write(true).open(folder.join(name))?.write_all(format!("{number:4}\n").as_bytes())
+    let unlinked = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    File::options()
+        .write(true)
+        .custom_flags(unlinked)
+        .open(folder.join(name))?
+        .write_all(format!("{number:4}\n").as_bytes())
 }
 
 fn read(folder: &Path, name: &str) -> Option<i32> {

@@ -1,6 +1,6 @@
 use std::fs::{self, DirBuilder, File};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::artifact::{Artifact, Fingerprint};
@@ -48,7 +48,7 @@ impl Cache {
     /// The artifact of this identity, if it is here whole. A damaged one is removed.
     pub fn get(&self, wanted: &Fingerprint) -> Option<Vec<u8>> {
         let file = self.file(wanted);
-        let bytes = fs::read(&file).ok()?;
+        let bytes = read_own(&file)?;
         match Artifact::parse(&bytes) {
             Ok(artifact) if artifact.fingerprint == *wanted => Some(bytes),
             _ => {
@@ -66,7 +66,7 @@ impl Cache {
 
     /// What earlier runs noted of a kernel, if they did.
     pub fn notes(&self, kernel: &Kernel) -> Option<Vec<u8>> {
-        fs::read(self.notes_file(kernel)).ok()
+        read_own(&self.notes_file(kernel))
     }
 
     /// Keeps notes of a kernel, in place of those that are there.
@@ -96,6 +96,19 @@ impl Cache {
     fn file(&self, fingerprint: &Fingerprint) -> PathBuf {
         self.directory.join(format!("{}.artifact", fingerprint.key()))
     }
+}
+
+/// A file that this user has written. The directory may have been exchanged since it was looked at, where others may write to the
+/// one above it; code of theirs is never run.
+fn read_own(file: &Path) -> Option<Vec<u8>> {
+    let unlinked = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    let mut opened = File::options().read(true).custom_flags(unlinked).open(file).ok()?;
+    if opened.metadata().ok()?.uid() != rustix::process::geteuid().as_raw() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    opened.read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 fn failed(directory: &Path, message: String) -> EngineError {
@@ -148,6 +161,19 @@ mod tests {
         let fresh = home.path().join("fresh");
         Cache::open(Some(&fresh)).unwrap();
         assert_eq!(fs::metadata(fresh).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn files_of_others_are_not_there() {
+        let home = tempfile::tempdir().unwrap();
+        let (own, link) = (home.path().join("own"), home.path().join("link"));
+        fs::write(&own, "7").unwrap();
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        assert_eq!((read_own(&own), read_own(&link)), (Some(b"7".to_vec()), None));
+        // Only root can give a file away.
+        if std::os::unix::fs::chown(&own, Some(12345), None).is_ok() {
+            assert_eq!(read_own(&own), None);
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -76,7 +76,9 @@ fn keep(file: &Path, snapshots: &Receiver<Snapshot>) {
 fn write(file: &Path, part: &Path, snapshot: &mut Snapshot) -> io::Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     snapshot.written_ms = now.as_millis() as u64;
-    fs::write(part, serde_json::to_vec(snapshot)?)?;
+    // Always a new file: whoever may write to the folder could have planted a link there.
+    let _ = fs::remove_file(part);
+    fs::File::create_new(part)?.write_all(&serde_json::to_vec(snapshot)?)?;
     fs::rename(part, file)
 }
 
@@ -102,5 +104,17 @@ mod tests {
         assert_eq!(Snapshot { written_ms: 0, ..read }, snapshot);
         drop(publisher);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_planted_link_is_not_followed() {
+        let lab = tempfile::tempdir().unwrap();
+        let at = |name: &str| lab.path().join(name);
+        fs::write(at("precious"), "7").unwrap();
+        std::os::unix::fs::symlink(at("precious"), at("run.part")).unwrap();
+        std::os::unix::fs::symlink(at("precious"), at("run.json")).unwrap();
+        write(&at("run.json"), &at("run.part"), &mut Snapshot::default()).unwrap();
+        assert_eq!(fs::read_to_string(at("precious")).unwrap(), "7");
+        assert!(!at("run.json").is_symlink() && at("run.json").exists());
     }
 }

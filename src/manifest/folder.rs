@@ -1,6 +1,6 @@
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::ManifestError;
+use super::{ManifestError, unlinked};
 
 const LOCK: &str = "lock";
 /// For the lock of a run that was just killed to go.
@@ -29,8 +29,9 @@ impl Folder {
         let failed = |what| move |source| ManifestError::Io { path: path.to_owned(), what, source };
         let until = Instant::now() + PATIENCE;
         loop {
-            fs::create_dir_all(path).map_err(failed("create the folder"))?;
-            let mut options = OpenOptions::new();
+            make(path).map_err(failed("create the folder"))?;
+            check(path)?;
+            let mut options = unlinked();
             let mut lock = match options.read(true).write(true).create(true).truncate(false).open(path.join(LOCK)) {
                 Ok(lock) => lock,
                 // The run that had it is just removing it.
@@ -52,7 +53,7 @@ impl Folder {
                 Err(error) => return Err(failed("lock")(error.into())),
             }
             let same = |there: fs::Metadata| lock.metadata().is_ok_and(|here| here.ino() == there.ino());
-            if !fs::metadata(path.join(LOCK)).is_ok_and(same) {
+            if !fs::symlink_metadata(path.join(LOCK)).is_ok_and(same) {
                 continue;
             }
             let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -69,7 +70,9 @@ impl Folder {
 
     /// What was last written under this name; nothing if it cannot be understood.
     pub fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        serde_json::from_slice(&fs::read(self.path.join(name)).ok()?).ok()
+        let (mut file, mut bytes) = (unlinked().read(true).open(self.path.join(name)).ok()?, Vec::new());
+        file.read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice(&bytes).ok()
     }
 
     /// Writes `value` under this name, whole or not at all.
@@ -81,6 +84,37 @@ impl Folder {
     pub fn remove(self) -> Result<(), ManifestError> {
         let failed = |source| ManifestError::Io { path: self.path.clone(), what: "remove", source };
         fs::remove_dir_all(&self.path).map_err(failed)
+    }
+}
+
+/// Makes the folder if there is none: what is in it is nobody else's business.
+fn make(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+/// Fails unless it is a folder of this user: somebody who may write beside it could have put a link there, or a folder of their
+/// own.
+fn check(path: &Path) -> Result<(), ManifestError> {
+    let failed = |source| ManifestError::Io { path: path.to_owned(), what: "look at", source };
+    let refused = |why: String| Err(ManifestError::NotOurs { folder: path.to_owned(), why });
+    let metadata = fs::symlink_metadata(path).map_err(failed)?;
+    if !metadata.is_dir() {
+        return refused(if metadata.is_symlink() { "is a link" } else { "is no folder" }.to_owned());
+    }
+    if metadata.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    // Some file systems give all files to one user. Then what this one makes is theirs too.
+    let made = path.parent().map(tempfile::tempfile_in).and_then(|made| made.and_then(|file| file.metadata()).ok());
+    match made {
+        Some(made) if made.uid() == metadata.uid() => Ok(()),
+        _ => refused(format!("belongs to user {}", metadata.uid())),
     }
 }
 
@@ -116,5 +150,36 @@ mod tests {
         assert_eq!(second.read::<i32>("header"), None);
         second.remove().unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_others_have_put_there_is_not_used() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+        let lab = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (lab.path().join("m"), lab.path().join("elsewhere"));
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(elsewhere.join("keep"), "7").unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        let refused = Folder::open(&path).unwrap_err().to_string();
+        assert!(refused.contains("is a link") && fs::read_dir(&elsewhere).unwrap().count() == 1, "{refused}");
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert!(Folder::open(&path).is_err());
+        fs::remove_file(&path).unwrap();
+        let folder = Folder::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        symlink(elsewhere.join("keep"), path.join("header")).unwrap();
+        assert_eq!(folder.read::<i32>("header"), None);
+        folder.write("header", &8).unwrap();
+        assert_eq!(
+            (fs::read_to_string(elsewhere.join("keep")).unwrap().as_str(), folder.read("header")),
+            ("7", Some(8))
+        );
+        drop(folder);
+        // Only root can make a folder somebody else's.
+        if fs::metadata(&path).unwrap().uid() == 0 && std::os::unix::fs::chown(&path, Some(12345), None).is_ok() {
+            let refused = Folder::open(&path).unwrap_err().to_string();
+            assert!(refused.contains("belongs to user 12345"), "{refused}");
+        }
     }
 }

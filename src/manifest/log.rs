@@ -1,5 +1,5 @@
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::ManifestError;
+use super::{ManifestError, unlinked};
 
 /// Records are written when so many have gathered, or the first of them is so old: what dies with the process.
 const GATHERED: usize = 64;
@@ -47,7 +47,7 @@ impl Log {
     /// Begins the log of `rank` in the `generation`th run on this manifest.
     pub fn create(folder: &Path, generation: u64, rank: u32) -> Result<Log, ManifestError> {
         let path = folder.join(format!("finished-{generation}-{rank}.log"));
-        let file = OpenOptions::new().append(true).create(true).open(&path);
+        let file = unlinked().append(true).create(true).open(&path);
         let file = file.map_err(|source| ManifestError::Io { path: path.clone(), what: "write", source })?;
         let (pending, oldest) = (String::new(), Instant::now());
         Ok(Log { path, file, pending, records: 0, oldest, payloads: None })
@@ -71,7 +71,7 @@ impl Log {
         let (file, at) = match &mut self.payloads {
             Some(payloads) => payloads,
             None => {
-                let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path).map_err(failed)?;
+                let file = unlinked().write(true).create(true).truncate(true).open(&path).map_err(failed)?;
                 self.payloads.insert((file, 0))
             }
         };
@@ -116,15 +116,19 @@ impl<T: DeserializeOwned> Records<T> {
         };
         let mut logs = Vec::new();
         for entry in fs::read_dir(folder).map_err(failed(folder))? {
-            let path = entry.map_err(failed(folder))?.path();
-            if path.extension().is_some_and(|extension| extension == "log") {
+            let entry = entry.map_err(failed(folder))?;
+            let path = entry.path();
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if is_file && path.extension().is_some_and(|extension| extension == "log") {
                 logs.push(path);
             }
         }
         logs.sort();
         let mut found = Records { records: Vec::new(), damaged: 0 };
         for path in logs {
-            let bytes = fs::read(&path).map_err(failed(&path))?;
+            let mut bytes = Vec::new();
+            let log = unlinked().read(true).open(&path);
+            log.and_then(|mut log| log.read_to_end(&mut bytes)).map_err(failed(&path))?;
             for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 match parse(line) {
                     Some(record) => found.records.push(record),
@@ -143,9 +147,10 @@ fn parse<T: DeserializeOwned>(line: &[u8]) -> Option<T> {
     if crc32fast::hash(text) == checksum { serde_json::from_slice(text).ok() } else { None }
 }
 
-/// The bytes of a payload, if they are what they were.
+/// The bytes of a payload, if they are what they were, in a file of this folder.
 pub fn read_payload(folder: &Path, payload: &Payload) -> Option<Vec<u8>> {
-    let file = File::open(folder.join(&payload.file)).ok()?;
+    let name = Path::new(&payload.file).file_name().filter(|name| *name == payload.file.as_str())?;
+    let file = unlinked().read(true).open(folder.join(name)).ok()?;
     if file.metadata().ok()?.len() < payload.at.checked_add(payload.len)? {
         return None;
     }
@@ -219,6 +224,24 @@ mod tests {
         for damage in [&[1, 2, 3, 4][..], &[1, 2, 3, 4, 7], &[]] {
             fs::write(&path, damage).unwrap();
             assert_eq!(read_payload(lab.path(), &payload), None);
+        }
+    }
+
+    #[test]
+    fn payloads_are_in_the_folder_or_nowhere() {
+        let lab = tempfile::tempdir().unwrap();
+        let (folder, outside) = (lab.path().join("m"), lab.path().join("outside"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(&outside, [4, 5]).unwrap();
+        std::os::unix::fs::symlink(&outside, folder.join("link")).unwrap();
+        fs::copy(&outside, folder.join("inside")).unwrap();
+        let read = |file: &str| {
+            let payload = Payload { file: file.to_owned(), at: 0, len: 2, checksum: crc32fast::hash(&[4, 5]) };
+            read_payload(&folder, &payload)
+        };
+        assert_eq!(read("inside"), Some(vec![4, 5]));
+        for file in ["../outside", outside.to_str().unwrap(), "link", "./inside/..", "..", ""] {
+            assert_eq!(read(file), None, "{file}");
         }
     }
 }

@@ -10,6 +10,8 @@ mod folder;
 mod log;
 mod syncer;
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 pub use folder::{Folder, write_whole};
@@ -22,6 +24,15 @@ pub use syncer::Syncer;
 pub enum ManifestError {
     #[error("another run writes the outputs of this job ({by}; {})", folder.display())]
     Busy { folder: PathBuf, by: String },
+    #[error("{} {why}: it is not used", folder.display())]
+    NotOurs { folder: PathBuf, why: String },
     #[error("cannot {what} {}", path.display())]
     Io { path: PathBuf, what: &'static str, source: std::io::Error },
+}
+
+/// Opens no links: whoever may write to a folder could have planted one that leads elsewhere.
+fn unlinked() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+    options
 }

@@ -1,4 +1,5 @@
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -30,9 +31,17 @@ impl Record {
     /// Writes the record beside the script.
     pub fn write(&self) -> Result<(), SlurmError> {
         let path = self.script.with_extension("json");
-        let text = serde_json::to_string_pretty(self);
-        let text = text.map_err(|error| SlurmError::Record { path: path.clone(), source: error.into() })? + "\n";
-        std::fs::write(&path, text).map_err(|source| SlurmError::Write { path, source })
+        let write = || -> std::io::Result<()> {
+            // Whole or not at all, and through no link that stands there.
+            let folder = path.parent().unwrap_or(Path::new("."));
+            let permissions = std::fs::Permissions::from_mode(0o666);
+            let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(folder)?;
+            file.write_all(&serde_json::to_vec_pretty(self)?)?;
+            file.write_all(b"\n")?;
+            file.persist(&path).map_err(|error| error.error)?;
+            Ok(())
+        };
+        write().map_err(|source| SlurmError::Write { path: path.clone(), source })
     }
 
     /// Whether `id` is the job or a task of it.
@@ -109,7 +118,10 @@ mod tests {
         assert_eq!(records(&at("none")).unwrap(), []);
         let (array, single) = (record("9", Some("0-10")), record("10", None));
         single.write().unwrap();
+        std::fs::write(at("precious"), "7").unwrap();
+        std::os::unix::fs::symlink(at("precious"), at("x-9.json")).unwrap();
         array.write().unwrap();
+        assert_eq!(std::fs::read_to_string(at("precious")).unwrap(), "7", "links are not followed");
         for name in ["x-9_10.log", "x-9_2.log", "x-9_x.log", "x-10.log", "x-9_2.report.json"] {
             std::fs::write(at(name), "").unwrap();
         }
