@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::engine::{EngineError, Kernel, mark_first_page};
+use crate::store::real_path;
 
 /// The kernel interface's header; sources include it as `exuvia.h` wherever they lie.
 const HEADER: &str = include_str!("../../examples/kernels/exuvia.h");
@@ -35,7 +36,12 @@ pub enum BuildError {
 pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildError> {
     std::fs::metadata(source).map_err(|e| BuildError::Read { source_file: source.to_owned(), source: e })?;
     let write = |e| BuildError::Write { out: out.to_owned(), source: e };
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A link stays and leads to the module.
+    let target = real_path(out).map_err(write)?;
+    if std::fs::metadata(&target).is_ok_and(|there| !there.is_file()) {
+        return Err(write(std::io::Error::other("it is there, and is no file")));
+    }
+    let folder = target.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder).map_err(write)?;
     // A failed build leaves an earlier module as it was.
     let work = tempfile::Builder::new().prefix(".kernel-").tempdir_in(folder).map_err(write)?;
@@ -68,7 +74,7 @@ pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildErr
     if kind != Some("wat") && !is_own && mark_first_page(&mut module) {
         std::fs::write(&built, module).map_err(write)?;
     }
-    std::fs::rename(&built, out).map_err(write)
+    std::fs::rename(&built, &target).map_err(write)
 }
 
 fn run(mut command: Command, variable: &'static str, source: &Path) -> Result<(), BuildError> {

@@ -48,8 +48,9 @@ pub(super) fn kernels(job: &Job) -> Result<Vec<Kernel>, ExitCode> {
     job.stages.iter().map(|stage| exec::load_kernel(stage).map_err(failed)).collect()
 }
 
-/// The layouts of the datasets that a job reads; what is wrong with them has been said.
+/// The layouts of the datasets that a job reads; what is wrong with them, or with where it writes, has been said.
 pub(super) fn layouts(job: &Job) -> Result<BTreeMap<String, Layout>, ExitCode> {
+    exec::real_outputs(job).map_err(|error| fail(&error, error.code(), None))?;
     exec::layouts(job).map_err(|error| fail(&error, ExitCode::Failed, None))
 }
 

@@ -17,6 +17,7 @@ use crate::fabric;
 use crate::live;
 use crate::report::{self, Report};
 use crate::sched::Granularity;
+use crate::store::real_path;
 use crate::topology::{Launcher, launcher};
 use crate::words;
 
@@ -300,12 +301,22 @@ fn write_records<'a>(
     Ok(())
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file whole or not at all. Links stay and lead to it; terminals, pipes and the like are written to.
 pub(super) fn write_whole(
     file: &Path,
     write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
-    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let there = std::fs::metadata(file).ok();
+    let is_stream =
+        ["/dev", "/proc"].iter().any(|streams| std::path::absolute(file).is_ok_and(|f| f.starts_with(streams)));
+    if there.as_ref().is_some_and(|there| is_stream || !there.is_file()) {
+        let opened = File::options().append(true).open(file)?;
+        let mut out = BufWriter::new(&opened);
+        write(&mut out)?;
+        return out.flush();
+    }
+    let file = real_path(file)?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder)?;
     let permissions = std::fs::Permissions::from_mode(0o666);
     let temporary = tempfile::Builder::new().permissions(permissions).tempfile_in(folder)?;
@@ -313,6 +324,39 @@ pub(super) fn write_whole(
     write(&mut out)?;
     out.flush()?;
     drop(out);
+    if let Some(there) = there {
+        temporary.as_file().set_permissions(there.permissions())?;
+    }
     temporary.persist(file).map_err(|e| e.error)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_modes_and_devices_stay_what_they_are() {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        let lab = tempfile::tempdir().unwrap();
+        let at = |name: &str| lab.path().join(name);
+        let put = |name: &str| write_whole(&at(name), |out| out.write_all(b"all")).unwrap();
+        let mode = |name: &str| std::fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+        std::fs::write(at("secret"), "before").unwrap();
+        std::fs::set_permissions(at("secret"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        symlink("secret", at("latest")).unwrap();
+        symlink("new/report", at("dangling")).unwrap();
+        put("latest");
+        put("dangling");
+        assert!(at("latest").is_symlink() && at("dangling").is_symlink());
+        assert_eq!(std::fs::read_to_string(at("secret")).unwrap(), "all");
+        assert_eq!(std::fs::read_to_string(at("new/report")).unwrap(), "all");
+        assert_eq!(mode("secret"), 0o600);
+        symlink("/dev/null", at("null")).unwrap();
+        put("null");
+        write_whole(Path::new("/dev/null"), |out| out.write_all(b"all")).unwrap();
+        assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        let left = std::fs::read_dir(lab.path()).unwrap().count();
+        assert_eq!(left, 5, "no temporary");
+    }
 }

@@ -4,7 +4,7 @@
 //! hundredth of the time; where the allocation has an end, more often towards it. Rank 0 decides, at points that all ranks agree
 //! on beforehand, so that iterations of microseconds are not held up.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -150,7 +150,7 @@ impl Checkpoints {
                 let (dtype, shape) = (operand.dtype, operand.shape.clone());
                 specs.push(OutputSpec { dataset: (*tensor).clone(), dtype, shape, chunk: None, deflate: None });
             }
-            let mut begun = Staging::begin(&file, "new")?;
+            let mut begun = Staging::anew(&file, "new")?;
             encoded = Some(Payload::from(encode(&begun.create(&specs)?)?));
             staging = Some((begun, file));
         }
@@ -166,7 +166,7 @@ impl Checkpoints {
             mine.push(pieces);
         }
         let all = link.gather(encode(&mine)?)?;
-        if let (Some(all), Some((staging, file))) = (all, staging) {
+        if let (Some(all), Some((mut staging, file))) = (all, staging) {
             let mut tensors: Vec<SavedTensor> = Vec::with_capacity(holdings.len());
             for ((tensor, holding), mut layout) in holdings.into_iter().zip(layouts) {
                 layout.temporary = file.clone();
@@ -190,6 +190,12 @@ impl Checkpoints {
 }
 
 impl Saved {
+    /// It lies in this folder, whatever else it says.
+    pub fn move_to(&mut self, folder: &Path) {
+        self.file = folder.join(self.file.file_name().unwrap_or_default());
+        self.tensors.iter_mut().for_each(|tensor| tensor.layout.temporary.clone_from(&self.file));
+    }
+
     /// What of these tensors this rank has by the plan.
     pub fn load(&self, plan: &Plan, rank: u32, resident: &mut Resident) -> Result<(), RunError> {
         for saved in &self.tensors {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,22 +20,25 @@ use super::sources::{Prints, Sources};
 use crate::job::Job;
 use crate::manifest::{Folder, ManifestError, Records, write_whole};
 use crate::plan::{Plan, StagePlan};
-use crate::store::{OutputLayout, Staging, Storage, checksum_outside};
+use crate::store::{OutputLayout, Staging, Storage, Unfinished, checksum_outside, is_unfinished, real_path};
 
 const HEADER: &str = "header.json";
 const INPUTS: &str = "inputs.json";
 const CHECKPOINT: &str = "checkpoint.json";
 /// How long a run that begins again waits for them.
 const FINGERPRINTS: Duration = Duration::from_secs(1);
+/// Of the job file's name in that of the folder.
+const NAME_CHARS: usize = 60;
 /// Of the header and the records. Others are no use.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 /// What the run is and where its outputs lie; rank 0 keeps it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Header {
     schema: u32,
     exuvia: String,
-    job: String,
+    /// The job file's real path.
+    job: PathBuf,
     /// Runs so far.
     generation: u64,
     stages: Vec<Identity>,
@@ -49,13 +52,10 @@ struct Header {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct StagedFile {
-    temporary: PathBuf,
-    /// Of the temporary, which keeps it when it gets its name.
-    inode: u64,
+    #[serde(flatten)]
+    unfinished: Unfinished,
     /// Checksum of all that lies outside of the datasets that are written.
     outside: Option<u32>,
-    /// Length and time of change of the file that is going to be replaced, if there is one.
-    replaces: Option<(u64, i64, i64)>,
 }
 
 /// What rank 0 tells the others.
@@ -71,6 +71,8 @@ pub(super) struct Opening {
 /// Whoever holds a manifest's folder.
 pub(super) struct Keeper {
     folder: Folder,
+    /// In the names of all that this job leaves, and of nothing else.
+    id: String,
     header: Header,
     /// Datasets of earlier runs that are written on.
     pub adopted: BTreeMap<String, OutputLayout>,
@@ -86,27 +88,35 @@ impl Keeper {
         stagings: &mut BTreeMap<PathBuf, Staging>,
         notes: &mut Vec<String>,
     ) -> Result<(Keeper, Opening), ManifestError> {
-        let folder = Folder::open(&first_folder(job).join(format!(".{}.exuvia", job.name)))?;
+        let beside = first_folder(job);
+        let path = real_path(&job.path).unwrap_or_else(|_| job.path.clone());
+        let id = id(&path, &beside);
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name: String = name.chars().take(NAME_CHARS).collect();
+        let folder = Folder::open(&beside.join(format!(".{name}-{id}.exuvia")))?;
         let mut before: Header = folder.read(HEADER).unwrap_or_default();
-        let mut records: Records<Finished> = Records::read(folder.path())?;
-        let known = before.schema == SCHEMA && before.exuvia == env!("CARGO_PKG_VERSION");
         let mut saved: Option<Saved> = folder.read(CHECKPOINT);
+        before.stay_here(&id);
+        saved.iter_mut().for_each(|saved| saved.move_to(folder.path()));
+        let mut records: Records<Finished> = Records::read(folder.path())?;
+        let known = before.schema == SCHEMA && before.exuvia == env!("CARGO_PKG_VERSION") && before.job == path;
         if !known || fresh || (records.records.is_empty() && saved.is_none()) {
             saved = None;
-            clear(&folder, &before)?;
-            before.leftovers.clear();
+            clear(&folder)?;
+            before = Header { generation: before.generation, ..Header::default() };
             (records.records, records.damaged) = (Vec::new(), 0);
         }
+        remove_strays(job, &id, &before);
         let header = Header {
             schema: SCHEMA,
             exuvia: env!("CARGO_PKG_VERSION").to_owned(),
-            job: job.name.clone(),
+            job: path,
             generation: before.generation + 1,
             stages,
             leftovers: before.leftovers.clone(),
             ..Header::default()
         };
-        let mut keeper = Keeper { folder, header, adopted: BTreeMap::new(), fingerprints: None };
+        let mut keeper = Keeper { folder, id, header, adopted: BTreeMap::new(), fingerprints: None };
         let (path, generation) = (keeper.folder.path().to_owned(), keeper.header.generation);
         if records.records.is_empty() && saved.is_none() {
             keeper.take_fingerprints(sources);
@@ -117,7 +127,7 @@ impl Keeper {
         let prints: Prints = keeper.folder.read(INPUTS).unwrap_or_default();
         let changed_inputs = sources.changed(&prints);
         let mut changed = changes(job, &before.stages, &keeper.header.stages, &changed_inputs);
-        keeper.adopt_files(job, plan, &before, &mut changed, stagings, notes);
+        keeper.adopt_files(job, plan, &mut before, &mut changed, stagings, notes);
         for (stage, why) in &changed {
             if records.records.iter().any(|finished| finished.stage == *stage) {
                 notes.push(format!("stage '{stage}' is computed again: {why}"));
@@ -166,59 +176,73 @@ impl Keeper {
     }
 
     pub fn tag(&self) -> String {
-        let path = self.folder.path().to_string_lossy().into_owned();
-        format!("{}-{}", &blake3::hash(path.as_bytes()).to_hex()[..8], self.header.generation)
+        format!("{}-{}", self.id, self.header.generation)
     }
 
-    /// Goes on with the files that the run before has left. What is lost is to be computed again.
+    /// Goes on with the files that the run before has left. What is lost is to be computed again. That somebody has changed the file
+    /// which is going to be replaced does no harm.
     fn adopt_files(
         &mut self,
         job: &Job,
         plan: &Plan,
-        before: &Header,
+        before: &mut Header,
         changed: &mut BTreeMap<String, String>,
         stagings: &mut BTreeMap<PathBuf, Staging>,
         notes: &mut Vec<String>,
     ) {
         for (target, file) in &before.files {
-            let stages = || {
+            let (name, temporary) = (target.display(), &file.unfinished.temporary);
+            let written = before.layouts.iter().filter(|(_, layout)| layout.temporary == *temporary);
+            let (tensors, mut layouts): (Vec<String>, Vec<OutputLayout>) =
+                written.map(|(tensor, layout)| (tensor.clone(), layout.clone())).unzip();
+            // HDF5 may not have finished writing what it keeps about chunks, and a file with datasets that the job no longer has must
+            // not be published: such a file is made anew from the parts.
+            let is_anew = tensors.iter().zip(&layouts).any(|(tensor, layout)| {
+                matches!(layout.storage, Storage::Compressed { .. })
+                    || destination(job, tensor) != (target.clone(), layout.dataset.clone())
+            });
+            // It may have got its name already.
+            let published =
+                file.unfinished.is_at(target).then(|| Staging::begin_again(target, &self.tag(), &mut layouts));
+            let adopted = match published {
+                Some(again) => again.ok(),
+                None if !file.unfinished.is_at(temporary) => None,
+                None => {
+                    let references: Vec<&OutputLayout> = layouts.iter().collect();
+                    let is_sound = !is_anew && checksum_outside(temporary, &references) == file.outside;
+                    let adopt = || Staging::adopt(target, &self.tag(), &file.unfinished, &references).ok();
+                    let adopted = is_sound.then(adopt).flatten();
+                    if adopted.is_none() {
+                        if !is_anew {
+                            notes.push(format!(
+                                "the unfinished {name} is damaged, and made anew from what is sound of it"
+                            ));
+                        }
+                        self.header.leftovers.insert(temporary.clone());
+                        continue;
+                    }
+                    adopted
+                }
+            };
+            let Some(staging) = adopted else {
+                let _ = fs::remove_file(temporary);
                 let writes = |stage: &&StagePlan| {
                     stage.outputs().any(|output| destination(job, &stage.operands[output].tensor).0 == *target)
                 };
-                plan.stages.iter().filter(writes).map(|stage| stage.name.clone())
-            };
-            let name = target.display();
-            if identity_of(target) != file.replaces && inode(target) != Some(file.inode) {
-                changed.extend(stages().map(|stage| (stage, format!("{name} has changed"))));
-                let _ = fs::remove_file(&file.temporary);
-                continue;
-            }
-            // It may have got its name already.
-            let published = inode(target) == Some(file.inode);
-            let there =
-                published && fs::copy(target, &file.temporary).is_ok() || inode(&file.temporary) == Some(file.inode);
-            if !there {
-                changed.extend(stages().map(|stage| (stage, format!("the unfinished {name} is gone"))));
-                continue;
-            }
-            let written = || before.layouts.iter().filter(|(_, layout)| layout.temporary == file.temporary);
-            // HDF5 may not have finished writing what it keeps about chunks: such a file is made anew from the parts.
-            if written().any(|(_, layout)| matches!(layout.storage, Storage::Compressed { .. })) {
-                self.header.leftovers.insert(file.temporary.clone());
-                continue;
-            }
-            let layouts: Vec<&OutputLayout> = written().map(|(_, layout)| layout).collect();
-            let is_sound = checksum_outside(&file.temporary, &layouts) == file.outside;
-            let adopted = is_sound.then(|| Staging::adopt(target, &file.temporary, &layouts).ok()).flatten();
-            let Some(staging) = adopted else {
-                notes.push(format!("the unfinished {name} is damaged, and made anew from what is sound of it"));
-                self.header.leftovers.insert(file.temporary.clone());
+                let stages = plan.stages.iter().filter(writes).map(|stage| stage.name.clone());
+                changed.extend(stages.map(|stage| (stage, format!("the unfinished {name} is gone"))));
                 continue;
             };
+            let made: Vec<(String, OutputLayout)> = tensors.into_iter().zip(layouts).collect();
+            before.layouts.extend(made.iter().cloned());
+            if is_anew {
+                self.header.leftovers.insert(staging.temporary().to_owned());
+                staging.leave();
+                continue;
+            }
+            self.header.files.insert(target.clone(), StagedFile { unfinished: staging.unfinished(), outside: None });
             stagings.insert(target.clone(), staging);
-            let inode = inode(&file.temporary).unwrap_or(file.inode);
-            self.header.files.insert(target.clone(), StagedFile { inode, ..file.clone() });
-            self.adopted.extend(written().map(|(tensor, layout)| (tensor.clone(), layout.clone())));
+            self.adopted.extend(made);
         }
     }
 
@@ -228,14 +252,26 @@ impl Keeper {
         tensor: &str,
         layout: &OutputLayout,
     ) -> Result<(), ManifestError> {
-        let file = StagedFile {
-            temporary: staging.temporary().to_owned(),
-            inode: inode(staging.temporary()).unwrap_or(0),
-            outside: None,
-            replaces: identity_of(staging.target()),
-        };
-        self.header.files.insert(staging.target().to_owned(), file);
         self.header.layouts.insert(tensor.to_owned(), layout.clone());
+        self.note_file(staging)
+    }
+
+    /// Datasets of a file are in another temporary from now on.
+    pub fn note_moved(&mut self, job: &Job, staging: &Staging) -> Result<(), ManifestError> {
+        for (tensor, layout) in &mut self.header.layouts {
+            let (file, dataset) = destination(job, tensor);
+            if file == staging.target()
+                && let Some(moved) = staging.layouts().find(|moved| moved.dataset == dataset)
+            {
+                layout.clone_from(moved);
+            }
+        }
+        self.note_file(staging)
+    }
+
+    fn note_file(&mut self, staging: &Staging) -> Result<(), ManifestError> {
+        let file = StagedFile { unfinished: staging.unfinished(), outside: None };
+        self.header.files.insert(staging.target().to_owned(), file);
         self.look_outside(staging.target());
         self.folder.write(HEADER, &self.header)
     }
@@ -243,10 +279,11 @@ impl Keeper {
     /// Notes what a file is like that this run writes, but for what it writes there.
     fn look_outside(&mut self, target: &Path) {
         let Some(file) = self.header.files.get_mut(target) else { return };
+        let temporary = &file.unfinished.temporary;
         let layouts: Vec<&OutputLayout> =
-            self.header.layouts.values().filter(|layout| layout.temporary == file.temporary).collect();
+            self.header.layouts.values().filter(|layout| layout.temporary == *temporary).collect();
         let is_compressed = layouts.iter().any(|layout| matches!(layout.storage, Storage::Compressed { .. }));
-        file.outside = if is_compressed { None } else { checksum_outside(&file.temporary, &layouts) };
+        file.outside = if is_compressed { None } else { checksum_outside(temporary, &layouts) };
     }
 
     /// Without a header records count for nothing.
@@ -323,11 +360,59 @@ fn counts_still(saved: &Saved, job: &Job, plan: &Plan, changed: &BTreeMap<String
     tensors_are && plan.stages[..end].iter().all(|stage| !changed.contains_key(&stage.name))
 }
 
-/// Removes what another run has left.
-fn clear(folder: &Folder, before: &Header) -> Result<(), ManifestError> {
-    for temporary in before.files.values().map(|file| &file.temporary).chain(&before.leftovers) {
-        let _ = fs::remove_file(temporary);
+impl Header {
+    /// A manifest speaks of unfinished files beside their targets, by names that this job gives: whatever it says, nothing else is
+    /// opened or removed.
+    fn stay_here(&mut self, id: &str) {
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let here = |target: &Path, temporary: &Path| {
+            let name = name(temporary).filter(|name| is_unfinished(name, id))?;
+            Some(target.parent()?.join(name))
+        };
+        let files = std::mem::take(&mut self.files).into_iter().filter_map(|(target, mut file)| {
+            file.unfinished.temporary = here(&target, &file.unfinished.temporary)?;
+            Some((target, file))
+        });
+        self.files = files.collect();
+        self.leftovers.retain(|leftover| name(leftover).is_some_and(|name| is_unfinished(&name, id)));
+        let known = |temporary: &PathBuf| {
+            self.leftovers.contains(temporary)
+                || self.files.values().any(|file| file.unfinished.temporary == *temporary)
+        };
+        let layouts = std::mem::take(&mut self.layouts).into_iter().filter(|(_, layout)| known(&layout.temporary));
+        self.layouts = layouts.collect();
     }
+}
+
+/// What sets a job apart: its file, where it lies and not what it is called, and the folder of its first output. A user's own: what
+/// others leave, this one could not go on with.
+fn id(job: &Path, beside: &Path) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("exuvia manifest 1");
+    for part in [job, beside] {
+        let bytes = part.as_os_str().as_bytes();
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    }
+    hasher.update(&rustix::process::geteuid().as_raw().to_le_bytes());
+    hasher.finalize().to_hex()[..16].to_owned()
+}
+
+/// Removes unfinished files of dead runs of this job that nobody goes on with. This run holds the manifest, so nobody writes to them.
+fn remove_strays(job: &Job, id: &str, before: &Header) {
+    let targets = job.tensors.keys().map(|tensor| destination(job, tensor).0);
+    let folders: BTreeSet<PathBuf> = targets.filter_map(|target| Some(target.parent()?.to_owned())).collect();
+    for entry in folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten() {
+        let path = entry.path();
+        let is_known =
+            before.leftovers.contains(&path) || before.files.values().any(|file| file.unfinished.temporary == path);
+        if !is_known && is_unfinished(&entry.file_name().to_string_lossy(), id) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Removes what another run has left.
+fn clear(folder: &Folder) -> Result<(), ManifestError> {
     let failed = |source| ManifestError::Io { path: folder.path().to_owned(), what: "clear", source };
     for entry in fs::read_dir(folder.path()).map_err(failed)?.flatten() {
         if entry.file_name() != "lock" {
@@ -335,13 +420,4 @@ fn clear(folder: &Folder, before: &Header) -> Result<(), ManifestError> {
         }
     }
     Ok(())
-}
-
-fn inode(path: &Path) -> Option<u64> {
-    fs::metadata(path).ok().map(|metadata| metadata.ino())
-}
-
-/// What tells whether somebody else has written a file.
-fn identity_of(path: &Path) -> Option<(u64, i64, i64)> {
-    fs::metadata(path).ok().map(|metadata| (metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }

@@ -43,6 +43,7 @@ mod stamp;
 mod stealing;
 mod sums;
 mod survive;
+mod targets;
 mod tiers;
 mod tracer;
 mod tracks;
@@ -59,6 +60,7 @@ pub use opening::{check_outputs, layouts, load_kernel};
 pub use outputs::first_folder;
 pub use run::{Failure, run};
 pub use senses::Signal;
+pub use targets::real_outputs;
 
 use serde::{Deserialize, Serialize};
 

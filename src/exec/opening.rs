@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::link::Link;
 use super::sources::Sources;
+use super::targets::{RealPath, real_outputs};
 use super::{Options, RunError};
 use crate::encode::{self, encode};
 use crate::engine::{Cpu, EngineError, Kernel};
@@ -25,6 +26,8 @@ pub(super) struct Opening {
     #[serde(with = "encode::path")]
     path: PathBuf,
     text: String,
+    /// Where the job's outputs really go, by tensor.
+    outputs: BTreeMap<String, RealPath>,
     pub layouts: BTreeMap<String, Layout>,
     pub sources: Sources,
     threads: Option<u32>,
@@ -57,7 +60,8 @@ pub(super) fn open(
     let encoded = link.broadcast(encoded)?;
     let opening: Opening =
         serde_json::from_slice(&encoded).map_err(|_| RunError::Protocol { rank: 0, what: "the job" })?;
-    let job = Job::parse(&opening.text, &opening.path).map_err(Box::new)?;
+    let mut job = Job::parse(&opening.text, &opening.path).map_err(Box::new)?;
+    job.move_outputs(opening.outputs.iter().map(|(tensor, path)| (tensor.as_str(), path.as_ref())));
     *kept = Some(opening.clone());
     Ok((opening, job))
 }
@@ -95,6 +99,7 @@ pub fn check_outputs(job: &Job) -> Result<(), StoreError> {
 
 fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
     let job = Job::load(path).map_err(Box::new)?;
+    let outputs = real_outputs(&job)?;
     let datasets = datasets(&job)?;
     let layouts = datasets.iter().map(|(name, info)| (name.clone(), layout(info))).collect();
     let sources = Sources::of(&datasets)?;
@@ -102,7 +107,7 @@ fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let text = job.text().to_owned();
     let (threads, memory_bytes) = (options.threads, options.memory_bytes);
-    Ok(Opening { path, text, layouts, sources, threads, memory_bytes, trace: options.trace })
+    Ok(Opening { path, text, outputs, layouts, sources, threads, memory_bytes, trace: options.trace })
 }
 
 /// The same on every rank: made of what was gathered and of what rank 0 said.

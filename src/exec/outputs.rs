@@ -341,7 +341,9 @@ fn create_dataset(job: &Job, operand: &OperandPlan, stagings: &mut Stagings) -> 
     let staging = match stagings.files.entry(file) {
         Entry::Occupied(staging) => staging.into_mut(),
         Entry::Vacant(room) => {
-            let staging = Staging::begin(room.key(), &stagings.manifest.tag())?;
+            let (target, tag) = (room.key(), stagings.manifest.tag());
+            let is_scratch = operand.origin == Origin::Scratch;
+            let staging = if is_scratch { Staging::anew(target, &tag)? } else { Staging::begin(target, &tag)? };
             room.insert(staging)
         }
     };
@@ -363,7 +365,7 @@ fn create_dataset(job: &Job, operand: &OperandPlan, stagings: &mut Stagings) -> 
 pub(super) fn destination(job: &Job, tensor: &str) -> (PathBuf, String) {
     match job.tensors.get(tensor).map(|decl| &decl.source) {
         Some(Source::Create { file, dataset, .. }) => (file.clone(), dataset.clone()),
-        _ => (first_folder(job).join(format!("{}-scratch.h5", job.name)), tensor.to_owned()),
+        _ => (first_folder(job).join(".scratch"), tensor.to_owned()),
     }
 }
 
@@ -376,15 +378,21 @@ pub fn first_folder(job: &Job) -> PathBuf {
     created.unwrap_or_else(|| ".".as_ref()).to_owned()
 }
 
-/// Gives every output its name and says where it is.
-pub(super) fn publish(job: &Job, plan: &Plan, stagings: &mut Stagings) -> Result<Vec<OutputReport>, RunError> {
+/// Gives every output its name and says where it is, and what a person should know of that.
+pub(super) fn publish(
+    job: &Job,
+    plan: &Plan,
+    stagings: &mut Stagings,
+) -> Result<(Vec<OutputReport>, Vec<String>), RunError> {
     let created = |tensor: &str| matches!(job.tensors.get(tensor).map(|d| &d.source), Some(Source::Create { .. }));
-    let mut outputs = Vec::new();
+    let (mut outputs, mut notes) = (Vec::new(), Vec::new());
     for operand in plan.stages.iter().flat_map(|stage| &stage.operands) {
         if operand.role == Role::Output && created(&operand.tensor) {
             let (file, dataset) = destination(job, &operand.tensor);
-            if let Some(staging) = stagings.files.remove(&file) {
-                staging.publish()?;
+            if let Some(staging) = stagings.files.get_mut(&file) {
+                let manifest = &mut stagings.manifest;
+                notes.extend(staging.publish_and(&mut |staging| manifest.note_moved(job, staging))?);
+                stagings.files.remove(&file);
             }
             outputs.push(OutputReport {
                 tensor: operand.tensor.clone(),
@@ -397,7 +405,7 @@ pub(super) fn publish(job: &Job, plan: &Plan, stagings: &mut Stagings) -> Result
     }
     // What is left is scratch: dropping it removes it.
     stagings.files.clear();
-    Ok(outputs)
+    Ok((outputs, notes))
 }
 
 /// Output number, then number, length and bytes of each chunk.

@@ -283,6 +283,15 @@ impl Manifest {
         }
     }
 
+    /// The datasets of a file are in another temporary from now on. On rank 0.
+    pub fn note_moved(&mut self, job: &Job, staging: &Staging) {
+        if let Some(keeper) = &mut self.keeper
+            && let Err(error) = keeper.note_moved(job, staging)
+        {
+            self.give_up(&error);
+        }
+    }
+
     /// Puts compressed chunks where a later run finds them; `None` if that cannot be.
     pub fn store(&mut self, bytes: &[u8]) -> Option<Stored> {
         let stored = self.log()?.store(bytes);

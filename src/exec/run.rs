@@ -250,7 +250,8 @@ fn run_rank(
     let begun = link.tracer.begin();
     let targets: Vec<PathBuf> = stagings.files.keys().cloned().collect();
     opening.sources.check(&targets)?;
-    let outputs = publish(&job, &plan, stagings)?;
+    let (outputs, notes) = publish(&job, &plan, stagings)?;
+    tell(&notes, options);
     link.tracer.end(begun, || What::Part("publish"));
     link.part()?;
     stagings.manifest.conclude();

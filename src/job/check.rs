@@ -154,27 +154,54 @@ fn unused(job: &Job) -> Result<(), JobError> {
     }
 }
 
-/// A dataset that the job creates must stand for one tensor only.
+/// A dataset that the job creates must stand for one tensor only, and holds no other.
 fn same_dataset(job: &Job) -> Result<(), JobError> {
-    let mut seen: Vec<(&Path, &str, bool, &str)> = Vec::new();
+    let paths = job.tensors.values().filter_map(|decl| Some((decl.name.as_str(), decl.source.file()?)));
+    apart(job, &paths.collect())
+}
+
+/// The same of a job whose files are not where it says: `files` has them by tensor, under one name each.
+pub(super) fn apart(job: &Job, files: &BTreeMap<&str, &Path>) -> Result<(), JobError> {
+    // By file and dataset the first tensor, and whether the job creates it.
+    let mut seen: BTreeMap<&Path, BTreeMap<&str, (&str, bool)>> = BTreeMap::new();
     for decl in job.tensors.values() {
         let (file, dataset, created) = match &decl.source {
-            Source::File { file, dataset } => (file, dataset, false),
-            Source::Create { file, dataset, .. } => (file, dataset, true),
+            Source::File { file, dataset } => (file, dataset.as_str(), false),
+            Source::Create { file, dataset, .. } => (file, dataset.as_str(), true),
             _ => continue,
         };
-        let path = dataset.trim_matches('/');
-        let clash = seen.iter().find(|(f, d, c, _)| *f == file && *d == path && (*c || created));
-        if let Some((_, _, _, first)) = clash {
+        let file = files.get(decl.name.as_str()).copied().unwrap_or(file);
+        let seen = seen.entry(file).or_default();
+        let clashes = |other_created: bool| created || other_created;
+        if let Some((first, _)) = seen.get(dataset).filter(|(_, other)| clashes(*other)) {
             return Err(JobError::SameDataset {
                 at: job.excerpt(decl.span.clone(), Some("create it under another name".to_owned())),
                 first: (*first).to_owned(),
                 second: decl.name.clone(),
-                dataset: dataset.clone(),
-                file: file.clone(),
+                dataset: dataset.to_owned(),
+                file: file.to_owned(),
             });
         }
-        seen.push((file, path, created, &decl.name));
+        let here = (dataset, decl.name.as_str());
+        let outer = dataset.match_indices('/').map(|(end, _)| &dataset[..end]);
+        let outer = outer.filter_map(|outer| seen.get_key_value(outer)).find(|(_, (_, other))| clashes(*other));
+        let below = format!("{dataset}/");
+        let inner = seen.range(below.as_str()..).take_while(|(inner, _)| inner.starts_with(&below));
+        let pair = match (outer, { inner }.find(|(_, (_, other))| clashes(*other))) {
+            (Some((outer, (tensor, _))), _) => Some((here, (*outer, *tensor))),
+            (None, Some((inner, (tensor, _)))) => Some(((*inner, *tensor), here)),
+            (None, None) => None,
+        };
+        if let Some((inner, outer)) = pair {
+            return Err(JobError::InsideDataset {
+                at: job.excerpt(decl.span.clone(), Some("give one of them a name of its own".to_owned())),
+                inner: format!("'{}' ({})", inner.1, inner.0),
+                outer: format!("'{}' ({})", outer.1, outer.0),
+                file: file.to_owned(),
+            });
+        }
+        let (_, any_created) = seen.entry(dataset).or_insert((&decl.name, created));
+        *any_created |= created;
     }
     Ok(())
 }

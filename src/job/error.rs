@@ -67,6 +67,12 @@ pub enum JobError {
     /// Two tensors stand for one dataset that the job creates.
     #[error("{}", at.frame(format_args!("tensors '{first}' and '{second}' are both dataset '{dataset}' of {}", file.display())))]
     SameDataset { at: Box<Excerpt>, first: String, second: String, dataset: String, file: PathBuf },
+    /// A dataset that the job creates would hold another one.
+    #[error("{}", at.frame(format_args!("tensor {inner} would lie inside tensor {outer}, which is a dataset of {}", file.display())))]
+    InsideDataset { at: Box<Excerpt>, inner: String, outer: String, file: PathBuf },
+    /// Two names of one file, of which the run would replace one.
+    #[error("{}", at.frame(format_args!("{} and {} are two names (hard links) of one file", first.display(), second.display())))]
+    TwoNames { at: Box<Excerpt>, first: PathBuf, second: PathBuf },
     /// An output index has no extent.
     #[error("{}", at.frame(format_args!("no input of stage '{stage}' has index '{index}' of output {operand}")))]
     UnboundIndex { at: Box<Excerpt>, stage: String, index: String, operand: String },
@@ -98,6 +104,8 @@ impl JobError {
             | WrittenTwice { at, .. }
             | NotYetWritten { at, .. }
             | SameDataset { at, .. }
+            | InsideDataset { at, .. }
+            | TwoNames { at, .. }
             | UnboundIndex { at, .. }
             | UnknownIndex { at, .. } => Some(at),
         }

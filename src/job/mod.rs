@@ -194,6 +194,21 @@ impl Job {
         *hasher.finalize().as_bytes()
     }
 
+    /// Checks that no two tensors are one dataset where some files have several names: `files` has one name for each, by tensor.
+    pub fn check_files(&self, files: &BTreeMap<String, PathBuf>) -> Result<(), JobError> {
+        check::apart(self, &files.iter().map(|(tensor, file)| (tensor.as_str(), file.as_path())).collect())
+    }
+
+    /// From now on these outputs, by tensor, go to these files.
+    pub fn move_outputs<'a>(&mut self, files: impl IntoIterator<Item = (&'a str, &'a Path)>) {
+        for (tensor, file) in files {
+            if let Some(Source::Create { file: place, .. }) = self.tensors.get_mut(tensor).map(|decl| &mut decl.source)
+            {
+                *place = file.to_owned();
+            }
+        }
+    }
+
     /// The line of the job file around `span`, for an error of this or a later check.
     pub(crate) fn excerpt(&self, span: Range<usize>, help: Option<String>) -> Box<Excerpt> {
         Box::new(Excerpt::new(&self.path, &self.text, span, help))
@@ -201,6 +216,14 @@ impl Job {
 }
 
 impl Source {
+    /// The file that it is in.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Source::File { file, .. } | Source::Create { file, .. } => Some(file),
+            Source::Inline { .. } | Source::Scratch { .. } => None,
+        }
+    }
+
     /// How messages call this kind of tensor.
     pub(crate) fn what(&self) -> &'static str {
         match self {

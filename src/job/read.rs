@@ -121,7 +121,14 @@ fn path(table: &Table<'_>, value: &Value<'_>) -> Result<PathBuf, JobError> {
 }
 
 fn dataset(table: &Table<'_>) -> Result<String, JobError> {
-    Ok(table.require("dataset", "\"path/in/file\"")?.string()?.to_owned())
+    let value = table.require("dataset", "\"path/in/file\"")?;
+    // One spelling for each: HDF5 passes over empty steps and those to where it is.
+    let steps = value.string()?.split('/').filter(|step| !step.is_empty() && *step != ".");
+    let name = steps.collect::<Vec<_>>().join("/");
+    if name.is_empty() || name.contains('\0') {
+        return Err(value.bad("this is no name of a dataset", Some("such as \"group/name\"".to_owned())));
+    }
+    Ok(name)
 }
 
 fn dtype(table: &Table<'_>) -> Result<Dtype, JobError> {

@@ -6,7 +6,6 @@ use flate2::Compression;
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 
-use super::staging::private;
 use super::{OutputLayout, Staging, Storage, StoreError, raw};
 use crate::tensor::{Region, chunks_of, copy_region};
 
@@ -17,7 +16,7 @@ impl Staging {
         let target = self.target.clone();
         let file = match self.open.take() {
             Some(file) => file,
-            None => private().open_rw(&self.temporary).map_err(StoreError::hdf5(&target, "open the file"))?,
+            None => self.open_file()?,
         };
         let what = || format!("write to '{}'", layout.dataset);
         let dataset = file.dataset(&layout.dataset).map_err(StoreError::hdf5(&target, what()))?;

@@ -1,6 +1,6 @@
 //! Datasets to be written: made in a file that is under way, and where in it their bytes lie.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -52,7 +52,7 @@ impl OutputLayout {
         self.shape.elements() * self.dtype.size_bytes() as u64
     }
 
-    fn spec(&self) -> OutputSpec {
+    pub(super) fn spec(&self) -> OutputSpec {
         let (chunk, deflate) = match &self.storage {
             Storage::Contiguous { .. } => (None, None),
             Storage::Chunked { chunk, .. } => (Some(chunk.clone()), None),
@@ -107,7 +107,7 @@ pub struct ChunkRun {
 /// A dataset that this run has made, or has taken up from an earlier one.
 #[derive(Debug)]
 pub(super) struct Made {
-    layout: OutputLayout,
+    pub(super) layout: OutputLayout,
     /// Where its header is.
     header: u64,
 }
@@ -152,18 +152,19 @@ impl Staging {
     /// same type, shape and storage, or gives way to a new one with its attributes; whatever else has the name is an error.
     pub fn create(&mut self, specs: &[OutputSpec]) -> Result<Vec<OutputLayout>, StoreError> {
         self.settle()?;
-        let io = |what| StoreError::io(&self.target, what);
-        let bytes = OpenOptions::new().read(true).write(true).open(&self.temporary).map_err(io("open"))?;
+        let bytes = self.file.try_clone().map_err(StoreError::io(&self.target, "open"))?;
         let mut options = private();
         // All small chunks of a dataset come from one block, so that they lie in a row. Elements go past the cache.
         let room = specs.iter().map(|spec| spec.bytes().max(spec.chunk_bytes())).max().unwrap_or(0);
         options.with_fapl(|access| access.small_data_block_size(room).chunk_cache(1, 0, 1.0));
-        let file = options.open_rw(&self.temporary).map_err(StoreError::hdf5(&self.target, "open the file"))?;
+        let file = options.open_rw(self.own_path()).map_err(StoreError::hdf5(&self.target, "open the file"))?;
         let opened = Opened::new(&file, &bytes).map_err(StoreError::hdf5(&self.target, "look at the file"))?;
         let mut layouts = Vec::new();
         for spec in specs {
-            self.made.remove(&spec.dataset);
-            self.make(&opened, spec)?;
+            let is_own = self.made.remove(&spec.dataset).is_some();
+            if self.make(&opened, spec)? && !is_own {
+                self.replaced.insert(spec.dataset.clone());
+            }
             opened.file.flush().map_err(StoreError::hdf5(&self.target, "write"))?;
             let made = self.place(&opened, spec)?.ok_or_else(|| self.unplaced(spec))?;
             self.prove(&opened, &made.layout)?;
@@ -190,13 +191,16 @@ impl Staging {
         }
     }
 
-    /// Makes a dataset, or takes one that is there.
-    fn make(&mut self, opened: &Opened<'_>, spec: &OutputSpec) -> Result<(), StoreError> {
+    /// Makes a dataset, or takes one that is there. Says whether one was there.
+    fn make(&mut self, opened: &Opened<'_>, spec: &OutputSpec) -> Result<bool, StoreError> {
         let refused =
             |message| StoreError::Refused { file: self.target.clone(), dataset: spec.dataset.clone(), message };
         let failed = |what: &str| StoreError::hdf5(&self.target, format!("{what} dataset '{}'", spec.dataset));
         match look(opened.file, &spec.dataset).map_err(refused)? {
-            Standing::Nothing { path } => create(opened.file, &path, spec).map_err(failed("create")),
+            Standing::Nothing { path } => {
+                create(opened.file, &path, spec).map_err(failed("create"))?;
+                Ok(false)
+            }
             Standing::Dataset { path } => {
                 let header = header(opened.file, &path).map_err(failed("find"))?;
                 if let Some((other, _)) = self.made.iter().find(|(_, made)| made.header == header) {
@@ -204,11 +208,11 @@ impl Staging {
                 }
                 let fits = fits(opened.file, &path, spec).map_err(failed("look at"))?;
                 if fits && self.place(opened, spec)?.is_some() {
-                    return Ok(());
+                    return Ok(true);
                 }
                 let note = replace(opened.file, &path, spec).map_err(failed("replace"))?;
                 self.notes.push(format!("'{}' in {} {note}", spec.dataset, self.target.display()));
-                Ok(())
+                Ok(true)
             }
         }
     }
@@ -262,8 +266,8 @@ impl Staging {
 
     /// Whether everything that was made is still in the file as it was; `whole`: and has all its chunks.
     pub(super) fn check(&self, whole: bool) -> Result<(), StoreError> {
-        let bytes = File::open(&self.temporary).map_err(StoreError::io(&self.temporary, "open"))?;
-        let file = private().open(&self.temporary).map_err(StoreError::hdf5(&self.temporary, "open the file"))?;
+        let bytes = self.file.try_clone().map_err(StoreError::io(&self.temporary, "open"))?;
+        let file = private().open(self.own_path()).map_err(StoreError::hdf5(&self.temporary, "open the file"))?;
         let opened = Opened::new(&file, &bytes).map_err(StoreError::hdf5(&self.temporary, "look at the file"))?;
         for made in self.made.values() {
             let layout = &made.layout;
@@ -292,7 +296,7 @@ impl Staging {
 
     /// Takes up datasets that an earlier run has made, if they are what they were.
     pub(super) fn take_up(&mut self, layouts: &[&OutputLayout]) -> Result<(), StoreError> {
-        let file = private().open(&self.temporary).map_err(StoreError::hdf5(&self.temporary, "open the file"))?;
+        let file = private().open(self.own_path()).map_err(StoreError::hdf5(&self.temporary, "open the file"))?;
         for layout in layouts {
             let what = format!("find dataset '{}'", layout.dataset);
             let header = header(&file, &layout.dataset).map_err(StoreError::hdf5(&self.temporary, what))?;

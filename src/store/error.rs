@@ -17,6 +17,18 @@ pub enum StoreError {
     Truncated { file: PathBuf, message: String },
     #[error("{} is open for writing elsewhere; wait for that program, or set HDF5_USE_FILE_LOCKING=FALSE", file.display())]
     Locked { file: PathBuf },
+    #[error("{} is open for writing in another program; close it there and run the same command again", file.display())]
+    OutputLocked { file: PathBuf },
+    #[error("{} is being written to by another program, without a pause", file.display())]
+    Changing { file: PathBuf },
+    #[error(
+        "another program has created dataset '{dataset}' in {} while this run went on; rename or delete one of them and run the \
+         same command again",
+        file.display()
+    )]
+    Conflict { file: PathBuf, dataset: String },
+    #[error("{} is not the file that this run has made: somebody has exchanged it", file.display())]
+    Exchanged { file: PathBuf },
     #[error("there is no dataset '{dataset}' in {}; {found}", file.display())]
     NoDataset { file: PathBuf, dataset: String, found: String },
     #[error("dataset '{dataset}' in {} has elements of {what}, which no kernel can take (supported: {supported})", file.display())]

@@ -13,14 +13,17 @@ mod error;
 mod grid;
 mod links;
 mod listing;
+mod merge;
 mod outside;
 mod parts;
+mod path;
 mod place;
 mod raw;
 mod read;
 mod replace;
 mod staging;
 mod standing;
+mod turn;
 mod writer;
 
 pub use chunks::{compress_chunks, expand_chunks};
@@ -29,8 +32,9 @@ pub use error::StoreError;
 pub use links::Source;
 pub use listing::{ListedLink, Listing, list};
 pub use outside::checksum_outside;
+pub use path::{FileId, Place, real_path};
 pub use read::{Catalog, DatasetInfo, Reader, describe};
-pub use staging::Staging;
+pub use staging::{Staging, Unfinished, is_unfinished};
 pub use writer::Writer;
 
 /// From now on a crash of HDF5 on a damaged file ends the process with exit status 1 and an error that names the file. `word`, if

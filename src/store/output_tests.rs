@@ -318,7 +318,7 @@ fn a_file_damaged_on_its_way_is_neither_taken_up_nor_published() {
     let mut staging = Staging::begin(&target, "test").unwrap();
     let layouts = staging.create(&specs).unwrap();
     let layouts: Vec<&OutputLayout> = layouts.iter().collect();
-    let temporary = staging.temporary().to_owned();
+    let (temporary, unfinished) = (staging.temporary().to_owned(), staging.unfinished());
     staging.leave();
     let (whole, sum) = (fs::read(&temporary).unwrap(), checksum_outside(&temporary, &layouts));
     let is_data = |at: usize| {
@@ -338,11 +338,12 @@ fn a_file_damaged_on_its_way_is_neither_taken_up_nor_published() {
             cut.windows(4).enumerate().filter(|(_, bytes)| *bytes == b"TREE").map(|(at, _)| at).nth(at).unwrap();
         cut[found] = 0;
         fs::write(&temporary, &whole).unwrap();
-        let staging = Staging::adopt(&target, &temporary, &layouts).unwrap();
+        let mut staging = Staging::adopt(&target, "test", &unfinished, &layouts).unwrap();
         fs::write(&temporary, &cut).unwrap();
-        let again = Staging::adopt(&target, &temporary, &layouts);
+        let again = Staging::adopt(&target, "test", &unfinished, &layouts);
         assert!(again.is_err(), "{again:?}");
         assert!(staging.publish().is_err());
+        staging.leave();
         assert_eq!(fs::read(&target).unwrap(), published);
     }
 }

@@ -1,9 +1,9 @@
-use std::fs::File;
 use std::io::Result;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::OutputLayout;
+use super::staging::open_own;
 
 /// More than this takes too long to look at whenever a dataset is created.
 const MOST_BYTES: u64 = 1 << 30;
@@ -16,7 +16,7 @@ pub fn checksum_outside(file: &Path, layouts: &[&OutputLayout]) -> Option<u32> {
 }
 
 fn checksum(file: &Path, mut parts: Vec<(u64, u64)>) -> Result<Option<u32>> {
-    let file = File::open(file)?;
+    let file = open_own(file)?;
     let end = file.metadata()?.len();
     parts.sort_unstable();
     let (mut sum, mut at, mut left) = (crc32fast::Hasher::new(), 0, MOST_BYTES);

@@ -13,7 +13,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
 
 use hdf5::{Dataset, File, ObjectReference1, h5check, sync::sync};
-use hdf5_sys::{h5a::*, h5d::*, h5i::hid_t, h5l::*, h5p::*, h5s::*, h5t::*};
+use hdf5_sys::{h5::HADDR_UNDEF, h5a::*, h5d::*, h5i::hid_t, h5l::*, h5p::*, h5s::*, h5t::*};
 
 use crate::tensor::Dtype;
 
@@ -139,6 +139,23 @@ pub(super) fn create(
         let id = H5Dcreate2(file.id(), name.as_ptr(), file_type.0, space.0, links.0, creation.0, H5P_DEFAULT);
         drop(Handle::new(id, H5Dclose)?);
         Ok(())
+    })
+}
+
+/// The stored bytes of one chunk; `None` if there are none.
+pub(super) fn read_chunk(dataset: &Dataset, offset: &[u64]) -> hdf5::Result<Option<Vec<u8>>> {
+    // SAFETY: `offset` has the dataset's rank, which the caller took it from; HDF5 writes as many bytes as it has just said, for
+    // which there is room.
+    sync(|| unsafe {
+        let (mut bytes, mut filters, mut address) = (0, 0, HADDR_UNDEF);
+        h5check(H5Dget_chunk_info_by_coord(dataset.id(), offset.as_ptr(), &mut filters, &mut address, &mut bytes))?;
+        if address == HADDR_UNDEF || bytes == 0 {
+            return Ok(None);
+        }
+        let mut stored = vec![0u8; bytes as usize];
+        let buffer = stored.as_mut_ptr().cast::<c_void>();
+        h5check(H5Dread_chunk1(dataset.id(), H5P_DEFAULT, offset.as_ptr(), &mut filters, buffer))?;
+        Ok(Some(stored))
     })
 }
 

@@ -126,9 +126,9 @@ fn what_a_run_left_can_be_gone_on_with() {
     let mut first = Staging::begin(&file, "job").unwrap();
     let layout = first.create(&[spec("x", Dtype::U16, &[6], None, None)]).unwrap().remove(0);
     Writer::open(&layout).unwrap().write(&region(&[0], &[2]), &[1, 0, 2, 0]).unwrap();
-    let temporary = first.temporary().to_owned();
+    let unfinished = first.unfinished();
     first.leave();
-    let second = Staging::adopt(&file, &temporary, &[&layout]).unwrap();
+    let mut second = Staging::adopt(&file, "job", &unfinished, &[&layout]).unwrap();
     let mut writer = Writer::open(&layout).unwrap();
     assert_eq!(writer.read(&region(&[1], &[1])).unwrap(), [2, 0]);
     writer.write(&region(&[2], &[4]), &[3, 0, 4, 0, 5, 0, 6, 0]).unwrap();

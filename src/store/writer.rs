@@ -1,11 +1,12 @@
 //! Uncompressed datasets, as each rank writes its own parts of them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::chunks::pad;
 use super::create::offset_of;
+use super::staging::open_own;
 use super::{OutputLayout, Storage, StoreError};
 use crate::tensor::{Region, chunks_of, copy_region};
 
@@ -22,8 +23,7 @@ pub struct Writer {
 
 impl Writer {
     pub fn open(layout: &OutputLayout) -> Result<Writer, StoreError> {
-        let file = OpenOptions::new().read(true).write(true).open(&layout.temporary);
-        let file = file.map_err(StoreError::io(&layout.temporary, "open"))?;
+        let file = open_own(&layout.temporary).map_err(StoreError::io(&layout.temporary, "open"))?;
         Ok(Writer { file, layout: layout.clone() })
     }
 

@@ -1,1 +1,402 @@
 //! Files that several jobs, programs or users have in common.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use exuvia::store::list;
+use exuvia::tensor::Dtype;
+
+use super::lab::{EXUVIA, Lab, launch, text};
+
+const ROWS: u64 = 40;
+const COLUMNS: u64 = 3;
+
+/// With an input of [`ROWS`] rows.
+fn lab() -> Lab {
+    let lab = Lab::bare(&["slow"]);
+    lab.dataset(Dtype::F64, &[ROWS, COLUMNS], numbers(1.0));
+    lab
+}
+
+/// What a stage leaves after so many doublings of the input.
+fn numbers(factor: f64) -> Vec<u8> {
+    (0..ROWS * COLUMNS).flat_map(|i| (factor * i as f64).to_le_bytes()).collect()
+}
+
+/// A job that doubles the input; each output is a file, a dataset and how it is stored. A row takes `spin` steps.
+fn job(lab: &Lab, name: &str, spin: u32, outputs: &[(&str, &str, &str)]) -> PathBuf {
+    let at = |file: &str| lab.path(file).display().to_string();
+    let mut job = format!(
+        "[tensors]\nx = {{ file = \"{}\", dataset = \"x\" }}\nspin = {{ value = {spin}, dtype = \"u32\" }}\n",
+        at("in.h5")
+    );
+    for (number, (file, dataset, stored)) in outputs.iter().enumerate() {
+        job += &format!(
+            "y{number} = {{ create = \"{file}\", dataset = \"{dataset}\", dtype = \"f64\"{stored} }}\n",
+            file = at(file)
+        );
+    }
+    for number in 0..outputs.len() {
+        job += &format!(
+            "[[stages]]\nname = \"s{number}\"\nkernel = \"{}\"\nexport = \"slow\"\ncompute = \"x[n,d], spin[] -> y{number}[n,d]\"\n",
+            at("slow.wasm")
+        );
+    }
+    let path = lab.path(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, job).unwrap();
+    path
+}
+
+fn command(lab: &Lab, ranks: u32, job: &Path) -> Command {
+    let mut command = if ranks == 1 { Command::new(EXUVIA) } else { launch::ranks(ranks, EXUVIA.as_ref()) };
+    command.args(["run", "--threads", "1", "--tier", "baseline"]).arg(job);
+    command.env("EXUVIA_CACHE_DIR", lab.path("cache")).env_remove("HDF5_USE_FILE_LOCKING").stdin(Stdio::null());
+    command
+}
+
+/// Runs it to its end, which is a good one.
+fn run(lab: &Lab, job: &Path) -> String {
+    let output = command(lab, 1, job).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    text(&output)
+}
+
+/// A run under way, whose unfinished outputs are there.
+fn start(lab: &Lab, ranks: u32, job: &Path) -> Child {
+    let before = parts(lab).len();
+    let mut command = command(lab, ranks, job);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    await_that("there are outputs", || {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended already");
+        parts(lab).len() > before
+    });
+    child
+}
+
+/// A run that goes on with what an earlier one left, after it has looked at that; killed then.
+fn look_at_what_is_left(lab: &Lab, job: &Path) {
+    let header = || fs::read_to_string(lab.manifest().join("header.json")).unwrap_or_default();
+    let before = header();
+    let mut child = command(lab, 1, job).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    await_that("the header is written again", || {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended already");
+        header() != before
+    });
+    kill(child);
+}
+
+fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The hidden files of runs in the lab and its folders.
+fn parts(lab: &Lab) -> Vec<PathBuf> {
+    let mut folders = vec![lab.path("")];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            if path.to_string_lossy().ends_with(".part") {
+                found.push(path);
+            } else if path.is_dir() && !path.is_symlink() && !path.ends_with("cache") {
+                folders.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn end(child: Child) -> Output {
+    child.wait_with_output().unwrap()
+}
+
+fn kill(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Waits until a run has noted that it has finished something, and kills it.
+fn kill_at_work(lab: &Lab, job: &Path) {
+    let noted = || -> u64 {
+        let entries = fs::read_dir(lab.manifest()).into_iter().flatten().flatten();
+        let logs = entries.filter(|entry| entry.path().extension().is_some_and(|e| e == "log"));
+        logs.map(|entry| entry.metadata().map_or(0, |metadata| metadata.len())).sum()
+    };
+    let before = noted();
+    let mut child = command(lab, 1, job).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    await_that("something is noted", || {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended already");
+        noted() > before && lab.manifest().join("inputs.json").exists()
+    });
+    kill(child);
+}
+
+/// What h5py does with a file: its `script` has it as `f`.
+fn python(file: &Path, mode: &str, script: &str) -> Command {
+    let mut command = Command::new(std::env::var("EXUVIA_PYTHON").as_deref().unwrap_or("/usr/bin/python3"));
+    command.args(["-c", &format!("import h5py, sys, os\nf = h5py.File(sys.argv[1], '{mode}')\n{script}\nf.close()\n")]);
+    command.arg(file).env_remove("HDF5_USE_FILE_LOCKING");
+    command
+}
+
+fn with_h5py(file: &Path, mode: &str, script: &str) {
+    let output = python(file, mode, script).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+/// The names of the datasets in a file.
+fn datasets(file: &Path) -> Vec<String> {
+    let mut names = list(file).unwrap().names();
+    names.sort();
+    names
+}
+
+fn assert_tidy(lab: &Lab) {
+    assert_eq!(parts(lab), Vec::<PathBuf>::new());
+    assert!(!lab.manifest().exists());
+    let names = fs::read_dir(lab.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let locks: Vec<String> = names.filter(|name| name.contains("lock")).collect();
+    assert!(locks.is_empty(), "{locks:?}");
+}
+
+const STORED: [&str; 3] = ["", ", chunk = [7, 2]", ", chunk = [7, 2], deflate = 1"];
+
+#[test]
+fn jobs_and_programs_add_to_one_file_at_a_time() {
+    let lab = lab();
+    with_h5py(&lab.path("old.h5"), "w", "f['keep'] = [7]; f['keep'].attrs['unit'] = 'm'");
+    let jobs = STORED.iter().enumerate().map(|(number, stored)| {
+        let dataset = format!("run{number}");
+        job(&lab, &format!("{number}.toml"), 3_000_000, &[("old.h5", &dataset, stored), ("new.h5", &dataset, stored)])
+    });
+    let runs: Vec<Child> = jobs.enumerate().map(|(at, job)| start(&lab, 1 + (at == 1) as u32, &job)).collect();
+    // All of them have a copy of the file as it was.
+    with_h5py(&lab.path("old.h5"), "a", "f['notes'] = [1, 2]");
+    for run in runs {
+        let output = end(run);
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(text(&output).contains("old.h5 has changed meanwhile"), "{}", text(&output));
+    }
+    for (file, others) in [("old.h5", &["keep", "notes"][..]), ("new.h5", &[])] {
+        assert_eq!(datasets(&lab.path(file)), [others, &["run0", "run1", "run2"]].concat(), "{file}");
+        (0..3).for_each(|run| assert!(lab.read(file, &format!("run{run}")) == numbers(2.0), "{file}: {run}"));
+    }
+    with_h5py(&lab.path("old.h5"), "r", "assert f['keep'].attrs['unit'] == 'm' and list(f['notes']) == [1, 2]");
+    assert_tidy(&lab);
+}
+
+#[test]
+fn what_somebody_else_has_made_meanwhile_is_not_replaced() {
+    let lab = lab();
+    with_h5py(&lab.path("out.h5"), "w", "f['old'] = [7]");
+    let job = job(&lab, "job.toml", 3_000_000, &[("out.h5", "mine", ""), ("out.h5", "old", "")]);
+    let under_way = start(&lab, 1, &job);
+    with_h5py(&lab.path("out.h5"), "a", "f['mine'] = [1, 2]");
+    let output = end(under_way);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("another program has created dataset 'mine'"), "{}", text(&output));
+    with_h5py(&lab.path("out.h5"), "a", "assert list(f['mine']) == [1, 2] and list(f['old']) == [7]\ndel f['mine']");
+    // Nothing of it is lost.
+    let said = run(&lab, &job);
+    assert!(said.contains("going on with what an earlier run finished"), "{said}");
+    ["mine", "old"].iter().for_each(|dataset| assert!(lab.read("out.h5", dataset) == numbers(2.0)));
+    // It was there before: then it is replaced.
+    assert!(!run(&lab, &job).contains("note:"));
+    // Whoever deletes the file wants nothing of what was in it.
+    let under_way = start(&lab, 1, &job);
+    fs::remove_file(lab.path("out.h5")).unwrap();
+    assert!(end(under_way).status.success());
+    assert_eq!(datasets(&lab.path("out.h5")), ["mine", "old"]);
+    assert_tidy(&lab);
+}
+
+#[test]
+fn a_file_that_another_program_writes_to_is_left_alone_until_it_is_closed() {
+    let lab = lab();
+    let file = lab.path("out.h5");
+    with_h5py(&file, "w", "f['keep'] = [7]");
+    let hold = |mode: &str, script: &str| {
+        let script = format!("open(sys.argv[2], 'w').close()\nsys.stdin.read()\n{script}");
+        let mut holder = python(&file, mode, &script);
+        let holder = holder.arg(lab.path("held")).stdin(Stdio::piped()).spawn().unwrap();
+        await_that("it has the file", || lab.path("held").exists());
+        fs::remove_file(lab.path("held")).unwrap();
+        holder
+    };
+    let let_go = |mut holder: Child| {
+        drop(holder.stdin.take());
+        assert!(holder.wait().unwrap().success());
+    };
+    let quick = job(&lab, "quick.toml", 1, &[("out.h5", "y", "")]);
+    let before = fs::metadata(&file).unwrap().ino();
+    let holder = hold("r+", "f['theirs'] = [1]");
+    let refused = command(&lab, 1, &quick).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("is open for writing in another program"), "{}", text(&refused));
+    assert!(!text(&refused).contains("HDF5_USE_FILE_LOCKING"), "{}", text(&refused));
+    assert!(fs::metadata(&file).unwrap().ino() == before && parts(&lab).is_empty());
+    let_go(holder);
+    // A run that has computed its outputs waits.
+    let slow = job(&lab, "slow.toml", 20_000_000, &[("out.h5", "y", "")]);
+    let mut waits = start(&lab, 1, &slow);
+    let holder = hold("r+", "f['more'] = [2]");
+    let mut said = String::new();
+    let mut lines = std::io::BufReader::new(waits.stderr.take().unwrap());
+    while !said.contains("waiting for the program that has it open for writing") {
+        assert!(std::io::BufRead::read_line(&mut lines, &mut said).unwrap() > 0, "{said}");
+    }
+    let_go(holder);
+    assert!(end(waits).status.success());
+    assert_eq!(datasets(&file), ["keep", "more", "theirs", "y"]);
+    // Readers hinder nobody, and keep what they have.
+    let holder = hold("r", "assert list(f['more']) == [2]");
+    run(&lab, &quick);
+    let_go(holder);
+    assert!(lab.read("out.h5", "y") == numbers(2.0));
+    assert_tidy(&lab);
+}
+
+#[test]
+fn outputs_go_through_links_and_files_keep_their_modes() {
+    let lab = lab();
+    for folder in ["scratch", "away"] {
+        fs::create_dir(lab.path(folder)).unwrap();
+    }
+    with_h5py(&lab.path("scratch/old.h5"), "w", "f['keep'] = [7]");
+    let mode = |name: &str| fs::metadata(lab.path(name)).unwrap().permissions().mode() & 0o777;
+    fs::set_permissions(lab.path("scratch/old.h5"), fs::Permissions::from_mode(0o660)).unwrap();
+    symlink("scratch/old.h5", lab.path("old.h5")).unwrap();
+    symlink("away/deep/new.h5", lab.path("new.h5")).unwrap();
+    symlink("scratch", lab.path("link")).unwrap();
+    fs::hard_link(lab.path("scratch/old.h5"), lab.path("hard.h5")).unwrap();
+    let names = [("old.h5", "a", ""), ("link/old.h5", "b", ""), ("scratch/../link/../old.h5", "c", STORED[1])];
+    let job = job(&lab, "job.toml", 1, &[&names[..], &[("new.h5", "d", "")]].concat());
+    let said = run(&lab, &job);
+    assert!(lab.path("old.h5").is_symlink() && lab.path("new.h5").is_symlink());
+    assert_eq!(datasets(&lab.path("scratch/old.h5")), ["a", "b", "c", "keep"]);
+    assert_eq!((mode("scratch/old.h5"), mode("away/deep/new.h5")), (0o660, mode("job.toml")));
+    ["a", "b", "c"].iter().for_each(|name| assert!(lab.read("scratch/old.h5", name) == numbers(2.0)));
+    assert!(lab.read("away/deep/new.h5", "d") == numbers(2.0));
+    // The other name is another file from now on, and that is said.
+    assert_eq!(datasets(&lab.path("hard.h5")), ["keep"]);
+    assert!(said.contains("had another name (a hard link), which keeps the old content"), "{said}");
+    assert_tidy(&lab);
+}
+
+#[test]
+fn one_dataset_under_two_names_is_refused_before_anything_is_done() {
+    let lab = lab();
+    fs::create_dir(lab.path("real")).unwrap();
+    symlink("real", lab.path("link")).unwrap();
+    for (other, dataset, why) in [
+        ("link/out.h5", "y", "are both dataset 'y'"),
+        ("real/../real/out.h5", "/./y/", "are both dataset 'y'"),
+        ("link/out.h5", "y/z", "would lie inside tensor"),
+    ] {
+        let job = job(&lab, "job.toml", 1, &[("real/out.h5", "y", ""), (other, dataset, "")]);
+        for verb in ["plan", "run"] {
+            let output = Command::new(EXUVIA).arg(verb).arg(&job).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{verb}: {}", text(&output));
+            assert!(text(&output).contains(why), "{verb} {other}: {}", text(&output));
+        }
+    }
+    assert_eq!(fs::read_dir(lab.path("real")).unwrap().count(), 0);
+}
+
+#[test]
+fn links_that_others_plant_lead_nowhere() {
+    let lab = lab();
+    let job = job(&lab, "job.toml", 40_000_000, &[("out.h5", "y", "")]);
+    let precious = lab.path("precious");
+    let plant = |at: &Path| {
+        fs::write(&precious, "do not touch").unwrap();
+        symlink(&precious, at).unwrap();
+    };
+    let assert_untouched = |what: &str| assert_eq!(fs::read_to_string(&precious).unwrap(), "do not touch", "{what}");
+    // In place of the unfinished file.
+    kill_at_work(&lab, &job);
+    let part = parts(&lab).remove(0);
+    fs::remove_file(&part).unwrap();
+    plant(&part);
+    look_at_what_is_left(&lab, &job);
+    assert_untouched("the unfinished file is a link");
+    assert!(!part.is_symlink(), "it is removed");
+    // In the name that the manifest gives it.
+    kill_at_work(&lab, &job);
+    let header = lab.manifest().join("header.json");
+    let text = fs::read_to_string(&header).unwrap();
+    let named = parts(&lab).remove(0).display().to_string();
+    assert!(text.contains(&named));
+    fs::write(&header, text.replace(&named, precious.to_str().unwrap())).unwrap();
+    look_at_what_is_left(&lab, &job);
+    assert_untouched("the manifest names it");
+    // In place of a log, and of the manifest.
+    kill_at_work(&lab, &job);
+    let log = lab.manifest().join("finished-99-0.log");
+    symlink(&precious, log).unwrap();
+    look_at_what_is_left(&lab, &job);
+    assert_untouched("a log is a link");
+    let manifest = lab.manifest();
+    let elsewhere = lab.path("elsewhere");
+    fs::rename(&manifest, &elsewhere).unwrap();
+    symlink(&elsewhere, &manifest).unwrap();
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(&elsewhere).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    fs::write(&job, fs::read_to_string(&job).unwrap().replace("value = 40000000", "value = 1")).unwrap();
+    let said = run(&lab, &job);
+    assert!(said.contains("is a link: it is not used"), "{said}");
+    assert_eq!(names(), before);
+    assert!(lab.read("out.h5", "y") == numbers(2.0));
+}
+
+#[test]
+fn jobs_of_one_name_do_not_meet_and_one_job_under_two_names_does() {
+    let lab = lab();
+    let [a, b] = ["a", "b"].map(|name| {
+        let file = format!("out/{name}.h5");
+        job(&lab, &format!("{name}/job.toml"), 10_000_000, &[(&file, "y", "")])
+    });
+    fs::create_dir(lab.path("out")).unwrap();
+    let under_way = start(&lab, 1, &a);
+    symlink(&a, lab.path("alias.toml")).unwrap();
+    let refused = command(&lab, 1, &lab.path("alias.toml")).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let expected = format!("another run writes the outputs of this job (process {}", under_way.id());
+    assert!(text(&refused).contains(&expected), "{}", text(&refused));
+    await_that("something is noted", || {
+        let manifests = fs::read_dir(lab.path("out")).unwrap().flatten().map(|entry| entry.path());
+        let manifest = { manifests }.find(|path| path.extension().is_some_and(|e| e == "exuvia")).unwrap();
+        let is_noted = |name: &str| fs::metadata(manifest.join(name)).is_ok_and(|metadata| metadata.len() > 0);
+        is_noted("finished-1-0.log") && is_noted("inputs.json")
+    });
+    // The other one neither waits nor clears away what the first has finished, alive or dead.
+    kill(start(&lab, 1, &b));
+    kill(under_way);
+    let left = parts(&lab);
+    assert_eq!(left.len(), 2, "{left:?}");
+    let shorten = |job: &Path| {
+        fs::write(job, fs::read_to_string(job).unwrap().replace("value = 10000000", "value = 1")).unwrap();
+    };
+    shorten(&b);
+    run(&lab, &b);
+    let left = parts(&lab);
+    assert!(left.len() == 1 && left[0].to_string_lossy().contains(".a.h5.exuvia-"), "{left:?}");
+    let said = run(&lab, &a);
+    assert!(said.contains("going on with what an earlier run finished"), "{said}");
+    for file in ["out/a.h5", "out/b.h5"] {
+        assert!(lab.read(file, "y") == numbers(2.0), "{file}");
+    }
+    assert_eq!(fs::read_dir(lab.path("out")).unwrap().count(), 2);
+}

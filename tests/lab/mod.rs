@@ -74,6 +74,13 @@ impl Lab {
         self.folder.path().join(name)
     }
 
+    /// The manifest of a run that is not done; a folder that is not there, if there is none.
+    pub fn manifest(&self) -> PathBuf {
+        let is_manifest = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "exuvia");
+        let mut paths = fs::read_dir(self.path("")).unwrap().map(|entry| entry.unwrap().path());
+        paths.find(is_manifest).unwrap_or_else(|| self.path("no manifest"))
+    }
+
     /// The job of this name, changed by `edit`.
     pub fn job(&self, name: &str, edit: impl Fn(String) -> String) -> PathBuf {
         let job = fs::read_to_string(root().join(format!("jobs/{name}.toml"))).unwrap();

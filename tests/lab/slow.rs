@@ -60,7 +60,7 @@ pub fn kills(usual: u64) -> u64 {
 
 /// Of the logs of all ranks, and of the checkpoint's record with its number.
 pub fn record_bytes(lab: &Lab) -> u64 {
-    let entries = fs::read_dir(lab.path(".job.exuvia")).into_iter().flatten().flatten();
+    let entries = fs::read_dir(lab.manifest()).into_iter().flatten().flatten();
     let bytes = |entry: fs::DirEntry| {
         let name = entry.file_name().into_string().unwrap();
         let is_log = name.ends_with(".log");

@@ -1,0 +1,123 @@
+//! What paths lead to: links are followed as far as a path exists, and files are known by what they are.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::{Error, ErrorKind, Result};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+/// So many links in one path are a circle, as they are for the system.
+const LINKS: u32 = 40;
+/// What hidden files bear of the name of the file that they are for.
+const NAME_BYTES: usize = 150;
+
+/// The absolute path without links and `..`, also where its end does not exist: a link to nothing leads to what is going to be
+/// created.
+pub fn real_path(path: &Path) -> Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let mut steps: VecDeque<OsString> = path.components().map(|step| step.as_os_str().to_owned()).collect();
+    let (mut real, mut links) = (PathBuf::from("/"), 0);
+    while let Some(step) = steps.pop_front() {
+        match Path::new(&step).components().next() {
+            Some(Component::RootDir) => real = PathBuf::from("/"),
+            Some(Component::ParentDir) => drop(real.pop()),
+            Some(Component::Normal(name)) => {
+                real.push(name);
+                match real.read_link() {
+                    Ok(_) if links == LINKS => return Err(Error::from(rustix::io::Errno::LOOP)),
+                    Ok(link) => {
+                        links += 1;
+                        real.pop();
+                        link.components().rev().for_each(|step| steps.push_front(step.as_os_str().to_owned()));
+                    }
+                    // It is no link, or there is nothing yet.
+                    Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => {}
+                    Err(error) if error.kind() == ErrorKind::NotADirectory => return Err(error),
+                    // What cannot be looked at will be told by whoever opens it.
+                    Err(_) => {}
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(real)
+}
+
+/// The name of a file as part of another one, which may be no longer than 255 bytes.
+pub(super) fn short_name(file: &Path) -> String {
+    let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name[..name.floor_char_boundary(NAME_BYTES)].to_owned()
+}
+
+/// Device and number of a file: all its names have these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId(u64, u64);
+
+impl FileId {
+    /// Nothing if there is no such file.
+    pub fn of(path: &Path) -> Option<FileId> {
+        std::fs::metadata(path).ok().map(|metadata| FileId(metadata.dev(), metadata.ino()))
+    }
+}
+
+/// What a real path leads to, also before it is there: the nearest folder that exists, and the way from there. A folder may be
+/// mounted in two places, and then one place has two paths.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    folder: Option<FileId>,
+    rest: PathBuf,
+}
+
+impl Place {
+    pub fn of(real: &Path) -> Place {
+        let folders = real.ancestors().skip(1);
+        let found = folders.map(|folder| (FileId::of(folder), folder)).find(|(id, _)| id.is_some());
+        let (folder, above) = found.unwrap_or((None, Path::new("/")));
+        Place { folder, rest: real.strip_prefix(above).unwrap_or(real).to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_are_followed_where_they_lead_to_nothing_yet() {
+        let lab = tempfile::tempdir().unwrap();
+        let root = lab.path().canonicalize().unwrap();
+        let at = |name: &str| root.join(name);
+        fs::create_dir_all(at("real/deep")).unwrap();
+        symlink("real", at("link")).unwrap();
+        symlink("link/deep/../new.h5", at("out.h5")).unwrap();
+        symlink(at("elsewhere"), at("dangling")).unwrap();
+        symlink("circle", at("circle")).unwrap();
+        for (path, expected) in [
+            ("real/x.h5", "real/x.h5"),
+            ("./real/../link/x.h5", "real/x.h5"),
+            ("link/deep/../x.h5", "real/x.h5"),
+            ("out.h5", "real/new.h5"),
+            ("dangling/a/b.h5", "elsewhere/a/b.h5"),
+            ("nothing/../x.h5", "x.h5"),
+        ] {
+            assert_eq!(real_path(&at(path)).unwrap(), at(expected), "{path}");
+        }
+        assert!(real_path(&at("circle")).is_err());
+        fs::write(at("file"), "").unwrap();
+        assert!(real_path(&at("file/x.h5")).is_err(), "what is no folder holds nothing");
+    }
+
+    #[test]
+    fn names_of_one_file_are_known() {
+        let lab = tempfile::tempdir().unwrap();
+        let at = |name: &str| lab.path().join(name);
+        let (place, id) = (|name: &str| Place::of(&at(name)), |name: &str| FileId::of(&at(name)));
+        fs::write(at("a"), "").unwrap();
+        fs::hard_link(at("a"), at("b")).unwrap();
+        assert!(id("a").is_some() && id("a") == id("b") && id("c").is_none());
+        assert!(place("a") == place("a") && place("a") != place("b"));
+        assert!(place("new/x") == place("new/x") && place("new/x") != place("new/y"));
+    }
+}
