@@ -42,7 +42,7 @@ impl Fingerprint {
             pipeline,
             cpu: cpu.clone(),
             nan_rule: "canonical, deferred".to_owned(),
-            memory_style: "static 4 GiB".to_owned(),
+            memory_style: "static, 8 GiB without checks, traps without calls".to_owned(),
         }
     }
 

@@ -10,7 +10,8 @@ use wasmer_compiler_llvm::{LLVM, LLVMOptLevel};
 use wasmer_compiler_singlepass::Singlepass;
 
 use super::artifact::{Artifact, Fingerprint, Pipeline};
-use super::pipeline::{Frames, Pipeline as FullPipeline};
+use super::frames::Frames;
+use super::pipeline::Pipeline as FullPipeline;
 use super::rewrite::{HostState, rewrite};
 use super::{Cpu, EngineError, Kernel};
 

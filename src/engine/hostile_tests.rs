@@ -232,15 +232,15 @@ fn a_memory_grows_to_the_maximum_that_the_module_declares() {
     }
 }
 
-/// Recursion on frames of every size, with a body that makes the compilers keep them.
+/// Recursion on frames of every size. Locals are loaded from memory that a call may change, so they must be kept over it.
 #[test]
 fn frames_of_any_size_end_at_the_end_of_the_stack() {
     let mut bodies = Vec::new();
-    for count in [1usize, 60, 250, 390, 398, 520, 1100, 5000] {
-        // Each local is set and used again after the call, so that it has a place of its own.
-        let set = (0..count).map(|n| format!("(local.set {} (i64.extend_i32_u (local.get 0)))", n + 1));
-        let used = (0..count).map(|n| format!("(i64.add (local.get {}))", n + 1));
-        let (set, used) = (set.collect::<String>(), used.collect::<Vec<_>>().join(" "));
+    for count in [1usize, 60, 250, 398, 520] {
+        let load = |n| format!("(local.set {} (i64.load offset={} (i32.const 0)))", n + 1, n * 8);
+        let set = (0..count).map(load);
+        let used = (0..count).map(|n| format!("(i64.store offset={} (i32.const 0) (local.get {}))", n * 8, n + 1));
+        let (set, used) = (set.collect::<String>(), used.collect::<String>());
         let locals = "i64 ".repeat(count);
         bodies.push(format!(
             "(func $deep (param i32) (result i64) (local {locals}) {set}
@@ -248,7 +248,7 @@ fn frames_of_any_size_end_at_the_end_of_the_stack() {
              (func (export \"k\") (param i32 i32) (result i32) (i32.wrap_i64 (call $deep (local.get 1))))"
         ));
     }
-    for count in [8, 100, 400, 1000] {
+    for count in [8, 100, 400, 600] {
         let types = "i64 ".repeat(count);
         let values: String = (0..count).map(|n| format!("(i64.add (local.get {n}) (i64.const 1))")).collect();
         let first = "(i64.const 1)".repeat(count);
@@ -263,5 +263,99 @@ fn frames_of_any_size_end_at_the_end_of_the_stack() {
             let fault = form.call(&[0]).unwrap_err();
             assert!(matches!(fault, KernelFault::StackOverflow { .. }), "{compiler}: {fault} in {}", &body[..80]);
         }
+    }
+}
+
+/// Whatever traps, calls the host or overflows when the stack is nearly full does so in a fault. A trap that is taken on the
+/// kernel's own stack would hang here: it overflows under a lock of the process, and the next trap waits for that.
+#[test]
+fn traps_and_calls_of_the_host_on_a_nearly_full_stack_are_faults() {
+    let operations = [
+        "unreachable",
+        "(drop (i32.div_s (local.get 0) (local.get 0)))",
+        "(drop (i32.trunc_f64_s (f64.const nan)))",
+        "(call_indirect (local.get 0))",
+        "(call_indirect (i32.const 9))",
+        "(i32.store (i32.const -1) (i32.const 1))",
+        "(drop (f64.nearest (f64.convert_i32_s (local.get 0))))",
+        "(drop (memory.grow (i32.const 1)))",
+    ];
+    let chosen = |(number, operation)| format!("(if (i32.eq (local.get 1) (i32.const {number})) (then {operation}))");
+    let operation: String = operations.iter().enumerate().map(chosen).collect();
+    // Large frames, so that an unwinder has few to walk, then small ones to come near the end.
+    let load = |n| format!("(local.set {} (i32.load offset={} (i32.const 0)))", n + 3, n * 4);
+    let store = |n| format!("(i32.store offset={} (i32.const 0) (local.get {}))", n * 4, n + 3);
+    let (load, store): (String, String) = ((0..200).map(load).collect(), (0..200).map(store).collect());
+    let locals = "i32 ".repeat(200);
+    let forms = every_form(&with_operands(
+        &format!(
+            r#"(table 2 funcref)
+               (func $small (param i32 i32) (result i32)
+                   (if (i32.eqz (local.get 0)) (then {operation}))
+                   (if (i32.le_s (local.get 0) (i32.const 0)) (then (return (i32.const 0))))
+                   (i32.add (call $small (i32.sub (local.get 0) (i32.const 1)) (local.get 1)) (local.get 0)))
+               (func $large (param i32 i32 i32) (result i32) (local {locals})
+                   (if (i32.eqz (local.get 0)) (then (return (call $small (local.get 1) (local.get 2)))))
+                   {load} (call $large (i32.sub (local.get 0) (i32.const 1)) (local.get 1) (local.get 2)) {store})"#
+        ),
+        "",
+        "(drop (call $large
+            (i32.load (local.get 2)) (i32.load offset=8 (local.get 2)) (i32.load offset=16 (local.get 2))))",
+    ));
+    for form in forms {
+        let overflows = |words: [u64; 3]| matches!(form.call(&words), Err(KernelFault::StackOverflow { .. }));
+        let (mut fits, mut beyond) = (0u64, 1 << 16);
+        while beyond - fits > 1 {
+            let depth = (fits + beyond) / 2;
+            *(if overflows([depth, 0, 0]) { &mut beyond } else { &mut fits }) = depth;
+        }
+        let last = (0..1000).find(|small| overflows([fits, *small, 0])).expect("small frames overflow too");
+        for number in 1..operations.len() as u64 {
+            let found: Vec<bool> =
+                (last.saturating_sub(20)..last + 3).map(|small| overflows([fits, small, number])).collect();
+            assert!(found.contains(&true), "{} by {}", operations[number as usize], form.code.compiler());
+        }
+    }
+}
+
+/// What a start function does wrong is an error of the instance, as is a table larger than the memory allows.
+#[test]
+fn instances_that_cannot_be_made_say_why() {
+    let limit = 16 << 20;
+    for (body, named) in [
+        ("(start $s) (func $s unreachable)", "unreachable"),
+        ("(start $s) (func $s (i32.store offset=0xffffffff (i32.const -1) (i32.const 1)))", "memory it was not given"),
+        ("(start $s) (func $s (call $s))", "stack"),
+        (r#"(func (export "_initialize") (drop (i32.div_u (i32.const 1) (i32.const 0))))"#, "divide by zero"),
+        ("(table 2 funcref) (elem (i32.const 2) $f) (func $f)", "out of bounds"),
+        ("(table 2 funcref) (elem (i32.const -1) $f) (func $f)", "out of bounds"),
+        ("(table 2000000 funcref)", "table of functions"),
+        ("(table 1040000 funcref) (func (export \"_initialize\"))", "16777216"),
+    ] {
+        let kernel = r#"(func (export "k") (param i32 i32) (result i32) (i32.const 0))"#;
+        for Form { kernel, engine, code } in every_form(&format!("{body} {kernel}")) {
+            let error = Instance::new(&engine, &kernel, &code, limit, &[spec(1 << 16, Access::Out)]).unwrap_err();
+            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+            let text = causes.map(|error| error.to_string()).collect::<Vec<_>>().join(": ");
+            assert!(text.contains(named), "{body} by {}: {text}", code.compiler());
+        }
+    }
+}
+
+/// Globals of 128 bits are state too, which the host keeps.
+#[test]
+fn a_swap_keeps_globals_of_128_bits() {
+    let kernel = kernel(
+        r#"(global $g (mut v128) (v128.const i64x2 7 9)) (func (export "k") (param i32 i32) (result i32)
+             (global.set $g (i64x2.add (global.get $g) (v128.const i64x2 1 1)))
+             (v128.store align=1 (i32.load (local.get 0)) (global.get $g)) (i32.const 0))"#,
+    );
+    let (engine, codes) = super::tests::codes(&kernel);
+    let mut instance = Instance::new(&engine, &kernel, &codes[0], LIMIT, &[spec(2, Access::Out)]).unwrap();
+    for call in 1..5u64 {
+        instance.swap(&codes[(call % 2) as usize]).unwrap();
+        instance.call(&[view(2)]).unwrap();
+        let expected = [(7 + call).to_le_bytes(), (9 + call).to_le_bytes()].concat();
+        assert_eq!(instance.operand(0, 16).unwrap(), expected);
     }
 }

@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytesize::ByteSize;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mprotect};
 use rustix::process::{Resource, getrlimit};
 use wasmer::{AsStoreMut, AsStoreRef, Memory, MemoryError, MemoryType, Pages};
@@ -218,17 +219,17 @@ fn close_rest(memory: &VMMemory) -> std::io::Result<()> {
 
 /// Why there is no memory, for someone who can raise the limit.
 fn no_room(error: &str) -> String {
+    let needed = ByteSize(REACH);
     let limit = match getrlimit(Resource::As).current {
         Some(bytes) => format!(
-            "this process may have {bytes} bytes of it in all (`ulimit -v`, or the batch system's limit of virtual memory); raise that limit"
+            "this process may have {} in all: raise `ulimit -v`, or the batch system's limit of virtual memory",
+            ByteSize(bytes)
         ),
-        None => {
-            "`ulimit -v` does not limit it; run fewer threads, or look at the system's limits of mappings".to_owned()
-        }
+        None => "`ulimit -v` does not limit it: look at the system's limits of memory and mappings".to_owned(),
     };
     format!(
-        "its memory needs {REACH} bytes of address space ({error}), all that an address and an offset of 32 bits can reach: \
-         compiled code does not check them, so what is not the kernel's lies there without access. It is no memory that is used, \
-         but {limit}, since each worker thread has such a memory for each kernel that it runs"
+        "its memory needs {needed} of address space ({error}), and {limit}; compiled code checks no address, so all that 32 bits \
+         of address and 32 bits of offset reach is kept free of anything else; it takes no memory, and each worker thread has it \
+         once for each kernel"
     )
 }

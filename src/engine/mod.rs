@@ -15,6 +15,7 @@ mod canonical;
 mod code;
 mod error;
 mod first_page;
+mod frames;
 mod inspect;
 mod instance;
 mod kernel;

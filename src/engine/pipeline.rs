@@ -17,6 +17,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::canonical;
+use super::frames::Frames;
 use llvm_sys::core::*;
 use llvm_sys::error::{LLVMDisposeErrorMessage, LLVMGetErrorMessage};
 use llvm_sys::prelude::*;
@@ -109,39 +110,11 @@ impl LLVMCallbacks for Pipeline {
     fn obj_memory_buffer(&self, _: &CompiledKind, _: &InkwellMemoryBuffer) {}
 }
 
-/// What every compile by LLVM needs, optimized or not.
-#[derive(Debug)]
-pub(super) struct Frames;
-
-impl LLVMCallbacks for Frames {
-    fn preopt_ir(&self, _: &CompiledKind, module: &InkwellModule) {
-        // SAFETY: the module is alive and nobody else uses it or its context during the callback.
-        unsafe { probe_frames(module.as_mut_ptr()) }
-    }
-
-    fn postopt_ir(&self, _: &CompiledKind, _: &InkwellModule) {}
-
-    fn obj_memory_buffer(&self, _: &CompiledKind, _: &InkwellMemoryBuffer) {}
-}
-
-/// Has each function touch its frame every 2 KiB, from above, before it uses it. By default that is every 4 KiB, and the red
-/// zone and the alignment of vectors come on top: a frame could then reach over the guard page of 4 KiB below a stack.
+/// Adds an attribute of a function that is a pair of texts.
 ///
 /// # Safety
-/// `module` must be valid and not be used by anyone else meanwhile.
-unsafe fn probe_frames(module: LLVMModuleRef) {
-    // SAFETY: the attribute is made in the context of the module.
-    unsafe {
-        let context = LLVMGetModuleContext(module);
-        for function in defined_functions(module) {
-            add_text_attribute(context, function, "stack-probe-size", "2048");
-        }
-    }
-}
-
-/// # Safety
 /// `function` must be of a live module of `context`.
-unsafe fn add_text_attribute(context: LLVMContextRef, function: LLVMValueRef, key: &str, value: &str) {
+pub(super) unsafe fn add_text_attribute(context: LLVMContextRef, function: LLVMValueRef, key: &str, value: &str) {
     // SAFETY: LLVM copies both texts.
     unsafe {
         let (key_text, value_text) = (key.as_ptr().cast(), value.as_ptr().cast());
@@ -339,7 +312,7 @@ unsafe fn optimize(module: LLVMModuleRef, cpu: &Cpu) -> Result<(), String> {
 ///
 /// # Safety
 /// `module` must be valid.
-unsafe fn defined_functions(module: LLVMModuleRef) -> Vec<LLVMValueRef> {
+pub(super) unsafe fn defined_functions(module: LLVMModuleRef) -> Vec<LLVMValueRef> {
     let mut functions = Vec::new();
     // SAFETY: the list is only walked.
     unsafe {

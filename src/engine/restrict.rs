@@ -23,13 +23,6 @@ const MAX_SINGLEPASS_STEPS: usize = 100_000_000;
 
 /// What a valid module uses although no kernel may, and what to do about it.
 pub(super) fn refusal(bytes: &[u8]) -> Option<(String, &'static str)> {
-    let constant_table = "a kernel has one table of functions, which never changes; this is what C, C++ and Rust make \
-                          of function pointers";
-    let references = WasmFeatures::REFERENCE_TYPES.difference(WasmFeatures::CALL_INDIRECT_OVERLONG);
-    if let Err(error) = Validator::new_with_features(FEATURES.difference(references)).validate_all(bytes) {
-        let what = format!("reference types ({}, at byte {:#x})", error.message(), error.offset());
-        return Some((what, constant_table));
-    }
     for payload in Parser::new(0).parse_all(bytes).flatten() {
         match payload {
             Payload::TableSection(section) => {
@@ -40,24 +33,36 @@ pub(super) fn refusal(bytes: &[u8]) -> Option<(String, &'static str)> {
                 }
             }
             Payload::CodeSectionEntry(body) => {
-                let named =
-                    body.get_operators_reader().ok()?.into_iter().flatten().find_map(|operator| match operator {
-                        Operator::TableInit { .. } => Some(("table.init", constant_table)),
-                        Operator::TableCopy { .. } => Some(("table.copy", constant_table)),
-                        Operator::ElemDrop { .. } => Some(("elem.drop", constant_table)),
-                        Operator::DataDrop { .. } => {
-                            Some(("data.drop", "a kernel keeps its data segments; leave it out"))
-                        }
-                        _ => None,
-                    });
-                if let Some((what, advice)) = named {
-                    return Some((what.to_owned(), advice));
+                let mut operators = body.get_operators_reader().ok()?.into_iter().flatten();
+                if let Some((name, advice)) = operators.find_map(|operator| refused_operator(&operator)) {
+                    return Some((name.to_owned(), advice));
                 }
             }
             _ => {}
         }
     }
-    None
+    let references = WasmFeatures::REFERENCE_TYPES.difference(WasmFeatures::CALL_INDIRECT_OVERLONG);
+    let error = Validator::new_with_features(FEATURES.difference(references)).validate_all(bytes).err()?;
+    Some((format!("reference types ({}, at byte {:#x})", error.message(), error.offset()), CONSTANT_TABLE))
+}
+
+const CONSTANT_TABLE: &str = "it has one table of functions, which never changes; this is what C, C++ and Rust make of \
+                              function pointers";
+
+fn refused_operator(operator: &Operator<'_>) -> Option<(&'static str, &'static str)> {
+    let name = match operator {
+        Operator::TableGet { .. } => "table.get",
+        Operator::TableSet { .. } => "table.set",
+        Operator::TableGrow { .. } => "table.grow",
+        Operator::TableSize { .. } => "table.size",
+        Operator::TableFill { .. } => "table.fill",
+        Operator::TableInit { .. } => "table.init",
+        Operator::TableCopy { .. } => "table.copy",
+        Operator::ElemDrop { .. } => "elem.drop",
+        Operator::DataDrop { .. } => return Some(("data.drop", "it keeps its data segments; leave that out")),
+        _ => return None,
+    };
+    Some((name, CONSTANT_TABLE))
 }
 
 /// What a valid module has that Singlepass cannot compile, or not within bounds of stack, memory and time.
@@ -152,11 +157,11 @@ mod tests {
             ("(table 1 externref)", "", "reference types"),
             ("(func (param externref))", "", "reference types"),
             ("(elem declare func $k)", "(drop (ref.func $k))", "reference types"),
-            (table, "(drop (table.get 0 (i32.const 0)))", "reference types"),
-            (table, "(table.set 0 (i32.const 0) (ref.null func))", "reference types"),
-            (table, "(drop (table.grow 0 (ref.null func) (i32.const 1)))", "reference types"),
-            (table, "(table.fill 0 (i32.const 0) (ref.null func) (i32.const 1))", "reference types"),
-            (table, "(drop (table.size 0))", "reference types"),
+            (table, "(drop (table.get 0 (i32.const 0)))", "table.get"),
+            (table, "(table.set 0 (i32.const 0) (ref.null func))", "table.set"),
+            (table, "(drop (table.grow 0 (ref.null func) (i32.const 1)))", "table.grow"),
+            (table, "(table.fill 0 (i32.const 0) (ref.null func) (i32.const 1))", "table.fill"),
+            (table, "(drop (table.size 0))", "table.size"),
             (table, &format!("(table.init $e {zeros})"), "table.init"),
             (table, &format!("(table.copy {zeros})"), "table.copy"),
             (table, "(elem.drop $e)", "elem.drop"),
