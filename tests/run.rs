@@ -246,6 +246,71 @@ fn code_that_comes_too_late_for_a_job_is_there_for_the_next() {
     assert_eq!(record.totals().baseline_tasks, 0);
 }
 
+/// A module that Singlepass compiles in a moment, and LLVM in half a minute; `seed` makes it one of its own, and so does
+/// `more`.
+fn slow_to_optimize(lab: &Lab, seed: u32, more: &str) {
+    let step = "(local.set 2 (i32.xor (i32.mul (local.get 2) (i32.load offset=8 (local.get 2))) (local.get 1)))
+                (if (i32.lt_u (local.get 2) (local.get 1)) (then (i32.store offset=16 (i32.const 64) (local.get 2))))";
+    let body = format!("(if (i32.eq (local.get 0) (i32.const {seed})) (then {}))", step.repeat(8_000));
+    let text = format!(
+        "(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) (local i32) {body} {more} (i32.const 0)))"
+    );
+    fs::write(lab.path("long.wasm"), wat::parse_str(text).unwrap()).unwrap();
+}
+
+#[test]
+fn compilers_that_nobody_waits_for_are_few_and_known_and_can_be_ended() {
+    let lab = rows_lab();
+    let cache_dir = lab.path("cache");
+    rows_job(&lab, "long.wasm", "");
+    let cache = || exuvia::engine::Cache::open(Some(&cache_dir)).unwrap();
+    let left = || exuvia::engine::leftover_helpers(&cache());
+    let until = Instant::now() + Duration::from_secs(60);
+    let await_left = |count: usize| {
+        while left().len() != count {
+            assert!(Instant::now() < until, "{:?}", left());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    // Two runs of each module leave one behind, but for the last, for which there is no room.
+    for (seed, count) in [(1, 1), (1, 1), (2, 2), (2, 2), (3, 2)] {
+        slow_to_optimize(&lab, seed, "");
+        let output = lab.output(1, &["--fresh"]);
+        assert!(output.status.success(), "{}", text(&output));
+        fs::remove_file(lab.path("out.h5")).unwrap();
+        await_left(count);
+    }
+    let helpers = left();
+    let doctor = Command::new(EXUVIA).args(["doctor", "--cache-dir"]).arg(&cache_dir).output().unwrap();
+    for helper in &helpers {
+        let told = format!("process {} has optimized long.wasm for later runs", helper.process);
+        assert!(text(&doctor).contains(&told), "{}", text(&doctor));
+    }
+    // What they work for is gone, and so are they soon.
+    fs::remove_dir_all(&cache_dir).unwrap();
+    while helpers.iter().any(|helper| exuvia::topology::process_alive(helper.process)) {
+        assert!(Instant::now() < until, "they go on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_compiler_that_runs_out_of_memory_is_one_error() {
+    let lab = rows_lab();
+    rows_job(&lab, "long.wasm", "");
+    for (tier, more) in [("optimized", ""), ("baseline", "(v128.store (i32.const 0) (i32x4.splat (local.get 1)))")] {
+        slow_to_optimize(&lab, 1, more);
+        let output = lab.command(1, &["--tier", tier]).env("EXUVIA_COMPILE_MEMORY", "40MiB").output().unwrap();
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        for message in ["the compile helper", "failed on long.wasm: it crashed", "EXUVIA_COMPILE_MEMORY"] {
+            assert!(said.contains(message), "no '{message}' in {said}");
+        }
+        assert_eq!(said.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{said}");
+        assert_no_output(&lab);
+    }
+}
+
 #[test]
 fn a_paused_compile_goes_on_when_it_is_resumed() {
     let lab = rows_lab();

@@ -22,7 +22,7 @@ use super::{fail, run::RunArguments};
 use crate::exec::{ExitCode, Signal, first_folder};
 use crate::job::Job;
 use crate::topology::Keepalive;
-use crate::words::Limit;
+use crate::words::{self, Limit};
 use crate::{fabric, topology};
 
 /// How often ranks are started again.
@@ -144,7 +144,7 @@ pub(super) fn supervise(ranks: u32, arguments: &RunArguments, signal: &Signal) -
 /// The hosts that a file names, and a folder that all of them see: where the job's outputs go.
 fn hosts_of(file: &Path, job: &Path) -> Result<(Hosts, PathBuf), ExitCode> {
     let hosts = Hosts::read(file).map_err(|error| {
-        eprintln!("error: {}: {error}", file.display());
+        eprintln!("error: {}", words::line(&format!("{}: {error}", file.display())));
         eprintln!("help: name a host a line, as the mpirun of {} takes them", fabric::library());
         ExitCode::Usage
     })?;

@@ -38,6 +38,11 @@ const LEFT_ALONE_MOST: Duration = Duration::from_secs(1_800);
 pub const OPTIMIZING_NS_PER_BYTE: u64 = 55_000;
 /// A module may take so many times as long as one of its size should.
 const SLOW: u64 = 10;
+/// A helper may be there for so many times the CPU time that it may take: without memory, threads may wait for one another
+/// for ever.
+const IDLE: u32 = 4;
+/// With less memory than this the helper does not get as far as its compiler.
+const LEAST_MEMORY_BYTES: u64 = 32 << 20;
 
 /// What one compile may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,7 +86,12 @@ pub struct BackgroundCompile {
     child: Helper,
     name: String,
     program: PathBuf,
+    /// Identity of what it makes.
+    key: String,
     limits: String,
+    /// When it is ended, and since when it stands still.
+    until: Instant,
+    paused: Option<Instant>,
     /// The artifact, if it is one, and last words.
     result: Receiver<(Option<Vec<u8>>, String)>,
     /// Keeps standard input open; a message lets the helper live on.
@@ -110,7 +120,7 @@ impl BackgroundCompile {
             pipeline: engine.pipeline(),
             threads: threads.max(1),
             cpu_seconds: limits.cpu_seconds(kernel),
-            memory_bytes: limits.memory_bytes,
+            memory_bytes: limits.memory_bytes.max(LEAST_MEMORY_BYTES),
             cache: cache.map(|cache| cache.directory().to_owned()),
             module_bytes: kernel.bytes().len(),
         };
@@ -119,6 +129,7 @@ impl BackgroundCompile {
             request.cpu_seconds,
             bytesize::ByteSize(request.memory_bytes)
         );
+        let until = Instant::now() + Duration::from_secs(request.cpu_seconds) * IDLE;
         let mut input = encode(&request).map_err(|error| failed(error.to_string()))?;
         let mut command = Command::new(program);
         command.arg(HELPER_VERB).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -158,23 +169,28 @@ impl BackgroundCompile {
             let _ = sender.send((whole.then_some(artifact), words));
         });
         let (name, program, cache) = (kernel.name().to_owned(), program.to_owned(), cache.cloned());
-        Ok(BackgroundCompile { child: Helper(child), name, program, limits, result, lifeline, writer, cache })
+        let key = engine.fingerprint(kernel, tier).key();
+        let (child, paused) = (Helper(child), None);
+        Ok(BackgroundCompile { child, name, program, key, limits, until, paused, result, lifeline, writer, cache })
     }
 
     /// Stops the helper, until it is resumed or left alone: the workers need its CPU time more.
-    pub fn pause(&self) {
+    pub fn pause(&mut self) {
         self.child.signal(Signal::STOP);
+        self.paused = self.paused.or(Some(Instant::now()));
     }
 
     /// Lets it go on.
-    pub fn resume(&self) {
+    pub fn resume(&mut self) {
         self.child.signal(Signal::CONT);
+        self.until += self.paused.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 
     /// Lets the helper finish for the cache, though nobody waits for it here. Returns its process id; `None` where there
-    /// is no cache, or where enough others go on already, and nothing goes on.
-    pub fn leave(self) -> Option<u32> {
-        if leftover::list(self.cache.as_ref()?).len() >= leftover::MOST {
+    /// is no cache, or where enough others or one for the same go on already, and
+    /// nothing goes on.
+    pub fn leave(mut self) -> Option<u32> {
+        if !leftover::has_room(self.cache.as_ref()?, &self.key) {
             return None;
         }
         self.resume();
@@ -188,6 +204,10 @@ impl BackgroundCompile {
 
     /// The artifact or the failure, once; `None` while the compile runs.
     pub fn poll(&mut self) -> Option<Result<Vec<u8>, EngineError>> {
+        if self.paused.is_none() && Instant::now() > self.until {
+            // What comes then is its last words.
+            self.child.signal(Signal::KILL);
+        }
         let (artifact, words) = self.result.try_recv().ok()?;
         let status = self.child.0.wait();
         Some(artifact.ok_or_else(|| {

@@ -44,8 +44,11 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Takes a place that is free.
+    /// Takes a place that is free, unless somebody is at the same already.
     pub fn take(cache: &Cache, key: &str, kernel: &str) -> Option<Slot> {
+        if !has_room(cache, key) {
+            return None;
+        }
         paths(cache).find_map(|path| {
             let mut file = File::options().create(true).truncate(false).read(true).write(true).open(&path).ok()?;
             flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
@@ -81,6 +84,12 @@ pub fn list(cache: &Cache) -> Vec<Leftover> {
     paths(cache).filter_map(left).collect()
 }
 
+/// Whether one more may go on, for what this is the identity of.
+pub(super) fn has_room(cache: &Cache, key: &str) -> bool {
+    let left = list(cache);
+    left.len() < MOST && left.iter().all(|left| left.key != key)
+}
+
 /// Where their files are: of this machine, since others may share the cache.
 fn paths(cache: &Cache) -> impl Iterator<Item = PathBuf> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -97,6 +106,7 @@ mod tests {
         let cache = Cache::open(Some(home.path())).unwrap();
         let slots: Vec<Slot> = (0..MOST).map(|n| Slot::take(&cache, &format!("key{n}"), "k.wasm").unwrap()).collect();
         assert!(Slot::take(&cache, "more", "k.wasm").is_none());
+        assert!(!has_room(&cache, "more"));
         let known = list(&cache);
         assert_eq!(known.iter().map(|left| left.key.as_str()).collect::<Vec<_>>(), ["key0", "key1"]);
         assert_eq!((known[0].process, known[0].kernel.as_str()), (std::process::id(), "k.wasm"));
@@ -104,6 +114,7 @@ mod tests {
         assert!(!slots[0].is_mine() && slots[1].is_mine());
         drop(slots);
         assert!(list(&cache).is_empty());
-        assert!(Slot::take(&cache, "again", "k.wasm").is_some());
+        let again = Slot::take(&cache, "again", "k.wasm");
+        assert!(again.is_some() && Slot::take(&cache, "again", "k.wasm").is_none(), "one is enough for one module");
     }
 }

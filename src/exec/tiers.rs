@@ -32,7 +32,7 @@ pub(super) struct Tiers {
     kernels: Vec<State>,
     waiting: VecDeque<usize>,
     running: Option<(usize, Compile)>,
-    paused: Vec<(usize, BackgroundCompile)>,
+    paused: Vec<(usize, Box<BackgroundCompile>)>,
 }
 
 #[derive(Debug)]
@@ -49,7 +49,7 @@ struct State {
 
 #[derive(Debug)]
 enum Compile {
-    Helper(BackgroundCompile),
+    Helper(Box<BackgroundCompile>),
     Thread(Receiver<Result<Vec<u8>, EngineError>>),
 }
 
@@ -268,7 +268,7 @@ impl Tiers {
             return;
         }
         match self.running.take() {
-            Some((running, Compile::Helper(helper))) if running == index => {
+            Some((running, Compile::Helper(mut helper))) if running == index => {
                 helper.pause();
                 self.paused.push((index, helper));
                 let hint =
@@ -284,7 +284,7 @@ impl Tiers {
         if self.running.is_none()
             && let Some(position) = self.paused.iter().position(|(paused, _)| *paused == index)
         {
-            let (_, helper) = self.paused.swap_remove(position);
+            let (_, mut helper) = self.paused.swap_remove(position);
             helper.resume();
             self.running = Some((index, Compile::Helper(helper)));
         }
@@ -341,7 +341,8 @@ impl Tiers {
             Some(helper) => {
                 let (engine, threads, cache) = (&self.engine, self.threads, self.cache.as_ref());
                 let what = (&kernel, Tier::Optimized);
-                Ok(Compile::Helper(BackgroundCompile::start(helper, engine, what, threads, self.limits, cache)?))
+                let started = BackgroundCompile::start(helper, engine, what, threads, self.limits, cache)?;
+                Ok(Compile::Helper(Box::new(started)))
             }
             None => {
                 let (sender, receiver) = channel();

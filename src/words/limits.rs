@@ -74,7 +74,7 @@ pub fn advice(text: &str) -> Option<String> {
     if says(&["Too many open files", "(os error 24)"]) {
         return too_low(Limit::open_files(), "");
     }
-    if says(&["Cannot allocate memory", "(os error 12)", "out of memory"]) {
+    if says(&["Cannot allocate memory", "(os error 12)"]) {
         let limit = Limit::address_space();
         let without = "the system gives no more memory: is there enough, and is vm.overcommit_memory 0 or 1? Each worker \
                        thread reserves some GiB of addresses for each kernel, but uses far less";

@@ -12,6 +12,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::words;
+
 /// How a process ends that uses memory wrongly.
 const SIGNALS: [c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGABRT];
 /// The exit status of a failed run, and as whoever started the ranks is told.
@@ -95,7 +97,7 @@ impl Drop for Guard {
 pub(in crate::store) fn message(path: &Path) -> Arc<[u8]> {
     let text = format!(
         "error: HDF5 crashed while it read {}: the file is damaged\nhelp: copy it again from its source, or make it anew\n",
-        path.display()
+        words::line(&path.display().to_string())
     );
     text.into_bytes().into()
 }
