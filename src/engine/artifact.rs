@@ -41,7 +41,7 @@ impl Fingerprint {
             tier,
             pipeline,
             cpu: cpu.clone(),
-            nan_rule: "canonical, deferred".to_owned(),
+            nan_rule: "canonical after every operation".to_owned(),
             memory_style: "static, 8 GiB without checks, traps without calls".to_owned(),
         }
     }

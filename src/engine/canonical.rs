@@ -1,13 +1,99 @@
-//! Takes NaN canonicalisation out of loops that only add up.
+//! Makes the NaNs of LLVM's code canonical, where it can be seen and only there.
 //!
-//! wasmer canonicalises a NaN when a float reaches a local, so a sum in a loop waits for an addition, a comparison and a
-//! selection in every round. Arithmetic and comparisons do not see which NaN they get, so they may as well get the raw
-//! one; only what leaves the loop has to be canonical. Both forms give the same bits wherever bits can be seen.
+//! Every operation that can make a NaN is followed by a selection of the canonical one: the result is then a function of
+//! the operands, whatever constants LLVM folds and in whatever order it takes operands. wasmer's own way is not used: it
+//! keeps a NaN that came from a constant, and forgets 128-bit operations.
+//!
+//! Arithmetic and comparisons do not see which NaN they get, so they may as well get the raw one; only what leaves a sum
+//! has to be canonical. Both forms give the same bits wherever bits can be seen.
 #![expect(unsafe_code, reason = "LLVM's C API")]
 
 use llvm_sys::core::*;
 use llvm_sys::prelude::*;
 use llvm_sys::{LLVMOpcode, LLVMRealPredicate, LLVMTypeKind};
+
+/// Intrinsics, constrained ones among them, whose result is a NaN of LLVM's choice for some operands.
+const MAKING: [&str; 11] = [
+    "llvm.experimental.constrained.fadd.",
+    "llvm.experimental.constrained.fsub.",
+    "llvm.experimental.constrained.fmul.",
+    "llvm.experimental.constrained.fdiv.",
+    "llvm.experimental.constrained.fpext.",
+    "llvm.experimental.constrained.fptrunc.",
+    "llvm.sqrt.",
+    "llvm.ceil.",
+    "llvm.floor.",
+    "llvm.trunc.",
+    "llvm.nearbyint.",
+];
+
+/// Whether `call` calls an intrinsic that can make a NaN.
+///
+/// # Safety
+/// `call` must be a call instruction.
+pub(super) unsafe fn makes_nans(call: LLVMValueRef) -> bool {
+    // SAFETY: promised by the caller.
+    unsafe { callee_name(call) }.is_some_and(|name| MAKING.iter().any(|making| name.starts_with(making)))
+}
+
+/// The name of the function that `call` calls.
+///
+/// # Safety
+/// `call` must be a call instruction; the name lives as long as its module.
+pub(super) unsafe fn callee_name<'a>(call: LLVMValueRef) -> Option<&'a str> {
+    // SAFETY: LLVM returns null or `length` bytes that the module owns.
+    unsafe {
+        let mut length = 0;
+        let name = LLVMGetValueName2(LLVMGetCalledValue(call), &mut length);
+        if name.is_null() {
+            return None;
+        }
+        std::str::from_utf8(std::slice::from_raw_parts(name.cast::<u8>(), length)).ok()
+    }
+}
+
+/// Builds `value` with NaNs made canonical where `builder` stands.
+///
+/// # Safety
+/// `value` must be a float, or a vector of floats, that dominates the place.
+pub(super) unsafe fn canonical(builder: LLVMBuilderRef, value: LLVMValueRef) -> LLVMValueRef {
+    // SAFETY: both operands have the type of the value.
+    unsafe {
+        let ty = LLVMTypeOf(value);
+        let zero = LLVMConstNull(ty);
+        let is_nan = LLVMBuildFCmp(builder, LLVMRealPredicate::LLVMRealUNO, value, zero, c"".as_ptr());
+        LLVMBuildSelect(builder, is_nan, nan(ty), value, c"".as_ptr())
+    }
+}
+
+/// Gives the users of `instruction` its result with NaNs made canonical.
+///
+/// # Safety
+/// `instruction` must make a float or a vector of floats and be followed by another one.
+pub(super) unsafe fn canonicalise(builder: LLVMBuilderRef, instruction: LLVMValueRef) {
+    // SAFETY: the new instructions stand right behind the old one, so they dominate all its users.
+    unsafe {
+        let users = users(instruction);
+        LLVMPositionBuilderBefore(builder, LLVMGetNextInstruction(instruction));
+        let canonical = canonical(builder, instruction);
+        replace_uses(instruction, canonical, |user| users.contains(&user));
+    }
+}
+
+/// The canonical NaN, in every lane of a vector.
+///
+/// # Safety
+/// `ty` must be a float or a vector of floats.
+pub(super) unsafe fn nan(ty: LLVMTypeRef) -> LLVMValueRef {
+    // SAFETY: the element type is asked for of vectors only.
+    unsafe {
+        if LLVMGetTypeKind(ty) != LLVMTypeKind::LLVMVectorTypeKind {
+            return LLVMConstReal(ty, f64::NAN);
+        }
+        let mut lanes = vec![LLVMConstReal(LLVMGetElementType(ty), f64::NAN); LLVMGetVectorSize(ty) as usize];
+        LLVMConstVector(lanes.as_mut_ptr(), lanes.len() as u32)
+    }
+}
 
 /// Rewrites a function whose locals are in registers already.
 ///
@@ -57,12 +143,9 @@ unsafe fn defer_phi(phi: LLVMValueRef, builder: LLVMBuilderRef, deferred: &mut V
             next = LLVMGetNextInstruction(next);
         }
         LLVMPositionBuilderBefore(builder, next);
-        let ty = LLVMTypeOf(phi);
-        let is_nan = LLVMBuildFCmp(builder, LLVMRealPredicate::LLVMRealUNO, phi, LLVMConstNull(ty), c"".as_ptr());
-        let canonical = LLVMBuildSelect(builder, is_nan, LLVMConstReal(ty, f64::NAN), phi, c"".as_ptr());
-        replace_uses(phi, canonical, |user| {
-            user != is_nan && user != canonical && user != phi && !is_blind(user, deferred, DEPTH)
-        });
+        let seen: Vec<_> = users(phi).into_iter().filter(|user| *user != phi).collect();
+        let canonical = canonical(builder, phi);
+        replace_uses(phi, canonical, |user| seen.contains(&user) && !is_blind(user, deferred, DEPTH));
         deferred.push(phi);
         for (position, value) in (0..).zip(incoming) {
             if let Some(raw) = raw(value) {
@@ -72,40 +155,49 @@ unsafe fn defer_phi(phi: LLVMValueRef, builder: LLVMBuilderRef, deferred: &mut V
     }
 }
 
-/// `x`, if `value` is `x` with NaNs made canonical, as wasmer writes it: `select (fcmp uno x, 0), NaN, x`.
+/// `x`, if `value` is `x` with NaNs made canonical as above: `select (fcmp uno x, 0), NaN, x`.
 unsafe fn raw(value: LLVMValueRef) -> Option<LLVMValueRef> {
     // SAFETY: operands are asked for only of instructions that have them.
     unsafe {
         if !is(value, LLVMOpcode::LLVMSelect) || !is_float(value) {
             return None;
         }
-        let (condition, nan, x) = (LLVMGetOperand(value, 0), LLVMGetOperand(value, 1), LLVMGetOperand(value, 2));
+        let (condition, chosen, x) = (LLVMGetOperand(value, 0), LLVMGetOperand(value, 1), LLVMGetOperand(value, 2));
         let tests = is(condition, LLVMOpcode::LLVMFCmp)
             && LLVMGetFCmpPredicate(condition) == LLVMRealPredicate::LLVMRealUNO
             && LLVMGetOperand(condition, 0) == x
             && (LLVMGetOperand(condition, 1) == x || is_number(LLVMGetOperand(condition, 1)));
-        (tests && nan == LLVMConstReal(LLVMTypeOf(value), f64::NAN)).then_some(x)
+        (tests && chosen == nan(LLVMTypeOf(value))).then_some(x)
     }
 }
 
 /// How far sums of sums are followed.
 const DEPTH: u32 = 8;
 
-/// Whether nobody can tell by `user` which NaN it was given: a comparison, or arithmetic whose result is compared, made
-/// canonical, kept in a deferred phi, or an operand of such arithmetic again.
+/// Whether nobody can tell by `user` which NaN it was given: a comparison, or an operation on floats whose result is
+/// compared, made canonical, kept in a deferred phi, or an operand of such an operation again.
 unsafe fn is_blind(user: LLVMValueRef, deferred: &[LLVMValueRef], depth: u32) -> bool {
-    use LLVMOpcode::{LLVMFAdd, LLVMFCmp, LLVMFDiv, LLVMFMul, LLVMFSub};
     // SAFETY: walks the uses of an instruction and asks for opcodes only.
     unsafe {
-        if is(user, LLVMFCmp) {
+        if is(user, LLVMOpcode::LLVMFCmp) {
             return true;
         }
-        let is_arithmetic = [LLVMFAdd, LLVMFSub, LLVMFMul, LLVMFDiv].into_iter().any(|opcode| is(user, opcode));
-        is_arithmetic
+        passes_floats_on(user)
             && depth > 0
             && users(user)
                 .into_iter()
                 .all(|seen| raw(seen) == Some(user) || deferred.contains(&seen) || is_blind(seen, deferred, depth - 1))
+    }
+}
+
+/// Whether `user` is an operation whose result is a NaN of some kind for whichever NaN it is given.
+unsafe fn passes_floats_on(user: LLVMValueRef) -> bool {
+    use LLVMOpcode::{LLVMCall, LLVMFAdd, LLVMFDiv, LLVMFMul, LLVMFNeg, LLVMFPExt, LLVMFPTrunc, LLVMFSub};
+    // SAFETY: the callee is asked for of calls only.
+    unsafe {
+        [LLVMFAdd, LLVMFSub, LLVMFMul, LLVMFDiv, LLVMFNeg, LLVMFPExt, LLVMFPTrunc].iter().any(|code| is(user, *code))
+            || is(user, LLVMCall)
+                && (makes_nans(user) || callee_name(user).is_some_and(|name| name.starts_with("llvm.fabs.")))
     }
 }
 
@@ -120,10 +212,16 @@ unsafe fn is(value: LLVMValueRef, opcode: LLVMOpcode) -> bool {
     unsafe { !LLVMIsAInstruction(value).is_null() && LLVMGetInstructionOpcode(value) == opcode }
 }
 
-/// A scalar of 32 or 64 bits.
+/// A float of 32 or 64 bits, or a vector of them.
 unsafe fn is_float(value: LLVMValueRef) -> bool {
-    // SAFETY: every value has a type.
-    let kind = unsafe { LLVMGetTypeKind(LLVMTypeOf(value)) };
+    // SAFETY: every value has a type; the element type is asked for of vectors only.
+    let kind = unsafe {
+        let ty = LLVMTypeOf(value);
+        match LLVMGetTypeKind(ty) {
+            LLVMTypeKind::LLVMVectorTypeKind => LLVMGetTypeKind(LLVMGetElementType(ty)),
+            kind => kind,
+        }
+    };
     matches!(kind, LLVMTypeKind::LLVMFloatTypeKind | LLVMTypeKind::LLVMDoubleTypeKind)
 }
 
@@ -132,7 +230,8 @@ unsafe fn is_number(value: LLVMValueRef) -> bool {
     // SAFETY: the double is asked for after it is known to be a constant float.
     unsafe {
         let mut inexact = 0;
-        !LLVMIsAConstantFP(value).is_null() && !LLVMConstRealGetDouble(value, &mut inexact).is_nan()
+        LLVMIsNull(value) != 0
+            || !LLVMIsAConstantFP(value).is_null() && !LLVMConstRealGetDouble(value, &mut inexact).is_nan()
     }
 }
 
@@ -150,7 +249,11 @@ unsafe fn replace_uses(old: LLVMValueRef, new: LLVMValueRef, wanted: impl Fn(LLV
     }
 }
 
-unsafe fn users(value: LLVMValueRef) -> Vec<LLVMValueRef> {
+/// The instructions that `value` is an operand of, once for each time.
+///
+/// # Safety
+/// `value` must be live.
+pub(super) unsafe fn users(value: LLVMValueRef) -> Vec<LLVMValueRef> {
     let mut users = Vec::new();
     // SAFETY: only walks the list of uses.
     unsafe {

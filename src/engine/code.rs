@@ -10,7 +10,6 @@ use wasmer_compiler_llvm::{LLVM, LLVMOptLevel};
 use wasmer_compiler_singlepass::Singlepass;
 
 use super::artifact::{Artifact, Fingerprint, Pipeline};
-use super::frames::Frames;
 use super::pipeline::Pipeline as FullPipeline;
 use super::rewrite::{HostState, rewrite};
 use super::{Cpu, EngineError, Kernel};
@@ -176,12 +175,8 @@ impl Engine {
 pub fn optimize(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<Vec<u8>, EngineError> {
     let started = Instant::now();
     let mut llvm = LLVM::new();
-    CompilerConfig::canonicalize_nans(&mut llvm, true);
-    let full = Arc::new(FullPipeline::new(cpu.clone()));
-    match pipeline {
-        Pipeline::Full => llvm.callbacks(Some(full.clone())),
-        Pipeline::Stock => llvm.callbacks(Some(Arc::new(Frames))),
-    };
+    let full = Arc::new(FullPipeline::new((pipeline == Pipeline::Full).then(|| cpu.clone())));
+    llvm.callbacks(Some(full.clone()));
     let code = compile(kernel, EngineBuilder::new(llvm), "llvm", &rewritten(kernel)?.optimizable)?;
     if pipeline == Pipeline::Full
         && let Some(message) = full.error().or_else(|| (full.optimized() == 0).then(|| "no function".to_owned()))
@@ -200,9 +195,7 @@ pub fn start_artifact(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<
         None => compile(kernel, EngineBuilder::new(singlepass()), "singlepass", &rewritten.baseline)?,
         Some(_) => {
             let mut llvm = LLVM::new();
-            llvm.opt_level(LLVMOptLevel::None);
-            llvm.callbacks(Some(Arc::new(Frames)));
-            CompilerConfig::canonicalize_nans(&mut llvm, true);
+            llvm.opt_level(LLVMOptLevel::None).callbacks(Some(Arc::new(FullPipeline::new(None))));
             compile(kernel, EngineBuilder::new(llvm), "llvm -O0", &rewritten.optimizable)?
         }
     };

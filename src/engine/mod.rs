@@ -7,6 +7,7 @@
 //! Refuses to do: scheduling, files other than its cache, MPI. A kernel imports nothing and so reaches nothing but its
 //! own memory. Invariant: both tiers give the same bits, NaNs included, for every module that is accepted.
 
+mod accesses;
 mod arena;
 mod artifact;
 mod background;

@@ -2,10 +2,10 @@
 //! list for a generic one.
 //!
 //! wasmer translates every guest load and store as `volatile` and all arithmetic as constrained floating-point
-//! intrinsics; neither vectorizes. WebAssembly needs neither: it has one rounding mode and no visible floating-point
-//! flags, and an access out of bounds faults whether or not it is volatile. So before wasmer's passes run the function
-//! is rewritten to plain operations and marked `optnone`, which those passes skip; after them it is optimized for
-//! real. Both ends are wasmer's public [`LLVMCallbacks`], so no linker tricks are needed and libraries get it too.
+//! intrinsics; neither vectorizes. WebAssembly has one rounding mode and no visible floating-point flags, and an access
+//! out of bounds faults whether or not it is volatile, if only it is there. So before wasmer's passes run the function is
+//! rewritten to plain operations and marked `optnone`, which those passes skip; after them it is optimized for real,
+//! without `volatile` where `accesses.rs` finds no need of it. Both ends are wasmer's public [`LLVMCallbacks`], so no linker tricks are needed and libraries get it too.
 //!
 //! This is the LLVM door of the crate's `unsafe`: the C API on the module that wasmer hands over for the time of the
 //! call.
@@ -16,8 +16,8 @@ use std::ptr::null_mut;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::canonical;
 use super::frames::Frames;
+use super::{accesses, canonical};
 use llvm_sys::core::*;
 use llvm_sys::error::{LLVMDisposeErrorMessage, LLVMGetErrorMessage};
 use llvm_sys::prelude::*;
@@ -59,17 +59,17 @@ unsafe fn owned(text: *mut c_char) -> String {
     }
 }
 
-/// Optimizes every function of a module for `cpu`.
+/// What every compile by LLVM needs: frames that are probed and canonical NaNs. Optimizes for a CPU, if it has one.
 #[derive(Debug)]
 pub(super) struct Pipeline {
-    cpu: Cpu,
+    cpu: Option<Cpu>,
     /// Functions that went through; the proof that wasmer called.
     optimized: AtomicU64,
     error: Mutex<Option<String>>,
 }
 
 impl Pipeline {
-    pub fn new(cpu: Cpu) -> Pipeline {
+    pub fn new(cpu: Option<Cpu>) -> Pipeline {
         Pipeline { cpu, optimized: AtomicU64::new(0), error: Mutex::new(None) }
     }
 
@@ -89,14 +89,14 @@ impl LLVMCallbacks for Pipeline {
         Frames.preopt_ir(kind, module);
         if let CompiledKind::Local(_) = kind {
             // SAFETY: the module is alive and nobody else uses it or its context during the callback.
-            unsafe { simplify(module.as_mut_ptr()) }
+            unsafe { simplify(module.as_mut_ptr(), self.cpu.is_some()) }
         }
     }
 
     fn postopt_ir(&self, kind: &CompiledKind, module: &InkwellModule) {
-        if let CompiledKind::Local(_) = kind {
+        if let (CompiledKind::Local(_), Some(cpu)) = (kind, &self.cpu) {
             // SAFETY: as above.
-            let result = unsafe { optimize(module.as_mut_ptr(), &self.cpu) };
+            let result = unsafe { optimize(module.as_mut_ptr(), cpu) };
             match (result, self.error.lock()) {
                 (Ok(()), _) => {
                     self.optimized.fetch_add(1, Ordering::Relaxed);
@@ -123,11 +123,12 @@ pub(super) unsafe fn add_text_attribute(context: LLVMContextRef, function: LLVMV
     }
 }
 
-/// Clears `volatile`, turns constrained operations into plain ones, and hides the function from wasmer's passes.
+/// Makes NaNs canonical. For the full pipeline also turns constrained operations into plain ones, and hides the function
+/// from wasmer's passes.
 ///
 /// # Safety
 /// `module` must be valid and not be used by anyone else meanwhile.
-unsafe fn simplify(module: LLVMModuleRef) {
+unsafe fn simplify(module: LLVMModuleRef, full: bool) {
     // SAFETY: all handles below come from this module and its context; an instruction is erased only after its
     // successor was taken and its uses were replaced.
     unsafe {
@@ -135,49 +136,45 @@ unsafe fn simplify(module: LLVMModuleRef) {
         let builder = LLVMCreateBuilderInContext(context);
         let strictfp = attribute_kind("strictfp");
         for function in defined_functions(module) {
-            LLVMRemoveEnumAttributeAtIndex(function, ON_FUNCTION, strictfp);
+            if full {
+                LLVMRemoveEnumAttributeAtIndex(function, ON_FUNCTION, strictfp);
+                for name in ["optnone", "noinline"] {
+                    let attribute = LLVMCreateEnumAttribute(context, attribute_kind(name), 0);
+                    LLVMAddAttributeAtIndex(function, ON_FUNCTION, attribute);
+                }
+            }
             let mut block = LLVMGetFirstBasicBlock(function);
             while !block.is_null() {
                 let mut instruction = LLVMGetFirstInstruction(block);
                 while !instruction.is_null() {
                     let next = LLVMGetNextInstruction(instruction);
-                    match LLVMGetInstructionOpcode(instruction) {
-                        LLVMOpcode::LLVMLoad | LLVMOpcode::LLVMStore => LLVMSetVolatile(instruction, 0),
-                        LLVMOpcode::LLVMCall => {
+                    if LLVMGetInstructionOpcode(instruction) == LLVMOpcode::LLVMCall {
+                        if full {
                             LLVMRemoveCallSiteEnumAttribute(instruction, ON_FUNCTION, strictfp);
-                            replace_constrained(builder, instruction);
                         }
-                        _ => {}
+                        if !(full && replace_constrained(builder, instruction)) && canonical::makes_nans(instruction) {
+                            canonical::canonicalise(builder, instruction);
+                        }
                     }
                     instruction = next;
                 }
                 block = LLVMGetNextBasicBlock(block);
-            }
-            for name in ["optnone", "noinline"] {
-                let attribute = LLVMCreateEnumAttribute(context, attribute_kind(name), 0);
-                LLVMAddAttributeAtIndex(function, ON_FUNCTION, attribute);
             }
         }
         LLVMDisposeBuilder(builder);
     }
 }
 
-/// Replaces a call of `llvm.experimental.constrained.*` by the plain instruction of the same meaning.
+/// Replaces a call of `llvm.experimental.constrained.*` by the plain instruction of the same meaning, with NaNs made
+/// canonical. False if it is another call.
 ///
 /// # Safety
 /// `call` must be a call instruction in a module that nobody else uses.
-unsafe fn replace_constrained(builder: LLVMBuilderRef, call: LLVMValueRef) {
+unsafe fn replace_constrained(builder: LLVMBuilderRef, call: LLVMValueRef) -> bool {
     // SAFETY: operand counts are those of the intrinsics, which wasmer declared and LLVM's verifier checks.
     unsafe {
-        let callee = LLVMGetCalledValue(call);
-        let mut length = 0;
-        let name = LLVMGetValueName2(callee, &mut length);
-        if name.is_null() {
-            return;
-        }
-        let name = std::slice::from_raw_parts(name.cast::<u8>(), length);
-        let Some(operation) = name.strip_prefix(b"llvm.experimental.constrained.") else { return };
-        let operation = operation.split(|b| *b == b'.').next().unwrap_or_default();
+        let name = canonical::callee_name(call).and_then(|name| name.strip_prefix("llvm.experimental.constrained."));
+        let Some(operation) = name.and_then(|name| name.split('.').next()) else { return false };
         LLVMPositionBuilderBefore(builder, call);
         let operand = |index: u32| {
             debug_assert!(index < MAX_OPERANDS);
@@ -186,20 +183,48 @@ unsafe fn replace_constrained(builder: LLVMBuilderRef, call: LLVMValueRef) {
         let unnamed = c"".as_ptr();
         let result_type = LLVMTypeOf(call);
         let plain = match operation {
-            b"fadd" => LLVMBuildFAdd(builder, operand(0), operand(1), unnamed),
-            b"fsub" => LLVMBuildFSub(builder, operand(0), operand(1), unnamed),
-            b"fmul" => LLVMBuildFMul(builder, operand(0), operand(1), unnamed),
-            b"fdiv" => LLVMBuildFDiv(builder, operand(0), operand(1), unnamed),
-            b"fpext" => LLVMBuildFPExt(builder, operand(0), result_type, unnamed),
-            b"fptrunc" => LLVMBuildFPTrunc(builder, operand(0), result_type, unnamed),
-            b"fcmp" | b"fcmps" => match predicate(LLVMGetOperand(call, 2)) {
+            "fadd" if quiets_nans_only(call) => canonical::nan(result_type),
+            "fadd" => LLVMBuildFAdd(builder, operand(0), operand(1), unnamed),
+            "fsub" => LLVMBuildFSub(builder, operand(0), operand(1), unnamed),
+            "fmul" => LLVMBuildFMul(builder, operand(0), operand(1), unnamed),
+            "fdiv" => LLVMBuildFDiv(builder, operand(0), operand(1), unnamed),
+            "fpext" => LLVMBuildFPExt(builder, operand(0), result_type, unnamed),
+            "fptrunc" => LLVMBuildFPTrunc(builder, operand(0), result_type, unnamed),
+            "fcmp" | "fcmps" => match predicate(LLVMGetOperand(call, 2)) {
                 Some(predicate) => LLVMBuildFCmp(builder, predicate, operand(0), operand(1), unnamed),
-                None => return,
+                None => return false,
             },
-            _ => return,
+            _ => return false,
         };
-        LLVMReplaceAllUsesWith(call, plain);
+        let replacement = if operation.starts_with("fcmp") { plain } else { canonical::canonical(builder, plain) };
+        LLVMReplaceAllUsesWith(call, replacement);
         LLVMInstructionEraseFromParent(call);
+        true
+    }
+}
+
+/// Whether `call` adds zero to a value and is looked at only where that is a NaN: so wasmer quiets NaNs in `min` and `max`.
+///
+/// # Safety
+/// `call` must be a call of a constrained `fadd`, with comparisons before it replaced by plain ones.
+unsafe fn quiets_nans_only(call: LLVMValueRef) -> bool {
+    // SAFETY: opcodes are asked for of instructions, operands of instructions that have them.
+    unsafe {
+        let value = LLVMGetOperand(call, 0);
+        let tests_value = |condition: LLVMValueRef| {
+            !LLVMIsAFCmpInst(condition).is_null()
+                && LLVMGetFCmpPredicate(condition) == LLVMRealPredicate::LLVMRealUNO
+                && LLVMGetOperand(condition, 0) == value
+                && LLVMIsNull(LLVMGetOperand(condition, 1)) != 0
+        };
+        let chosen_for_nan = |user: &LLVMValueRef| {
+            !LLVMIsASelectInst(*user).is_null()
+                && LLVMGetOperand(*user, 1) == call
+                && LLVMGetOperand(*user, 2) != call
+                && tests_value(LLVMGetOperand(*user, 0))
+        };
+        let users = canonical::users(call);
+        LLVMIsNull(LLVMGetOperand(call, 1)) != 0 && !users.is_empty() && users.iter().all(chosen_for_nan)
     }
 }
 
@@ -287,13 +312,20 @@ unsafe fn optimize(module: LLVMModuleRef, cpu: &Cpu) -> Result<(), String> {
         LLVMPassBuilderOptionsSetLoopInterleaving(options, 1);
         LLVMPassBuilderOptionsSetLoopUnrolling(options, 1);
         // Locals into registers first: only then is it seen which values stay inside arithmetic.
-        let mut error = LLVMRunPasses(module, c"function(sroa)".as_ptr(), machine, options);
+        let mut error = LLVMRunPasses(module, c"function(sroa,early-cse)".as_ptr(), machine, options);
         if error.is_null() {
             let builder = LLVMCreateBuilderInContext(context);
             for function in defined_functions(module) {
                 canonical::defer(function, builder);
             }
             LLVMDisposeBuilder(builder);
+            // Then nothing is left whose value is plainly of no use but what is marked as volatile.
+            error = LLVMRunPasses(module, c"function(instcombine,simplifycfg,adce)".as_ptr(), machine, options);
+        }
+        if error.is_null() {
+            for function in defined_functions(module) {
+                accesses::release(function);
+            }
             error = LLVMRunPasses(module, c"default<O3>".as_ptr(), machine, options);
         }
         LLVMDisposePassBuilderOptions(options);

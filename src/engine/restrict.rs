@@ -5,8 +5,8 @@
 //! that LLVM's code leaves open: it reads base and bound of a table once per function, and extends an index with its sign.
 
 use wasmparser::{
-    FuncValidator, FuncValidatorAllocations, FunctionBody, Operator, OperatorsReader, Parser, Payload, ValidPayload,
-    Validator, ValidatorResources, WasmFeatures,
+    BlockType, FuncType, FuncValidator, FuncValidatorAllocations, FunctionBody, Operator, OperatorsReader, Parser,
+    Payload, ValidPayload, Validator, ValidatorResources, WasmFeatures,
 };
 
 /// What a kernel module may use, less what [`refusal`] names: WebAssembly 2.0, which both tiers together can run.
@@ -23,8 +23,10 @@ const MAX_SINGLEPASS_STEPS: usize = 100_000_000;
 
 /// What a valid module uses although no kernel may, and what to do about it.
 pub(super) fn refusal(bytes: &[u8]) -> Option<(String, &'static str)> {
+    let (mut types, mut left) = (Vec::new(), None);
     for payload in Parser::new(0).parse_all(bytes).flatten() {
         match payload {
+            Payload::TypeSection(section) => types = section.into_iter_err_on_gc_types().flatten().collect(),
             Payload::TableSection(section) => {
                 let large = section.into_iter().flatten().find(|table| table.ty.initial > MAX_TABLE_ENTRIES);
                 if let Some(table) = large {
@@ -37,13 +39,21 @@ pub(super) fn refusal(bytes: &[u8]) -> Option<(String, &'static str)> {
                 if let Some((name, advice)) = operators.find_map(|operator| refused_operator(&operator)) {
                     return Some((name.to_owned(), advice));
                 }
+                if left.is_none() && leaves_parameters(&body, &types) {
+                    let what = format!("{LEFT_PARAMETERS} (function at byte {:#x})", body.range().start);
+                    left = Some((what, "build it without the multi-value feature"));
+                }
             }
             _ => {}
         }
     }
     let references = WasmFeatures::REFERENCE_TYPES.difference(WasmFeatures::CALL_INDIRECT_OVERLONG);
-    let error = Validator::new_with_features(FEATURES.difference(references)).validate_all(bytes).err()?;
-    Some((format!("reference types ({}, at byte {:#x})", error.message(), error.offset()), CONSTANT_TABLE))
+    match Validator::new_with_features(FEATURES.difference(references)).validate_all(bytes) {
+        Err(error) => {
+            Some((format!("reference types ({}, at byte {:#x})", error.message(), error.offset()), CONSTANT_TABLE))
+        }
+        Ok(_) => left,
+    }
 }
 
 const CONSTANT_TABLE: &str = "it has one table of functions, which never changes; this is what C, C++ and Rust make of \
@@ -63,6 +73,41 @@ fn refused_operator(operator: &Operator<'_>) -> Option<(&'static str, &'static s
         _ => return None,
     };
     Some((name, CONSTANT_TABLE))
+}
+
+/// What a block is called that wasmer's translator for LLVM gets wrong.
+pub(super) const LEFT_PARAMETERS: &str = "a block with parameters that control never leaves at its end";
+
+/// Whether a block has parameters and ends behind a branch. wasmer's translator for LLVM takes the parameters for operands
+/// of what follows then, and another value for theirs.
+fn leaves_parameters(body: &FunctionBody<'_>, types: &[FuncType]) -> bool {
+    let Ok(reader) = body.get_operators_reader() else { return false };
+    // For each open block that control reaches, whether it has parameters; and how many blocks are open behind a branch.
+    let (mut open, mut dead) = (vec![false], 0);
+    for operator in reader.into_iter().flatten() {
+        match operator {
+            Operator::Block { blockty } | Operator::Loop { blockty } | Operator::If { blockty } if dead == 0 => {
+                let parameters = |ty: u32| types.get(ty as usize).is_some_and(|ty| !ty.params().is_empty());
+                open.push(matches!(blockty, BlockType::FuncType(ty) if parameters(ty)));
+            }
+            Operator::Block { .. } | Operator::Loop { .. } | Operator::If { .. } => dead += 1,
+            Operator::Else | Operator::End if dead <= 1 => {
+                if dead == 1 && open.last() == Some(&true) {
+                    return true;
+                }
+                dead = 0;
+                if matches!(operator, Operator::End) {
+                    open.pop();
+                }
+            }
+            Operator::End => dead -= 1,
+            Operator::Br { .. } | Operator::BrTable { .. } | Operator::Return | Operator::Unreachable if dead == 0 => {
+                dead = 1;
+            }
+            _ => {}
+        }
+    }
+    false
 }
 
 /// What a valid module has that Singlepass cannot compile, or not within bounds of stack, memory and time.
@@ -168,6 +213,9 @@ mod tests {
             (table, "(data.drop $d)", "data.drop"),
             ("(table 10000001 funcref)", "", "a table of 10000001 entries"),
             ("(table 4294967295 funcref)", "", "a table of 4294967295 entries"),
+            ("", "i32.const 1 (block (param i32) (result i64) i64.const 7 br 0) drop", LEFT_PARAMETERS),
+            ("", "i32.const 1 (loop (param i32) drop unreachable)", LEFT_PARAMETERS),
+            ("", "i32.const 1 local.get 0 (if (param i32) (then return) (else drop))", LEFT_PARAMETERS),
         ] {
             let bytes = module(rest, body);
             Validator::new_with_features(FEATURES).validate_all(&bytes).unwrap();

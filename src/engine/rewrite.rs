@@ -1,8 +1,11 @@
 //! Rewrites a kernel module so that two compiled forms of it can share one memory.
 //!
 //! Memory and mutable globals become imports that the host owns, active data segments and the start function are taken
-//! out for the host to apply once, tables stay inside. The baseline form also canonicalises NaNs where Singlepass does
-//! not: behind `f64.promote_f32` and `f32.demote_f64`, by a multiplication with 1, which changes nothing else.
+//! out for the host to apply once, tables stay inside.
+//!
+//! Both forms must give the same NaNs: every operation that makes one makes the canonical one, and `neg`, `abs`, `copysign`
+//! and moves see that. Where a compiler does not do so, the code says it: a multiplication by 1 canonicalises and
+//! changes nothing else, a pair of `reinterpret` lets Singlepass put nothing off.
 
 use wasm_encoder::reencode::{Error, Reencode};
 use wasm_encoder::{
@@ -83,15 +86,79 @@ impl From<Error> for RewriteError {
 
 /// Rewrites a validated module without imports.
 pub(super) fn rewrite(bytes: &[u8]) -> Result<Rewritten, RewriteError> {
-    let (optimizable, state) = rewrite_form(bytes, false)?;
-    let (baseline, _) = rewrite_form(bytes, true)?;
+    let (optimizable, state) = rewrite_form(bytes, Form::Optimizable)?;
+    let (baseline, _) = rewrite_form(bytes, Form::Baseline)?;
     Ok(Rewritten { baseline, optimizable, state })
+}
+
+/// Which compiler a module is rewritten for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Singlepass.
+    Baseline,
+    /// LLVM, with NaNs made canonical by `canonical.rs`.
+    Optimizable,
+}
+
+impl Form {
+    /// Instructions to stand before `operator`, which follows `previous`, and behind it.
+    fn around(
+        self,
+        previous: &Operator,
+        operator: &Operator,
+    ) -> (&'static [Instruction<'static>], Vec<Instruction<'static>>) {
+        use Instruction as I;
+        let once_32 = || vec![I::F32Const(1f32.into()), I::F32Mul];
+        let once_64 = || vec![I::F64Const(1f64.into()), I::F64Mul];
+        match (self, operator) {
+            // Singlepass passes on what it was given.
+            (Form::Baseline, Operator::F64PromoteF32) => (&[], once_64()),
+            (Form::Baseline, Operator::F32DemoteF64) => (&[], once_32()),
+            // Singlepass makes results of arithmetic canonical when they are first seen, which `neg` is not for it.
+            (Form::Baseline, Operator::F32Neg) if !is_settled(previous) => {
+                (&[I::I32ReinterpretF32, I::F32ReinterpretI32], Vec::new())
+            }
+            (Form::Baseline, Operator::F64Neg) if !is_settled(previous) => {
+                (&[I::I64ReinterpretF64, I::F64ReinterpretI64], Vec::new())
+            }
+            // wasmer's translator folds these for constants, before anybody can make the result canonical.
+            (Form::Optimizable, Operator::F64x2PromoteLowF32x4) => {
+                (&[], vec![I::F64Const(1f64.into()), I::F64x2Splat, I::F64x2Mul])
+            }
+            (Form::Optimizable, Operator::F32x4DemoteF64x2Zero) => {
+                (&[], vec![I::F32Const(1f32.into()), I::F32x4Splat, I::F32x4Mul])
+            }
+            _ => (&[], Vec::new()),
+        }
+    }
+}
+
+/// Whether the result of `operator` has no canonicalisation to come, for Singlepass.
+fn is_settled(operator: &Operator) -> bool {
+    use Operator as O;
+    matches!(
+        operator,
+        O::LocalGet { .. }
+            | O::GlobalGet { .. }
+            | O::F32Load { .. }
+            | O::F64Load { .. }
+            | O::F32Const { .. }
+            | O::F64Const { .. }
+            | O::F32ReinterpretI32
+            | O::F64ReinterpretI64
+            | O::F32Copysign
+            | O::F64Copysign
+            | O::F32Min
+            | O::F64Min
+            | O::F32Max
+            | O::F64Max
+    )
 }
 
 /// Renumbers globals: mutable ones are imports now and come first.
 struct Renumber {
     globals: Vec<u32>,
-    canonicalise: bool,
+    form: Form,
 }
 
 impl Reencode for Renumber {
@@ -102,22 +169,20 @@ impl Reencode for Renumber {
     }
 
     fn parse_function_body(&mut self, code: &mut CodeSection, body: wasmparser::FunctionBody<'_>) -> Result<(), Error> {
-        if !self.canonicalise {
-            return wasm_encoder::reencode::utils::parse_function_body(self, code, body);
-        }
         let mut function = self.new_function_with_parsed_locals(&body)?;
         let mut reader = body.get_operators_reader()?;
+        let mut previous = Operator::Nop;
         while !reader.eof() {
             let operator = reader.read()?;
-            let quiet: &[Instruction] = match operator {
-                Operator::F64PromoteF32 => &[Instruction::F64Const(1f64.into()), Instruction::F64Mul],
-                Operator::F32DemoteF64 => &[Instruction::F32Const(1f32.into()), Instruction::F32Mul],
-                _ => &[],
-            };
-            function.instruction(&self.instruction(operator)?);
-            for instruction in quiet {
+            let (before, behind) = self.form.around(&previous, &operator);
+            for instruction in before {
                 function.instruction(instruction);
             }
+            function.instruction(&self.instruction(operator.clone())?);
+            for instruction in &behind {
+                function.instruction(instruction);
+            }
+            previous = operator;
         }
         code.function(&function);
         Ok(())
@@ -138,8 +203,8 @@ struct Sections {
     data: DataSection,
 }
 
-fn rewrite_form(bytes: &[u8], canonicalise: bool) -> Result<(Vec<u8>, HostState), RewriteError> {
-    let mut renumber = Renumber { globals: renumbered_globals(bytes)?, canonicalise };
+fn rewrite_form(bytes: &[u8], form: Form) -> Result<(Vec<u8>, HostState), RewriteError> {
+    let mut renumber = Renumber { globals: renumbered_globals(bytes)?, form };
     let mut sections = Sections::default();
     let mut state = HostState::default();
     let mut passive_segments = false;
