@@ -348,7 +348,7 @@ impl Instance {
     }
 }
 
-fn new_global(store: &mut Store, initial: Initial) -> Global {
+pub(super) fn new_global(store: &mut Store, initial: Initial) -> Global {
     let value = match initial {
         Initial::I32(value) => Value::I32(value),
         Initial::I64(value) => Value::I64(value),
@@ -359,7 +359,7 @@ fn new_global(store: &mut Store, initial: Initial) -> Global {
     Global::new_mut(store, value)
 }
 
-fn instantiate(
+pub(super) fn instantiate(
     store: &mut Store,
     code: &Code,
     memory: &GuestMemory,

@@ -47,6 +47,12 @@ pub use shared::{Mapped, SharedBytes, SharedName};
 pub use view::{Access, OperandSpec, View};
 
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod hostile_tests;
+#[cfg(test)]
+mod spec_tests;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,43 @@
+//! Runs random modules on both tiers and compares them bit for bit:
+//! `cargo run --release --example engine_fuzz -- [EXECUTIONS [SEED]]`, by default 100,000 executions from seed 0.
+//!
+//! An execution is one call of one function on both tiers. The first difference ends the run with status 1; the module is
+//! then in `engine_fuzz_SEED.wasm` in the working directory. A seed gives the same modules and calls on every machine,
+//! so a difference is reproduced by `engine_fuzz 1 SEED`.
+#![expect(clippy::unwrap_used, reason = "arguments of a developer's tool")]
+
+use std::time::Instant;
+
+// The file says `crate::engine`; this makes it the library's.
+use exuvia::{engine, tensor};
+
+#[path = "../src/engine/differential.rs"]
+mod differential;
+
+/// Calls of one module; compiling it takes far longer than a call.
+const CALLS: u32 = 400;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u64>().unwrap());
+    let (executions, first) = (arguments.next().unwrap_or(100_000), arguments.next().unwrap_or(0));
+    let (started, mut tally) = (Instant::now(), differential::Tally::default());
+    let mut seed = first;
+    while tally.executions < executions {
+        let compared = std::panic::catch_unwind(|| {
+            let mut tally = tally;
+            differential::compare(seed, CALLS, &mut tally).map(|()| tally)
+        });
+        let compared = compared.unwrap_or_else(|_| Err(format!("seed {seed}: a compiler panics")));
+        if let Err(difference) = compared.map(|new| tally = new) {
+            let file = format!("engine_fuzz_{seed}.wasm");
+            std::fs::write(&file, differential::module(seed).0).unwrap();
+            println!("{difference}; the module is in {file}\n{tally:?}");
+            std::process::exit(1);
+        }
+        seed += 1;
+        if (seed - first).is_multiple_of(100) {
+            println!("seed {seed}, {:.0} s: {tally:?}", started.elapsed().as_secs_f64());
+        }
+    }
+    println!("seeds {first} to {} in {:.0} s: {tally:?}", seed - 1, started.elapsed().as_secs_f64());
+}
