@@ -25,8 +25,8 @@ pub(super) fn undecided(indices: &[IndexPlan]) -> Option<String> {
     let list = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
     let note = || {
         format!(
-            "every task gets all of {}, since there is no 'reduce' to say which of them may be cut: reduce = [{list}], or \
-             those over ranges of which the kernel can compute partial results, would spread the work",
+            "every task gets all of {}, since there is no 'reduce' to say which of them may be cut: reduce = [{list}], less \
+             those that the kernel needs as wholes, would spread the work",
             names.join(", ")
         )
     };
