@@ -115,7 +115,7 @@ pub fn main() -> i32 {
         }
     };
     log_to_stderr();
-    crate::store::contain_crashes(told::ending());
+    crate::store::contain_crashes(told::ending(), crate::store::CALL_LIMIT);
     survive_full_files();
     let code = match arguments.verb {
         Verb::Run(arguments) => run::run(&arguments),

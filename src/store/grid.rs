@@ -75,7 +75,7 @@ impl Axis {
             return Some(Slab { start, stride: to - from, count: 1, block: to - from });
         }
         match self {
-            Axis::Even(slab) if from % slab.block == 0 && to % slab.block == 0 => {
+            Axis::Even(slab) if from.is_multiple_of(slab.block) && to.is_multiple_of(slab.block) => {
                 Some(Slab { start, count: (to - from) / slab.block, ..*slab })
             }
             _ => None,
@@ -98,7 +98,7 @@ impl Axis {
     pub fn first(self, length: u64) -> Axis {
         match self {
             Axis::Even(slab) if slab.count == 1 || slab.stride == slab.block => Axis::box_of(slab.start, length),
-            Axis::Even(slab) if length % slab.block.max(1) == 0 => {
+            Axis::Even(slab) if length.is_multiple_of(slab.block.max(1)) => {
                 Axis::Even(Slab { count: length / slab.block.max(1), ..slab })
             }
             axis if axis.len() == length => axis,

@@ -37,10 +37,13 @@ pub use read::{Catalog, DatasetInfo, Reader, describe};
 pub use staging::{Staging, Unfinished, is_unfinished};
 pub use writer::Writer;
 
-/// From now on a crash of HDF5 on a damaged file ends the process with exit status 1 and an error that names the file. `word`, if
-/// there is one, is told the status. To be called once, before kernels are compiled.
-pub fn contain_crashes(word: Option<std::fs::File>) {
-    raw::guard::contain_crashes(word);
+/// CPU time after which HDF5 is taken to be in an endless loop, while it says what is in a file.
+pub const CALL_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// From now on a crash of HDF5 on a damaged file, or a call of it without an end, ends the process with exit status 1 and an
+/// error that names the file. `word`, if there is one, is told the status. To be called once, before kernels are compiled.
+pub fn contain_crashes(word: Option<std::fs::File>, call_limit: std::time::Duration) {
+    raw::guard::contain_crashes(word, call_limit);
 }
 
 /// Version of the HDF5 library at run time.

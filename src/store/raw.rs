@@ -9,11 +9,10 @@
 pub(super) mod guard;
 pub(super) mod source;
 
-use std::ffi::{CStr, CString, c_char, c_void};
-use std::mem::MaybeUninit;
+use std::ffi::{CString, c_void};
 
 use hdf5::{Dataset, File, ObjectReference1, h5check, sync::sync};
-use hdf5_sys::{h5::HADDR_UNDEF, h5a::*, h5d::*, h5i::hid_t, h5l::*, h5p::*, h5s::*, h5t::*};
+use hdf5_sys::{h5::HADDR_UNDEF, h5a::*, h5d::*, h5i::hid_t, h5p::*, h5s::*, h5t::*};
 
 use crate::tensor::Dtype;
 
@@ -196,51 +195,6 @@ pub(super) fn is_of(dataset: &Dataset, dtype: Dtype) -> hdf5::Result<bool> {
         let space = Handle::new(H5Dget_space(dataset.id()), H5Sclose)?;
         let has_shape = H5Sget_simple_extent_type(space.0) != H5S_class_t::H5S_NULL;
         Ok(has_shape && h5check(H5Tequal(ty.0, memory_type(dtype)?.0))? > 0)
-    })
-}
-
-/// Where a link leads.
-pub(super) enum Link {
-    Hard,
-    Soft(String),
-    External {
-        file: String,
-        object: String,
-    },
-    /// Of a kind that a program defines for itself.
-    Other,
-}
-
-/// The link at a path, the groups above which are there.
-pub(super) fn link(file: &File, path: &str) -> hdf5::Result<Option<Link>> {
-    let name = CString::new(path).map_err(|_| hdf5::Error::from("the name has a NUL"))?;
-    // SAFETY: HDF5 fills the structure, or fails; its kind is read as a number, as programs may have kinds of their own.
-    // The value of a link has the length that HDF5 says, and ends with a NUL.
-    sync(|| unsafe {
-        if h5check(H5Lexists(file.id(), name.as_ptr(), H5P_DEFAULT))? == 0 {
-            return Ok(None);
-        }
-        let mut info = MaybeUninit::<H5L_info1_t>::zeroed();
-        #[allow(deprecated, reason = "from HDF5 1.12 on; the call stays")]
-        h5check(H5Lget_info1(file.id(), name.as_ptr(), info.as_mut_ptr(), H5P_DEFAULT))?;
-        let (soft, external) = (H5L_type_t::H5L_TYPE_SOFT as i32, H5L_type_t::H5L_TYPE_EXTERNAL as i32);
-        let kind = info.as_ptr().cast::<i32>().read();
-        if kind == H5L_type_t::H5L_TYPE_HARD as i32 {
-            return Ok(Some(Link::Hard));
-        }
-        if kind != soft && kind != external {
-            return Ok(Some(Link::Other));
-        }
-        let length = (&raw mut (*info.as_mut_ptr()).u).cast::<usize>().read();
-        let mut value = vec![0u8; length + 1];
-        h5check(H5Lget_val(file.id(), name.as_ptr(), value.as_mut_ptr().cast(), length, H5P_DEFAULT))?;
-        let text = |from: *const c_char| CStr::from_ptr(from).to_string_lossy().into_owned();
-        if kind == soft {
-            return Ok(Some(Link::Soft(text(value.as_ptr().cast()))));
-        }
-        let (mut flags, mut of_file, mut of_object) = (0, std::ptr::null(), std::ptr::null());
-        h5check(H5Lunpack_elink_val(value.as_ptr().cast(), length, &mut flags, &mut of_file, &mut of_object))?;
-        Ok(Some(Link::External { file: text(of_file), object: text(of_object) }))
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use hdf5::{File, LocationType};
 
-use super::raw::{self, Link};
+use super::raw::source::{self, Link};
 
 /// As many soft links lead from one to the next before they are taken for a circle.
 const MOST_LINKS: usize = 32;
@@ -27,7 +27,7 @@ pub(super) fn look(file: &File, name: &str) -> Result<Standing, String> {
     while let Some((part, of_link)) = rest.pop_front() {
         let path = format!("{group}/{part}");
         let shown = path.trim_start_matches('/');
-        match raw::link(file, &path).map_err(|e| format!("'{shown}' cannot be looked at: {e}"))? {
+        match source::link_in(file, path.as_bytes()).map_err(|e| format!("'{shown}' cannot be looked at: {e}"))? {
             None if of_link => {
                 return Err(format!("it leads through a soft link to '{path}', which is not there; remove that link"));
             }
@@ -36,6 +36,7 @@ pub(super) fn look(file: &File, name: &str) -> Result<Standing, String> {
                 return Ok(Standing::Nothing { path });
             }
             Some(Link::Soft(target)) => {
+                let target = String::from_utf8_lossy(&target).into_owned();
                 links += 1;
                 if links > MOST_LINKS {
                     return Err(format!("'{shown}' is a soft link in a circle; remove it"));
@@ -48,6 +49,7 @@ pub(super) fn look(file: &File, name: &str) -> Result<Standing, String> {
                 }
             }
             Some(Link::External { file, object }) => {
+                let (file, object) = (String::from_utf8_lossy(&file), String::from_utf8_lossy(&object));
                 return Err(format!(
                     "'{shown}' is a link to '{object}' in another file, {file}; create the dataset there, or remove the link"
                 ));
@@ -55,7 +57,7 @@ pub(super) fn look(file: &File, name: &str) -> Result<Standing, String> {
             Some(Link::Other) => {
                 return Err(format!("'{shown}' is a link of an unknown kind; remove it"));
             }
-            Some(Link::Hard) => {
+            Some(Link::Hard(_)) => {
                 let kind = file.loc_type_by_name(&path);
                 match kind.map_err(|e| format!("'{shown}' cannot be opened: {e}"))? {
                     LocationType::Group if rest.is_empty() => {

@@ -11,7 +11,7 @@ use exuvia::tensor::Region;
 
 use super::lab::{EXUVIA, Lab, text};
 
-/// Copies tiles of any type and shape, 20 ms each if they are of doubles.
+/// Copies tiles of any type and shape.
 const COPY: &str = r#"#include "exuvia.h"
 EXUVIA_EXPORT(copy) int32_t copy(const exuvia_view *v, uint32_t count)
 {
@@ -361,6 +361,82 @@ x.tofile('x.bin')
     fs::File::options().write(true).open(lab.path("b.raw")).unwrap().set_len(4000).unwrap();
     let short = refusal(&lab, "r.h5", "x");
     assert!(short.contains("its elements end at byte 4824 of b.raw, which ends at 4000"), "{short}");
+}
+
+/// Copies doubles at a few milliseconds a task, and fails on the first NaN.
+const UNTIL_NAN: &str = r#"#include "exuvia.h"
+EXUVIA_EXPORT(copy) int32_t copy(const exuvia_view *v, uint32_t count)
+{
+    const double *x = exuvia_data(&v[0]);
+    double *y = exuvia_data(&v[1]);
+    for (volatile uint32_t i = 0; i < 600000; i++) {}
+    for (uint32_t i = 0; i < v[1].extent[0]; i++) {
+        if (x[i] != x[i]) return 9;
+        y[i] = x[i];
+    }
+    return 0;
+}
+"#;
+
+/// Files behind links and in virtual datasets are inputs as the named file is: what has been computed of them counts only as long
+/// as they are what they were.
+#[test]
+fn a_run_that_goes_on_notices_changes_behind_links_and_in_parts() {
+    for dataset in ["x", "v"] {
+        let lab = files();
+        let real = |values: &str| {
+            let write =
+                format!("h5.File('new.h5', 'w')['x'] = np.full(4000, {values})\nos.replace('new.h5', 'real.h5')");
+            make(&lab, &write);
+        };
+        make(&lab, "x = np.full(4000, 1.); x[3990:] = np.nan; h5.File('real.h5', 'w')['x'] = x");
+        make(
+            &lab,
+            r#"
+with h5.File('link.h5', 'w') as f:
+    f['x'] = h5.ExternalLink('real.h5', '/x')
+    l = h5.VirtualLayout(shape=(4000,), dtype='f8'); l[:2000] = h5.VirtualSource('real.h5', 'x', shape=(4000,))[:2000]; l[2000:] = h5.VirtualSource('real.h5', 'x', shape=(4000,))[2000:]
+    f.create_virtual_dataset('v', l)
+"#,
+        );
+        copying(&lab, "link.h5", dataset, "n", "f64");
+        fs::write(lab.path("copy.c"), UNTIL_NAN).unwrap();
+        exuvia::cli::kernel_build::build(&lab.path("copy.c"), &lab.path("copy.wasm"), &[]).unwrap();
+        let run = || exuvia(&lab, &["run", "job.toml", "--threads", "1", "--task-slices", "40", "--tier", "baseline"]);
+        let first = run();
+        assert!(!first.status.success() && text(&first).contains("what is finished is kept"), "{}", text(&first));
+        let again = run();
+        assert!(!again.status.success() && text(&again).contains("going on with what"), "{}", text(&again));
+        real("2.");
+        let changed = run();
+        assert!(changed.status.success(), "{}", text(&changed));
+        assert!(text(&changed).contains("its input 'x' has changed"), "{}", text(&changed));
+        assert!(lab.read("out.h5", "y") == 2f64.to_ne_bytes().repeat(4000), "{dataset}: old and new rows");
+        // While a run reads them they must not change either.
+        fs::remove_file(lab.path("out.h5")).unwrap();
+        make(&lab, "h5.File('later.h5', 'w')['x'] = np.full(4000, 3.)");
+        let arguments = ["run", "job.toml", "--threads", "1", "--task-slices", "20", "--tier", "baseline"];
+        let mut command = Command::new(EXUVIA);
+        command.args(arguments).current_dir(lab.path("")).env("EXUVIA_CACHE_DIR", lab.path("cache"));
+        let running = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let has_begun = || {
+            fs::read_dir(lab.path(""))
+                .unwrap()
+                .flatten()
+                .any(|entry| entry.file_name().to_string_lossy().ends_with(".part"))
+        };
+        while !has_begun() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        fs::rename(lab.path("later.h5"), lab.path("real.h5")).unwrap();
+        let ended = running.wait_with_output().unwrap();
+        let said = text(&ended);
+        assert!(
+            !ended.status.success() && said.contains("real.h5 was changed or replaced while the run read it"),
+            "{said}"
+        );
+        assert!(!lab.path("out.h5").exists());
+    }
 }
 
 /// Circles of hard links, damaged ones, many datasets: listed in linear time, each group once.

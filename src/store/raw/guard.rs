@@ -1,5 +1,6 @@
-//! HDF5 crashes on some damaged files: it reads and writes beyond its buffers, and aborts. Where that happens while a file is
-//! being looked at, the process ends at once with an error that names the file, as if HDF5 had said so.
+//! HDF5 crashes on some damaged files: it reads and writes beyond its buffers, and aborts; on others it comes to no end. Where
+//! that happens while a file is being looked at, the process ends at once with an error that names the file, as if HDF5 had
+//! said so.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -9,8 +10,9 @@ use std::ops::Deref;
 use std::os::fd::IntoRawFd;
 use std::path::Path;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crate::words;
 
@@ -22,18 +24,28 @@ const FAILED: (c_int, &[u8; 5]) = (1, b"   1\n");
 thread_local! {
     /// What to say if HDF5 crashes now on this thread; null while it is not at work.
     static MESSAGE: Cell<(*const u8, usize)> = const { Cell::new((ptr::null(), 0)) };
+    /// Counts the CPU time of this thread; null before it is needed.
+    static TIMER: Cell<libc::timer_t> = const { Cell::new(ptr::null_mut()) };
 }
+/// CPU time that one call may take, in seconds; 0: as long as it likes.
+static LIMIT: AtomicI64 = AtomicI64::new(0);
+/// What a timer sends.
+const OUT_OF_TIME: c_int = libc::SIGVTALRM;
+/// A call that reads elements may decompress large chunks and takes so many times as long.
+const READING: i64 = 20;
 /// A file that is told how the run ends, or -1.
 static WORD: AtomicI32 = AtomicI32::new(-1);
 /// What was done about the signals before.
 static BEFORE: OnceLock<Vec<(c_int, libc::sigaction)>> = OnceLock::new();
 
-/// From now on a crash of HDF5 on a file that is read is an error: exit status 1, which `word` is told too. To be called
-/// before other handlers of these signals are installed, which hand on what is not theirs.
-pub(in crate::store) fn contain_crashes(word: Option<File>) {
+/// From now on it is an error if HDF5 crashes on a file that is read, or computes for longer than `limit` to say what is in it:
+/// exit status 1, which `word` is told too. To be called before other handlers of these signals are installed, which hand on
+/// what is not theirs.
+pub(in crate::store) fn contain_crashes(word: Option<File>, limit: Duration) {
     BEFORE.get_or_init(|| {
         WORD.store(word.map_or(-1, IntoRawFd::into_raw_fd), Ordering::Relaxed);
-        SIGNALS.iter().filter_map(|signal| Some((*signal, catch(*signal)?))).collect()
+        LIMIT.store(limit.as_secs() as i64, Ordering::Relaxed);
+        SIGNALS.iter().chain([&OUT_OF_TIME]).filter_map(|signal| Some((*signal, catch(*signal)?))).collect()
     });
 }
 
@@ -56,12 +68,21 @@ extern "C" fn crashed(signal: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     // SAFETY: only calls that are allowed in a handler; the message lives as long as it stands there.
     unsafe {
         if !message.is_null() {
+            let what: &[u8] = match signal {
+                OUT_OF_TIME => b"error: HDF5 came to no end while it read ",
+                _ => b"error: HDF5 crashed while it read ",
+            };
+            libc::write(2, what.as_ptr().cast(), what.len());
             libc::write(2, message.cast(), length);
             let word = WORD.load(Ordering::Relaxed);
             if word >= 0 {
                 libc::pwrite(word, FAILED.1.as_ptr().cast(), FAILED.1.len(), 0);
             }
             libc::_exit(FAILED.0);
+        }
+        // It came to an end just now.
+        if signal == OUT_OF_TIME {
+            return;
         }
         // Not HDF5's: what was done before, when the same happens again.
         let before = BEFORE.get().and_then(|all| all.iter().find(|(number, _)| *number == signal));
@@ -82,23 +103,50 @@ pub(in crate::store) struct Guard {
 }
 
 impl Guard {
-    fn new(message: &Arc<[u8]>) -> Guard {
-        Guard { outer: MESSAGE.replace((message.as_ptr(), message.len())), _message: message.clone() }
+    fn new(message: &Arc<[u8]>, times: i64) -> Guard {
+        let outer = MESSAGE.replace((message.as_ptr(), message.len()));
+        let seconds = LIMIT.load(Ordering::Relaxed) * times;
+        if outer.0.is_null() && seconds > 0 {
+            set_timer(seconds);
+        }
+        Guard { outer, _message: message.clone() }
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        if self.outer.0.is_null() && !TIMER.get().is_null() {
+            set_timer(0);
+        }
         MESSAGE.set(self.outer);
+    }
+}
+
+/// Has this thread get a signal after so many seconds of CPU time; 0: never.
+fn set_timer(seconds: i64) {
+    // SAFETY: structures are plain data that live during the calls; a timer that cannot be had stays null.
+    unsafe {
+        if TIMER.get().is_null() {
+            let mut event: libc::sigevent = MaybeUninit::zeroed().assume_init();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = OUT_OF_TIME;
+            event.sigev_notify_thread_id = libc::gettid();
+            let mut timer = ptr::null_mut();
+            if libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &mut event, &mut timer) != 0 {
+                return;
+            }
+            TIMER.set(timer);
+        }
+        let mut time: libc::itimerspec = MaybeUninit::zeroed().assume_init();
+        time.it_value.tv_sec = seconds;
+        libc::timer_settime(TIMER.get(), 0, &time, ptr::null_mut());
     }
 }
 
 /// What is said if HDF5 crashes on this file.
 pub(in crate::store) fn message(path: &Path) -> Arc<[u8]> {
-    let text = format!(
-        "error: HDF5 crashed while it read {}: the file is damaged\nhelp: copy it again from its source, or make it anew\n",
-        words::line(&path.display().to_string())
-    );
+    let path = words::line(&path.display().to_string());
+    let text = format!("{path}: the file is damaged\nhelp: copy it again from its source, or make it anew\n");
     text.into_bytes().into()
 }
 
@@ -112,14 +160,19 @@ pub(in crate::store) struct Held<T> {
 impl<T> Held<T> {
     /// Opens it.
     pub fn open<E>(message: Arc<[u8]>, open: impl FnOnce() -> Result<T, E>) -> Result<Held<T>, E> {
-        let _guard = Guard::new(&message);
+        let _guard = Guard::new(&message, 1);
         let inner = ManuallyDrop::new(open()?);
         Ok(Held { inner, message })
     }
 
     /// To be held while HDF5 works on it.
     pub fn guard(&self) -> Guard {
-        Guard::new(&self.message)
+        Guard::new(&self.message, 1)
+    }
+
+    /// The same while elements are read.
+    pub fn reading(&self) -> Guard {
+        Guard::new(&self.message, READING)
     }
 
     pub fn message(&self) -> Arc<[u8]> {
@@ -137,7 +190,7 @@ impl<T> Deref for Held<T> {
 
 impl<T> Drop for Held<T> {
     fn drop(&mut self) {
-        let _guard = Guard::new(&self.message);
+        let _guard = Guard::new(&self.message, 1);
         // SAFETY: this is the only place that drops it, once.
         unsafe { ManuallyDrop::drop(&mut self.inner) };
     }
@@ -162,13 +215,17 @@ mod tests {
     fn a_crash_in_hdf5_is_an_error_and_elsewhere_a_crash() {
         let lab = tempfile::tempdir().unwrap();
         let word = lab.path().join("word");
-        for how in ["read", "abort"] {
+        for how in ["read", "abort", "loop"] {
             std::fs::write(&word, "").unwrap();
             let inside = crash(&format!("{how} {}", word.display()));
             assert_eq!(inside.status.code(), Some(1), "{inside:?}");
             let text = String::from_utf8_lossy(&inside.stderr).into_owned();
-            assert!(text.contains("error: HDF5 crashed while it read some/file.h5"), "{text}");
+            let what = if how == "loop" { "came to no end" } else { "crashed" };
+            assert!(text.contains(&format!("error: HDF5 {what} while it read some/file.h5")), "{text}");
             assert_eq!(std::fs::read_to_string(&word).unwrap(), "   1\n");
+            if how == "loop" {
+                continue;
+            }
             let outside = crash(how);
             assert!(outside.status.signal().is_some(), "{outside:?}");
         }
@@ -179,11 +236,14 @@ mod tests {
     fn crashes() {
         let Ok(place) = std::env::var(WHERE) else { return };
         let (how, word) = place.split_once(' ').unwrap_or((&place, ""));
-        contain_crashes(File::options().write(true).open(word).ok());
+        contain_crashes(File::options().write(true).open(word).ok(), Duration::from_secs(1));
         let message = message(Path::new("some/file.h5"));
-        let guard = (!word.is_empty()).then(|| Guard::new(&message));
+        let guard = (!word.is_empty()).then(|| Guard::new(&message, 1));
         match how {
             "abort" => std::process::abort(),
+            "loop" => loop {
+                std::hint::spin_loop();
+            },
             // SAFETY: not sound at all, which is the point.
             _ => unsafe { ptr::dangling::<u8>().wrapping_sub(1).read_volatile() },
         };

@@ -133,6 +133,11 @@ pub(in crate::store) fn open_file(path: &Path, cache_bytes: usize) -> hdf5::Resu
 /// Where the last link of a path leads, all before which are hard links to groups; `None` if there is no such link.
 pub(in crate::store) fn link(file: &Held<File>, path: &[u8]) -> hdf5::Result<Option<Link>> {
     let _guard = file.guard();
+    link_in(file, path)
+}
+
+/// The same in a file that is our own, which HDF5 does not crash on.
+pub(in crate::store) fn link_in(file: &File, path: &[u8]) -> hdf5::Result<Option<Link>> {
     let name = c_name(path)?;
     // SAFETY: the name is a C string, and results go into locals.
     sync(|| unsafe {
@@ -449,7 +454,7 @@ pub(in crate::store) fn read_slabs(
     slabs: &[Slab],
     out: &mut [u8],
 ) -> hdf5::Result<()> {
-    let _guard = dataset.guard();
+    let _guard = dataset.reading();
     let numbers = |number: fn(&Slab) -> u64| slabs.iter().map(number).collect::<Vec<hsize_t>>();
     let (start, stride) = (numbers(|slab| slab.start), numbers(|slab| slab.stride));
     let (count, block) = (numbers(|slab| slab.count), numbers(|slab| slab.block));
