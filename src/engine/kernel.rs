@@ -24,8 +24,8 @@ struct Inner {
     code_bytes: u64,
 }
 
-/// What Singlepass compiles in about half a second, in bytes of code.
-const MUCH_CODE: u64 = 4 << 20;
+/// What Singlepass compiles in about half a second (measured: 0.5 us a byte), in bytes of code.
+const MUCH_CODE: u64 = 1 << 20;
 
 impl Kernel {
     /// Reads and checks the module in `file`. `export` may be left out when the module exports a single kernel.
