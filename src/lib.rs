@@ -3,6 +3,7 @@
 //! A rank starts a kernel at once on baseline code and sheds that code for optimized code while the job runs.
 //! `ARCHITECTURE.md` tells which module may use which, and the invariants that hold between them.
 
+pub mod check;
 pub mod cli;
 pub mod encode;
 pub mod engine;

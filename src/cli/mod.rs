@@ -4,12 +4,14 @@
 
 mod bench;
 mod cancel;
+mod check;
 mod doctor;
 mod estimate;
 mod hosts;
 mod inspect;
 mod jobs;
 pub mod kernel_build;
+mod kernel_call;
 mod launch;
 mod like;
 mod logs;
@@ -50,6 +52,8 @@ enum Verb {
     Run(run::RunArguments),
     /// Show what a run would do, without running
     Plan(plan::PlanArguments),
+    /// Try a job's kernels on samples of its data, cut in odd ways, and show what they do wrong
+    Check(check::CheckArguments),
     /// Show what a run would take on a machine that is not at hand
     Simulate(simulate::SimulateArguments),
     /// Run a job again and again on more ranks, more data or shorter tasks, and show how it scales
@@ -69,7 +73,7 @@ enum Verb {
     Report(report::ReportArguments),
     /// Describe a kernel module, or an HDF5 file or dataset
     Inspect(inspect::InspectArguments),
-    /// Build kernels
+    /// Build kernels, and call them
     #[command(subcommand)]
     Kernel(KernelVerb),
     /// Check that this machine has what runs need
@@ -92,6 +96,8 @@ enum KernelVerb {
         #[arg(last = true)]
         extra: Vec<String>,
     },
+    /// Call a kernel once on given data, without a job file
+    Call(kernel_call::CallArguments),
 }
 
 /// How results are printed.
@@ -120,6 +126,7 @@ pub fn main() -> i32 {
     let code = match arguments.verb {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Plan(arguments) => plan::plan(&arguments),
+        Verb::Check(arguments) => check::check(&arguments),
         Verb::Simulate(arguments) => simulate::simulate(&arguments),
         Verb::Bench(verb) => bench::bench(&verb),
         Verb::Submit(arguments) => submit::submit(&arguments),
@@ -130,6 +137,7 @@ pub fn main() -> i32 {
         Verb::Report(arguments) => report::report(&arguments),
         Verb::Inspect(arguments) => inspect::inspect(&arguments),
         Verb::Kernel(KernelVerb::Build { source, out, extra }) => build(&source, &out, &extra),
+        Verb::Kernel(KernelVerb::Call(arguments)) => kernel_call::call(&arguments),
         Verb::Doctor(arguments) => doctor::doctor(&arguments),
         Verb::CompileKernel => {
             return i32::from(crate::engine::compile_helper_main() != std::process::ExitCode::SUCCESS);

@@ -1,5 +1,5 @@
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -180,6 +180,8 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         trace: arguments.trace.is_some(),
         say: Some(say),
         note: Some(note),
+        // In a batch nobody reads it in time.
+        suggest_check: std::io::stderr().is_terminal(),
         progress: Some(progress::show),
         live: live::folder(),
         watched: Some(told::watched),

@@ -74,6 +74,26 @@ impl Cache {
         self.write(&self.notes_file(kernel), notes)
     }
 
+    /// Whether `exuvia check` has found nothing wrong with a kernel.
+    pub fn is_checked(&self, kernel: &Kernel) -> bool {
+        let exports = fs::read_to_string(self.checked_file(kernel.hash())).unwrap_or_default();
+        exports.lines().any(|export| export == kernel.export())
+    }
+
+    /// Keeps that `exuvia check` has found nothing wrong with an export of the module with this hash.
+    pub fn put_checked(&self, module_hash: &str, export: &str) -> Result<(), EngineError> {
+        let file = self.checked_file(module_hash);
+        let known = fs::read_to_string(&file).unwrap_or_default();
+        if known.lines().any(|line| line == export) {
+            return Ok(());
+        }
+        self.write(&file, format!("{known}{export}\n").as_bytes())
+    }
+
+    fn checked_file(&self, module_hash: &str) -> PathBuf {
+        self.directory.join(format!("{module_hash}.checked"))
+    }
+
     fn write(&self, file: &Path, bytes: &[u8]) -> Result<(), EngineError> {
         let write = || -> std::io::Result<()> {
             let mut temporary = tempfile::NamedTempFile::new_in(&self.directory)?;

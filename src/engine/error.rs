@@ -72,6 +72,8 @@ pub enum KernelFault {
          `limits = {{ memory = \"...\" }}` of its stage"
     )]
     MemoryLimit { wanted_bytes: u64, limit_bytes: u64, outcome: String },
+    #[error("the kernel did not write element {element} of operand {operand} of its tile; `exuvia check` says more")]
+    Unwritten { operand: usize, element: usize },
     #[error("the instance failed before and cannot run again")]
     Unusable,
 }

@@ -1,6 +1,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Once};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
 
 use wasmer::{Global, Imports, Store, TypedFunction, Value};
 
@@ -8,6 +10,7 @@ use super::arena::{Arena, FENCE_BYTES, HOST_PAGE, Place, Slot};
 use super::code::Code;
 use super::memory::{GuestMemory, WASM_PAGE};
 use super::rewrite::{HOST_MODULE, Initial, MEMORY, START, global_name};
+use super::unwritten::{Suspicion, first_unwritten, looks_unwritten};
 use super::window::Window;
 use super::{Access, Engine, EngineError, Kernel, KernelFault, OperandSpec, SharedBytes, Tier, View};
 
@@ -63,6 +66,8 @@ pub struct Instance {
     usable: bool,
     fill: u8,
     fence_bytes: u64,
+    /// Of unwritten outputs, where those are faults.
+    suspicion: Option<Suspicion>,
 }
 
 impl std::fmt::Debug for Instance {
@@ -168,7 +173,13 @@ impl Instance {
             usable,
             fill,
             fence_bytes,
+            suspicion: None,
         })
+    }
+
+    /// From now on a call that leaves an element of an output unwritten is a fault, if that is noticed.
+    pub fn expect_all_written(&mut self) {
+        self.suspicion = Some(Suspicion::default());
     }
 
     /// The tier of the code that the next call runs.
@@ -295,23 +306,18 @@ impl Instance {
             let Some(tile) = self.settle(operand, view.bytes()) else {
                 panic!("{} bytes do not fit operand {operand}", view.bytes())
             };
-            let access = self.arena.slots[operand].access;
-            // What a kernel leaves unwritten is then the same in every run, and never another task's.
-            if access == Access::Out {
-                let fill = self.fill;
-                self.bytes_mut(operand, tile.clone()).into_iter().for_each(|output| output.fill(fill));
-            }
-            let encoded = view.encode(tile.start, matches!(access, Access::Out | Access::InOut));
+            let is_output = self.arena.slots[operand].is_writable();
+            let encoded = view.encode(tile.start, is_output);
             let at = self.arena.views.start + (operand * View::BYTES) as u64;
             let place = self.window.bytes_mut(at..at + View::BYTES as u64);
             place.into_iter().for_each(|place| place.copy_from_slice(&encoded));
         }
-        let result = self.function.call(&mut self.store, self.arena.views.start as i32, views.len() as i32);
-        let fault = match result {
-            Ok(0) => self.first_broken_fence(views),
-            Ok(status) => Some(KernelFault::Status(status)),
-            Err(error) => Some(fault(&error)),
-        };
+        self.fill_outputs(self.fill);
+        let started = Instant::now();
+        let mut fault = self.enter(views);
+        if fault.is_none() && self.suspicion.is_some() {
+            fault = self.unwritten(views, started.elapsed());
+        }
         let refused = self.memory.take_refused_bytes();
         match (fault, refused) {
             (None, _) => {
@@ -326,25 +332,75 @@ impl Instance {
         }
     }
 
+    /// What a kernel leaves unwritten is then the same in every run, and never another task's.
+    fn fill_outputs(&mut self, fill: u8) {
+        for operand in 0..self.arena.slots.len() {
+            let slot = &self.arena.slots[operand];
+            if slot.access == Access::Out
+                && let Some(tile) = slot.tile.clone()
+                && let Some(output) = self.bytes_mut(operand, tile)
+            {
+                output.fill(fill);
+            }
+        }
+    }
+
+    /// Runs the kernel on what has been laid out.
+    fn enter(&mut self, views: &[View]) -> Option<KernelFault> {
+        let result = self.function.call(&mut self.store, self.arena.views.start as i32, views.len() as i32);
+        match result {
+            Ok(0) => self.first_broken_fence(views),
+            Ok(status) => Some(KernelFault::Status(status)),
+            Err(error) => Some(fault(&error)),
+        }
+    }
+
+    /// Whether the last call, which took so long, left an element of an output unwritten; a second one decides. None where it is
+    /// not worth that.
+    fn unwritten(&mut self, views: &[View], took: Duration) -> Option<KernelFault> {
+        let outputs = (0..views.len()).filter(|operand| self.arena.slots[*operand].access == Access::Out);
+        let outputs: SmallVec<[usize; 4]> = outputs.collect();
+        let (size, fill) = (|operand: usize| views[operand].dtype.size_bytes(), self.fill);
+        let bytes = |this: &Instance, operand: usize| this.operand(operand, views[operand].bytes()).map(<[u8]>::to_vec);
+        let looks = |operand: &&usize| {
+            let output = self.operand(**operand, views[**operand].bytes());
+            output.is_some_and(|output| looks_unwritten(output, size(**operand), fill))
+        };
+        outputs.iter().find(looks)?;
+        if !self.suspicion.as_mut()?.is_worth_it(took) {
+            return None;
+        }
+        let before: Vec<Option<Vec<u8>>> = outputs.iter().map(|operand| bytes(self, *operand)).collect();
+        self.fill_outputs(!fill);
+        if let Some(fault) = self.enter(views) {
+            return Some(fault);
+        }
+        outputs.iter().zip(before).find_map(|(operand, before)| {
+            let after = self.operand(*operand, views[*operand].bytes())?;
+            let element = first_unwritten(&before?, after, size(*operand), fill)?;
+            Some(KernelFault::Unwritten { operand: *operand, element })
+        })
+    }
+
     fn first_broken_fence(&self, views: &[View]) -> Option<KernelFault> {
         let outside = |operand: usize, view: &View| {
-            let offset_bytes = self.broken_fences(operand).next()?;
+            let offset_bytes = self.wrote_outside(operand)?;
             Some(KernelFault::WroteOutside { operand, bytes: view.bytes(), offset_bytes })
         };
         views.iter().enumerate().find_map(|(operand, view)| outside(operand, view))
     }
 
-    /// Bytes beside the tile of operand `operand` that the last call changed, counted from its first byte.
-    fn broken_fences(&self, operand: usize) -> impl Iterator<Item = i64> {
-        let slot = &self.arena.slots[operand];
-        let tile = slot.tile.clone().filter(|_| slot.is_writable()).unwrap_or(0..0);
-        let fences = if slot.is_writable() { slot.fences(&tile, self.fence_bytes) } else { [0..0, 0..0] };
-        fences.into_iter().flat_map(move |fence| {
-            let (start, first) = (fence.start, tile.start);
-            let bytes = self.bytes(slot, fence).unwrap_or_default();
-            let broken = bytes.iter().enumerate().filter(|(_, byte)| **byte != FENCE);
-            broken.map(move |(at, _)| (start + at as u64) as i64 - first as i64)
-        })
+    /// A byte beside the tile of operand `operand` that the last call wrote, counted from its first byte: the first one behind
+    /// it, or else the last one before it. Of inputs there is none: a write there is a fault by itself.
+    pub fn wrote_outside(&self, operand: usize) -> Option<i64> {
+        let slot = self.arena.slots.get(operand).filter(|slot| slot.is_writable())?;
+        let tile = slot.tile.clone()?;
+        let [before, behind] = slot.fences(&tile, self.fence_bytes);
+        let (behind_at, before_at) = (behind.start, before.start);
+        let changed = |byte: &u8| *byte != FENCE;
+        let last = || self.bytes(slot, before)?.iter().rposition(changed).map(|at| before_at + at as u64);
+        let first = self.bytes(slot, behind)?.iter().position(changed).map(|at| behind_at + at as u64);
+        first.or_else(last).map(|address| address as i64 - tile.start as i64)
     }
 }
 

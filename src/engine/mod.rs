@@ -28,6 +28,7 @@ mod probestack;
 mod restrict;
 mod rewrite;
 mod shared;
+mod unwritten;
 mod view;
 mod window;
 

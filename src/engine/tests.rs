@@ -423,6 +423,38 @@ fn what_is_beside_a_tile_and_in_an_output_is_the_same_in_every_call() {
 }
 
 #[test]
+fn an_element_that_is_not_written_is_a_fault_where_all_have_to_be() {
+    // Copies all but the last 8 bytes; -1 is copied as any other value is.
+    let kernel = kernel(
+        r#"(func (export "k") (param i32 i32) (result i32)
+            (memory.copy (i32.load offset=208 (local.get 0)) (i32.load (local.get 0))
+                (i32.shl (i32.sub (i32.load offset=16 (local.get 0)) (i32.load offset=80 (local.get 0))) (i32.const 3)))
+            (i32.const 0))"#,
+    );
+    let (engine, codes) = codes(&kernel);
+    for code in &codes {
+        let operands = [spec(9, Access::In), spec(9, Access::Out)];
+        let mut instance = Instance::new(&engine, &kernel, code, LIMIT, &operands).unwrap();
+        instance.expect_all_written();
+        let mut call = |left: u64, value: u8| {
+            let views = [9, 9]
+                .map(|elements| View { region: Region { offset: vec![left], extent: vec![elements] }, ..view(20) });
+            instance.operand_mut(0, 72).unwrap().fill(value);
+            instance.call(&views)
+        };
+        for _ in 0..20 {
+            assert_eq!((call(0, 7), call(0, 0xFF)), (Ok(()), Ok(())));
+        }
+        assert_eq!(call(2, 7), Ok(()), "of so many that looked so, few are looked at again");
+        let mut instance = Instance::new(&engine, &kernel, code, LIMIT, &operands).unwrap();
+        instance.expect_all_written();
+        let views =
+            [9, 9].map(|elements| View { region: Region { offset: vec![2], extent: vec![elements] }, ..view(20) });
+        assert_eq!(instance.call(&views), Err(KernelFault::Unwritten { operand: 1, element: 7 }));
+    }
+}
+
+#[test]
 fn tiles_go_to_either_end_of_a_slot_and_all_beside_them_is_watched() {
     let body = "(i64.store offset=800 (i32.load offset=208 (local.get 0)) (i64.load (i32.load (local.get 0))))";
     let kernel = kernel(&format!(r#"(func (export "k") (param i32 i32) (result i32) {body} (i32.const 0))"#));

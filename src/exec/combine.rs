@@ -95,18 +95,18 @@ fn choose(how: Combine, dtypes: [Dtype; 2], sum: &mut [Vec<u8>], other: &[Vec<u8
 }
 
 /// Partial results of one tile: one buffer an output.
-pub(super) type Results = Vec<Vec<u8>>;
+pub(crate) type Results = Vec<Vec<u8>>;
 
 /// Partial results that are to become one: the sum so far, and those that follow it, in order.
 #[derive(Debug)]
-pub(super) struct Merge {
+pub(crate) struct Merge {
     pub sum: Results,
     pub next: Vec<Results>,
 }
 
 /// How the partial results of a stage become one.
 #[derive(Clone, Debug)]
-pub(super) enum Merger {
+pub(crate) enum Merger {
     /// Element by element, given the dtypes of the outputs; wherever there is something to merge.
     Elements { how: Combine, dtypes: Vec<Dtype> },
     /// By an export of the stage's module. It may trap or never end, so only workers run it.

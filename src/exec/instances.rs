@@ -31,7 +31,8 @@ impl Instances {
         };
         let merge = shared.setup.merge_kernel.as_ref();
         let merge = merge.map(|kernel| new(kernel, &merge_operands(shared.stage()), true));
-        let task = new(&shared.setup.kernel, &shared.operands, false)?;
+        let mut task = new(&shared.setup.kernel, &shared.operands, false)?;
+        task.expect_all_written();
         Ok(Instances { task, merge: merge.transpose()? })
     }
 

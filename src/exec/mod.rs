@@ -54,6 +54,7 @@ mod worker;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use combine::{Merge, Merger};
 pub use costs::known_ns_per_slice;
 pub use error::{ExitCode, RunError, render};
 pub use opening::{check_outputs, layouts, load_kernel};
@@ -142,6 +143,8 @@ pub struct Options {
     pub say: Option<fn(&str)>,
     /// Tells a person what is worth knowing, but no error.
     pub note: Option<fn(&str)>,
+    /// Whether to tell of kernels that `exuvia check` has not passed.
+    pub suggest_check: bool,
     /// Where a person sees how far the run is.
     pub progress: Option<fn(&Progress)>,
     /// Folder in which the run makes itself known ([`live`](crate::live)); none: nowhere.
@@ -167,6 +170,7 @@ impl Default for Options {
             trace: false,
             say: None,
             note: None,
+            suggest_check: false,
             progress: None,
             live: None,
             watched: None,

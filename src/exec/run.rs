@@ -171,6 +171,9 @@ fn run_rank(
         tell(&notes.filter(|_| !again).collect::<Vec<_>>(), options);
     }
     let cache = open_cache(options);
+    if link.rank() == 0 && options.suggest_check && !again {
+        tell(unchecked(&kernels, cache.as_ref(), path).as_slice(), options);
+    }
     let costs = CostBook::load(link, cache.as_ref(), &kernels)?;
     let setup = TierSetup {
         engine: Engine::new(Cpu::host(), Pipeline::Full),
@@ -282,6 +285,15 @@ fn tell(notes: &[String], options: &Options) {
             None => tracing::info!("{note}"),
         }
     }
+}
+
+/// Which kernels nobody has checked, for a person.
+fn unchecked(kernels: &[Kernel], cache: Option<&Cache>, job: &Path) -> Option<String> {
+    let unchecked = kernels.iter().filter(|kernel| !cache.is_some_and(|cache| cache.is_checked(kernel)));
+    let named: Vec<String> = unchecked.map(|kernel| format!("{} of {}", kernel.export(), kernel.name())).collect();
+    let verb = if named.len() == 1 { "has" } else { "have" };
+    (!named.is_empty())
+        .then(|| format!("{} {verb} not been checked here; try `exuvia check {}`", named.join(", "), job.display()))
 }
 
 /// What is taken up from an earlier run, or from this one before deaths, for a person.

@@ -1,0 +1,41 @@
+//! One stage as a function: its outputs from its inputs, as `exuvia kernel call` computes them.
+
+use std::sync::Arc;
+
+use super::tensors::Tensors;
+use super::{Bench, CheckError, Finding, Options, watched};
+use crate::job::Job;
+use crate::plan::Role;
+use crate::tensor::{Dtype, Region, Shape};
+
+/// An output of a job, whole.
+#[derive(Clone, Debug)]
+pub struct Computed {
+    pub tensor: String,
+    pub dtype: Dtype,
+    pub shape: Shape,
+    /// Packed, row-major, in native byte order.
+    pub bytes: Vec<u8>,
+}
+
+/// Computes all outputs of the last stage of a job in this process, and those of other stages as far as they are needed. The
+/// finding is of a kernel that does not return, whose thread runs on.
+pub fn compute(job: Job, options: Options) -> Result<Result<Vec<Computed>, Box<Finding>>, CheckError> {
+    let computed = watched(job.name.clone(), move |watch| {
+        let bench = Bench::new(job, options, Arc::clone(watch))?;
+        let mut tensors = Tensors::new(&bench);
+        let mut computed = Vec::new();
+        for operand in bench.plan.stages.last().iter().flat_map(|stage| &stage.operands) {
+            if operand.role == Role::Output {
+                let (tensor, dtype, shape) = (operand.tensor.clone(), operand.dtype, operand.shape.clone());
+                let bytes = tensors.region(&tensor, &Region::whole(&shape))?;
+                computed.push(Computed { tensor, dtype, shape, bytes });
+            }
+        }
+        Ok(computed)
+    })?;
+    Ok(computed.map_err(|report| match report.findings.into_iter().next() {
+        Some(finding) => Box::new(finding),
+        None => unreachable!("what is overdue is in the report"),
+    }))
+}
