@@ -374,7 +374,7 @@ fn faults_are_named_on_both_tiers() {
 fn writing_outside_the_tile_is_noticed_on_both_tiers() {
     let operands = [spec(4, Access::Shared), spec(4, Access::Out)];
     let outside = |offset_bytes| KernelFault::WroteOutside { operand: 1, bytes: 32, offset_bytes };
-    for (offset, fault) in [(32, outside(32)), (56, outside(56)), (-8, outside(-8)), (-64, outside(-64))] {
+    for (offset, fault) in [(32, outside(32)), (56, outside(56)), (-8, outside(-1)), (-64, outside(-57))] {
         let body =
             format!("(i64.store (i32.add (i32.load offset=208 (local.get 0)) (i32.const {offset})) (i64.const 1))");
         assert_eq!(faults(&body, &operands), vec![fault.clone(), fault.clone()], "at {offset}");
