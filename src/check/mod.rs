@@ -17,14 +17,14 @@ mod stage;
 mod tensors;
 mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::engine::{BackgroundCompile, Cache, Code, Cpu, Engine, EngineError, Kernel, Pipeline};
+use crate::engine::{BackgroundCompile, Cache, Code, CompileLimits, Cpu, Engine, EngineError, Kernel, Pipeline, Tier};
 use crate::exec;
 use crate::job::Job;
 use crate::plan::{Machine, Plan, PlanError, plan};
@@ -37,8 +37,6 @@ use watch::Watch;
 
 /// How often the main thread looks whether a call takes too long.
 const LOOK: Duration = Duration::from_millis(20);
-/// A compiler gets as long whatever the limit of time is.
-const COMPILE: Duration = Duration::from_secs(60);
 
 /// What a check may take, and what it works with.
 #[derive(Clone, Debug)]
@@ -50,8 +48,11 @@ pub struct Options {
     /// What is kept of tensors that stages make for others.
     pub memory_bytes: u64,
     pub cache: Option<Cache>,
-    /// The program that compiles optimized code; without it only baseline code is checked.
+    /// The program that compiles what takes long.
     pub helper: Option<PathBuf>,
+    pub compile_limits: CompileLimits,
+    /// Whether optimized code is wanted too.
+    pub optimizes: bool,
 }
 
 /// What was found, and what was looked at.
@@ -145,7 +146,7 @@ impl Bench {
             };
             let kernel = Kernel::load(&stage.kernel, stage.export.as_deref()).map_err(failed)?;
             let merge = stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(failed)?;
-            let baseline = engine.start_code(&kernel).map_err(failed)?;
+            let baseline = baseline(&engine, &kernel, &options).map_err(failed)?;
             let optimized = optimized(&engine, &kernel, &options);
             kernels.push(Compiled { kernel, merge, baseline, optimized });
         }
@@ -153,28 +154,42 @@ impl Bench {
     }
 }
 
-/// Optimized code of a kernel, from the cache or from the helper; or why there is none.
-fn optimized(engine: &Engine, kernel: &Kernel, options: &Options) -> Result<Code, String> {
-    let cached = options.cache.as_ref().and_then(|cache| cache.get(engine, kernel));
-    let artifact = match (cached, &options.helper) {
-        (Some(artifact), _) => artifact,
-        (None, None) => return Err("nothing compiles it".to_owned()),
-        (None, Some(helper)) => {
-            let started = Instant::now();
-            let compile = BackgroundCompile::start(helper, engine, kernel, 1, options.cache.as_ref());
-            let mut compile = compile.map_err(|error| error.to_string())?;
-            loop {
-                match compile.poll() {
-                    Some(result) => break result.map_err(|error| error.to_string())?,
-                    None if started.elapsed() > COMPILE.max(options.time) => {
-                        return Err(format!("compiling it takes more than {:.0?}", started.elapsed()));
-                    }
-                    None => std::thread::sleep(Duration::from_millis(2)),
-                }
-            }
+/// The code to start on, by the helper where compiling it may take long.
+fn baseline(engine: &Engine, kernel: &Kernel, options: &Options) -> Result<Code, EngineError> {
+    match &options.helper {
+        Some(helper) if kernel.start_is_risky() => {
+            engine.load_start(kernel, &artifact(engine, kernel, Tier::Baseline, helper, options)?)
         }
-    };
-    engine.load_artifact(kernel, &artifact).map_err(|error| error.to_string())
+        _ => engine.start_code(kernel),
+    }
+}
+
+/// Optimized code of a kernel; or why there is none.
+fn optimized(engine: &Engine, kernel: &Kernel, options: &Options) -> Result<Code, String> {
+    let helper = options.helper.as_ref().filter(|_| options.optimizes).ok_or("nothing compiles it")?;
+    let artifact = artifact(engine, kernel, Tier::Optimized, helper, options);
+    artifact.and_then(|artifact| engine.load_artifact(kernel, &artifact)).map_err(|error| error.to_string())
+}
+
+/// Code of a kernel, from the cache or from the helper, which is held to limits.
+fn artifact(
+    engine: &Engine,
+    kernel: &Kernel,
+    tier: Tier,
+    helper: &Path,
+    options: &Options,
+) -> Result<Vec<u8>, EngineError> {
+    let cache = options.cache.as_ref();
+    if let Some(artifact) = cache.and_then(|cache| cache.get(&engine.fingerprint(kernel, tier))) {
+        return Ok(artifact);
+    }
+    let mut compile = BackgroundCompile::start(helper, engine, (kernel, tier), 1, options.compile_limits, cache)?;
+    loop {
+        match compile.poll() {
+            Some(result) => return result,
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
 }
 
 /// Checks the kernels of a job. A kernel that does not return is a finding too, and leaves its thread running.

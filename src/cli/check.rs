@@ -37,12 +37,21 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
     };
     let cache = Cache::open(arguments.cache_dir.as_deref());
     let cache = cache.inspect_err(|error| tracing::warn!("checking without a cache: {error}")).ok();
+    let compile_limits = match super::run::compile_limits() {
+        Ok(limits) => limits,
+        Err(message) => {
+            eprintln!("error: {message}");
+            return ExitCode::Usage;
+        }
+    };
     let options = Options {
         time: arguments.time,
         sample_bytes: arguments.sample,
         memory_bytes: arguments.memory,
         cache: cache.clone(),
         helper: std::env::current_exe().ok(),
+        compile_limits,
+        optimizes: true,
     };
     let report = match check::check(job, options) {
         Ok(report) => report,

@@ -99,12 +99,21 @@ pub(super) fn call(arguments: &CallArguments) -> ExitCode {
         Ok(made) => made,
         Err(error) => return fail(&error, ExitCode::Usage, None),
     };
+    let compile_limits = match super::run::compile_limits() {
+        Ok(limits) => limits,
+        Err(message) => {
+            eprintln!("error: {message}");
+            return ExitCode::Usage;
+        }
+    };
     let options = Options {
         time: arguments.time,
         sample_bytes: u64::MAX,
         memory_bytes: u64::MAX,
         cache: Cache::open(arguments.cache_dir.as_deref()).ok(),
-        helper: arguments.optimized.then(|| std::env::current_exe().ok()).flatten(),
+        helper: std::env::current_exe().ok(),
+        compile_limits,
+        optimizes: arguments.optimized,
     };
     let computed = match check::compute(job, options) {
         Ok(Ok(computed)) => computed,

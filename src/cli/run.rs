@@ -213,7 +213,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
 }
 
 /// What a compile may take: `EXUVIA_COMPILE_TIME` and `EXUVIA_COMPILE_MEMORY`, or what is usual.
-fn compile_limits() -> Result<CompileLimits, String> {
+pub(super) fn compile_limits() -> Result<CompileLimits, String> {
     let usual = CompileLimits::default();
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let time = variable("EXUVIA_COMPILE_TIME").map(|value| {
