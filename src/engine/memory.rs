@@ -4,7 +4,6 @@
 #![expect(unsafe_code, reason = "guest memory")]
 
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -155,9 +154,11 @@ impl GuestMemory {
             self.close(store, *guard..guard + HOST_PAGE)?;
         }
         self.close(store, arena.end()..self.memory.view(store).data_size())?;
-        let (window, file) = Window::new(arena.start..arena.end())?;
+        let window = Window::new(arena.start..arena.end())?;
         for pages in arena.read_only() {
-            self.map_pages(store, &pages, &file, pages.start - arena.start)?;
+            let target = self.base(store, pages.start, pages.end - pages.start).and_then(NonNull::new);
+            // SAFETY: whole pages of this memory, between guards, and no slice of it exists.
+            unsafe { window.show(&pages, target.ok_or(std::io::ErrorKind::InvalidInput)?) }?;
         }
         Ok(window)
     }
@@ -176,27 +177,15 @@ impl GuestMemory {
 
     /// Puts `shared`, which fits the slot of a shared operand, where that is: read-only, and without a copy.
     pub fn map(&self, store: &impl AsStoreRef, slot: &Slot, shared: &SharedBytes) -> std::io::Result<()> {
-        let pages = slot.pages.start..slot.pages.start + shared.len();
-        self.map_pages(store, &pages, shared.descriptor(), 0)
-    }
-
-    /// Puts the bytes of `file` from `offset` on where `pages` are, read-only. The file must not shrink.
-    fn map_pages(
-        &self,
-        store: &impl AsStoreRef,
-        pages: &Range<u64>,
-        file: impl AsFd,
-        offset: u64,
-    ) -> std::io::Result<()> {
-        let bytes = pages.end - pages.start;
+        let bytes = shared.len();
         if bytes == 0 {
             return Ok(());
         }
-        let start = self.base(store, pages.start, bytes).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let start = self.base(store, slot.pages.start, bytes).ok_or(std::io::ErrorKind::InvalidInput)?;
         let (protection, flags) = (ProtFlags::READ, MapFlags::SHARED | MapFlags::FIXED);
-        // SAFETY: whole pages of this memory take the place of those that were there; a guard page follows, so rounding up
-        // stays between guards. The file does not shrink, and only the host writes to it, as `Window` says, or nobody does.
-        unsafe { mmap(start.cast(), bytes as usize, protection, flags, file, offset) }?;
+        // SAFETY: whole pages of this memory's slot take the place of those that were there; a guard page follows, so
+        // rounding up stays in the slot. The file is sealed: it neither shrinks nor changes below the mapping.
+        unsafe { mmap(start.cast(), bytes as usize, protection, flags, shared.descriptor(), 0) }?;
         Ok(())
     }
 }

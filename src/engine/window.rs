@@ -1,47 +1,83 @@
 //! The host's own view of pages that a kernel may only read: its inputs and views.
 //!
-//! These pages are memory of a file that is mapped twice, read-only where the kernel finds them and writable elsewhere, so
-//! that nothing has to be protected and opened again from call to call. A part of the guest-memory door.
+//! These pages are mapped twice, read-only where the kernel finds them and writable elsewhere, so that nothing has to be
+//! protected and opened again from call to call. A part of the guest-memory door.
 #![expect(unsafe_code, reason = "guest memory")]
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::ptr::NonNull;
 
-use memmap2::MmapMut;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap_anonymous, mprotect, mremap_fixed, munmap};
 
-/// Guest addresses from `start` on, as the host writes to them.
+/// Guest addresses from `start` on, as the host writes to them. Pages that nobody touches take no memory.
 #[derive(Debug)]
 pub(super) struct Window {
     start: u64,
-    bytes: MmapMut,
+    bytes: NonNull<u8>,
+    length: usize,
 }
 
+// SAFETY: the mapping belongs to the window alone, and any thread may use it.
+unsafe impl Send for Window {}
+
 impl Window {
-    /// Of `addresses`, and the file to be mapped there, address by address. Pages that nobody touches take no memory.
-    pub fn new(addresses: Range<u64>) -> io::Result<(Window, File)> {
-        let file = File::from(memfd_create("exuvia-inputs", MemfdFlags::CLOEXEC)?);
-        file.set_len(addresses.end - addresses.start)?;
-        // SAFETY: nobody else knows of the file, and nothing shrinks it. Besides this mapping there are read-only ones in the
-        // guest's memory, which only its code reads through, while the host does not hold what `bytes_mut` returns.
-        let bytes = unsafe { MmapMut::map_mut(&file) }?;
-        Ok((Window { start: addresses.start, bytes }, file))
+    /// Of `addresses`, whole pages. They are shared memory without a file, so no limit of file sizes is theirs.
+    pub fn new(addresses: Range<u64>) -> io::Result<Window> {
+        let length = (addresses.end - addresses.start) as usize;
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+        // SAFETY: a new mapping, where the kernel likes.
+        let bytes = unsafe { mmap_anonymous(std::ptr::null_mut(), length, protection, flags) }?;
+        let bytes = NonNull::new(bytes.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Window { start: addresses.start, bytes, length })
+    }
+
+    /// Puts these pages, read-only, where `target` is.
+    ///
+    /// # Safety
+    /// As many bytes from `target` on are whole pages of the guest's memory, to which no reference exists.
+    pub unsafe fn show(&self, pages: &Range<u64>, target: NonNull<u8>) -> io::Result<()> {
+        let places = self.places(pages.clone()).ok_or(io::ErrorKind::InvalidInput)?;
+        let length = places.end - places.start;
+        if length == 0 {
+            return Ok(());
+        }
+        // SAFETY: nothing of a shared mapping's pages moves where the old size is 0: they are mapped once more. What was at
+        // `target` is the caller's to give away.
+        unsafe {
+            let from = self.bytes.add(places.start).as_ptr().cast();
+            mremap_fixed(from, 0, length, MremapFlags::MAYMOVE, target.as_ptr().cast())?;
+            mprotect(target.as_ptr().cast(), length, MprotectFlags::READ)?;
+        }
+        Ok(())
     }
 
     /// What the guest finds at these addresses; `None` outside the window.
     pub fn bytes(&self, addresses: Range<u64>) -> Option<&[u8]> {
-        self.bytes.get(self.places(addresses)?)
+        let places = self.places(addresses)?;
+        // SAFETY: in the mapping, which lives as long as the window; its bytes change only through `bytes_mut`.
+        Some(unsafe { std::slice::from_raw_parts(self.bytes.add(places.start).as_ptr(), places.end - places.start) })
     }
 
     /// The same, to write to.
     pub fn bytes_mut(&mut self, addresses: Range<u64>) -> Option<&mut [u8]> {
         let places = self.places(addresses)?;
-        self.bytes.get_mut(places)
+        // SAFETY: as above, and borrowed mutably. The guest only reads, and not while the host has what this returns.
+        Some(unsafe {
+            std::slice::from_raw_parts_mut(self.bytes.add(places.start).as_ptr(), places.end - places.start)
+        })
     }
 
     fn places(&self, addresses: Range<u64>) -> Option<Range<usize>> {
         let place = |address: u64| address.checked_sub(self.start).map(|place| place as usize);
-        Some(place(addresses.start)?..place(addresses.end)?)
+        let places = place(addresses.start)?..place(addresses.end)?;
+        (places.start <= places.end && places.end <= self.length).then_some(places)
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this window's, and nobody has a reference to it any more. Where else its pages are, they stay.
+        let _ = unsafe { munmap(self.bytes.as_ptr().cast(), self.length) };
     }
 }
