@@ -103,7 +103,8 @@ impl Random {
 pub fn module(seed: u64) -> (Vec<u8>, u32) {
     let mut random = Random(seed);
     // Three kinds in turn: without and with traps for Singlepass, and with 128-bit instructions.
-    let (simd, traps) = (seed % 3 == 2, seed % 3 != 0);
+    let kind = seed % 3;
+    let (simd, traps) = (kind == 2, kind > 0);
     let config = wasm_smith::Config {
         max_imports: 0,
         min_funcs: 1,
