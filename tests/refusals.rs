@@ -88,6 +88,27 @@ fn kernels_that_break_the_rules_are_stopped_and_named() {
         &["wrote outside operand 1"],
     );
     kernel("(i32.store (i32.const -4) (i32.const 1))", "", &["memory it was not given"]);
+    kernel("(i64.store offset=0xffffffff (i32.const 0x80000001) (i64.const 1))", "", &["memory it was not given"]);
+}
+
+#[test]
+fn a_table_that_changes_and_an_address_space_too_small_are_refused_and_named() {
+    let lab = rows_lab();
+    let grows = "(module (memory 1) (table 1 funcref) (func (export \"k\") (param i32 i32) (result i32)
+        (table.grow 0 (ref.null func) (i32.const 1000))))";
+    fs::write(lab.path("bad.wasm"), wat::parse_str(grows).unwrap()).unwrap();
+    rows_job(&lab, "bad.wasm", "");
+    refuses(&lab, 1, &[], &["bad.wasm uses table.grow", "one table of functions, which never changes"]);
+
+    rows_job(&lab, "softmax.wasm", "");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -v 7000000 && exec \"$0\" \"$@\"", EXUVIA, "run", "--fresh"]).arg(lab.path("job.toml"));
+    let output = shell.env("EXUVIA_CACHE_DIR", lab.path("cache")).output().unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("softmax.wasm cannot be started") && said.contains("8.0 GiB of address space"), "{said}");
+    assert!(said.contains("6.7 GiB in all: raise `ulimit -v`"), "{said}");
+    assert_no_output(&lab);
 }
 
 #[test]
