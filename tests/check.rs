@@ -105,6 +105,7 @@ fn every_fault_of_a_kernel_is_found_where_it_is() {
         ("read_behind", "reads-outside", Some("x"), Some(vec![3])),
         ("read_before", "reads-outside", Some("x"), Some(vec![-2])),
         ("write_input", "writes-input", Some("x"), Some(vec![7])),
+        ("rewrite_input", "writes-input", None, None),
         ("null_pointer", "touches-elsewhere", None, None),
         ("far", "touches-elsewhere", None, None),
         ("first_only", "unwritten", Some("first_only"), Some(vec![1])),

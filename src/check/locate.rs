@@ -37,7 +37,11 @@ pub(super) fn locate(call: Call<'_>, inputs: &BoxInputs, fault: &KernelFault) ->
                     continue;
                 }
                 let view = view(call.plan(), operand, call.tile);
-                let reach = reach(view.dtype.size_bytes() as u64, &mut fails);
+                let Some(reach) = reach(view.dtype.size_bytes() as u64, &mut fails) else {
+                    // Room does not help, but it does where inputs can be written.
+                    let message = "the kernel writes to an input what is there already, or reads far beside a tile";
+                    return call.finding(Kind::WritesInput, None, None, message);
+                };
                 let count = view.padded().iter().product::<u64>() as i64;
                 let behind = matches!(place(0), Place::Back(_));
                 let offset = if behind { count - 1 + reach } else { -reach };
@@ -54,18 +58,22 @@ pub(super) fn locate(call: Call<'_>, inputs: &BoxInputs, fault: &KernelFault) ->
     )
 }
 
-/// How many elements the kernel goes beyond a tile: the least gap, in elements, with which it does not fail.
-fn reach(element_bytes: u64, fails: &mut impl FnMut(u64) -> bool) -> i64 {
+/// How many elements the kernel goes beyond a tile: the least gap, in elements, with which it does not fail; none if it fails with
+/// any.
+fn reach(element_bytes: u64, fails: &mut impl FnMut(u64) -> bool) -> Option<i64> {
     let most = SLACK_BYTES / element_bytes;
     let (mut fails_at, mut fine_at) = (0, 1);
     while fine_at < most && fails(fine_at * element_bytes) {
         (fails_at, fine_at) = (fine_at, (fine_at * 2).min(most));
     }
+    if fine_at == most && fails(most * element_bytes) {
+        return None;
+    }
     while fine_at - fails_at > 1 {
         let middle = fails_at + (fine_at - fails_at) / 2;
         if fails(middle * element_bytes) { fails_at = middle } else { fine_at = middle }
     }
-    fine_at as i64
+    Some(fine_at as i64)
 }
 
 /// An input that the kernel wrote to.

@@ -11,6 +11,7 @@ KERNEL(write_before) { EACH D(1)[i] = D(0)[i]; D(1)[-1] = 1; return 0; }
 KERNEL(read_behind) { EACH D(1)[i] = D(0)[i + 3]; return 0; }
 KERNEL(read_before) { EACH D(1)[i] = D(0)[(int)i - 2]; return 0; }
 KERNEL(write_input) { EACH { D(1)[i] = D(0)[i]; if (v[0].origin[0] + i == 7) D(0)[i] = -1; } return 0; }
+KERNEL(rewrite_input) { EACH { volatile double *x = D(0); x[i] = x[i]; D(1)[i] = x[i]; } return 0; }
 KERNEL(null_pointer) { volatile int *p = 0; *p = 5; EACH D(1)[i] = *p; return 0; }
 KERNEL(far) { D(1)[100000000] = 1; return 0; }
 KERNEL(first_only) { D(1)[0] = 7; return 0; }
