@@ -94,7 +94,10 @@ impl Staging {
     fn copy(target: &Path, run: &str, held: &Held) -> Result<Option<Staging>, StoreError> {
         let failed = StoreError::io(target, "copy");
         // What is no HDF5 file is somebody's something else.
-        super::links::Opened::open(target, 0)?;
+        super::links::Opened::open(target, 0).map_err(|error| match error {
+            StoreError::Locked { file } => StoreError::OutputLocked { file },
+            error => error,
+        })?;
         rustix::fs::accessat(CWD, target, Access::WRITE_OK, AtFlags::EACCESS)
             .map_err(|errno| StoreError::io(target, "write to")(errno.into()))?;
         let mut staging = Staging::prepare(target, run, 0o600)?;

@@ -195,3 +195,31 @@ fn a_truncated_file_is_never_read_as_if_whole() {
         }
     }
 }
+
+#[test]
+fn what_cannot_be_published_now_is_published_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.h5");
+    write(&file, &spec("one", Dtype::U8, &[4], None, None), 4);
+    let mut staging = Staging::begin(&file, "job").unwrap();
+    let layout = staging.create(&[spec("two", Dtype::U8, &[3], None, None)]).unwrap().remove(0);
+    Writer::open(&layout).unwrap().write(&region(&[0], &[3]), &[7, 8, 9]).unwrap();
+    let holder = fs::File::open(&file).unwrap();
+    rustix::fs::flock(&holder, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let refused = staging.publish_within(std::time::Duration::ZERO, &mut |_| ()).unwrap_err().to_string();
+    assert!(refused.contains("is open for writing in another program"), "{refused}");
+    drop(holder);
+    let unfinished = staging.unfinished();
+    staging.leave();
+    write(&file, &spec("three", Dtype::U8, &[4], None, None), u64::MAX);
+    let mut later = Staging::adopt(&file, "job", &unfinished, &[&layout]).unwrap();
+    let mut moved = 0;
+    let notes = later.publish_within(std::time::Duration::ZERO, &mut |_| moved += 1).unwrap();
+    assert!(moved == 1 && notes.len() == 1 && notes[0].contains("has changed meanwhile"), "{notes:?}");
+    assert_eq!(list(&file).unwrap().names(), ["one", "three", "two"]);
+    let mut bytes = Vec::new();
+    Reader::open(&file, "two").unwrap().read(&region(&[0], &[3]), &mut bytes).unwrap();
+    assert_eq!(bytes, [7, 8, 9]);
+    drop(later);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+}
