@@ -46,7 +46,8 @@ pub fn real_path(path: &Path) -> Result<PathBuf> {
 /// The name of a file as part of another one, which may be no longer than 255 bytes.
 pub(super) fn short_name(file: &Path) -> String {
     let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    name[..name.floor_char_boundary(NAME_BYTES)].to_owned()
+    let ends = name.char_indices().map(|(start, letter)| start + letter.len_utf8());
+    name[..ends.take_while(|end| *end <= NAME_BYTES).last().unwrap_or(0)].to_owned()
 }
 
 /// Device and number of a file: all its names have these.
@@ -107,6 +108,13 @@ mod tests {
         assert!(real_path(&at("circle")).is_err());
         fs::write(at("file"), "").unwrap();
         assert!(real_path(&at("file/x.h5")).is_err(), "what is no folder holds nothing");
+    }
+
+    #[test]
+    fn long_names_are_cut_between_letters() {
+        let name = format!("{}é.h5", "a".repeat(NAME_BYTES - 1));
+        assert_eq!(short_name(Path::new(&name)), "a".repeat(NAME_BYTES - 1));
+        assert_eq!(short_name(Path::new("x/größe.h5")), "größe.h5");
     }
 
     #[test]
