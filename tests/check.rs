@@ -79,6 +79,7 @@ fn every_fault_of_a_kernel_is_found_where_it_is() {
         "far",
         "first_only",
         "narrow",
+        "rewrite_input",
         "adds",
         "counts",
         "tile_mean",
