@@ -6,6 +6,7 @@ use flate2::Compression;
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 
+use super::raw::guard::guard;
 use super::{OutputLayout, Staging, Storage, StoreError, raw};
 use crate::tensor::{Region, chunks_of, copy_region};
 
@@ -14,6 +15,7 @@ impl Staging {
     pub fn write_chunks(&mut self, layout: &OutputLayout, chunks: &[(u64, Vec<u8>)]) -> Result<u64, StoreError> {
         let Storage::Compressed { chunk, .. } = &layout.storage else { return Ok(0) };
         let target = self.target.clone();
+        let _guard = guard(&target);
         let file = match self.open.take() {
             Some(file) => file,
             None => self.open_file()?,

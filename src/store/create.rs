@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::place::{self, Chunk, Frame, Place};
+use super::raw::guard::guard;
 use super::replace::replace;
 use super::staging::private;
 use super::standing::{Standing, look};
@@ -136,6 +137,7 @@ pub fn may_create(file: &Path, dataset: &str) -> Result<(), StoreError> {
     if !file.is_file() {
         return Ok(());
     }
+    let _guard = guard(file);
     match private().open(file).map_err(StoreError::hdf5(file, "open the file")) {
         Ok(opened) => {
             let refused = |message| StoreError::Refused { file: file.to_owned(), dataset: dataset.to_owned(), message };
@@ -152,6 +154,7 @@ impl Staging {
     /// same type, shape and storage, or gives way to a new one with its attributes; whatever else has the name is an error.
     pub fn create(&mut self, specs: &[OutputSpec]) -> Result<Vec<OutputLayout>, StoreError> {
         self.settle()?;
+        let _guard = guard(&self.target);
         let bytes = self.file.try_clone().map_err(StoreError::io(&self.target, "open"))?;
         let mut options = private();
         // All small chunks of a dataset come from one block, so that they lie in a row. Elements go past the cache.
@@ -167,9 +170,11 @@ impl Staging {
             }
             opened.file.flush().map_err(StoreError::hdf5(&self.target, "write"))?;
             let made = self.place(&opened, spec)?.ok_or_else(|| self.unplaced(spec))?;
-            self.prove(&opened, &made.layout)?;
-            layouts.push(made.layout.clone());
+            let layout = made.layout.clone();
             self.made.insert(spec.dataset.clone(), made);
+            self.keep_apart(&opened, spec)?;
+            self.prove(&opened, &layout)?;
+            layouts.push(layout);
         }
         drop(file);
         // What is not reserved could turn up missing only after hours of computing.
@@ -237,6 +242,22 @@ impl Staging {
         }))
     }
 
+    /// Whether all that ranks write has a place of its own in the file: in a damaged one HDF5 may give one away twice, or one
+    /// that is far beyond the end.
+    fn keep_apart(&self, opened: &Opened<'_>, spec: &OutputSpec) -> Result<(), StoreError> {
+        let mut parts: Vec<(u64, u64)> = self.made.values().flat_map(|made| made.layout.parts()).collect();
+        parts.retain(|(_, length)| *length > 0);
+        parts.sort_unstable();
+        let end = |(start, length): &(u64, u64)| start.saturating_add(*length);
+        let file_end = opened.file.size().saturating_add(opened.frame.base);
+        if parts.windows(2).all(|pair| end(&pair[0]) <= pair[1].0) && parts.iter().all(|part| end(part) <= file_end) {
+            return Ok(());
+        }
+        let message =
+            "the file is damaged: HDF5 finds room for it where other data are; write to a new file".to_owned();
+        Err(StoreError::Refused { file: self.target.clone(), dataset: spec.dataset.clone(), message })
+    }
+
     /// Writes some elements through HDF5 and looks whether they turn up where the layout says: nothing else is known to be
     /// true of all versions of HDF5 and of all files.
     fn prove(&self, opened: &Opened<'_>, layout: &OutputLayout) -> Result<(), StoreError> {
@@ -266,6 +287,7 @@ impl Staging {
 
     /// Whether everything that was made is still in the file as it was; `whole`: and has all its chunks.
     pub(super) fn check(&self, whole: bool) -> Result<(), StoreError> {
+        let _guard = guard(&self.temporary);
         let bytes = self.file.try_clone().map_err(StoreError::io(&self.temporary, "open"))?;
         let file = private().open(self.own_path()).map_err(StoreError::hdf5(&self.temporary, "open the file"))?;
         let opened = Opened::new(&file, &bytes).map_err(StoreError::hdf5(&self.temporary, "look at the file"))?;
@@ -296,6 +318,7 @@ impl Staging {
 
     /// Takes up datasets that an earlier run has made, if they are what they were.
     pub(super) fn take_up(&mut self, layouts: &[&OutputLayout]) -> Result<(), StoreError> {
+        let _guard = guard(&self.temporary);
         let file = private().open(self.own_path()).map_err(StoreError::hdf5(&self.temporary, "open the file"))?;
         for layout in layouts {
             let what = format!("find dataset '{}'", layout.dataset);

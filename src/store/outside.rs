@@ -6,7 +6,7 @@ use super::OutputLayout;
 use super::staging::open_own;
 
 /// More than this takes too long to look at whenever a dataset is created.
-const MOST_BYTES: u64 = 1 << 30;
+const MOST_BYTES: u64 = 256 << 20;
 const AT_ONCE: usize = 1 << 20;
 
 /// A checksum of all bytes of a file but those of these datasets, which ranks write: of what HDF5 needs to find its way, and

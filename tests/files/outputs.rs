@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::lab::slow::{COLUMNS, ROWS, expected, pids, record_bytes, signal, slow_lab};
+use super::lab::slow::{COLUMNS, ROWS, chance, expected, pids, record_bytes, signal, slow_lab};
 use super::lab::{EXUVIA, Lab, python_says, text};
 
 /// A job whose outputs are all in `out.h5`.
@@ -105,4 +105,38 @@ fn an_unfinished_file_whose_header_is_damaged_is_made_anew_from_what_is_sound() 
         assert!(lab.read(file, &dataset) == bytes, "{dataset}");
     }
     assert_eq!(lab.read("out.h5", "y").len() as u64, ROWS * COLUMNS * 8);
+}
+
+#[test]
+fn a_damaged_file_to_write_into_is_no_crash() {
+    let lab = slow_lab(1);
+    one_file(&lab);
+    // All of it is said about the dataset that gives way.
+    let make = "with h5py.File('out.h5', 'w') as f:\n\
+                \x20   d = f.create_dataset('w', data=np.zeros((400, 16)), chunks=(9, 16)); d.attrs['units'] = 'm'\n\
+                \x20   for n in range(12): d.attrs['a%d' % n] = np.arange(n)\n\
+                \x20   f['a/b'] = np.arange(5); d.make_scale('w'); f['a/b'].dims[0].attach_scale(d)\n";
+    python_says(&lab, make);
+    let whole = fs::read(lab.path("out.h5")).unwrap();
+    let mut failed = 0;
+    for seed in 0..25 {
+        let mut damaged = whole.clone();
+        // Metadata come first in the file.
+        for flip in 0..3 {
+            damaged[(chance(seed * 3 + flip) % 4000) as usize] ^= 1 << (chance(seed) % 8);
+        }
+        fs::write(lab.path("out.h5"), &damaged).unwrap();
+        let output = lab.output(1, &["--fresh", "--tier", "baseline"]);
+        let said = text(&output);
+        match output.status.code() {
+            // HDF5 has not noticed it: then what is computed is right all the same.
+            Some(0) => assert_results(&lab),
+            code => {
+                assert!(code == Some(1) && said.contains("out.h5"), "{seed}: {:?}: {said}", output.status);
+                assert!(fs::read(lab.path("out.h5")).unwrap() == damaged);
+                failed += 1;
+            }
+        }
+    }
+    assert!(failed > 0);
 }

@@ -150,6 +150,11 @@ pub(in crate::store) fn message(path: &Path) -> Arc<[u8]> {
     text.into_bytes().into()
 }
 
+/// While it lives, HDF5 is at work on this file, for as long as that takes.
+pub(in crate::store) fn guard(path: &Path) -> Guard {
+    Guard::new(&message(path), 0)
+}
+
 /// Something of HDF5's that is used, and in the end closed, under a guard.
 #[derive(Debug)]
 pub(in crate::store) struct Held<T> {
