@@ -6,7 +6,7 @@
 
 use wasmparser::{
     BlockType, FuncType, FuncValidator, FuncValidatorAllocations, FunctionBody, Operator, OperatorsReader, Parser,
-    Payload, ValidPayload, Validator, ValidatorResources, WasmFeatures,
+    Payload, ValType, ValidPayload, Validator, ValidatorResources, WasmFeatures,
 };
 
 /// What a kernel module may use, less what [`refusal`] names: WebAssembly 2.0, which both tiers together can run.
@@ -26,7 +26,13 @@ pub(super) fn refusal(bytes: &[u8]) -> Option<(String, &'static str)> {
     let (mut types, mut left) = (Vec::new(), None);
     for payload in Parser::new(0).parse_all(bytes).flatten() {
         match payload {
-            Payload::TypeSection(section) => types = section.into_iter_err_on_gc_types().flatten().collect(),
+            Payload::TypeSection(section) => {
+                types = section.into_iter_err_on_gc_types().flatten().collect();
+                if types.iter().any(returns_over_its_context) {
+                    let advice = "return the 128 bits first, or through memory";
+                    return Some(("functions that return two values of 32 bits and one of 128".to_owned(), advice));
+                }
+            }
             Payload::TableSection(section) => {
                 let large = section.into_iter().flatten().find(|table| table.ty.initial > MAX_TABLE_ENTRIES);
                 if let Some(table) = large {
@@ -73,6 +79,13 @@ fn refused_operator(operator: &Operator<'_>) -> Option<(&'static str, &'static s
         _ => return None,
     };
     Some((name, CONSTANT_TABLE))
+}
+
+/// Whether functions of this type would write what they return over what wasmer keeps of their instance: its translator for
+/// LLVM calls them as if results came back in registers, and compiles them as if in memory.
+fn returns_over_its_context(ty: &FuncType) -> bool {
+    use ValType::{F32, I32, V128};
+    matches!(ty.results(), [I32 | F32, I32 | F32, V128])
 }
 
 /// What a block is called that wasmer's translator for LLVM gets wrong.
@@ -213,6 +226,7 @@ mod tests {
             (table, "(data.drop $d)", "data.drop"),
             ("(table 10000001 funcref)", "", "a table of 10000001 entries"),
             ("(table 4294967295 funcref)", "", "a table of 4294967295 entries"),
+            ("(type (func (result f32 i32 v128)))", "", "functions that return two values of 32 bits"),
             ("", "i32.const 1 (block (param i32) (result i64) i64.const 7 br 0) drop", LEFT_PARAMETERS),
             ("", "i32.const 1 (loop (param i32) drop unreachable)", LEFT_PARAMETERS),
             ("", "i32.const 1 local.get 0 (if (param i32) (then return) (else drop))", LEFT_PARAMETERS),
