@@ -2,8 +2,9 @@
 //! `cargo run --release --example engine_fuzz -- [EXECUTIONS [SEED]]`, by default 100,000 executions from seed 0.
 //!
 //! An execution is one call of one function on both tiers. The first difference ends the run with status 1; the module is
-//! then in `engine_fuzz_SEED.wasm` in the working directory. A seed gives the same modules and calls on every machine,
-//! so a difference is reproduced by `engine_fuzz 1 SEED`.
+//! then in `engine_fuzz_SEED.wasm` in the working directory, as are modules whose accesses outside only baseline code
+//! stops at. A seed gives the same modules and calls on every machine, so a difference is reproduced by
+//! `engine_fuzz 1 SEED`.
 #![expect(clippy::unwrap_used, reason = "arguments of a developer's tool")]
 
 use std::time::Instant;
@@ -28,9 +29,15 @@ fn main() {
             differential::compare(seed, CALLS, &mut tally).map(|()| tally)
         });
         let compared = compared.unwrap_or_else(|_| Err(format!("seed {seed}: a compiler panics")));
-        if let Err(difference) = compared.map(|new| tally = new) {
-            let file = format!("engine_fuzz_{seed}.wasm");
+        let file = format!("engine_fuzz_{seed}.wasm");
+        let dropped = compared.as_ref().map_or(0, |new| new.dropped - tally.dropped);
+        if compared.is_err() || dropped > 0 {
             std::fs::write(&file, differential::module(seed).0).unwrap();
+        }
+        if dropped > 0 {
+            println!("seed {seed}: optimized code went on {dropped} times; the module is in {file}");
+        }
+        if let Err(difference) = compared.map(|new| tally = new) {
             println!("{difference}; the module is in {file}\n{tally:?}");
             std::process::exit(1);
         }

@@ -98,8 +98,10 @@ fn map_to_all(cases: &[String]) -> Kernel {
     let store = |(place, case): (usize, &String)| format!("(i64.store offset={} (local.get 5) {case})", 8 * place);
     let stores: String = cases.iter().enumerate().map(store).collect();
     let step = 8 * cases.len();
+    // A local of 128 bits keeps a module from Singlepass.
+    let wide = if stores.contains("x2.") { "v128" } else { "" };
     kernel(&format!(
-        r#"(func (export "k") (param i32 i32) (result i32) (local i32 i32 i64 i32 f32 f64 v128)
+        r#"(func (export "k") (param i32 i32) (result i32) (local i32 i32 i64 i32 f32 f64 {wide})
             (local.set 3 (i32.load offset=16 (local.get 0)))
             (local.set 5 (i32.load offset=208 (local.get 0)))
             (block $done (loop $next
@@ -119,6 +121,7 @@ fn agree(cases: &[String], inputs: &[u64]) -> Vec<Vec<u64>> {
     for cases in cases.chunks(100) {
         let kernel = map_to_all(cases);
         let (engine, codes) = codes(&kernel);
+        assert_eq!(codes[0].compiler(), if cases[0].contains("x2.") { "llvm -O0" } else { "singlepass" });
         let [old, new] = [0, 1].map(|tier| numbers(&engine, &kernel, &codes[tier], inputs, cases.len()));
         for (index, (old, new)) in old.iter().zip(&new).enumerate() {
             let (input, case) = (inputs[index / cases.len()], &cases[index % cases.len()]);
