@@ -99,8 +99,9 @@ fn every_fault_of_a_kernel_is_found_where_it_is() {
     let (code, report) = check(&lab, &["--time", "20s"]);
     assert_eq!(code, Some(1), "{report:#}");
 
-    // The tensor of the operand, and the element.
-    let expected: &[(&str, &str, Option<&str>, Option<Vec<i64>>)] = &[
+    // The stage, the kind, the tensor of the operand, and the element.
+    type Expected = (&'static str, &'static str, Option<&'static str>, Option<Vec<i64>>);
+    let expected: &[Expected] = &[
         ("write_behind", "writes-outside", Some("write_behind"), Some(vec![1])),
         ("write_before", "writes-outside", Some("write_before"), Some(vec![-1])),
         ("read_behind", "reads-outside", Some("x"), Some(vec![3])),
