@@ -118,7 +118,10 @@ fn kernels_that_cannot_merge_are_stopped_and_named() {
     input(&lab, &[20_000, COLUMNS]);
     let job = |body: &str, stage: &str| {
         let wat = format!(
-            "(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) (i32.const 0))
+            "(module (memory 1) (func (export \"k\") (param i32 i32) (result i32)
+               (memory.fill (i32.load offset=208 (local.get 0)) (i32.const 0)
+                 (i32.mul (i32.load offset=224 (local.get 0)) (i32.const 2)))
+               (i32.const 0))
              (func (export \"m\") (param i32 i32) (result i32) {body} (i32.const 0))
              (func (export \"odd\") (param i32)))"
         );

@@ -13,7 +13,7 @@ use exuvia::exec::{Options, TierPolicy};
 use exuvia::report::Report;
 use exuvia::sched::Granularity;
 use lab::launch::open_mpi;
-use lab::rows::{COLUMNS, ROWS, assert_no_output, rows_job, rows_lab, take_result, wat};
+use lab::rows::{COLUMNS, ROWS, WRITE_ZEROS, assert_no_output, rows_job, rows_lab, take_result, wat};
 use lab::slow::{pids, signal};
 use lab::{EXUVIA, Lab, root, text};
 
@@ -253,7 +253,8 @@ fn slow_to_optimize(lab: &Lab, seed: u32, more: &str) {
                 (if (i32.lt_u (local.get 2) (local.get 1)) (then (i32.store offset=16 (i32.const 64) (local.get 2))))";
     let body = format!("(if (i32.eq (local.get 0) (i32.const {seed})) (then {}))", step.repeat(8_000));
     let text = format!(
-        "(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) (local i32) {body} {more} (i32.const 0)))"
+        "(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) (local i32) {body} {more} {WRITE_ZEROS}
+         (i32.const 0)))"
     );
     fs::write(lab.path("long.wasm"), wat::parse_str(text).unwrap()).unwrap();
 }

@@ -24,6 +24,10 @@ pub fn input(lab: &Lab, extents: &[u64]) {
     lab.dataset(Dtype::F32, extents, bytes);
 }
 
+/// Instructions that write zeros to all of the output, a matrix of `f32`, of a kernel with one input.
+pub const WRITE_ZEROS: &str = "(memory.fill (i32.load offset=208 (local.get 0)) (i32.const 0)
+    (i32.mul (i32.const 4) (i32.mul (i32.load offset=224 (local.get 0)) (i32.load offset=228 (local.get 0)))))";
+
 /// A kernel `k` of the given body.
 pub fn wat(lab: &Lab, name: &str, body: &str) {
     let text = format!("(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) {body} (i32.const 0)))");
