@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,11 +13,9 @@ use super::RunError;
 use crate::encode;
 use crate::store::DatasetInfo;
 
-/// Files up to this size are hashed as wholes, ...
-const WHOLE_BYTES: u64 = 1 << 30;
-/// ... of larger ones so many samples of this size.
-const SAMPLES: u64 = 256;
-const SAMPLE_BYTES: usize = 1 << 20;
+/// Larger files are not hashed: that would take too long, and samples would miss changes.
+const HASHED_BYTES: u64 = 1 << 30;
+const BUFFER_BYTES: usize = 1 << 20;
 
 /// The places that inputs come from, as rank 0 found them when it opened the datasets.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -47,7 +45,7 @@ pub(super) struct Prints {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Fingerprint {
     stat: Stat,
-    hash: String,
+    hash: Option<String>,
 }
 
 impl Sources {
@@ -126,9 +124,10 @@ impl Fingerprint {
         if !is_same(&opened) {
             return None;
         }
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; SAMPLE_BYTES];
-        if stat.bytes <= WHOLE_BYTES {
+        let mut hash = None;
+        if stat.bytes <= HASHED_BYTES {
+            let mut hasher = blake3::Hasher::new();
+            let mut buffer = vec![0; BUFFER_BYTES];
             loop {
                 let read = opened.read(&mut buffer).ok()?;
                 if read == 0 {
@@ -139,26 +138,17 @@ impl Fingerprint {
                     return None;
                 }
             }
-        } else {
-            for sample in 0..SAMPLES {
-                let last = stat.bytes - SAMPLE_BYTES as u64;
-                let at = (u128::from(last) * u128::from(sample) / u128::from(SAMPLES - 1)) as u64;
-                opened.read_exact_at(&mut buffer, at).ok()?;
-                hasher.update(&buffer);
-                if stop.load(Ordering::Relaxed) {
-                    return None;
-                }
-            }
+            hash = Some(hasher.finalize().to_hex().to_string());
         }
-        let hash = hasher.finalize().to_hex().to_string();
         // What is being written has no fingerprint.
         is_same(&opened).then(|| Fingerprint { stat: stat.clone(), hash })
     }
 
-    /// Whether the file has the same content, as far as can be told: untouched, or hashed again.
+    /// Whether the file has the same content: it is untouched, or has the same hash.
     fn holds(&self, now: &Stat) -> bool {
         let again = || Fingerprint::take(now, &AtomicBool::new(false));
-        self.stat == *now || (now.bytes == self.stat.bytes && again().is_some_and(|now| now.hash == self.hash))
+        let can_compare = self.hash.is_some() && now.bytes == self.stat.bytes;
+        self.stat == *now || (can_compare && again().is_some_and(|now| now.hash == self.hash))
     }
 }
 
@@ -186,6 +176,19 @@ mod tests {
         File::options().write(true).open(&file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         assert!(!print.holds(&stat(&file)));
         assert!(Fingerprint::take(&opened, &stop).is_none(), "it is not what was opened");
+    }
+
+    #[test]
+    fn a_file_too_large_to_hash_is_unchanged_only_if_untouched() {
+        let lab = tempfile::tempdir().unwrap();
+        let path = lab.path().join("large");
+        let file = File::create(&path).unwrap();
+        file.set_len(HASHED_BYTES + 1).unwrap();
+        let opened = Stat::of(&path).unwrap();
+        let print = Fingerprint::take(&opened, &AtomicBool::new(false)).unwrap();
+        assert!(print.holds(&opened));
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        assert!(!print.holds(&Stat::of(&path).unwrap()));
     }
 
     #[test]
