@@ -12,7 +12,7 @@ use std::time::Instant;
 // The file says `crate::engine`; this makes it the library's.
 use exuvia::{engine, tensor};
 
-#[path = "../src/engine/differential.rs"]
+#[path = "../src/engine/differential_tests.rs"]
 mod differential;
 
 /// Calls of one module; compiling it takes far longer than a call.

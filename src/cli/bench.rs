@@ -9,7 +9,9 @@ use serde::Serialize;
 use super::plan::open;
 use super::run::{Tier, given, write_whole};
 use super::{Output, fail, print_json};
-use crate::exec::{ExitCode, Signal, TierPolicy};
+use crate::exec::ExitCode;
+use crate::exec::Signal;
+use crate::exec::TierPolicy;
 use crate::job::Job;
 use crate::plan::Layout;
 use crate::sweep::{

@@ -1,6 +1,7 @@
 use clap::Args;
 
-use super::{Output, jobs, print_json, slurm_failed};
+use super::{Output, print_json, slurm_failed};
+use crate::cli::job_selector;
 use crate::exec::ExitCode;
 use crate::slurm::{self, SlurmError};
 
@@ -30,20 +31,20 @@ pub(super) fn cancel(arguments: &CancelArguments) -> ExitCode {
             }
             ExitCode::Done
         }
-        Ok(None) => jobs::unknown(target),
+        Ok(None) => job_selector::unknown(target),
         Err(error) => slurm_failed(error),
     }
 }
 
 /// The ids of what waits or runs; `None` if nobody knows the job.
 fn active(target: &str) -> Result<Option<Vec<String>>, SlurmError> {
-    let records = jobs::records(Some(target))?;
-    let states = jobs::states(Some(target), &records)?;
+    let records = job_selector::records(Some(target))?;
+    let states = job_selector::states(Some(target), &records)?;
     if states.is_empty() && records.is_empty() {
         return Ok(None);
     }
     let active = states.iter().filter(|state| state.is_active());
-    let mut ids: Vec<String> = match jobs::is_id(target) {
+    let mut ids: Vec<String> = match job_selector::is_id(target) {
         true => active.map(|_| target.to_owned()).collect(),
         false => active.map(|state| state.job_id().to_owned()).collect(),
     };

@@ -7,8 +7,9 @@ use serde::Serialize;
 use super::{Output, print_json};
 use crate::engine::{self, Cache, Cpu, Engine, Kernel, Pipeline};
 use crate::exec::ExitCode;
+use crate::text;
+use crate::text::Limit;
 use crate::topology::Launcher;
-use crate::words::{self, Limit};
 use crate::{fabric, store, topology};
 
 /// Arguments of `exuvia doctor`.
@@ -97,7 +98,7 @@ fn cache(arguments: &DoctorArguments) -> Check {
             let mut found = cache.directory().display().to_string();
             for left in engine::leftover_helpers(&cache) {
                 let seconds = left.since.elapsed().unwrap_or_default().as_secs();
-                let (kernel, process) = (words::name(&left.kernel), left.process);
+                let (kernel, process) = (text::name(&left.kernel), left.process);
                 found += &format!("; process {process} has optimized {kernel} for later runs for {seconds} s");
             }
             Check { what: "cache", ok: true, found, help }

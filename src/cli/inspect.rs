@@ -8,7 +8,7 @@ use super::{Output, fail, print_json};
 use crate::engine::{self, Inspection};
 use crate::exec::ExitCode;
 use crate::store::{self, Catalog, DatasetInfo, ListedLink, StoreError};
-use crate::words;
+use crate::text;
 
 /// Arguments of `exuvia inspect`.
 #[derive(Debug, Args)]
@@ -23,8 +23,9 @@ pub(super) struct InspectArguments {
 
 pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
     if is_module(&arguments.file)
-        && let Some(found) =
-            crate::regular::read(&arguments.file, engine::MODULE_BYTES).ok().and_then(|bytes| engine::inspect(&bytes))
+        && let Some(found) = crate::regular_file::read(&arguments.file, engine::MODULE_BYTES)
+            .ok()
+            .and_then(|bytes| engine::inspect(&bytes))
     {
         match arguments.output {
             Output::Human => print_module(&arguments.file, &found),
@@ -74,15 +75,15 @@ fn contents(file: &Path, dataset: Option<&str>) -> Result<Contents, StoreError> 
     let listing = store::list(file)?;
     let mut found = Contents { links: listing.links, damaged: listing.damaged, ..Contents::default() };
     for path in &found.damaged {
-        eprintln!("error: {}", words::line(&format!("'{path}' in {} is damaged", file.display())));
+        eprintln!("error: {}", text::line(&format!("'{path}' in {} is damaged", file.display())));
     }
     for name in listing.datasets {
         match catalog.describe(file, &name) {
             Ok(info) => found.datasets.push(info),
             // A file may hold what no kernel can take beside what one can.
-            Err(error) if error.is_of_one_dataset() => eprintln!("note: {}", words::line(&error.to_string())),
+            Err(error) if error.is_of_one_dataset() => eprintln!("note: {}", text::line(&error.to_string())),
             Err(error) => {
-                eprintln!("error: {}", words::line(&format!("{:#}", anyhow::Error::from(error))));
+                eprintln!("error: {}", text::line(&format!("{:#}", anyhow::Error::from(error))));
                 found.damaged.push(name);
             }
         }
@@ -91,8 +92,8 @@ fn contents(file: &Path, dataset: Option<&str>) -> Result<Contents, StoreError> 
 }
 
 fn print_module(file: &Path, found: &Inspection) {
-    let list = |items: &[String]| if items.is_empty() { "none".to_owned() } else { words::list(items) };
-    let (file, bytes) = (words::line(&file.display().to_string()), ByteSize(found.bytes as u64));
+    let list = |items: &[String]| if items.is_empty() { "none".to_owned() } else { text::list(items) };
+    let (file, bytes) = (text::line(&file.display().to_string()), ByteSize(found.bytes as u64));
     println!("{file}: WebAssembly module, {bytes}, {} functions", found.functions);
     println!("  kernels    {}", list(&found.kernels));
     println!("  exports    {}", list(&found.exports));
@@ -112,8 +113,8 @@ fn print_dataset(info: &DatasetInfo) {
     let order = if info.big_endian { ", big-endian" } else { "" };
     println!(
         "{}:{} {} {} {chunk}{filters}{order}, {} stored{}",
-        words::line(&info.file.display().to_string()),
-        words::line(&info.dataset),
+        text::line(&info.file.display().to_string()),
+        text::line(&info.dataset),
         info.dtype,
         info.shape,
         ByteSize(info.stored_bytes),
@@ -129,7 +130,7 @@ fn sources(info: &DatasetInfo) -> String {
         .iter()
         .filter(|source| source.file != info.file)
         .map(|source| format!("{}:{}", source.file.display(), source.object.trim_start_matches('/')))
-        .map(|source| words::line(&source))
+        .map(|source| text::line(&source))
         .collect();
     match others.len() {
         0 => String::new(),
@@ -142,5 +143,5 @@ fn print_link(file: &Path, link: &ListedLink) {
     let elsewhere = link.file.as_ref().map_or(String::new(), |file| format!("{file}:"));
     let dangling = if link.leads == Some(false) { ", where nothing is" } else { "" };
     let shown = format!("{}:{} -> {elsewhere}{}{dangling}", file.display(), link.path, link.target);
-    println!("{}", words::line(&shown));
+    println!("{}", text::line(&shown));
 }

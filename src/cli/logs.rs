@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::{Output, fail, jobs, print_json, slurm_failed};
+use super::{Output, fail, print_json, slurm_failed};
+use crate::cli::job_selector;
 use crate::exec::ExitCode;
 use crate::slurm::{self, SlurmError, State};
 
@@ -30,7 +31,7 @@ pub(super) fn logs(arguments: &LogsArguments) -> ExitCode {
     let target = arguments.job.as_str();
     let logs = match find(target) {
         Ok(Some(logs)) => logs,
-        Ok(None) => return jobs::unknown(target),
+        Ok(None) => return job_selector::unknown(target),
         Err(error) => return slurm_failed(error),
     };
     if let ([log], true) = (&logs[..], arguments.follow) {
@@ -69,8 +70,8 @@ struct Log {
 
 /// The logs of the last job that `target` means: several, if it is an array.
 fn find(target: &str) -> Result<Option<Vec<Log>>, SlurmError> {
-    let task = target.split_once('_').filter(|_| jobs::is_id(target)).map(|(_, task)| task);
-    if let Some(record) = jobs::records(Some(target))?.pop() {
+    let task = target.split_once('_').filter(|_| job_selector::is_id(target)).map(|(_, task)| task);
+    if let Some(record) = job_selector::records(Some(target))?.pop() {
         let log = |(id, path)| Log { id, path };
         let path = |task| PathBuf::from(record.log.to_string_lossy().replace(slurm::TASK_PLACE, task));
         return Ok(Some(match task {
@@ -79,7 +80,7 @@ fn find(target: &str) -> Result<Option<Vec<Log>>, SlurmError> {
             None => record.logs().into_iter().map(log).collect(),
         }));
     }
-    let Some(state) = jobs::states(Some(target), &[])?.pop() else { return Ok(None) };
+    let Some(state) = job_selector::states(Some(target), &[])?.pop() else { return Ok(None) };
     let id = if task.is_some() { target } else { state.job_id() };
     Ok(slurm::log_file(id)?.map(|path| vec![Log { id: id.to_owned(), path }]))
 }
@@ -123,7 +124,7 @@ fn follow(log: &Log) -> ExitCode {
 
 /// What Slurm says of the job or task; `None` if it has forgotten it.
 fn state(id: &str) -> Result<Option<State>, SlurmError> {
-    let mut states = jobs::states(Some(id), &[])?;
+    let mut states = job_selector::states(Some(id), &[])?;
     Ok(states.pop())
 }
 

@@ -6,26 +6,17 @@ mod bench;
 mod cancel;
 mod check;
 mod doctor;
-mod estimate;
-mod hosts;
 mod inspect;
-mod jobs;
+mod job_selector;
 pub mod kernel_build;
 mod kernel_call;
-mod launch;
-mod like;
 mod logs;
 mod plan;
-mod progress;
-mod quiet;
 mod report;
-mod run;
-mod screen;
+pub(crate) mod run;
 mod simulate;
 mod status;
-mod submission;
 mod submit;
-mod told;
 mod top;
 
 use std::io::Write;
@@ -36,7 +27,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use signal_hook::consts::SIGXFSZ;
 
 use crate::exec::{ExitCode, render};
-use crate::words;
+use crate::text;
 
 /// Tensor jobs on MPI ranks, computed by portable WebAssembly kernels.
 #[derive(Debug, Parser)]
@@ -121,7 +112,7 @@ pub fn main() -> i32 {
         }
     };
     log_to_stderr();
-    crate::store::contain_crashes(told::ending(), crate::store::CALL_LIMIT);
+    crate::store::contain_crashes(crate::launch::status_files::ending(), crate::store::CALL_LIMIT);
     survive_full_files();
     let code = match arguments.verb {
         Verb::Run(arguments) => run::run(&arguments),
@@ -151,7 +142,7 @@ fn build(source: &std::path::Path, out: &std::path::Path, extra: &[String]) -> E
         Ok(()) => ExitCode::Done,
         Err(kernel_build::BuildError::Text { source_file, message }) => {
             // It shows the place, on several lines.
-            eprintln!("error: {}: {}", words::line(&source_file.display().to_string()), words::lines(&message));
+            eprintln!("error: {}: {}", text::line(&source_file.display().to_string()), text::lines(&message));
             ExitCode::Failed
         }
         Err(error) => fail(&error, ExitCode::Failed, None),
@@ -164,7 +155,7 @@ struct Log;
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
-        let mut line = words::line(text.trim_end_matches('\n'));
+        let mut line = text::line(text.trim_end_matches('\n'));
         line.push('\n');
         std::io::stderr().write_all(line.as_bytes())?;
         Ok(bytes.len())
@@ -191,7 +182,7 @@ fn log_to_stderr() {
 }
 
 /// Prints an error with its causes and a way out, once.
-fn fail(error: &(dyn std::error::Error + 'static), code: ExitCode, help: Option<&str>) -> ExitCode {
+pub(crate) fn fail(error: &(dyn std::error::Error + 'static), code: ExitCode, help: Option<&str>) -> ExitCode {
     eprintln!("{}", render(error, help));
     code
 }

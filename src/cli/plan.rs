@@ -5,10 +5,11 @@ use clap::Args;
 
 use super::{Output, fail, print_json};
 use crate::engine::Kernel;
-use crate::exec::{self, ExitCode, RunError};
+use crate::exec;
+use crate::exec::{ExitCode, RunError};
 use crate::job::Job;
 use crate::plan::{Layout, Machine, explain, plan as make_plan, render};
-use crate::{topology, words};
+use crate::{text, topology};
 
 /// Arguments of `exuvia plan`.
 #[derive(Debug, Args)]
@@ -69,8 +70,8 @@ pub(super) fn plan(arguments: &PlanArguments) -> ExitCode {
     match make_plan(&job, &layouts, &machine) {
         Ok(plan) => {
             match arguments.output {
-                Output::Human if arguments.explain => print!("{}", words::lines(&explain(&plan))),
-                Output::Human => print!("{}", words::lines(&render(&plan))),
+                Output::Human if arguments.explain => print!("{}", text::lines(&explain(&plan))),
+                Output::Human => print!("{}", text::lines(&render(&plan))),
                 Output::Json => print_json(&serde_json::json!({ "schema": 1, "plan": plan })),
             }
             ExitCode::Done

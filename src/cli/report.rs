@@ -6,7 +6,7 @@ use clap::Args;
 use super::run::write_whole;
 use crate::exec::ExitCode;
 use crate::report::{Report, Timeline, html};
-use crate::words;
+use crate::text;
 
 /// Arguments of `exuvia report`.
 #[derive(Debug, Args)]
@@ -41,7 +41,7 @@ pub(super) fn report(arguments: &ReportArguments) -> ExitCode {
     match made() {
         Ok(()) => ExitCode::Done,
         Err(error) => {
-            eprintln!("error: {}", words::line(&error));
+            eprintln!("error: {}", text::line(&error));
             ExitCode::Failed
         }
     }

@@ -2,10 +2,11 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::{Output, jobs, print_json, slurm_failed};
+use super::{Output, print_json, slurm_failed};
+use crate::cli::job_selector;
 use crate::exec::ExitCode;
 use crate::slurm::{Record, State};
-use crate::words;
+use crate::text;
 
 /// Arguments of `exuvia status`.
 #[derive(Debug, Args)]
@@ -28,13 +29,14 @@ struct Status<'a> {
 
 pub(super) fn status(arguments: &StatusArguments) -> ExitCode {
     let target = arguments.job.as_deref();
-    let found = jobs::records(target).and_then(|records| Ok((jobs::states(target, &records)?, records)));
+    let found =
+        job_selector::records(target).and_then(|records| Ok((job_selector::states(target, &records)?, records)));
     let (states, records) = match found {
         Ok(found) => found,
         Err(error) => return slurm_failed(error),
     };
     if let (Some(target), [], []) = (target, &states[..], &records[..]) {
-        return jobs::unknown(target);
+        return job_selector::unknown(target);
     }
     match arguments.output {
         Output::Json => print_json(&Status { schema: 1, jobs: &states, records: &records }),
@@ -62,7 +64,7 @@ fn print_states(states: &[State], records: &[Record]) {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(["ID", "NAME", "STATE", "TIME", "WHERE"]);
     table.add_rows(rows);
-    println!("{}", words::lines(&table.trim_fmt()));
+    println!("{}", text::lines(&table.trim_fmt()));
 }
 
 /// The state, and what it ended with, if that says more.

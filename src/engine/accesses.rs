@@ -12,7 +12,7 @@ use llvm_sys::LLVMOpcode;
 use llvm_sys::core::*;
 use llvm_sys::prelude::*;
 
-use super::canonical::{callee_name, users};
+use crate::engine::nan_canonicalization::{callee_name, users};
 
 /// Users and blocks that are looked at for one value; beyond, it keeps its mark.
 const PATIENCE: usize = 500;

@@ -11,8 +11,8 @@ use wasmer_compiler_singlepass::Singlepass;
 
 use super::artifact::{Artifact, Fingerprint, Pipeline};
 use super::pipeline::Pipeline as FullPipeline;
-use super::rewrite::{HostState, rewrite};
 use super::{Cpu, EngineError, Kernel};
+use crate::engine::module_rewrite::{HostState, rewrite};
 
 /// Which of the two kinds of code runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -238,7 +238,7 @@ fn compile(
     Ok(module.serialize().map_err(failed)?.to_vec())
 }
 
-fn rewritten(kernel: &Kernel) -> Result<super::rewrite::Rewritten, EngineError> {
+fn rewritten(kernel: &Kernel) -> Result<crate::engine::module_rewrite::Rewritten, EngineError> {
     rewrite(kernel.bytes()).map_err(|e| EngineError::Invalid {
         name: kernel.name().to_owned(),
         message: e.to_string(),

@@ -1,6 +1,6 @@
 //! A few hundred random modules, the same ones in each run.
 
-use super::differential::{Tally, compare};
+use crate::engine::differential_tests::{Tally, compare};
 
 /// Calls of each module.
 const CALLS: u32 = 24;

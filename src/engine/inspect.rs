@@ -2,9 +2,9 @@ use serde::Serialize;
 use wasmparser::{ExternalKind, Parser, Payload, Validator, WasmFeatures};
 
 use super::kernel::kernel_exports;
-use super::place::place;
 use super::restrict::{FEATURES, baseline_obstacle, refusal};
-use crate::words;
+use crate::engine::location::place;
+use crate::text;
 
 /// What a module is, whether or not it can be a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -35,7 +35,7 @@ pub fn inspect(bytes: &[u8]) -> Option<Inspection> {
     let mut found = Inspection { bytes: bytes.len(), ..Inspection::default() };
     found.hash = blake3::hash(bytes).to_hex().to_string();
     if let Err(error) = Validator::new_with_features(FEATURES).validate_all(bytes) {
-        let (message, place) = (words::line(error.message()), place(bytes, error.offset()));
+        let (message, place) = (text::line(error.message()), place(bytes, error.offset()));
         found.obstacles.push(format!("it is not valid: {message} ({place})"));
     } else if let Some((what, advice)) = refusal(bytes) {
         found.obstacles.push(format!("it uses {what}, which no kernel may: {advice}"));
@@ -45,7 +45,7 @@ pub fn inspect(bytes: &[u8]) -> Option<Inspection> {
             Payload::ImportSection(section) => {
                 found
                     .imports
-                    .extend(section.into_iter().flatten().map(|i| words::name(&format!("{}.{}", i.module, i.name))));
+                    .extend(section.into_iter().flatten().map(|i| text::name(&format!("{}.{}", i.module, i.name))));
             }
             Payload::FunctionSection(section) => found.functions = section.count(),
             Payload::MemorySection(section) => {
@@ -54,7 +54,7 @@ pub fn inspect(bytes: &[u8]) -> Option<Inspection> {
             Payload::ExportSection(section) => {
                 found.exports.extend(section.into_iter().flatten().map(|e| {
                     let kind = if e.kind == ExternalKind::Func { "function" } else { "other" };
-                    format!("{} ({kind})", words::name(e.name))
+                    format!("{} ({kind})", text::name(e.name))
                 }));
             }
             Payload::StartSection { .. } => found.has_start = true,
@@ -64,7 +64,7 @@ pub fn inspect(bytes: &[u8]) -> Option<Inspection> {
     found.kernels = kernel_exports(bytes);
     found.features = features(bytes);
     if !found.imports.is_empty() {
-        found.obstacles.push(format!("it imports {}; a kernel imports nothing", words::list(&found.imports)));
+        found.obstacles.push(format!("it imports {}; a kernel imports nothing", text::list(&found.imports)));
     }
     if found.memory_bytes.is_none() {
         found.obstacles.push("it has no memory".to_owned());

@@ -9,10 +9,10 @@ use wasmer::{Global, Imports, Store, TypedFunction, Value};
 use super::arena::{Arena, FENCE_BYTES, HOST_PAGE, Place, Slot};
 use super::code::Code;
 use super::memory::{GuestMemory, WASM_PAGE};
-use super::rewrite::{HOST_MODULE, Initial, MEMORY, START, global_name};
 use super::unwritten::{Suspicion, first_unwritten, looks_unwritten};
 use super::window::Window;
 use super::{Access, Engine, EngineError, Kernel, KernelFault, OperandSpec, SharedBytes, Tier, View};
+use crate::engine::module_rewrite::{HOST_MODULE, Initial, MEMORY, START, global_name};
 
 /// What stands beside tiles that the kernel writes, so that it is seen when that changes.
 const FENCE: u8 = 0xA5;

@@ -5,7 +5,7 @@ use wasmparser::{ExternalKind, Parser, Payload, Validator};
 
 use super::EngineError;
 use super::restrict::{FEATURES, baseline_obstacle, refusal};
-use crate::{regular, words};
+use crate::{regular_file, text};
 
 /// The longest module that is read.
 pub const MODULE_BYTES: u64 = 256 << 20;
@@ -30,7 +30,7 @@ const MUCH_CODE: u64 = 1 << 20;
 impl Kernel {
     /// Reads and checks the module in `file`. `export` may be left out when the module exports a single kernel.
     pub fn load(file: &Path, export: Option<&str>) -> Result<Kernel, EngineError> {
-        let bytes = regular::read(file, MODULE_BYTES).map_err(|source| match source.kind() {
+        let bytes = regular_file::read(file, MODULE_BYTES).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => EngineError::NoFile { file: file.to_owned(), found: beside(file) },
             _ => EngineError::Read { file: file.to_owned(), source },
         })?;
@@ -41,12 +41,12 @@ impl Kernel {
     /// Says whether bytes are a module that kernels may be in, and where they are not.
     pub fn check_module(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
         if !bytes.starts_with(b"\0asm") {
-            return Err(EngineError::NotWasm { name: words::name(name) });
+            return Err(EngineError::NotWasm { name: text::name(name) });
         }
         Validator::new_with_features(FEATURES).validate_all(bytes).map(drop).map_err(|e| EngineError::Invalid {
-            name: words::name(name),
-            message: words::line(e.message()),
-            place: super::place::place(bytes, e.offset()),
+            name: text::name(name),
+            message: text::line(e.message()),
+            place: crate::engine::location::place(bytes, e.offset()),
         })
     }
 
@@ -64,18 +64,18 @@ impl Kernel {
             None if kernels.len() == 1 => kernels[0].clone(),
             None if kernels.len() > 1 => {
                 let (name, count) = (name.to_owned(), kernels.len());
-                return Err(EngineError::AmbiguousExport { name, count, kernels: words::list(&kernels) });
+                return Err(EngineError::AmbiguousExport { name, count, kernels: text::list(&kernels) });
             }
             _ => {
-                let meant = export.and_then(|export| words::nearest(export, kernels.iter().map(String::as_str)));
+                let meant = export.and_then(|export| text::nearest(export, kernels.iter().map(String::as_str)));
                 let found = match (kernels.as_slice(), meant) {
                     ([], _) => "it exports no kernel at all (see docs/kernel-interface.md)".to_owned(),
-                    (some, None) => format!("its kernels are: {}", words::list(some)),
+                    (some, None) => format!("its kernels are: {}", text::list(some)),
                     (some, Some(meant)) => {
-                        format!("did you mean '{}'? its kernels are: {}", words::name(meant), words::list(some))
+                        format!("did you mean '{}'? its kernels are: {}", text::name(meant), text::list(some))
                     }
                 };
-                let export = words::name(export.unwrap_or("<any>"));
+                let export = text::name(export.unwrap_or("<any>"));
                 return Err(EngineError::NoExport { name: name.to_owned(), export, found });
             }
         };
@@ -133,15 +133,15 @@ fn beside(file: &Path) -> String {
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let modules: Vec<String> = names.filter(|name| name.ends_with(".wasm")).collect();
     let wanted = file.file_name().unwrap_or_default().to_string_lossy();
-    match words::nearest(&wanted, modules.iter().map(String::as_str)) {
-        Some(meant) => format!("did you mean '{}'?", words::name(meant)),
+    match text::nearest(&wanted, modules.iter().map(String::as_str)) {
+        Some(meant) => format!("did you mean '{}'?", text::name(meant)),
         None => "build it with `exuvia kernel build`".to_owned(),
     }
 }
 
 fn validate(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
     Kernel::check_module(name, bytes)?;
-    let name = || words::name(name);
+    let name = || text::name(name);
     let (mut imports, mut has_memory) = (Vec::new(), false);
     for payload in Parser::new(0).parse_all(bytes).flatten() {
         match payload {
@@ -153,7 +153,7 @@ fn validate(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
         }
     }
     if !imports.is_empty() {
-        return Err(EngineError::Imports { name: name(), imports: words::list(&imports) });
+        return Err(EngineError::Imports { name: name(), imports: text::list(&imports) });
     }
     if !has_memory {
         return Err(EngineError::NoMemory { name: name() });

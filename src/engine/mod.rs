@@ -10,9 +10,8 @@
 mod accesses;
 mod arena;
 mod artifact;
-mod background;
+mod background_compile;
 mod cache;
-mod canonical;
 mod code;
 mod error;
 mod first_page;
@@ -20,21 +19,24 @@ mod frames;
 mod inspect;
 mod instance;
 mod kernel;
-mod leftover;
+mod location;
 mod memory;
+mod module_rewrite;
+mod nan_canonicalization;
+mod orphans;
 mod pipeline;
-mod place;
 mod probestack;
 mod restrict;
-mod rewrite;
-mod shared;
+mod shared_memory;
 mod unwritten;
 mod view;
 mod window;
 
 pub use arena::Place;
 pub use artifact::{COMPILER, Fingerprint, Pipeline};
-pub use background::{BackgroundCompile, CompileLimits, HELPER_VERB, OPTIMIZING_NS_PER_BYTE, compile_helper_main};
+pub use background_compile::{
+    BackgroundCompile, CompileLimits, HELPER_VERB, OPTIMIZING_NS_PER_BYTE, compile_helper_main,
+};
 pub use cache::Cache;
 pub use code::{Code, Engine, Tier, optimize, start_artifact};
 pub use error::{EngineError, KernelFault};
@@ -42,13 +44,13 @@ pub use first_page::mark_first_page;
 pub use inspect::{Inspection, inspect};
 pub use instance::{Instance, StartFunction};
 pub use kernel::{Kernel, MODULE_BYTES};
-pub use leftover::{Leftover, list as leftover_helpers};
+pub use orphans::{Leftover, list as leftover_helpers};
 pub use pipeline::Cpu;
-pub use shared::{Mapped, SharedBytes, SharedName};
+pub use shared_memory::{Mapped, SharedBytes, SharedName};
 pub use view::{Access, OperandSpec, View};
 
 #[cfg(test)]
-mod differential;
+mod differential_tests;
 #[cfg(test)]
 mod fuzz_tests;
 #[cfg(test)]

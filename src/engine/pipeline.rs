@@ -16,8 +16,9 @@ use std::ptr::null_mut;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::accesses;
 use super::frames::Frames;
-use super::{accesses, canonical};
+use crate::engine::nan_canonicalization;
 use llvm_sys::core::*;
 use llvm_sys::error::{LLVMDisposeErrorMessage, LLVMGetErrorMessage};
 use llvm_sys::prelude::*;
@@ -152,8 +153,10 @@ unsafe fn simplify(module: LLVMModuleRef, full: bool) {
                         if full {
                             LLVMRemoveCallSiteEnumAttribute(instruction, ON_FUNCTION, strictfp);
                         }
-                        if !(full && replace_constrained(builder, instruction)) && canonical::makes_nans(instruction) {
-                            canonical::canonicalise(builder, instruction);
+                        if !(full && replace_constrained(builder, instruction))
+                            && nan_canonicalization::makes_nans(instruction)
+                        {
+                            nan_canonicalization::canonicalise(builder, instruction);
                         }
                     }
                     instruction = next;
@@ -173,7 +176,8 @@ unsafe fn simplify(module: LLVMModuleRef, full: bool) {
 unsafe fn replace_constrained(builder: LLVMBuilderRef, call: LLVMValueRef) -> bool {
     // SAFETY: operand counts are those of the intrinsics, which wasmer declared and LLVM's verifier checks.
     unsafe {
-        let name = canonical::callee_name(call).and_then(|name| name.strip_prefix("llvm.experimental.constrained."));
+        let name = nan_canonicalization::callee_name(call)
+            .and_then(|name| name.strip_prefix("llvm.experimental.constrained."));
         let Some(operation) = name.and_then(|name| name.split('.').next()) else { return false };
         LLVMPositionBuilderBefore(builder, call);
         let operand = |index: u32| {
@@ -183,7 +187,7 @@ unsafe fn replace_constrained(builder: LLVMBuilderRef, call: LLVMValueRef) -> bo
         let unnamed = c"".as_ptr();
         let result_type = LLVMTypeOf(call);
         let plain = match operation {
-            "fadd" if quiets_nans_only(call) => canonical::nan(result_type),
+            "fadd" if quiets_nans_only(call) => nan_canonicalization::nan(result_type),
             "fadd" => LLVMBuildFAdd(builder, operand(0), operand(1), unnamed),
             "fsub" => LLVMBuildFSub(builder, operand(0), operand(1), unnamed),
             "fmul" => LLVMBuildFMul(builder, operand(0), operand(1), unnamed),
@@ -196,7 +200,8 @@ unsafe fn replace_constrained(builder: LLVMBuilderRef, call: LLVMValueRef) -> bo
             },
             _ => return false,
         };
-        let replacement = if operation.starts_with("fcmp") { plain } else { canonical::canonical(builder, plain) };
+        let replacement =
+            if operation.starts_with("fcmp") { plain } else { nan_canonicalization::canonical(builder, plain) };
         LLVMReplaceAllUsesWith(call, replacement);
         LLVMInstructionEraseFromParent(call);
         true
@@ -223,7 +228,7 @@ unsafe fn quiets_nans_only(call: LLVMValueRef) -> bool {
                 && LLVMGetOperand(*user, 2) != call
                 && tests_value(LLVMGetOperand(*user, 0))
         };
-        let users = canonical::users(call);
+        let users = nan_canonicalization::users(call);
         LLVMIsNull(LLVMGetOperand(call, 1)) != 0 && !users.is_empty() && users.iter().all(chosen_for_nan)
     }
 }
@@ -316,7 +321,7 @@ unsafe fn optimize(module: LLVMModuleRef, cpu: &Cpu) -> Result<(), String> {
         if error.is_null() {
             let builder = LLVMCreateBuilderInContext(context);
             for function in defined_functions(module) {
-                canonical::defer(function, builder);
+                nan_canonicalization::defer(function, builder);
             }
             LLVMDisposeBuilder(builder);
             // Then nothing is left whose value is plainly of no use but what is marked as volatile.

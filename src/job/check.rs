@@ -1,7 +1,7 @@
 //! What can be wrong between the tables of a job file.
 
 use super::{Combine, Job, JobError, Operand, Source, Stage};
-use crate::words::nearest;
+use crate::text::nearest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 

@@ -4,7 +4,7 @@
 
 use super::table::{Table, Value};
 use super::{JobError, Notation, Operand, Stage};
-use crate::words::suggest;
+use crate::text::suggest;
 use serde::{Serialize, Serializer};
 use std::fmt;
 

@@ -90,7 +90,7 @@ fn range(names: &Value<'_>, stages: &[Stage]) -> Result<Range<usize>, JobError> 
         let text = name.string()?;
         let Some(position) = stages.iter().position(|stage| stage.name == text) else {
             let known = stages.iter().map(|stage| stage.name.as_str());
-            return Err(name.bad(format!("there is no stage '{text}'"), crate::words::suggest(text, known, "stages")));
+            return Err(name.bad(format!("there is no stage '{text}'"), crate::text::suggest(text, known, "stages")));
         };
         range = match range {
             None => Some(position..position + 1),

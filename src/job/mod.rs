@@ -10,23 +10,23 @@ mod check;
 mod constant;
 mod cuts;
 mod error;
-mod excerpt;
 mod iterate;
 #[cfg(test)]
-mod kinds;
+mod kind_tests;
 mod notation;
 mod read;
+mod snippet;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use cuts::{Cut, Why};
 pub use error::JobError;
-pub use excerpt::Excerpt;
 pub use iterate::{Condition, Exchange, Iterate, Relation};
 pub use notation::{Index, Notation, Operand};
+pub use snippet::Excerpt;
 
-use crate::regular;
+use crate::regular_file;
 use crate::tensor::{Boundary, Dtype, Shape};
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
@@ -169,7 +169,7 @@ impl Job {
             return Err(JobError::Path { path: path.to_owned() });
         }
         let failed = |source| JobError::Read { path: path.to_owned(), source };
-        let bytes = regular::read(path, FILE_BYTES).map_err(failed)?;
+        let bytes = regular_file::read(path, FILE_BYTES).map_err(failed)?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
             failed(Error::new(ErrorKind::InvalidData, format!("it is no UTF-8 text, at byte {at}")))

@@ -2,13 +2,13 @@
 
 use super::constant;
 use super::cuts;
-use super::excerpt::position;
 use super::iterate;
 use super::notation::{self, Notation, Operand};
 use super::table::{Document, Table, Value};
 use super::{Combine, Job, JobError, Limits, Source, Stage, TensorDecl};
+use crate::job::snippet::position;
 use crate::tensor::{Boundary, Dtype, MAX_RANK, Shape};
-use crate::words::{nearest, suggest};
+use crate::text::{nearest, suggest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use toml::de::DeTable;

@@ -1,7 +1,7 @@
 //! A TOML table read key by key, with the place of every key and value, so that each fault can be shown.
 
 use super::{Excerpt, JobError};
-use crate::words::suggest;
+use crate::text::suggest;
 use std::fmt::Display;
 use std::ops::Range;
 use std::path::Path;

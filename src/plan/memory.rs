@@ -1,16 +1,16 @@
 //! Fits a stage into the memory of a rank and of a kernel instance, and counts its bytes.
 
 use super::bind::Bound;
-use super::boxes::Boxes;
 use super::error::iec;
 use super::footprint::{Footprint, footprints};
 use super::notes::{note_chunks, note_idle, note_rereads};
-use super::residence::{Residence, relabel};
 use super::tiling::{self, Space};
 use super::{
     Distribution, Machine, OperandPlan, Origin, PlanError, Reduce, Role, SHARED_BYTES, StageBytes, StageKind, StagePlan,
 };
 use crate::job::{Combine, Job, Limits, Stage, Why};
+use crate::plan::grid_choice::Boxes;
+use crate::plan::residency::{Residence, relabel};
 use crate::tensor::Dtype;
 
 /// Split operands of one block: large enough that reading streams, small enough to stay in cache and to be many.

@@ -7,20 +7,20 @@
 //! memory in proportion to its stages and operands, whatever the number of ranks and units.
 
 mod bind;
-mod boxes;
 mod error;
 mod explain;
 mod footprint;
 mod geometry;
 #[cfg(test)]
-mod goldens;
+mod golden_tests;
+mod grid_choice;
 mod memory;
 mod notes;
 mod process_grid;
 #[cfg(test)]
-mod properties;
+mod property_tests;
 mod render;
-mod residence;
+mod residency;
 #[cfg(test)]
 mod tests;
 mod tiling;
@@ -264,11 +264,11 @@ pub fn plan(job: &Job, layouts: &BTreeMap<String, Layout>, machine: &Machine) ->
     for stage in &job.stages {
         bound.push(bind::bind(job, stage, &mut known)?);
     }
-    let residence = residence::decide(job, &known, &mut bound, machine, budget_bytes)?;
+    let residence = residency::decide(job, &known, &mut bound, machine, budget_bytes)?;
     for (stage, bound) in job.stages.iter().zip(bound) {
         stages.push(memory::fit(job, stage, bound, machine, budget_bytes, &residence, &stages)?);
     }
-    residence::count(&mut stages, &residence);
+    residency::count(&mut stages, &residence);
     memory::keep(job, &mut stages, budget_bytes);
     let job_hash = blake3::Hash::from_bytes(job.hash()).to_hex().to_string();
     Ok(Plan { job_name: job.name.clone(), job_hash, machine: machine.clone(), budget_bytes, stages })

@@ -5,10 +5,10 @@
 //! up over ranks.
 
 pub(crate) mod html;
-mod moved;
 mod render;
 mod timeline;
 mod trace;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,10 +16,10 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 pub use html::html;
-pub use moved::{Distance, Distances, Moved, Reason};
 pub use render::summary;
 pub use timeline::{Call, FileTimes, Timeline, Worker};
 pub use trace::{Args, RankTrace, Span, Trace, Transfer, nest};
+pub use traffic::{Distance, Distances, Moved, Reason};
 
 /// The record of one run, as `--report FILE` writes it. `docs/report.md` describes every field.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -15,34 +15,34 @@
 //! Invariants: every slice of every block is counted exactly once, by its owner; a block is written once, after all its
 //! slices; memory is in proportion to the blocks in flight, and an event costs no more than the logarithm of that.
 
-mod cost;
+mod cost_model;
 #[cfg(test)]
-mod faults;
-mod finish;
-mod hunt;
-mod lend;
+mod fault_tests;
+mod grant;
 mod load;
 mod message;
-mod ready;
+mod peers;
+mod ready_queue;
 mod steal;
-mod team;
+mod termination;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod victim;
 
-pub use cost::{CostClass, CostTable};
-pub use lend::{Costs, Path};
+pub use cost_model::{CostClass, CostTable};
+pub use grant::{Costs, Path};
 pub use message::{Message, Question};
+pub use peers::Team;
 pub use steal::StealCounts;
-pub use team::Team;
 
 use std::collections::BTreeMap;
 
-use finish::Finish;
 use load::Load;
-use ready::{Ready, Run};
+use ready_queue::{Ready, Run};
 use smallvec::SmallVec;
 use steal::Stealing;
+use termination::Finish;
 
 /// What a task should take. Long enough that handing it out costs nothing (microseconds), short enough that a
 /// worker adopts new code, answers and balances without delay.

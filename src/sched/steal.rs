@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::hunt::{Hunt, Step};
-use super::lend::{Bargain, Costs, Leases};
 use super::message::Question;
 use super::{Action, Block, Message, Scheduler, Span, TARGET_TASK_NS};
+use crate::sched::grant::{Bargain, Costs, Leases};
+use crate::sched::victim::{Hunt, Step};
 
 /// Thieves whose pace an owner remembers.
 const PACES: usize = 32;

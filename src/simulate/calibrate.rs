@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::crowding::{Crowd, Crowding, crowd};
 use super::{Machine, Placement, Policy, Setup, simulate};
 use crate::plan::Plan;
+use crate::simulate::contention::{Crowd, Crowding, crowd};
 
 /// Corrections of the estimate; each simulates every run again.
 const ROUNDS: usize = 6;

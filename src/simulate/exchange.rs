@@ -1,9 +1,9 @@
 //! What moves between ranks before a stage begins and after its blocks are computed, from the plan's closed forms: what
 //! each rank needs of an input, and what each has of it.
 
-use super::deal::{Deal, covered};
 use super::{Iterations, Setup};
 use crate::plan::{Plan, Role, StagePlan, Tile};
+use crate::simulate::placement::{Deal, covered};
 use crate::tensor::Region;
 
 /// With more ranks than this it is not asked who has what a rank needs: all of it comes from the next rank.

@@ -8,34 +8,34 @@
 //! Invariant: time is in integer nanoseconds, events at one time happen in the order of their making, so that equal
 //! arguments give equal results, bit for bit.
 
+mod block_costs;
 mod calibrate;
-mod chance;
-mod chores;
-mod cores;
-mod crowding;
-mod deal;
+mod contention;
+mod cpu_sharing;
+mod event_queue;
 mod exchange;
 #[cfg(test)]
 mod granularity_tests;
-mod links;
 mod machine;
-mod mail;
+mod main_thread;
+mod messages;
+mod network;
 mod phases;
+mod placement;
 #[cfg(test)]
 mod placement_tests;
-mod queue;
-mod stage_world;
+mod random;
+mod simulator;
+mod stage_model;
 #[cfg(test)]
 mod tests;
-mod work;
 mod workers;
-mod world;
 
 pub use calibrate::{Measured, MeasuredStage, StageCosts, calibrate};
-pub use crowding::Crowding;
-pub use deal::Placement;
+pub use contention::Crowding;
 pub use exchange::{Moved, moved};
 pub use machine::{Machine, MachineError};
+pub use placement::Placement;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -153,5 +153,5 @@ impl StageTimes {
 
 /// Runs all stages of `plan` in their order, iterated ones as often as `setup` says.
 pub fn simulate(plan: &Plan, setup: &Setup) -> Simulation {
-    world::World::new(plan, setup).run()
+    simulator::World::new(plan, setup).run()
 }

@@ -1,12 +1,12 @@
 //! What a rank does from one run of a stage to the next: it gathers inputs, computes, combines results with others, and
 //! where files are written, waits for all.
 
-use super::chores::Chore;
 use super::exchange::Prelude;
-use super::world::{Parcel, World};
 use super::{Placement, Setup, Simulation};
 use crate::plan::Plan;
 use crate::sched::{Event, Message};
+use crate::simulate::main_thread::Chore;
+use crate::simulate::simulator::{Parcel, World};
 
 /// Iterations that are simulated; those after them take as long as the last, unless optimized code is still to come.
 const SIMULATED: u64 = 6;

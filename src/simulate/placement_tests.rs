@@ -1,10 +1,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::deal::Deal;
 use super::*;
 use crate::job::Job;
 use crate::plan::{self, Layout};
+use crate::simulate::placement::Deal;
 use crate::tensor::{Dtype, Shape};
 
 const PLACEMENTS: [Placement; 3] = [Placement::Planned, Placement::Random, Placement::RoundRobin];

@@ -4,8 +4,8 @@
 //! Such ends are no events: a rank catches up with them when something else happens to it, and no later than at the first
 //! end that may matter to others. That saves the simulation of many ranks a visit to memory that no cache holds for each.
 
-use super::world::{Rank, What, World};
 use crate::sched::{CostClass, Event, Scheduler, Span};
+use crate::simulate::simulator::{Rank, What, World};
 
 const BASELINE: CostClass = CostClass(0);
 const OPTIMIZED: CostClass = CostClass(1);

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::child::{Work, start_and_await};
-use super::disk::{Disk, forget};
 use super::{Growth, Identity, Kind, Launcher, Load, Point, Setting, SweepError, Variant};
-use crate::exec::{Signal, TierPolicy, layouts};
+use crate::exec::Signal;
+use crate::exec::{TierPolicy, layouts};
 use crate::job::Job;
 use crate::plan::{Machine, plan};
 use crate::report::{FileTimes, Report, Timeline};
+use crate::sweep::disk_baseline::{Disk, forget};
+use crate::sweep::runner::{Work, start_and_await};
 
 /// What all runs of a sweep have in common.
 #[derive(Debug)]

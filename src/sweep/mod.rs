@@ -5,29 +5,29 @@
 //! Invariant: points of one file are comparable: same job, kernels, program, CPU, launcher and options; a file with others is
 //! refused, never mixed.
 
-mod child;
-mod disk;
-mod figures;
-mod grow;
-mod log;
+mod charts;
+mod disk_baseline;
 mod measure;
 mod order;
 mod page;
-mod sheet;
+mod point_log;
+mod runner;
+mod statistics;
 mod table;
 mod timeline;
 mod variant;
+mod weak_scaling;
 
-pub use child::Launcher;
-pub use disk::Disk;
-pub use figures::{Figures, Metg, MetgOf, Rate, Row, Spread, figures};
-pub use grow::{Growth, growth};
-pub use log::Log;
+pub use disk_baseline::Disk;
 pub use measure::Bench;
 pub use order::remaining;
 pub use page::page;
+pub use point_log::Log;
+pub use runner::Launcher;
+pub use statistics::{Figures, Metg, MetgOf, Rate, Row, Spread, figures};
 pub use timeline::Load;
 pub use variant::Variant;
+pub use weak_scaling::{Growth, growth};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -21,8 +21,8 @@ pub fn remaining(settings: &[Setting], repetitions: u32, points: &[Point]) -> Ve
 
 #[cfg(test)]
 mod tests {
-    use super::super::figures::tests::{point, setting};
     use super::*;
+    use crate::sweep::statistics::tests::{point, setting};
 
     #[test]
     fn repetitions_are_outermost_and_go_back_and_forth() {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::sheet::Sheet;
 use super::{Figures, Kind, Point};
 use crate::report::html::page::Page;
+use crate::sweep::charts::Sheet;
 
 /// A page with charts and figures of one sweep, of all the points that there are.
 pub fn page(figures: &Figures, points: &[Point]) -> String {

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::grow::repeat;
 use super::{Growth, SweepError};
 use crate::job::{Job, Source};
 use crate::store;
+use crate::sweep::weak_scaling::repeat;
 
 /// A job in a folder of its own, which is removed when it is dropped.
 #[derive(Debug)]

@@ -8,22 +8,22 @@
 //! anything to the other, and that is what [`Watch`] needs.
 
 mod cpu;
+mod failure_detector;
 mod host;
+mod keepalive;
 mod launcher;
-mod lifeline;
 mod process;
 mod slurm;
-mod watch;
 
 pub use cpu::{CpuClass, common_features};
+pub use failure_detector::Watch;
 pub use host::{Host, host};
+pub use keepalive::{Door, Keepalive};
 pub use launcher::{
     Launcher, allocated_tasks, allocation_end, launcher, launcher_outlives_ranks, node_addresses, slurm_job,
 };
-pub use lifeline::{Door, Keepalive};
 pub use process::{Process, process_alive};
 pub use slurm::Allocation;
-pub use watch::Watch;
 
 /// The nodes that this process may start ranks on with `srun`.
 pub fn allocation() -> Option<Allocation> {

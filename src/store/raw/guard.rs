@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::words;
+use crate::text;
 
 /// How a process ends that uses memory wrongly.
 const SIGNALS: [c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGABRT];
@@ -145,7 +145,7 @@ fn set_timer(seconds: i64) {
 
 /// What is said if HDF5 crashes on this file.
 pub(in crate::store) fn message(path: &Path) -> Arc<[u8]> {
-    let path = words::line(&path.display().to_string());
+    let path = text::line(&path.display().to_string());
     let text = format!("{path}: the file is damaged\nhelp: copy it again from its source, or make it anew\n");
     text.into_bytes().into()
 }

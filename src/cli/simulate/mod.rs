@@ -1,0 +1,229 @@
+pub mod measured_runs;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+
+use super::plan::open;
+use super::{Output, fail, print_json};
+use crate::exec::ExitCode;
+use crate::plan::{self, Plan};
+use crate::sched::Granularity;
+use crate::simulate::{self, Machine, Moved, Placement, Policy, Setup, Simulation};
+use crate::text;
+
+/// Ranks of a node where nothing else is said.
+const RANKS_PER_NODE: u32 = 64;
+
+/// Arguments of `exuvia simulate`.
+#[derive(Debug, Args)]
+pub(super) struct SimulateArguments {
+    /// The job file
+    job: PathBuf,
+    /// How many ranks the run would have
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    ranks: u32,
+    /// On how many nodes [default: one for every 64 ranks]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    nodes: Option<u32>,
+    /// Worker threads per rank
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: u32,
+    /// Figures of the machine, a TOML file: see docs/simulate.md [default: those given there]
+    #[arg(long)]
+    machine: Option<PathBuf>,
+    /// A rank that is slower than the machine says, such as 2=4 for a quarter of the speed
+    #[arg(long, value_name = "RANK=FACTOR", value_parser = slow)]
+    slow: Vec<(u32, f64)>,
+    /// How much costs differ between ranks' shards [default: the machine's shard_spread]
+    #[arg(long)]
+    spread: Option<f64>,
+    /// How ranks share work
+    #[arg(long, value_enum, default_value_t)]
+    policy: PolicyName,
+    /// The report of a run of the job, whose stages cost what they did there; of several all count
+    #[arg(long, value_name = "REPORT[@CORES]", value_parser = measured_runs::report)]
+    like: Vec<(PathBuf, Option<u32>)>,
+    /// How often iterated stages run [default: as often as in the reports, or as the job allows]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    iterations: Option<u64>,
+    /// Who gets which blocks
+    #[arg(long, value_enum, default_value_t)]
+    placement: PlacementName,
+    /// Slices of every task, where the scheduler would choose
+    #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    task_slices: Option<u64>,
+    /// Draws everything that is drawn
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum PolicyName {
+    /// Ranks without work steal
+    #[default]
+    Steal,
+    /// Each rank computes what it owns
+    Static,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum PlacementName {
+    /// Those that the plan gives them
+    #[default]
+    Planned,
+    /// By chance, anew for every run of a stage
+    Random,
+    /// In turn
+    RoundRobin,
+}
+
+fn slow(text: &str) -> Result<(u32, f64), String> {
+    let parsed = || {
+        let (rank, factor) = text.split_once('=')?;
+        let factor = f64::from_str(factor).ok().filter(|factor| (1e-3..=1e6).contains(factor))?;
+        Some((u32::from_str(rank).ok()?, factor))
+    };
+    parsed().ok_or_else(|| "write for example 2=4: rank 2 takes 4 times as long".to_owned())
+}
+
+pub(super) fn simulate(arguments: &SimulateArguments) -> ExitCode {
+    let machine = match machine(arguments) {
+        Ok(machine) => machine,
+        Err(code) => return code,
+    };
+    if let Some((rank, _)) = arguments.slow.iter().find(|(rank, _)| *rank >= arguments.ranks) {
+        eprintln!("error: --slow names rank {rank}, but there are {}", arguments.ranks);
+        return ExitCode::Usage;
+    }
+    let (job, layouts) = match open(&arguments.job) {
+        Ok(opened) => opened,
+        Err(code) => return code,
+    };
+    let nodes = arguments.nodes.unwrap_or(arguments.ranks.div_ceil(RANKS_PER_NODE));
+    let planned = plan::Machine {
+        ranks: arguments.ranks,
+        ranks_per_node: arguments.ranks.div_ceil(nodes),
+        threads: arguments.threads,
+        memory_bytes: job.memory_bytes.unwrap_or(machine.memory_bytes),
+    };
+    let plan = match plan::plan(&job, &layouts, &planned) {
+        Ok(plan) => plan,
+        Err(error) => return fail(&error, ExitCode::Usage, None),
+    };
+    let mut setup = Setup {
+        machine,
+        policy: match arguments.policy {
+            PolicyName::Steal => Policy::Steal,
+            PolicyName::Static => Policy::Static,
+        },
+        granularity: arguments.task_slices.map_or(Granularity::Adaptive, Granularity::Fixed),
+        placement: match arguments.placement {
+            PlacementName::Planned => Placement::Planned,
+            PlacementName::Random => Placement::Random,
+            PlacementName::RoundRobin => Placement::RoundRobin,
+        },
+        slow: arguments.slow.clone(),
+        seed: arguments.seed,
+        ..Setup::default()
+    };
+    let mut count = arguments.iterations;
+    if !arguments.like.is_empty() {
+        let like = match measured_runs::read(&arguments.like, &job, &layouts, planned.memory_bytes) {
+            Ok(like) => like,
+            Err(error) => return fail(AsRef::<dyn std::error::Error>::as_ref(&error), ExitCode::Usage, None),
+        };
+        // What runs show has no further spread, unless it is asked for.
+        let spread = arguments.spread.unwrap_or(0.0);
+        let measured = &mut setup.machine;
+        (measured.rank_spread, measured.shard_spread, measured.block_spread) = (0.0, spread, 0.0);
+        (measured.slice_spread, measured.start_ns) = (0.0, like.start_ns);
+        measured.optimize_ns = measured.optimize_ns.max(like.optimize_ns);
+        setup.iterations = measured_runs::iterations(&job, like.iterations);
+        setup.costs = simulate::calibrate(&like.runs, &setup);
+        count = count.or(like.iterations);
+    }
+    setup.iterations = measured_runs::iterations(&job, count);
+    let simulation = simulate::simulate(&plan, &setup);
+    let moved = simulate::moved(&plan, &setup);
+    match arguments.output {
+        Output::Human => print_stages(&plan, &setup, &simulation, &moved),
+        Output::Json => print_json(&serde_json::json!({
+            "schema": 1,
+            "job": plan.job_name,
+            "ranks": plan.machine.ranks,
+            "nodes": plan.machine.ranks.div_ceil(plan.machine.ranks_per_node),
+            "threads_per_rank": plan.machine.threads,
+            "policy": setup.policy,
+            "placement": setup.placement,
+            "iterations": setup.iterations.as_ref().map(|iterations| iterations.count),
+            "seed": setup.seed,
+            "machine": setup.machine,
+            "start_ns": simulation.start_ns,
+            "makespan_ns": simulation.makespan_ns,
+            "optimized_at_ns": simulation.optimized_at_ns,
+            "stages": simulation.stages,
+            "exchanged": moved,
+        })),
+    }
+    ExitCode::Done
+}
+
+fn machine(arguments: &SimulateArguments) -> Result<Machine, ExitCode> {
+    let mut machine = Machine::default();
+    if let Some(path) = &arguments.machine {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            eprintln!("error: {} cannot be read", path.display());
+            eprintln!("caused by: {error}");
+            ExitCode::Usage
+        })?;
+        machine = toml::from_str(&text).map_err(|error| {
+            eprintln!("error: {} is no machine file", path.display());
+            eprintln!("caused by: {}", text::lines(&error.to_string()));
+            ExitCode::Usage
+        })?;
+    }
+    machine.shard_spread = arguments.spread.unwrap_or(machine.shard_spread);
+    machine.check().map_err(|error| fail(&error, ExitCode::Usage, None))?;
+    Ok(machine)
+}
+
+fn print_stages(plan: &Plan, setup: &Setup, simulation: &Simulation, moved: &[Moved]) {
+    let machine = &plan.machine;
+    let nodes = machine.ranks.div_ceil(machine.ranks_per_node);
+    let ranks = format!("{} ranks of {} threads on {nodes} nodes", machine.ranks, machine.threads);
+    println!("simulated, not measured: {} on {ranks}, seed {}", plan.job_name, setup.seed);
+    let seconds = |ns: u64| format!("{:.3} s", ns as f64 / 1e9);
+    let size = |bytes: u64| bytesize::ByteSize(bytes).to_string();
+    let start = seconds(simulation.start_ns);
+    println!("makespan {}, of which {start} before the first stage", seconds(simulation.makespan_ns));
+    if let Some(at_ns) = simulation.optimized_at_ns {
+        println!("optimized code {} after that", seconds(at_ns));
+    }
+    for (times, moved) in simulation.stages.iter().zip(moved) {
+        let (percent, share) = (100.0 * times.efficiency, 100.0 * times.between_nodes);
+        println!();
+        match times.runs {
+            1 => println!("stage {}", times.stage),
+            runs => println!("stage {}, {runs} times", times.stage),
+        }
+        println!("  makespan    {}", seconds(times.makespan_ns));
+        println!("  ideal       {}, efficiency {percent:.1} %", seconds(times.ideal_ns));
+        println!("  work        {} blocks, {} slices, {} tasks", times.blocks, times.slices, times.tasks);
+        println!(
+            "  steals      {} requests, {} grants, {} slices",
+            times.steal_requests, times.steal_grants, times.slices_stolen
+        );
+        println!(
+            "  moved       {} within nodes, {} between",
+            size(times.moved_on_node_bytes),
+            size(times.moved_between_nodes_bytes)
+        );
+        let (once, each) = (size(moved.once_bytes), size(moved.each_run_bytes));
+        println!("  of these    {once} for inputs from files, {each} for others and for results in each run");
+        println!("  elsewhere   {share:.2} % of {} computed on another node", size(times.data_bytes));
+    }
+}

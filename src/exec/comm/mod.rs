@@ -1,0 +1,7 @@
+//! The messages of one rank: point to point, collectives, failure detection, shutdown.
+
+pub mod agreement;
+pub mod communicator;
+pub mod monitor;
+pub mod shrink;
+pub mod trailer;

@@ -1,0 +1,428 @@
+//! Where a stage's inputs come from: datasets, the memory of the ranks, constants of the job.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::exec::comm::communicator::Link;
+use crate::exec::comm::trailer::Stamp;
+use crate::exec::dataset::outputs::destination;
+use crate::exec::error::RunError;
+use crate::exec::transfer::broadcast::{OnNode, Whole};
+use crate::exec::transfer::exchange;
+use crate::exec::transfer::pending_receives::{Arrivals, Arrived};
+use crate::exec::transfer::piece::Piece;
+use crate::exec::transfer::resident;
+use crate::exec::transfer::resident::Resident;
+use crate::fabric::{Message, Payload, Rank};
+use crate::job::{self, Job};
+use crate::plan::{OperandPlan, Plan, Role, StagePlan, Tile};
+use crate::report::{Counts, Reason};
+use crate::store::Reader;
+use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded};
+
+/// Of what may be long to read, so much at once.
+const PART_BYTES: u64 = 64 << 20;
+
+/// Where datasets are that are not where the job says: tensors that a stage of this run wrote lie in a staging file.
+pub(in crate::exec) type Places = BTreeMap<String, (PathBuf, String)>;
+
+/// What an iterated stage reads once and keeps, by stage and operand.
+#[derive(Default)]
+pub(in crate::exec) struct Kept {
+    pieces: BTreeMap<(usize, usize), Vec<Piece>>,
+    whole: BTreeMap<(usize, usize), Whole>,
+}
+
+/// Where a stage may find its inputs.
+pub(in crate::exec) struct Origins<'a> {
+    pub places: &'a Places,
+    pub resident: &'a Resident,
+    pub kept: &'a mut Kept,
+}
+
+/// What the regions of a split input are read from.
+enum Source<'a> {
+    Outside(Outside<'a>),
+    /// All that is here of what this rank needs of it.
+    Memory(Vec<Piece>),
+}
+
+/// What is not in this rank's memory as a tensor.
+enum Outside<'a> {
+    File(Reader),
+    Inline { bytes: &'a [u8], whole: Region },
+}
+
+/// What a block has of an input.
+#[derive(Debug)]
+pub(in crate::exec) enum BlockInput {
+    /// The bytes of its region with its halo; none of outputs and of what all tasks share.
+    Packed(Vec<u8>),
+    /// In this rank's memory, where each task takes its own: nothing is copied twice.
+    Here(Vec<Piece>),
+}
+
+impl BlockInput {
+    /// Those that it has for itself.
+    pub fn packed_bytes(&self) -> u64 {
+        match self {
+            BlockInput::Packed(bytes) => bytes.len() as u64,
+            BlockInput::Here(_) => 0,
+        }
+    }
+}
+
+/// The inputs of a stage on one rank, by operand; outputs have neither.
+pub(in crate::exec) struct Inputs<'a> {
+    /// What all tasks share.
+    pub whole: Vec<Option<Whole>>,
+    sources: Vec<Option<Source<'a>>>,
+    /// What is on its way into the memory of this rank.
+    arrivals: Arrivals,
+}
+
+impl<'a> Inputs<'a> {
+    /// Of a stage that does not run.
+    pub fn none(stage: &StagePlan, (stage_index, run): (usize, u64)) -> Inputs<'a> {
+        let (whole, sources) = stage.operands.iter().map(|_| (None, None)).unzip();
+        Inputs { whole, sources, arrivals: Arrivals::new(stage_index, run) }
+    }
+
+    /// Opens and gathers the inputs of run `run` of stage `stage_index`: waits for those that all tasks share, sends others what
+    /// they need of the rest, and notes what of it is to come. Counts what it reads and moves. Collective.
+    pub fn gather(
+        link: &mut Link,
+        job: &'a Job,
+        plan: &Plan,
+        (stage_index, run): (usize, u64),
+        mut from: Origins<'_>,
+        counts: &mut Counts,
+    ) -> Result<Inputs<'a>, RunError> {
+        let stage = &plan.stages[stage_index];
+        let arrivals = Arrivals::new(stage_index, run);
+        let mut inputs = Inputs { whole: Vec::new(), sources: Vec::new(), arrivals };
+        for (index, operand) in stage.operands.iter().enumerate() {
+            let (mut whole, mut source) = (None, None);
+            if operand.role == Role::Input {
+                let constant = match job.tensors.get(&operand.tensor).map(|decl| &decl.source) {
+                    Some(job::Source::Inline { shape, bytes, .. }) => {
+                        Some(Source::Outside(Outside::Inline { bytes, whole: Region::whole(shape) }))
+                    }
+                    _ => None,
+                };
+                let which = Which { job, plan, stage: stage_index, operand: index };
+                let arrivals = &mut inputs.arrivals;
+                if stage.is_broadcast(index) {
+                    whole = Some(which.whole(link, constant, &mut from, arrivals, counts)?);
+                } else {
+                    source = Some(which.split(link, constant, &mut from, arrivals, counts)?);
+                }
+            }
+            inputs.whole.push(whole);
+            inputs.sources.push(source);
+        }
+        inputs.settle();
+        // For what has come by now, nothing need be put off.
+        let tag = inputs.tag();
+        while !inputs.all_here()
+            && let Some(message) = link.poll(|other| other == tag)?
+        {
+            inputs.take(link, message, counts)?;
+        }
+        Ok(inputs)
+    }
+
+    /// The tag of messages that bring parts of them.
+    pub fn tag(&self) -> u32 {
+        self.arrivals.tag()
+    }
+
+    /// Takes such a message, and says which transfer has come with it, if one has.
+    pub fn take(&mut self, link: &Link, message: Message, counts: &mut Counts) -> Result<Option<Arrived>, RunError> {
+        let arrived = self.arrivals.take(link, message, &mut counts.moved)?;
+        self.settle();
+        Ok(arrived)
+    }
+
+    /// Waits for all that is on its way.
+    pub fn wait(&mut self, link: &mut Link, counts: &mut Counts) -> Result<(), RunError> {
+        for operand in 0..self.sources.len() {
+            let pieces = self.arrivals.wait(link, operand, &mut counts.moved)?;
+            pieces.into_iter().for_each(|piece| self.put(operand, piece));
+        }
+        Ok(())
+    }
+
+    /// Puts what has come to what was here.
+    fn settle(&mut self) {
+        self.arrivals.came().into_iter().for_each(|(operand, piece)| self.put(operand, piece));
+    }
+
+    fn put(&mut self, operand: usize, piece: Piece) {
+        match &mut self.sources[operand] {
+            Some(Source::Memory(pieces)) => pieces.push(piece),
+            source => unreachable!("operand {operand} is not in memory: {}", source.is_some()),
+        }
+    }
+
+    /// Whether nothing is on its way to this rank.
+    pub fn all_here(&self) -> bool {
+        self.arrivals.all_here()
+    }
+
+    /// The transfers on their way that have something of what `cover` reads.
+    pub fn missing(&self, stage: &StagePlan, cover: &Tile) -> Vec<usize> {
+        if self.all_here() {
+            return Vec::new();
+        }
+        let inputs = (0..stage.operands.len()).filter(|index| stage.operands[*index].role == Role::Input);
+        let of = |index| self.arrivals.missing(index, &stage.sources(index, &stage.region(index, cover)));
+        inputs.flat_map(of).collect()
+    }
+
+    /// Whether other ranks cannot read input `operand` themselves.
+    pub fn travels(&self, operand: usize) -> bool {
+        matches!(self.sources[operand], Some(Source::Memory(_)))
+    }
+
+    /// The bytes of `region` of input `operand` with its halo, packed; none for outputs and what all tasks share.
+    pub fn read(
+        &self,
+        stage: &StagePlan,
+        operand: usize,
+        region: &Region,
+        counts: &mut Counts,
+    ) -> Result<Vec<u8>, RunError> {
+        match &self.sources[operand] {
+            Some(source) => source.read(stage, operand, region, counts),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// What a block needs of input `operand`, which is `region` of it with its halo.
+    pub fn of_block(
+        &self,
+        stage: &StagePlan,
+        operand: usize,
+        region: &Region,
+        counts: &mut Counts,
+    ) -> Result<BlockInput, RunError> {
+        let Some(Source::Memory(pieces)) = &self.sources[operand] else {
+            return self.read(stage, operand, region, counts).map(BlockInput::Packed);
+        };
+        let parts = stage.sources(operand, region);
+        let is_needed = |piece: &&Piece| parts.iter().any(|part| part.source.intersect(&piece.region).is_some());
+        Ok(BlockInput::Here(pieces.iter().filter(is_needed).cloned().collect()))
+    }
+}
+
+/// One input of a stage.
+#[derive(Clone, Copy)]
+struct Which<'a, 'b> {
+    job: &'a Job,
+    plan: &'b Plan,
+    stage: usize,
+    operand: usize,
+}
+
+impl<'a> Which<'a, '_> {
+    fn stage(&self) -> &StagePlan {
+        &self.plan.stages[self.stage]
+    }
+
+    fn operand(&self) -> &OperandPlan {
+        &self.stage().operands[self.operand]
+    }
+
+    /// Whether it is the same in all iterations, and there is room to keep it.
+    fn keeps(&self) -> bool {
+        self.stage().keeps && !self.operand().resident
+    }
+
+    /// All of the input, for every task. Collective.
+    fn whole(
+        self,
+        link: &mut Link,
+        constant: Option<Source<'a>>,
+        from: &mut Origins<'_>,
+        arrivals: &mut Arrivals,
+        counts: &mut Counts,
+    ) -> Result<Whole, RunError> {
+        let key = (self.stage, self.operand);
+        if let Some(kept) = from.kept.whole.get(&key) {
+            return Ok(kept.clone());
+        }
+        let on_node = self.stage().is_on_node(self.operand);
+        let owner = from.resident.only_owner(link, self.plan, self.stage, self.operand).unwrap_or(0);
+        let moved = &mut counts.moved;
+        let found = if let Some(mut pieces) = from.resident.gather(link, self.plan, key, arrivals, moved)? {
+            pieces.extend(arrivals.wait(link, self.operand, moved)?);
+            Source::Memory(pieces)
+        } else if let Some(constant) = constant {
+            constant
+        } else {
+            let members = if on_node { link.one_per_node(0) } else { link.all_from(0) };
+            Source::Memory(read_and_send(link, self, &members, from.places, counts)?.into_iter().collect())
+        };
+        let region = Region::whole(&self.operand().shape);
+        let whole = if on_node {
+            let ranks = link.node();
+            let holder = if ranks.contains(&owner) { owner } else { ranks[0] };
+            let bytes = match link.rank() == holder {
+                true => Some(found.read(self.stage(), self.operand, &region, counts)?),
+                false => None,
+            };
+            let reason = if self.operand().resident { Reason::Operand } else { Reason::Input };
+            let stamp = Stamp::operand(self.stage, self.operand);
+            OnNode { ranks: &ranks, holder, stamp, reason }.share(link, bytes, &mut counts.moved)?
+        } else {
+            Whole::Copied(found.read(self.stage(), self.operand, &region, counts)?.into())
+        };
+        if self.keeps() {
+            from.kept.whole.insert(key, whole.clone());
+        }
+        Ok(whole)
+    }
+
+    /// Where the regions of an input come from of which every task needs its own; other ranks' parts of it may be on their way.
+    /// Collective.
+    fn split(
+        self,
+        link: &mut Link,
+        constant: Option<Source<'a>>,
+        from: &mut Origins<'_>,
+        arrivals: &mut Arrivals,
+        counts: &mut Counts,
+    ) -> Result<Source<'a>, RunError> {
+        let key = (self.stage, self.operand);
+        let moved = &mut counts.moved;
+        if let Some(pieces) = from.resident.gather(link, self.plan, key, arrivals, moved)? {
+            return Ok(Source::Memory(pieces));
+        }
+        if let Some(constant) = constant {
+            return Ok(constant);
+        }
+        if let Some(pieces) = from.kept.pieces.get(&key) {
+            return Ok(Source::Memory(pieces.clone()));
+        }
+        let (file, dataset) = place(self.job, &self.operand().tensor, from.places);
+        let reader = Reader::open(&file, &dataset)?;
+        let pieces = if self.stage().is_shared(self.operand) {
+            let mine = read_piece(link, &reader, self.stage().share(self.operand, link.rank()), counts)?;
+            exchange::share(link, self.stage(), self.operand, mine, arrivals, &mut counts.moved)?
+        } else if self.stage().is_held(self.operand) || self.keeps() {
+            let needs = self.stage().needs(self.operand, link.rank()).into_iter();
+            needs.map(|need| read_piece(link, &reader, need, counts)).collect::<Result<_, _>>()?
+        } else {
+            return Ok(Source::Outside(Outside::File(reader)));
+        };
+        if self.keeps() {
+            from.kept.pieces.insert(key, pieces.clone());
+        }
+        Ok(Source::Memory(pieces))
+    }
+}
+
+impl Source<'_> {
+    fn read(
+        &self,
+        stage: &StagePlan,
+        operand: usize,
+        region: &Region,
+        counts: &mut Counts,
+    ) -> Result<Vec<u8>, RunError> {
+        let input = &stage.operands[operand];
+        let (element_bytes, outer) = (input.dtype.size_bytes(), padded(region, &input.halo));
+        let mut bytes = Vec::new();
+        let outside = match self {
+            Source::Memory(pieces) => {
+                bytes.resize(outer.elements() as usize * element_bytes, 0);
+                resident::fill(&mut bytes, pieces, stage, operand, region);
+                return Ok(bytes);
+            }
+            Source::Outside(outside) => outside,
+        };
+        if input.halo.iter().all(|width| *width == 0) {
+            outside.read(region, element_bytes, &mut bytes, counts)?;
+            return Ok(bytes);
+        }
+        bytes.resize(outer.elements() as usize * element_bytes, 0);
+        let parts = stage.sources(operand, region);
+        let mut part_bytes = Vec::new();
+        for part in &parts {
+            outside.read(&part.source, element_bytes, &mut part_bytes, counts)?;
+            let (extent, start) = (&part.source.extent, vec![0; part.at.len()]);
+            copy_box(&part_bytes, extent, &start, &mut bytes, &outer.extent, &part.at, extent, element_bytes);
+        }
+        if let (Some(Boundary::Clamp), [part]) = (stage.boundary, parts.as_slice()) {
+            clamp_edges(&mut bytes, &outer, part, element_bytes);
+        }
+        Ok(bytes)
+    }
+}
+
+impl Outside<'_> {
+    /// Makes `into` the elements of `region`, which lies in the tensor.
+    fn read(
+        &self,
+        region: &Region,
+        element_bytes: usize,
+        into: &mut Vec<u8>,
+        counts: &mut Counts,
+    ) -> Result<(), RunError> {
+        match self {
+            Outside::File(reader) => {
+                reader.read(region, into)?;
+                counts.read_bytes += into.len() as u64;
+            }
+            Outside::Inline { bytes, whole } => {
+                into.resize(region.elements() as usize * element_bytes, 0);
+                copy_region(bytes, whole, into, region, region, element_bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A region of a dataset, for this rank to keep: it may be long to read, so that looks for whatever ends the run come between.
+fn read_piece(link: &mut Link, reader: &Reader, region: Region, counts: &mut Counts) -> Result<Piece, RunError> {
+    let mut bytes = Vec::new();
+    if region.elements() > 0 {
+        reader.read_in_parts(&region, &mut bytes, PART_BYTES, || link.look())?;
+    }
+    counts.read_bytes += bytes.len() as u64;
+    Ok(Piece { region, bytes: bytes.into() })
+}
+
+/// The whole dataset of a broadcast input: rank 0 reads, the other members receive, and nobody else does. Collective.
+fn read_and_send(
+    link: &mut Link,
+    input: Which<'_, '_>,
+    members: &[Rank],
+    places: &Places,
+    counts: &mut Counts,
+) -> Result<Option<Piece>, RunError> {
+    if !members.contains(&link.rank()) {
+        return Ok(None);
+    }
+    let region = Region::whole(&input.operand().shape);
+    let mut bytes = None;
+    if link.rank() == 0 {
+        let (file, dataset) = place(input.job, &input.operand().tensor, places);
+        let mut read = Vec::new();
+        Reader::open(&file, &dataset)?.read_in_parts(&region, &mut read, PART_BYTES, || link.look())?;
+        counts.read_bytes += read.len() as u64;
+        bytes = Some(Payload::from(read));
+    }
+    let (bytes, source) = link.broadcast_among(members, bytes, Some(Reason::Input))?;
+    link.received(&mut counts.moved, Reason::Input, source, bytes.len() as u64);
+    Ok(Some(Piece { region, bytes: bytes.into_vec().into() }))
+}
+
+fn place(job: &Job, tensor: &str, places: &Places) -> (PathBuf, String) {
+    match (places.get(tensor), job.tensors.get(tensor).map(|decl| &decl.source)) {
+        (Some(place), _) => place.clone(),
+        (None, Some(job::Source::File { file, dataset })) => (file.clone(), dataset.clone()),
+        _ => destination(job, tensor),
+    }
+}

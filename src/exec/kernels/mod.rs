@@ -1,0 +1,4 @@
+//! Kernel code and its measured costs.
+
+pub mod cost_history;
+pub mod tier_up;

@@ -1,0 +1,447 @@
+//! Where optimized code comes from: the cache, or one compile per CPU class, on the lowest rank of the class; from there
+//! it goes down a tree of the class's ranks.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use crate::engine::{
+    BackgroundCompile, Cache, Code, CompileLimits, Engine, EngineError, Kernel, OPTIMIZING_NS_PER_BYTE, Tier, optimize,
+};
+use crate::exec::comm::communicator::{Link, tag};
+use crate::exec::error::RunError;
+use crate::exec::options::TierPolicy;
+use crate::fabric::{Backoff, Message, Payload, Rank};
+use crate::report::KernelReport;
+
+/// A compile pays if what is left takes longer than it by this factor; optimized code is 3 to 20 times faster.
+const WORTH: f64 = 1.3;
+
+/// The kernels of a job and their code on this rank.
+#[derive(Debug)]
+pub(in crate::exec) struct Tiers {
+    engine: Engine,
+    policy: TierPolicy,
+    cache: Option<Cache>,
+    helper: Option<PathBuf>,
+    limits: CompileLimits,
+    threads: usize,
+    /// Ranks of this rank's CPU class, ascending; the first compiles.
+    class: Vec<Rank>,
+    position: usize,
+    kernels: Vec<State>,
+    waiting: VecDeque<usize>,
+    running: Option<(usize, Compile)>,
+    paused: Vec<(usize, Box<BackgroundCompile>)>,
+}
+
+#[derive(Debug)]
+struct State {
+    kernel: Kernel,
+    start: Option<Code>,
+    optimized: Option<Code>,
+    /// It as bytes, for ranks that have to get it when the run begins again.
+    artifact: Option<Payload>,
+    /// Why there will be no optimized code.
+    failed: Option<String>,
+    report: KernelReport,
+}
+
+#[derive(Debug)]
+enum Compile {
+    Helper(Box<BackgroundCompile>),
+    Thread(Receiver<Result<Vec<u8>, EngineError>>),
+}
+
+impl Compile {
+    fn poll(&mut self) -> Option<Result<Vec<u8>, EngineError>> {
+        match self {
+            Compile::Helper(helper) => helper.poll(),
+            Compile::Thread(result) => result.try_recv().ok(),
+        }
+    }
+}
+
+/// What a [`Tiers`] is made with.
+#[derive(Debug)]
+pub(in crate::exec) struct TierSetup {
+    pub engine: Engine,
+    pub policy: TierPolicy,
+    pub cache: Option<Cache>,
+    pub helper: Option<PathBuf>,
+    pub limits: CompileLimits,
+    pub threads: usize,
+    pub class: Vec<Rank>,
+}
+
+impl Tiers {
+    /// Begins, or begins again with what was `kept`: artifacts that are there, or in the cache, are sent out at once, the
+    /// others queued for compiling. Collective.
+    pub fn start<'a>(
+        link: &mut Link,
+        setup: TierSetup,
+        kernels: Vec<Kernel>,
+        kept: &'a mut Option<Tiers>,
+    ) -> Result<&'a mut Tiers, RunError> {
+        let class = setup.class.clone();
+        let tiers = kept.get_or_insert_with(|| Tiers::new(setup, kernels));
+        tiers.position = class.iter().position(|rank| *rank == link.rank()).unwrap_or(0);
+        tiers.class = class;
+        if tiers.policy == TierPolicy::Baseline {
+            return Ok(tiers);
+        }
+        let mut hits = vec![0u8; tiers.kernels.len()];
+        if tiers.position == 0 {
+            for (index, hit) in hits.iter_mut().enumerate() {
+                *hit = u8::from(tiers.send_out(link, index)?);
+            }
+        }
+        // Who will get code from the cache waits for it, so that the first task runs on it.
+        let all = link.allgather(hits)?;
+        let leader = tiers.class.first().copied().unwrap_or(0);
+        for (index, hit) in all[leader as usize].clone().into_iter().enumerate() {
+            if hit == 1 {
+                tiers.wait_for(link, index)?;
+            }
+        }
+        tiers.poll(link)?;
+        Ok(tiers)
+    }
+
+    /// Where ranks of this one's class get optimized code of a kernel from, unless it is to be compiled first. True if they
+    /// get it now.
+    fn send_out(&mut self, link: &mut Link, index: usize) -> Result<bool, RunError> {
+        let state = &self.kernels[index];
+        if let Some(message) = state.failed.clone() {
+            self.pass_on(link, index, 0, message.as_bytes())?;
+            return Ok(false);
+        }
+        if let Some(artifact) = state.artifact.clone() {
+            self.pass_on(link, index, 1, &artifact)?;
+            return Ok(true);
+        }
+        if let Some(artifact) = self.cached(index, Tier::Optimized) {
+            self.kernels[index].report.cache_hit = true;
+            self.arrived(link, index, artifact)?;
+            return Ok(true);
+        }
+        let running = self.running.iter().map(|(running, _)| *running);
+        let mut under_way =
+            running.chain(self.paused.iter().map(|(paused, _)| *paused)).chain(self.waiting.iter().copied());
+        if !under_way.any(|other| other == index) {
+            self.waiting.push_back(index);
+        }
+        Ok(false)
+    }
+
+    fn cached(&self, index: usize, tier: Tier) -> Option<Vec<u8>> {
+        let wanted = self.engine.fingerprint(&self.kernels[index].kernel, tier);
+        self.cache.as_ref().and_then(|cache| cache.get(&wanted))
+    }
+
+    fn new(setup: TierSetup, kernels: Vec<Kernel>) -> Tiers {
+        let state = |kernel: Kernel| {
+            let report = KernelReport {
+                kernel: kernel.name().to_owned(),
+                module_hash: kernel.hash().to_owned(),
+                module_bytes: kernel.bytes().len() as u64,
+                ..KernelReport::default()
+            };
+            State { kernel, start: None, optimized: None, artifact: None, failed: None, report }
+        };
+        let TierSetup { engine, policy, cache, helper, limits, threads, class } = setup;
+        Tiers {
+            engine,
+            policy,
+            cache,
+            helper,
+            limits,
+            threads,
+            class,
+            position: 0,
+            kernels: kernels.into_iter().map(state).collect(),
+            waiting: VecDeque::new(),
+            running: None,
+            paused: Vec::new(),
+        }
+    }
+
+    pub fn kernel(&self, index: usize) -> &Kernel {
+        &self.kernels[index].kernel
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The code to begin a stage with: the best that there is now, unless it is to be baseline code.
+    pub fn code(&mut self, link: &mut Link, index: usize, stage: &str, baseline: bool) -> Result<Code, RunError> {
+        self.resume(index);
+        if self.policy == TierPolicy::Optimized {
+            self.wait_for(link, index)?;
+        }
+        if let Some(code) = self.best(index, baseline) {
+            return Ok(code);
+        }
+        if let Some(code) = &self.kernels[index].start {
+            return Ok(code.clone());
+        }
+        let kernel = self.kernels[index].kernel.clone();
+        let failed = |source| {
+            let (kernel, stage) = (kernel.name().to_owned(), stage.to_owned());
+            RunError::Engine { kernel, stage, source: Box::new(source) }
+        };
+        let code = match self.helper.clone().filter(|_| kernel.start_is_risky()) {
+            None => self.engine.start_code(&kernel).map_err(failed)?,
+            Some(helper) => {
+                let artifact = match self.cached(index, Tier::Baseline) {
+                    Some(artifact) => artifact,
+                    None => match self.compile_start(link, index, &helper, baseline)? {
+                        Some(compiled) => compiled.map_err(failed)?,
+                        // Better code has come meanwhile.
+                        None => return self.code(link, index, stage, baseline),
+                    },
+                };
+                self.engine.load_start(&kernel, &artifact).map_err(failed)?
+            }
+        };
+        let state = &mut self.kernels[index];
+        state.report.start_compiler = code.compiler().to_owned();
+        state.report.start_reason = code.start_reason().map(str::to_owned);
+        state.report.start_compile_ns = code.compile_ns();
+        state.start = Some(code.clone());
+        Ok(code)
+    }
+
+    /// Optimized code to begin a stage with, if it has come and may be used.
+    fn best(&mut self, index: usize, baseline: bool) -> Option<Code> {
+        let state = &mut self.kernels[index];
+        let code = state.optimized.clone().filter(|_| !baseline)?;
+        if state.report.start_compiler.is_empty() {
+            state.report.start_compiler = code.compiler().to_owned();
+        }
+        Some(code)
+    }
+
+    /// Has a helper compile the code to start on, and waits for it, or until there is better code. Signals and failures of
+    /// other ranks end the wait, and the helper.
+    fn compile_start(
+        &mut self,
+        link: &mut Link,
+        index: usize,
+        helper: &Path,
+        baseline: bool,
+    ) -> Result<Option<Result<Vec<u8>, EngineError>>, RunError> {
+        let kernel = self.kernels[index].kernel.clone();
+        let (threads, cache) = (self.threads, self.cache.as_ref());
+        let what = (&kernel, Tier::Baseline);
+        let mut compile = match BackgroundCompile::start(helper, &self.engine, what, threads, self.limits, cache) {
+            Ok(compile) => compile,
+            Err(error) => return Ok(Some(Err(error))),
+        };
+        let mut backoff = Backoff::default();
+        loop {
+            if let Some(result) = compile.poll() {
+                return Ok(Some(result));
+            }
+            while let Some(message) = link.poll(|tag| tag == tag::ARTIFACT)? {
+                self.receive(link, &message)?;
+            }
+            self.poll(link)?;
+            if self.best(index, baseline).is_some() {
+                return Ok(None);
+            }
+            backoff.wait();
+        }
+    }
+
+    /// Optimized code of a kernel, if it has come.
+    pub fn optimized(&self, index: usize) -> Option<&Code> {
+        self.kernels[index].optimized.as_ref()
+    }
+
+    /// Pauses the compiler of a kernel when it would take more than it can give: `left` is the CPU time that this rank
+    /// would still need on baseline code.
+    pub fn judge(&mut self, index: usize, left: Duration) {
+        let cost = Duration::from_nanos(self.kernels[index].kernel.code_bytes() * OPTIMIZING_NS_PER_BYTE);
+        if left.mul_f64(self.class.len() as f64) > cost.mul_f64(WORTH) {
+            return;
+        }
+        match self.running.take() {
+            Some((running, Compile::Helper(mut helper))) if running == index => {
+                helper.pause();
+                self.paused.push((index, helper));
+                let hint =
+                    format!("stayed on baseline code: optimizing takes about {cost:.1?}, more than it would save");
+                self.kernels[index].report.hints.push(hint);
+            }
+            other => self.running = other,
+        }
+    }
+
+    /// A stage that begins judges anew.
+    fn resume(&mut self, index: usize) {
+        if self.running.is_none()
+            && let Some(position) = self.paused.iter().position(|(paused, _)| *paused == index)
+        {
+            let (_, mut helper) = self.paused.swap_remove(position);
+            helper.resume();
+            self.running = Some((index, Compile::Helper(helper)));
+        }
+    }
+
+    fn wait_for(&mut self, link: &mut Link, index: usize) -> Result<(), RunError> {
+        let mut backoff = Backoff::default();
+        while self.kernels[index].optimized.is_none() {
+            if let Some(message) = &self.kernels[index].failed {
+                let name = self.kernels[index].kernel.name().to_owned();
+                let source = EngineError::Compile { name, compiler: "llvm", message: message.clone() };
+                return Err(RunError::NoOptimizedCode { source: Box::new(source) });
+            }
+            while let Some(message) = link.poll(|tag| tag == tag::ARTIFACT)? {
+                self.receive(link, &message)?;
+            }
+            self.poll(link)?;
+            backoff.wait();
+        }
+        Ok(())
+    }
+
+    /// Moves compiling along; call it often.
+    pub fn poll(&mut self, link: &mut Link) -> Result<(), RunError> {
+        if let Some((index, compile)) = &mut self.running {
+            let index = *index;
+            match compile.poll() {
+                None => return Ok(()),
+                Some(Ok(artifact)) => {
+                    self.running = None;
+                    self.kernels[index].report.optimizing_compiles += 1;
+                    self.arrived(link, index, artifact)?;
+                }
+                Some(Err(error)) => {
+                    self.running = None;
+                    self.fail(link, index, error.to_string())?;
+                }
+            }
+        }
+        while self.running.is_none()
+            && let Some(index) = self.waiting.pop_front()
+        {
+            match self.begin(index) {
+                Ok(compile) => self.running = Some((index, compile)),
+                Err(error) => self.fail(link, index, error.to_string())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&self, index: usize) -> Result<Compile, EngineError> {
+        let kernel = self.kernels[index].kernel.clone();
+        match &self.helper {
+            Some(helper) => {
+                let (engine, threads, cache) = (&self.engine, self.threads, self.cache.as_ref());
+                let what = (&kernel, Tier::Optimized);
+                let started = BackgroundCompile::start(helper, engine, what, threads, self.limits, cache)?;
+                Ok(Compile::Helper(Box::new(started)))
+            }
+            None => {
+                let (sender, receiver) = channel();
+                let (cpu, pipeline) = (self.engine.cpu().clone(), self.engine.pipeline());
+                let cache = self.cache.clone();
+                std::thread::spawn(move || {
+                    let result = optimize(&kernel, &cpu, pipeline);
+                    if let (Ok(artifact), Some(cache)) = (&result, cache)
+                        && let Err(error) = cache.put(artifact)
+                    {
+                        tracing::warn!("{error}");
+                    }
+                    sender.send(result)
+                });
+                Ok(Compile::Thread(receiver))
+            }
+        }
+    }
+
+    /// An artifact, or the news that there is none, from the rank above in the tree.
+    pub fn receive(&mut self, link: &mut Link, message: &Message) -> Result<(), RunError> {
+        let wrong = || RunError::Protocol { rank: message.source, what: "an artifact" };
+        let (index, rest) = message.bytes.split_first_chunk::<4>().ok_or_else(wrong)?;
+        let index = u32::from_le_bytes(*index) as usize;
+        let (&whole, rest) = rest.split_first().ok_or_else(wrong)?;
+        if index >= self.kernels.len() {
+            return Err(wrong());
+        }
+        match whole {
+            1 => self.arrived(link, index, rest.to_vec()),
+            _ => self.fail(link, index, String::from_utf8_lossy(rest).into_owned()),
+        }
+    }
+
+    fn arrived(&mut self, link: &mut Link, index: usize, artifact: Vec<u8>) -> Result<(), RunError> {
+        self.pass_on(link, index, 1, &artifact)?;
+        let state = &mut self.kernels[index];
+        if state.optimized.is_some() {
+            return Ok(());
+        }
+        match self.engine.load_artifact(&state.kernel, &artifact) {
+            Ok(code) => {
+                state.report.artifact_bytes = Some(artifact.len() as u64);
+                state.report.optimize_ns = Some(code.compile_ns());
+                state.optimized = Some(code);
+                state.artifact = Some(artifact.into());
+            }
+            Err(error) => self.note(index, error.to_string()),
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, link: &mut Link, index: usize, message: String) -> Result<(), RunError> {
+        self.pass_on(link, index, 0, message.as_bytes())?;
+        self.note(index, message);
+        Ok(())
+    }
+
+    /// Without optimized code the job goes on as it is; the report says why.
+    fn note(&mut self, index: usize, message: String) {
+        let state = &mut self.kernels[index];
+        if self.position == 0 {
+            state.report.hints.push(format!("stayed on baseline code: {message}"));
+        }
+        state.failed = Some(message);
+    }
+
+    fn pass_on(&self, link: &mut Link, index: usize, whole: u8, bytes: &[u8]) -> Result<(), RunError> {
+        let children = [2 * self.position + 1, 2 * self.position + 2];
+        let mut message = (index as u32).to_le_bytes().to_vec();
+        message.push(whole);
+        message.extend_from_slice(bytes);
+        let message = Payload::from(message);
+        for child in children.into_iter().filter_map(|position| self.class.get(position)) {
+            link.send(*child, tag::ARTIFACT, message.clone())?;
+        }
+        Ok(())
+    }
+
+    /// The last stage is over: a compile that is not goes on in its helper, for the cache and later runs.
+    pub fn finish(&mut self) {
+        let running = self.running.take().and_then(|(index, compile)| match compile {
+            Compile::Helper(helper) => Some((index, helper)),
+            Compile::Thread(_) => None,
+        });
+        for (index, helper) in self.paused.drain(..).chain(running) {
+            if let Some(process) = helper.leave() {
+                let hint = format!("process {process} goes on to optimize it for later runs");
+                self.kernels[index].report.hints.push(hint);
+            }
+        }
+    }
+
+    /// What is to be told of the kernels of this rank.
+    pub fn reports(&self) -> Vec<KernelReport> {
+        self.kernels.iter().map(|state| state.report.clone()).collect()
+    }
+
+    /// How long a main loop may sleep without keeping compiled code waiting.
+    pub const PATIENCE: Duration = Duration::from_micros(500);
+}

@@ -1,0 +1,176 @@
+//! What of a stage is finished: boxes of its split indices whose outputs are safe, and what they leave to do.
+
+use serde::{Deserialize, Serialize};
+
+use crate::exec::recovery::partial_sums::Sums;
+use crate::fabric::Rank;
+use crate::manifest::Payload;
+use crate::plan::{StagePlan, Tile};
+
+/// A record of the manifest: all outputs of a box are in their files, or beside the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::exec) struct Finished {
+    pub stage: String,
+    /// Of a reduction all of its reduced axes, unless it is a partial result.
+    pub tile: Tile,
+    /// In their order.
+    pub outputs: Vec<Stored>,
+    /// Of a partial result: how many of its group's leaves are in it. The tile is their box.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaves: Option<u64>,
+}
+
+/// Where the bytes of an output are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::exec) enum Stored {
+    /// At their places in the dataset; the CRC-32 of the packed region.
+    InPlace(u32),
+    /// Compressed chunks, which have no places before the file is whole; or the packed bytes of a partial result.
+    Beside(Payload),
+}
+
+/// Finished boxes of a stage, which do not meet; and, of a reduction, what of its other cells is summed.
+#[derive(Clone, Debug, Default)]
+pub(in crate::exec) struct Done {
+    tiles: Vec<Tile>,
+    pub sums: Sums,
+}
+
+impl Done {
+    pub fn new(mut tiles: Vec<Tile>) -> Done {
+        // Consecutive boxes of one shape are one box: blocks come in rows.
+        for axis in (0..tiles.first().map_or(0, |tile| tile.0.rank())).rev() {
+            let others = |tile: &Tile| -> Vec<(u64, u64)> {
+                let dims = (0..tile.0.rank()).filter(|dim| *dim != axis);
+                dims.map(|dim| (tile.0.offset[dim], tile.0.extent[dim])).collect()
+            };
+            tiles.sort_by_cached_key(|tile| (others(tile), tile.0.offset[axis]));
+            let mut joined: Vec<Tile> = Vec::with_capacity(tiles.len());
+            for tile in tiles {
+                match joined.last_mut() {
+                    Some(last) if last.0.end(axis) == tile.0.offset[axis] && others(last) == others(&tile) => {
+                        last.0.extent[axis] += tile.0.extent[axis];
+                    }
+                    _ => joined.push(tile),
+                }
+            }
+            tiles = joined;
+        }
+        Done { tiles, sums: Sums::default() }
+    }
+
+    pub fn tiles(&self) -> &[Tile] {
+        &self.tiles
+    }
+
+    /// Whether it is all of the stage.
+    pub fn is_all(&self, plan: &StagePlan) -> bool {
+        let all: u64 = (0..plan.split.len()).map(|axis| plan.extent(axis)).product();
+        all > 0 && self.tiles.iter().map(|tile| tile.0.elements()).sum::<u64>() == all
+    }
+
+    /// Whether the cell of a reduction that `block` is of is finished.
+    pub fn has_cell_of(&self, plan: &StagePlan, block: &Tile) -> bool {
+        !self.tiles.is_empty() && plan.cell_tile(plan.cell(block)).is_some_and(|cell| self.has(&cell))
+    }
+
+    /// Whether all of `tile` is in one of them.
+    pub fn has(&self, tile: &Tile) -> bool {
+        self.tiles.iter().any(|done| done.0.contains(&tile.0))
+    }
+
+    /// The blocks of `rank` without what is finished: boxes of whole units, as finished ones are. A block of a reduction is
+    /// left as a whole or not at all; some of its leaves may be summed.
+    pub fn blocks_left(&self, plan: &StagePlan, rank: Rank) -> Vec<Tile> {
+        let blocks = plan.blocks(rank);
+        if plan.reduce.is_some() {
+            let is_left = |block: &Tile| !self.has_cell_of(plan, block) && !self.sums.have(plan, block);
+            return blocks.filter(is_left).collect();
+        }
+        if self.tiles.is_empty() {
+            return blocks.collect();
+        }
+        let left = |block: Tile| {
+            self.tiles
+                .iter()
+                .fold(vec![block.0], |left, done| left.iter().flat_map(|part| part.without(&done.0)).collect())
+        };
+        blocks.flat_map(left).map(Tile).collect()
+    }
+}
+
+#[cfg(test)]
+pub(in crate::exec) mod tests {
+    use super::*;
+    use crate::job::Job;
+    use crate::plan::{Layout, Machine, plan};
+    use crate::tensor::{Dtype, Region, Shape};
+
+    fn tile(offset: &[u64], extent: &[u64]) -> Tile {
+        Tile(Region { offset: offset.to_vec(), extent: extent.to_vec() })
+    }
+
+    /// A stage on 600 x 500 numbers.
+    pub fn stage(compute: &str, output: &str, ranks: u32) -> StagePlan {
+        stage_on([600, 500], compute, output, ranks)
+    }
+
+    pub fn stage_on(shape: [u64; 2], compute: &str, output: &str, ranks: u32) -> StagePlan {
+        let text = format!(
+            "[tensors]\nx = {{ file = \"i\", dataset = \"x\" }}\n\
+             y = {{ create = \"o\", dataset = \"y\", dtype = \"f64\"{output} }}\n\
+             [[stages]]\nkernel = \"k\"\ncompute = {compute}\n"
+        );
+        let job = Job::parse(&text, "job.toml".as_ref()).unwrap();
+        let layout = Layout { dtype: Dtype::F64, shape: Shape::new(shape).unwrap(), chunk: None };
+        let machine = Machine { ranks, ranks_per_node: ranks, threads: 4, memory_bytes: 16 << 20 };
+        plan(&job, &[("x".to_owned(), layout)].into(), &machine).unwrap().stages.remove(0)
+    }
+
+    #[test]
+    fn rows_of_blocks_are_one_box() {
+        let rows = (0..4).map(|row| tile(&[2 * row, 0], &[2, 5]));
+        assert_eq!(Done::new(rows.rev().collect()).tiles(), [tile(&[0, 0], &[8, 5])]);
+        let apart = vec![tile(&[0, 0], &[1, 5]), tile(&[2, 0], &[1, 5]), tile(&[3, 0], &[1, 4])];
+        assert_eq!(Done::new(apart).tiles().len(), 3);
+    }
+
+    #[test]
+    fn what_is_left_and_what_is_done_are_all_once_for_any_number_of_ranks() {
+        for (compute, name) in
+            [("\"x[a,b] -> y[a,b]\"", "map"), ("\"x[a~1,b~1] -> y[a,b]\"\nboundary = \"zero\"", "halo")]
+        {
+            let before = stage(compute, "", 3);
+            let blocks: Vec<Tile> = (0..3).flat_map(|rank| before.blocks(rank)).collect();
+            assert!(blocks.len() > 6, "{name}: {}", blocks.len());
+            let done = Done::new(blocks.into_iter().step_by(2).collect());
+            assert!(!done.is_all(&before));
+            for ranks in [1, 2, 7] {
+                let now = stage(compute, "", ranks);
+                let left: Vec<Tile> = (0..ranks).flat_map(|rank| done.blocks_left(&now, rank)).collect();
+                let all: Vec<&Tile> = left.iter().chain(done.tiles()).collect();
+                assert_eq!(all.iter().map(|tile| tile.0.elements()).sum::<u64>(), 600 * 500, "{name}, {ranks}");
+                for (at, tile) in all.iter().enumerate() {
+                    assert!(all[..at].iter().all(|other| other.0.intersect(&tile.0).is_none()), "{name}, {ranks}");
+                }
+                let everything = Done::new(all.into_iter().cloned().collect());
+                assert!((0..ranks).all(|rank| everything.blocks_left(&now, rank).is_empty()));
+            }
+        }
+    }
+
+    #[test]
+    fn cells_of_a_reduction_are_done_as_wholes() {
+        let plan = stage("\"x[a,b] -> y[a]\"\ncombine = \"sum\"", "", 2);
+        let cells: Vec<Tile> = (0..).map_while(|cell| plan.cell_tile(cell)).collect();
+        assert!(cells.len() > 1, "{}", cells.len());
+        let mut part = cells[0].clone();
+        part.0.extent[1] -= 1;
+        let left = |done: Vec<Tile>| (0..2).map(|rank| Done::new(done.clone()).blocks_left(&plan, rank).len()).sum();
+        let (all, without_a_part, without_a_cell): (usize, usize, usize) =
+            (left(vec![]), left(vec![part]), left(vec![cells[0].clone()]));
+        assert!(without_a_part == all && without_a_cell < all, "{all} {without_a_part} {without_a_cell}");
+        assert!(Done::new(cells).is_all(&plan));
+    }
+}

@@ -1,0 +1,281 @@
+//! Partial results that outlive a run: of a reduction that takes long, the sums of the first leaves of its groups, beside the log.
+//! A later run goes on with each where it is, in the same order, so that the bits are the same.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::exec::comm::communicator::Link;
+use crate::exec::dataset::outputs::Stagings;
+use crate::exec::error::RunError;
+use crate::exec::recovery::completed::{Finished, Stored};
+use crate::exec::recovery::manifest::Manifest;
+use crate::exec::reduce::chain::Key;
+use crate::exec::reduce::fold::{Fold, Results};
+use crate::exec::stage::Running;
+use crate::exec::stage::incremental_save::SAVE_INTERVAL;
+use crate::exec::worker::shared_state::{BlockData, BlockOutputs, lock};
+use crate::plan::{StagePlan, Tile};
+use crate::tensor::copy_region;
+
+/// Noting them takes at most this part of a stage's time.
+const COST_PART: u32 = 20;
+
+/// What earlier runs have of the groups of a stage, by their steps along the reduced axes; the same on all ranks.
+#[derive(Clone, Debug, Default)]
+pub(in crate::exec) struct Sums(Arc<BTreeMap<Vec<u64>, Vec<Sum>>>);
+
+#[derive(Debug)]
+struct Sum {
+    /// The box of its outputs. Cells are cut as suits the number of ranks, so it need not be one of this run's.
+    tile: Tile,
+    /// So many of the first are in it.
+    leaves: u64,
+    outputs: Vec<Stored>,
+}
+
+impl Sums {
+    /// Of what is finished of the stage. Groups that the plan does not have count for nothing: where any order of adding gives
+    /// the same bits they too are cut as suits the number of ranks.
+    pub fn new(plan: &StagePlan, finished: &[Finished]) -> Sums {
+        let mut groups: BTreeMap<Vec<u64>, Vec<Sum>> = BTreeMap::new();
+        for Finished { tile, outputs, leaves, .. } in finished {
+            let Some(leaves) = *leaves else { continue };
+            let group: Vec<u64> = plan.groups(tile).into_iter().map(|range| range.start).collect();
+            if plan.leaves_along(&group, leaves).is_some_and(|along| tile.is_along(&along)) {
+                let (mut tile, outputs) = (tile.clone(), outputs.clone());
+                plan.widen(&mut tile);
+                groups.entry(group).or_default().push(Sum { tile, leaves, outputs });
+            }
+        }
+        groups.values_mut().for_each(|sums| sums.sort_by_key(|sum| Reverse(sum.leaves)));
+        Sums(groups.into())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Those that together are the sum of the first leaves of a group, of as many as there are; and how many that are.
+    fn of(&self, plan: &StagePlan, key: &Key) -> Option<(u64, Vec<&Sum>)> {
+        let (sums, cell) = (self.0.get(&key.within)?, plan.cell_tile(key.cell)?);
+        sums.chunk_by(|a, b| a.leaves == b.leaves).find_map(|alike| {
+            let (mut left, mut parts) = (vec![cell.0.clone()], Vec::new());
+            for sum in alike.iter().filter(|sum| sum.tile.0.intersect(&cell.0).is_some()) {
+                left = left.iter().flat_map(|part| part.without(&sum.tile.0)).collect();
+                parts.push(sum);
+            }
+            left.is_empty().then_some((alike[0].leaves, parts))
+        })
+    }
+
+    /// By group of a block, how many of its first leaves are summed; empty if none is.
+    pub fn leaves(&self, plan: &StagePlan, block: &Tile) -> Vec<u64> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        Key::of_groups(plan, block).map(|key| self.of(plan, &key).map_or(0, |(leaves, _)| leaves)).collect()
+    }
+
+    /// Whether all of a block is summed.
+    pub fn have(&self, plan: &StagePlan, block: &Tile) -> bool {
+        let whole = |leaves: &u64| plan.reduce.is_some_and(|reduce| *leaves == reduce.leaves);
+        let leaves = self.leaves(plan, block);
+        !leaves.is_empty() && leaves.iter().all(whole)
+    }
+
+    /// What is summed of a group, to go on with; an error if it cannot be read any more.
+    fn load(&self, plan: &StagePlan, key: &Key, manifest: &Manifest) -> Result<Option<Fold>, RunError> {
+        let (Some((leaves, parts)), Some(cell)) = (self.of(plan, key), plan.cell_tile(key.cell)) else {
+            return Ok(None);
+        };
+        let mut results = Results::new();
+        for (number, output) in plan.outputs().enumerate() {
+            let (element_bytes, whole) = (plan.operands[output].dtype.size_bytes(), plan.region(output, &cell));
+            let mut bytes = vec![0; whole.elements() as usize * element_bytes];
+            for part in &parts {
+                let lost = || RunError::Lost { tensor: plan.operands[output].tensor.clone() };
+                let region = plan.region(output, &part.tile);
+                let stored = part.outputs.get(number).and_then(|stored| match stored {
+                    Stored::Beside(payload) => manifest.payload(payload),
+                    Stored::InPlace(_) => None,
+                });
+                let stored = stored.ok_or_else(lost)?;
+                if stored.len() as u64 != region.elements() * element_bytes as u64 {
+                    return Err(lost());
+                }
+                if let Some(common) = region.intersect(&whole) {
+                    copy_region(&stored, &region, &mut bytes, &whole, &common, element_bytes);
+                }
+            }
+            results.push(bytes);
+        }
+        Ok(Some(Fold::going_on(leaves, results)))
+    }
+}
+
+/// One rank's part in it, in a run of a stage.
+#[derive(Debug, Default)]
+pub(in crate::exec) struct SumKeeper {
+    /// Whether sums are noted.
+    notes: bool,
+    /// Of groups of blocks that are not in memory yet.
+    loaded: BTreeMap<Key, Fold>,
+    /// Leaves that are in what is noted, of groups of blocks in memory.
+    noted: BTreeMap<Key, u64>,
+    spent: Duration,
+}
+
+impl SumKeeper {
+    /// Of a reduction whose sums are noted.
+    pub fn noting() -> SumKeeper {
+        SumKeeper { notes: true, ..SumKeeper::default() }
+    }
+
+    /// The outputs of an own block, with what is summed of them.
+    pub fn outputs(&mut self, plan: &StagePlan, block: &Tile) -> BlockOutputs {
+        let mut outputs = BlockOutputs::own(plan, block);
+        if let BlockOutputs::Groups(_, groups) = &mut outputs
+            && !self.loaded.is_empty()
+        {
+            for (key, group) in Key::of_groups(plan, block).zip(groups) {
+                if let Some(fold) = self.loaded.remove(&key) {
+                    *group = fold;
+                }
+            }
+        }
+        outputs
+    }
+}
+
+impl Running<'_> {
+    /// Takes up what earlier runs have summed of this rank's blocks; those that are complete go their way.
+    pub(in crate::exec) fn take_up_sums(&mut self, link: &mut Link, stagings: &mut Stagings) -> Result<(), RunError> {
+        let (rank, shared, done) = (link.rank(), self.shared.clone(), self.stealing.done().clone());
+        let plan = shared.stage();
+        if done.sums.is_empty() || self.reduction.is_none() {
+            return Ok(());
+        }
+        for block in plan.blocks(rank).filter(|block| !done.has_cell_of(plan, block)) {
+            let mut groups = Vec::new();
+            for key in Key::of_groups(plan, &block) {
+                groups.extend(done.sums.load(plan, &key, &stagings.manifest)?.map(|fold| (key, fold)));
+            }
+            if done.sums.have(plan, &block) {
+                let folds = groups.into_iter().map(|(_, fold)| fold).collect();
+                let outcomes = self.reduction.as_mut().map(|reduction| reduction.add(plan, &block, folds));
+                self.follow(link, outcomes.unwrap_or_default(), stagings)?;
+            } else {
+                self.sums.loaded.extend(groups);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the sums of an own block in memory, as far as they go and are not noted; unless that takes too much of the
+    /// stage's time, or the stage is so young that little would be lost.
+    pub(in crate::exec) fn note_sums(&mut self, block: &BlockData, stagings: &mut Stagings, at_end: bool) {
+        let (began, age) = (Instant::now(), self.age());
+        if !self.sums.notes || !at_end && (age < SAVE_INTERVAL || self.sums.spent * COST_PART > age) {
+            return;
+        }
+        let shared = self.shared.clone();
+        let plan = shared.stage();
+        let mut sums: Vec<(Key, u64, Results)> = Vec::new();
+        if let BlockOutputs::Groups(_, groups) = &*lock(&block.outputs) {
+            for (group, (key, fold)) in Key::of_groups(plan, &block.tile).zip(groups).enumerate() {
+                let earlier = block.summed.get(group).copied().unwrap_or(0);
+                let noted = self.sums.noted.get(&key).copied().unwrap_or(earlier);
+                if let Some((leaves, sum)) = fold.so_far().filter(|(leaves, _)| *leaves > noted) {
+                    sums.push((key, leaves, sum.clone()));
+                }
+            }
+        }
+        for (key, leaves, sum) in sums {
+            let (Some(mut tile), Some(along)) = (plan.cell_tile(key.cell), plan.leaves_along(&key.within, leaves))
+            else {
+                continue;
+            };
+            tile.cut_along(&along);
+            let stored: Option<Vec<Stored>> = sum.iter().map(|bytes| stagings.manifest.store(bytes)).collect();
+            let Some(outputs) = stored else { return };
+            stagings.manifest.note(&Finished { stage: plan.name.clone(), tile, outputs, leaves: Some(leaves) });
+            self.sums.noted.insert(key, leaves);
+        }
+        self.sums.spent += began.elapsed();
+    }
+
+    /// A block has left the memory.
+    pub(in crate::exec) fn forget_sums(&mut self, block: &Tile) {
+        if self.sums.noted.is_empty() {
+            return;
+        }
+        for key in Key::of_groups(self.shared.clone().stage(), block) {
+            self.sums.noted.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::recovery::completed::tests::stage_on;
+
+    fn stage(ranks: u32) -> StagePlan {
+        stage_on([4_000_000, 90], "\"x[a,b] -> y[b]\"\ncombine = \"sum\"", "", ranks)
+    }
+
+    /// A record of each group of the stage with so many leaves, on so many ranks.
+    fn records(ranks: u32, leaves: impl Fn(&Key) -> u64) -> Vec<Finished> {
+        let plan = stage(ranks);
+        let blocks = (0..ranks).flat_map(|rank| plan.blocks(rank).collect::<Vec<_>>());
+        let record = |key: Key| {
+            let leaves = leaves(&key);
+            let mut tile = plan.cell_tile(key.cell).unwrap();
+            tile.cut_along(&plan.leaves_along(&key.within, leaves)?);
+            (leaves > 0).then(|| Finished { stage: "y".into(), tile, outputs: Vec::new(), leaves: Some(leaves) })
+        };
+        blocks.flat_map(|block| Key::of_groups(&plan, &block)).filter_map(record).collect()
+    }
+
+    #[test]
+    fn what_is_summed_counts_on_any_number_of_ranks() {
+        let of = stage(2).reduce.unwrap().leaves;
+        assert!(of > 1, "{of}");
+        let whole = records(2, |_| of);
+        let other = |key: &Key| if key.within == [3] { of - 1 } else { of };
+        let without_a_leaf = records(2, other);
+        let without_a_piece = records(2, |key| if key.within == [3] && key.cell == 0 { 0 } else { of });
+        assert!(without_a_piece.len() + 1 == whole.len());
+        for ranks in [1, 2, 3, 7] {
+            let plan = stage(ranks);
+            let blocks: Vec<Tile> = (0..ranks).flat_map(|rank| plan.blocks(rank).collect::<Vec<_>>()).collect();
+            let leaves = |records: &[Finished]| -> BTreeMap<Key, u64> {
+                let sums = Sums::new(&plan, records);
+                let of_block = |block| Key::of_groups(&plan, block).zip(sums.leaves(&plan, block));
+                blocks.iter().flat_map(of_block).collect()
+            };
+            assert!(leaves(&whole).values().all(|leaves| *leaves == of), "{ranks}");
+            let sums = Sums::new(&plan, &whole);
+            assert!(blocks.iter().all(|block| sums.have(&plan, block)));
+            assert!(leaves(&without_a_leaf).iter().all(|(key, leaves)| *leaves == other(key)), "{ranks}");
+            let missing = leaves(&without_a_piece);
+            assert!(missing.iter().all(|(key, leaves)| *leaves == of || (*leaves == 0 && key.within == [3])));
+            assert!(missing.values().any(|leaves| *leaves == 0), "{ranks}");
+            // The sum with the most leaves counts, in whatever order they were noted.
+            assert_eq!(leaves(&[&whole[..], &without_a_leaf[..]].concat()), leaves(&whole));
+            assert_eq!(leaves(&[&without_a_leaf[..], &whole[..]].concat()), leaves(&whole));
+        }
+    }
+
+    #[test]
+    fn what_is_no_group_of_the_plan_counts_for_nothing() {
+        let plan = stage(2);
+        let mut records = records(2, |_| 1);
+        records.iter_mut().for_each(|record| record.tile.0.extent[1] += 1);
+        assert!(Sums::new(&plan, &records).is_empty());
+        records.iter_mut().for_each(|record| record.leaves = Some(1 << 40));
+        assert!(Sums::new(&plan, &records).is_empty());
+    }
+}

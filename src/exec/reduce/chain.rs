@@ -1,0 +1,197 @@
+//! The way of partial results: along each reduced axis from one part to the next, where they are combined in order.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::exec::recovery::completed::Done;
+use crate::exec::reduce::fold::{Fold, Merge, Merger, Results};
+use crate::fabric::Rank;
+use crate::plan::{Role, StagePlan, Tile};
+
+/// A sum under way: that of a cell, along the reduced axis of this number, within the groups of the axes before it.
+/// After the last axis that is the sum of a group, of its leaves.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::exec) struct Key {
+    pub cell: u64,
+    pub within: Vec<u64>,
+}
+
+impl Key {
+    /// The groups of a block, in their order.
+    pub fn of_groups(plan: &StagePlan, block: &Tile) -> impl Iterator<Item = Key> + use<> {
+        let (cell, ranges) = (plan.cell(block), plan.groups(block));
+        let along = ranges.last().cloned().unwrap_or(0..0);
+        let before: Vec<u64> = ranges.iter().rev().skip(1).rev().map(|range| range.start).collect();
+        along.map(move |group| Key { cell, within: before.iter().copied().chain([group]).collect() })
+    }
+}
+
+/// What follows from a partial result.
+#[derive(Debug)]
+pub(in crate::exec) enum Outcome {
+    /// This rank's part of a sum is complete: the next rank goes on with it.
+    Pass { to: Rank, bytes: Vec<u8> },
+    /// A worker has to merge, and to give it back.
+    Merge(Box<Handed>),
+    /// All of a cell is in: the outputs' bytes.
+    Done { tile: Tile, results: Results },
+}
+
+/// Merging that only a worker can do, on the way there or back.
+#[derive(Debug)]
+pub(in crate::exec) struct Handed {
+    key: Key,
+    /// The cell.
+    pub tile: Tile,
+    pub merge: Merge,
+}
+
+/// The reduction of a stage on one rank.
+#[derive(Debug)]
+pub(in crate::exec) struct Reduction {
+    merger: Merger,
+    axes: Vec<Axis>,
+    /// Of a group.
+    leaves: u64,
+    rank: Rank,
+    sums: BTreeMap<Key, Fold>,
+    /// Sums that this rank has yet to complete.
+    left: u64,
+}
+
+/// A reduced axis as this rank sees it.
+#[derive(Debug)]
+struct Axis {
+    /// Groups of this rank, and of all ranks.
+    own: Range<u64>,
+    all: u64,
+    /// From this rank to the next along the axis.
+    stride: u32,
+}
+
+impl Reduction {
+    /// Of a stage that reduces, without the cells that are done; none on ranks without a part in it.
+    pub fn new(plan: &StagePlan, rank: Rank, done: &Done) -> Option<Reduction> {
+        let (reduce, grid) = (plan.reduce.as_ref()?, plan.process_grid.as_ref()?);
+        let place = plan.place(rank)?;
+        let axis = |axis: usize| Axis {
+            own: grid.steps_of(axis, place[axis]),
+            all: grid.steps[axis],
+            stride: grid.stride(axis),
+        };
+        let first = plan.split.len() - reduce.axes;
+        let axes: Vec<Axis> = (first..plan.split.len()).map(axis).collect();
+        let cells: Vec<Range<u64>> = (0..first).map(|axis| grid.steps_of(axis, place[axis])).collect();
+        let mut chains: u64 = cells.iter().map(|steps| steps.end - steps.start).product();
+        if !done.tiles().is_empty() {
+            let is_left = |number: &u64| {
+                let (mut rest, mut cell, mut stride) = (*number, 0, 1);
+                for (axis, steps) in cells.iter().enumerate().rev() {
+                    let length = steps.end - steps.start;
+                    cell += (steps.start + rest % length) * stride;
+                    rest /= length;
+                    stride *= grid.steps[axis];
+                }
+                plan.cell_tile(cell).is_none_or(|tile| !done.has(&tile))
+            };
+            chains = (0..chains).filter(is_left).count() as u64;
+        }
+        let mut left = 0;
+        for (level, axis) in axes.iter().enumerate() {
+            // Sums of an axis come together on the last rank along the axes after it.
+            if plan.is_last_along(rank, level + 1) {
+                left += chains;
+            }
+            chains *= axis.own.end - axis.own.start;
+        }
+        let (merger, leaves) = (Merger::new(plan)?, reduce.leaves);
+        Some(Reduction { merger, axes, leaves, rank, sums: BTreeMap::new(), left })
+    }
+
+    /// Whether every sum of this rank is done or passed on.
+    pub fn is_complete(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Takes the partial results of a block, whose leaves are all there, for each group along the last axis.
+    pub fn add(&mut self, plan: &StagePlan, block: &Tile, groups: Vec<Fold>) -> Vec<Outcome> {
+        let add = |(key, leaves): (Key, Fold)| {
+            self.sums.insert(key.clone(), leaves);
+            self.advance(plan, key)
+        };
+        Key::of_groups(plan, block).zip(groups).filter_map(add).collect()
+    }
+
+    /// Takes back what a worker has merged.
+    pub fn merged(&mut self, plan: &StagePlan, handed: Handed) -> Option<Outcome> {
+        self.sums.get_mut(&handed.key)?.give_back(handed.merge);
+        self.advance(plan, handed.key)
+    }
+
+    /// Takes what the rank before passed on. `None` if it makes no sense.
+    pub fn receive(&mut self, plan: &StagePlan, bytes: &[u8]) -> Option<Vec<Outcome>> {
+        let word = |bytes: &mut &[u8]| {
+            let (word, rest) = bytes.split_first_chunk::<8>()?;
+            *bytes = rest;
+            Some(u64::from_le_bytes(*word))
+        };
+        let mut rest = bytes;
+        let (cell, level) = (word(&mut rest)?, word(&mut rest)?);
+        let within = (0..level.min(self.axes.len() as u64)).map(|_| word(&mut rest)).collect::<Option<Vec<_>>>()?;
+        let before = self.axes.get(within.len())?.own.start.checked_sub(1)?;
+        let tile = plan.cell_tile(cell)?;
+        let mut results = Vec::new();
+        for (operand, output) in plan.operands.iter().enumerate().filter(|(_, operand)| operand.role == Role::Output) {
+            let length = plan.region(operand, &tile).elements() as usize * output.dtype.size_bytes();
+            let (bytes, after) = rest.split_at_checked(length)?;
+            results.push(bytes.to_vec());
+            rest = after;
+        }
+        rest.is_empty().then(|| self.take(plan, Key { cell, within }, before, results).into_iter().collect())
+    }
+
+    /// Bytes of a message that are no tensor's.
+    pub fn header_bytes(message: &[u8]) -> usize {
+        let level = message.get(8..16).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes);
+        16 + 8 * level as usize
+    }
+
+    fn take(&mut self, plan: &StagePlan, key: Key, number: u64, results: Results) -> Option<Outcome> {
+        // What comes from the rank before has the number before this rank's first.
+        let first = self.axes[key.within.len()].own.start.saturating_sub(1);
+        let fold = self.sums.entry(key.clone()).or_insert_with(|| Fold::starting_at(first));
+        fold.put(number, results);
+        self.advance(plan, key)
+    }
+
+    /// Goes on with a sum as far as it gets, and with those that it is part of.
+    fn advance(&mut self, plan: &StagePlan, key: Key) -> Option<Outcome> {
+        let fold = self.sums.get_mut(&key)?;
+        if let Some(mut merge) = fold.take_merge() {
+            if !self.merger.merge(&mut merge) {
+                let tile = plan.cell_tile(key.cell)?;
+                return Some(Outcome::Merge(Box::new(Handed { key, tile, merge })));
+            }
+            fold.give_back(merge);
+        }
+        let level = key.within.len();
+        let axis = self.axes.get(level);
+        let sums = fold.take_up_to(axis.map_or(self.leaves, |axis| axis.own.end))?;
+        self.sums.remove(&key);
+        let Key { cell, mut within } = key;
+        if let Some(Axis { own, all, stride }) = axis {
+            self.left -= 1;
+            if own.end < *all {
+                let mut bytes = cell.to_le_bytes().to_vec();
+                bytes.extend_from_slice(&(level as u64).to_le_bytes());
+                within.iter().for_each(|group| bytes.extend_from_slice(&group.to_le_bytes()));
+                sums.iter().for_each(|sum| bytes.extend_from_slice(sum));
+                return Some(Outcome::Pass { to: self.rank + stride, bytes });
+            }
+        }
+        match within.pop() {
+            Some(group) => self.take(plan, Key { cell, within }, group, sums),
+            None => Some(Outcome::Done { tile: plan.cell_tile(cell)?, results: sums }),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Partial results and their combination.
+
+pub mod chain;
+pub mod fold;

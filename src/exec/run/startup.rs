@@ -1,0 +1,203 @@
+//! How a run begins: the job, the plan that all ranks agree on, and the kernels, the same on every rank.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::encode::{self, encode};
+use crate::engine::{Cpu, EngineError, Kernel};
+use crate::exec::comm::communicator::Link;
+use crate::exec::dataset::target_files::{RealPath, real_outputs};
+use crate::exec::error::RunError;
+use crate::exec::options::Options;
+use crate::exec::recovery::input_fingerprint::Sources;
+use crate::fabric::{Payload, Rank};
+use crate::job::{Job, Source, Stage};
+use crate::plan::{Layout, Machine, Plan};
+use crate::store::{self, Catalog, DatasetInfo, StoreError};
+use crate::topology::Topology;
+
+/// Part of a node's memory that its ranks may plan with.
+const MEMORY_SHARE: f64 = 0.8;
+
+/// What rank 0 found out for all.
+#[derive(Clone, Serialize, Deserialize)]
+pub(in crate::exec) struct Opening {
+    #[serde(with = "encode::path")]
+    path: PathBuf,
+    text: String,
+    /// Where the job's outputs really go, by tensor.
+    outputs: BTreeMap<String, RealPath>,
+    pub layouts: BTreeMap<String, Layout>,
+    pub sources: Sources,
+    threads: Option<u32>,
+    memory_bytes: Option<u64>,
+    pub trace: bool,
+}
+
+/// What a rank tells the others before work begins.
+#[derive(Serialize, Deserialize)]
+struct Introduction {
+    plan_hash: [u8; 32],
+    cpu: Cpu,
+}
+
+/// Rank 0 reads the job and looks at its datasets; everyone learns the outcome. Collective.
+pub(in crate::exec) fn open(
+    link: &mut Link,
+    path: &Path,
+    options: &Options,
+    kept: &mut Option<Opening>,
+) -> Result<(Opening, Job), RunError> {
+    let mut encoded = None;
+    if link.rank() == 0 {
+        let opening = match kept.take() {
+            Some(opening) => opening,
+            None => read(path, options)?,
+        };
+        encoded = Some(Payload::from(encode(&opening)?));
+    }
+    let encoded = link.broadcast(encoded)?;
+    let opening: Opening =
+        serde_json::from_slice(&encoded).map_err(|_| RunError::Protocol { rank: 0, what: "the job" })?;
+    let mut job = Job::parse(&opening.text, &opening.path).map_err(Box::new)?;
+    job.move_outputs(opening.outputs.iter().map(|(tensor, path)| (tensor.as_str(), path.as_ref())));
+    *kept = Some(opening.clone());
+    Ok((opening, job))
+}
+
+/// The layouts of the datasets that a job reads.
+pub fn layouts(job: &Job) -> Result<BTreeMap<String, Layout>, StoreError> {
+    Ok(datasets(job)?.iter().map(|(name, info)| (name.clone(), layout(info))).collect())
+}
+
+fn layout(info: &DatasetInfo) -> Layout {
+    Layout { dtype: info.dtype, shape: info.shape.clone(), chunk: info.chunk.clone() }
+}
+
+/// The datasets that a job reads, by tensor, looked at file by file.
+fn datasets(job: &Job) -> Result<BTreeMap<String, DatasetInfo>, StoreError> {
+    let read = job.tensors.values().filter_map(|decl| match &decl.source {
+        Source::File { file, dataset } => Some((file, dataset, &decl.name)),
+        _ => None,
+    });
+    let mut read: Vec<_> = read.collect();
+    read.sort_unstable();
+    let mut catalog = Catalog::default();
+    let look =
+        |(file, dataset, name): (&PathBuf, &String, &String)| Ok((name.clone(), catalog.describe(file, dataset)?));
+    read.into_iter().map(look).collect()
+}
+
+/// Whether the datasets of a job can be created: what is in the way shows before anything is computed.
+pub fn check_outputs(job: &Job) -> Result<(), StoreError> {
+    job.tensors.values().try_for_each(|decl| match &decl.source {
+        Source::Create { file, dataset, .. } => store::may_create(file, dataset),
+        _ => Ok(()),
+    })
+}
+
+fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
+    let job = Job::load(path).map_err(Box::new)?;
+    let outputs = real_outputs(&job)?;
+    let datasets = datasets(&job)?;
+    let layouts = datasets.iter().map(|(name, info)| (name.clone(), layout(info))).collect();
+    let sources = Sources::of(&datasets)?;
+    check_outputs(&job)?;
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let text = job.text().to_owned();
+    let (threads, memory_bytes) = (options.threads, options.memory_bytes);
+    Ok(Opening { path, text, outputs, layouts, sources, threads, memory_bytes, trace: options.trace })
+}
+
+/// The same on every rank: made of what was gathered and of what rank 0 said.
+pub(in crate::exec) fn machine(topology: &Topology, opening: &Opening, job: &Job) -> Machine {
+    let ranks = 0..topology.size();
+    let on_node = |rank: Rank| topology.ranks_on_node(rank).len() as u32;
+    let ranks_per_node = ranks.clone().map(on_node).max().unwrap_or(1);
+    let threads =
+        opening.threads.unwrap_or_else(|| ranks.clone().map(|r| topology.default_threads(r)).min().unwrap_or(1));
+    let share = |rank: Rank| {
+        let node = topology.host(rank).memory_bytes as f64 * MEMORY_SHARE;
+        (node / f64::from(on_node(rank))) as u64
+    };
+    let memory_bytes = opening.memory_bytes.or(job.memory_bytes).or_else(|| ranks.map(share).min()).unwrap_or(u64::MAX);
+    Machine { ranks: topology.size(), ranks_per_node, threads: threads.max(1), memory_bytes }
+}
+
+/// All ranks must have made the same plan. Returns the ranks whose CPU is like this rank's. Collective.
+pub(in crate::exec) fn agree(link: &mut Link, plan: &Plan) -> Result<Vec<Rank>, RunError> {
+    let mine = Introduction { plan_hash: plan.hash(), cpu: Cpu::host() };
+    let all = link.allgather(encode(&mine)?)?;
+    let mut introductions = Vec::new();
+    for (rank, bytes) in (0..).zip(&all) {
+        let one: Introduction =
+            serde_json::from_slice(bytes).map_err(|_| RunError::Protocol { rank, what: "its plan" })?;
+        introductions.push(one);
+    }
+    let ranks = || (0..).zip(&introductions);
+    let differing: Vec<Rank> =
+        ranks().filter(|(_, i)| i.plan_hash != introductions[0].plan_hash).map(|(rank, _)| rank).collect();
+    if !differing.is_empty() {
+        return Err(RunError::PlanDisagreement { ranks: differing });
+    }
+    Ok(ranks().filter(|(_, i)| i.cpu == mine.cpu).map(|(rank, _)| rank).collect())
+}
+
+/// Reads the kernel of a stage, and sees whether the one that merges is there too, so that it is told before any other rank
+/// stumbles over it.
+pub fn load_kernel(stage: &Stage) -> Result<Kernel, RunError> {
+    let failed = engine_error(stage);
+    let kernel = Kernel::load(&stage.kernel, stage.export.as_deref()).map_err(&failed)?;
+    stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(&failed)?;
+    Ok(kernel)
+}
+
+fn engine_error(stage: &Stage) -> impl Fn(EngineError) -> RunError {
+    |source| RunError::Engine {
+        kernel: stage.kernel.display().to_string(),
+        stage: stage.name.clone(),
+        source: Box::new(source),
+    }
+}
+
+/// The kernels of a job.
+#[derive(Default)]
+pub(in crate::exec) struct Loaded {
+    /// The distinct ones that compute tiles.
+    pub kernels: Vec<Kernel>,
+    /// Which of them each stage runs.
+    pub of_stage: Vec<usize>,
+    /// The one that merges the partial results of each stage, if one does.
+    pub merges: Vec<Option<Kernel>>,
+}
+
+/// Rank 0 reads each module once and sends it to the others, so that all run the same bytes; when the run begins again, those
+/// that were `kept`, by stage. Collective.
+pub(in crate::exec) fn load_kernels(link: &mut Link, job: &Job, kept: &mut Vec<Payload>) -> Result<Loaded, RunError> {
+    let mut loaded = Loaded::default();
+    let Loaded { kernels, of_stage, merges } = &mut loaded;
+    for (index, stage) in job.stages.iter().enumerate() {
+        let failed = engine_error(stage);
+        let mut bytes = None;
+        if link.rank() == 0 && index < kept.len() {
+            bytes = Some(kept[index].clone());
+        } else if link.rank() == 0 {
+            bytes = Some(Payload::from(load_kernel(stage)?.bytes().to_vec()));
+        }
+        let bytes = link.broadcast(bytes)?;
+        if index == kept.len() {
+            kept.push(bytes.clone());
+        }
+        let name = stage.kernel.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let kernel = Kernel::from_bytes(&name, &bytes, stage.export.as_deref()).map_err(&failed)?;
+        merges.push(stage.merge.as_deref().map(|export| kernel.sibling(export)).transpose().map_err(&failed)?);
+        let same = |other: &Kernel| other.hash() == kernel.hash() && other.export() == kernel.export();
+        of_stage.push(kernels.iter().position(same).unwrap_or(kernels.len()));
+        if !kernels.iter().any(same) {
+            kernels.push(kernel);
+        }
+    }
+    Ok(loaded)
+}

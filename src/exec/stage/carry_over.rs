@@ -1,0 +1,68 @@
+//! What stages leave for those after them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use crate::exec::dataset::inputs::{Kept, Places};
+use crate::exec::kernels::cost_history::CostBook;
+use crate::exec::recovery::checkpoint::Checkpoints;
+use crate::exec::stage::steal_policy::Balance;
+use crate::exec::transfer::resident::Resident;
+use crate::exec::worker::FromRun;
+use crate::exec::worker::instances::Instances;
+use crate::plan::Tile;
+
+/// Where tensors are while the run goes on, and what need not be made again.
+pub(in crate::exec) struct Data {
+    pub places: Places,
+    pub resident: Resident,
+    /// What iterated stages keep from one iteration to the next, by stage: inputs that never change, instances of kernels.
+    pub kept: Kept,
+    pub instances: BTreeMap<usize, Vec<Instances>>,
+    pub costs: CostBook,
+    /// Which iterated stages steal.
+    pub balance: Balance,
+    pub checkpoints: Checkpoints,
+    /// Their blocks on this rank.
+    pub tiles: BTreeMap<usize, Arc<Vec<Tile>>>,
+    /// From the workers of all stages to the main thread.
+    pub to_main: Sender<FromRun>,
+    pub from_workers: Receiver<FromRun>,
+    /// Whether outputs wait in memory for the end of an iteration, and have no datasets yet.
+    pub deferred: bool,
+    /// Runs of stages so far.
+    runs: u64,
+}
+
+impl Data {
+    pub fn new(costs: CostBook, checkpoints: Checkpoints) -> Data {
+        let (to_main, from_workers) = unbounded();
+        Data {
+            places: Places::default(),
+            resident: Resident::default(),
+            kept: Kept::default(),
+            instances: BTreeMap::new(),
+            costs,
+            balance: Balance::default(),
+            checkpoints,
+            tiles: BTreeMap::new(),
+            to_main,
+            from_workers,
+            deferred: false,
+            runs: 0,
+        }
+    }
+
+    /// The number of the next run of a stage.
+    pub fn next_run(&self) -> u64 {
+        self.runs + 1
+    }
+
+    /// The number of a new run of a stage, the same on every rank.
+    pub fn begin_run(&mut self) -> u64 {
+        self.runs += 1;
+        self.runs
+    }
+}

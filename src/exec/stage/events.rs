@@ -1,0 +1,199 @@
+//! What a stage that is under way hears from its workers, from other ranks and from the clock, and what follows from that.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::exec::comm::communicator::{Link, tag};
+use crate::exec::comm::trailer::Stamp;
+use crate::exec::dataset::outputs::Stagings;
+use crate::exec::error;
+use crate::exec::error::RunError;
+use crate::exec::kernels::tier_up::Tiers;
+use crate::exec::reduce::chain::Reduction;
+use crate::exec::stage::incremental_save::SAVE_INTERVAL;
+use crate::exec::stage::{Running, cpu_time};
+use crate::exec::trace::recorder::What;
+use crate::exec::worker::FromWorker;
+use crate::exec::worker::shared_state::{Call, lock};
+use crate::fabric::Message;
+use crate::report::Reason;
+use crate::sched::{Action, Event};
+
+/// When it is judged whether the stage is long enough for the optimizing compiler to go before its workers.
+const JUDGEMENT: Duration = Duration::from_millis(500);
+
+impl Running<'_> {
+    /// Does what messages of other ranks, time and compilers ask for; notes when all is done: this rank's blocks are written
+    /// and, on rank 0, all others'. Returns whether another rank has said something.
+    pub fn look(&mut self, link: &mut Link, tiers: &mut Tiers, stagings: &mut Stagings) -> Result<bool, RunError> {
+        let kernel = self.context.kernels[self.stage_index];
+        let of_run = [tag::CHUNKS, tag::PARTIAL, tag::STAGE_DONE, tag::SCHEDULER, tag::SHARD];
+        let of_run = of_run.map(|kind| tag::of_run(kind, self.run));
+        let wanted = |tag| tag == tag::ARTIFACT || tag == tag::PROGRESS || of_run.contains(&tag);
+        let mut heard = false;
+        while let Some(message) = link.poll(wanted)? {
+            self.heed_rank(link, tiers, message, stagings)?;
+            heard = true;
+        }
+        if self.wake_at_ns.is_some_and(|ns| self.shared.now_ns() >= ns) {
+            self.wake_at_ns = None;
+            self.shared.event(Event::Tick);
+        }
+        if self.last_save.elapsed() >= SAVE_INTERVAL {
+            self.save_parts(link, stagings, false)?;
+            self.last_save = Instant::now();
+        }
+        tiers.poll(link)?;
+        if !self.optimized
+            && let Some(code) = tiers.optimized(kernel)
+        {
+            self.optimized = true;
+            self.shared.adopt(code.clone());
+            link.tracer.mark(|| What::Code { stage: self.stage_index });
+        }
+        self.judge_length(tiers);
+        self.check_time_limit(link)?;
+        let all_told = self.ranks_done + 1 == link.size() && self.outputs.all_received();
+        let others_done = link.rank() != 0 || !self.together || all_told;
+        let reduced = self.reduction.as_ref().is_none_or(Reduction::is_complete);
+        if self.complete && reduced && !self.told {
+            self.told = true;
+            if link.rank() != 0 && self.together {
+                let sent = self.outputs.messages_sent().to_le_bytes().to_vec();
+                link.send(0, tag::of_run(tag::STAGE_DONE, self.run), sent.into())?;
+            }
+        }
+        self.done = self.told && self.over && others_done && self.inputs.all_here();
+        Ok(heard)
+    }
+
+    pub fn heed_worker(
+        &mut self,
+        link: &mut Link,
+        message: FromWorker,
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
+        match message {
+            FromWorker::Do(Action::Fetch { block }) => self.fetch(block),
+            FromWorker::Do(Action::Write { block }) => self.write(link, block, stagings),
+            FromWorker::Do(Action::Complete) => {
+                self.complete = true;
+                Ok(())
+            }
+            FromWorker::Do(Action::Over) => {
+                self.over = true;
+                Ok(())
+            }
+            FromWorker::Do(Action::WakeAt { ns }) => {
+                self.wake_at_ns = Some(ns);
+                Ok(())
+            }
+            FromWorker::Do(Action::Send { to, message }) => self.send(link, to, &message),
+            FromWorker::Do(Action::Take { piece }) => self.take(link, piece),
+            FromWorker::Do(Action::Merge { piece, thief }) => self.merge(link, piece, thief),
+            FromWorker::Do(Action::Drop { .. }) => {
+                unreachable!("a death ends the run before the scheduler hears of it")
+            }
+            FromWorker::Do(Action::Start { .. }) => unreachable!("workers start themselves"),
+            FromWorker::Merged(handed) => {
+                let shared = self.shared.clone();
+                let outcome = self.reduction.as_mut().and_then(|r| r.merged(shared.stage(), *handed));
+                self.follow(link, outcome.into_iter().collect(), stagings)
+            }
+            FromWorker::Fault { task, tier, merges, fault } => Err(RunError::Task {
+                task,
+                rank: link.rank(),
+                hostname: self.context.topology.host(link.rank()).hostname.clone(),
+                kernel: self.shared.setup.kernel.name().to_owned(),
+                code: error::code_name(tier, merges),
+                source: Box::new(fault),
+            }),
+            FromWorker::Engine(source) => Err(RunError::Engine {
+                kernel: self.shared.setup.kernel.name().to_owned(),
+                stage: self.stage().name.clone(),
+                source: Box::new(source),
+            }),
+            FromWorker::Panicked(message) => Err(RunError::Worker { message }),
+            FromWorker::Ended(report) if self.released || self.shared.is_spent() => {
+                self.left.push(*report);
+                Ok(())
+            }
+            FromWorker::Ended(_) => Err(RunError::Worker { message: "it left before the stage was over".to_owned() }),
+        }
+    }
+
+    fn heed_rank(
+        &mut self,
+        link: &mut Link,
+        tiers: &mut Tiers,
+        mut message: Message,
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
+        let source = message.source;
+        let wrong = |what| RunError::Protocol { rank: source, what };
+        let kind = message.tag;
+        match kind {
+            tag::ARTIFACT => tiers.receive(link, &message),
+            _ if kind == tag::of_run(tag::CHUNKS, self.run) => {
+                self.outputs.receive(link, message, stagings, &mut self.report.counts.moved)
+            }
+            _ if kind == tag::of_run(tag::PARTIAL, self.run) => {
+                Stamp::run(self.run).check(&mut message.bytes, message.source, "a partial result")?;
+                let bytes = message.bytes.len().saturating_sub(Reduction::header_bytes(&message.bytes));
+                link.received(&mut self.report.counts.moved, Reason::Reduce, message.source, bytes as u64);
+                let shared = self.shared.clone();
+                let received = self.reduction.as_mut().and_then(|r| r.receive(shared.stage(), &message.bytes));
+                let outcomes = received.ok_or_else(|| wrong("a partial result"))?;
+                self.follow(link, outcomes, stagings)
+            }
+            _ if kind == tag::of_run(tag::STAGE_DONE, self.run) => {
+                let sent = message.bytes.as_slice().try_into().map_err(|_| wrong("the end of its stage"))?;
+                self.ranks_done += 1;
+                self.outputs.expect(u64::from_le_bytes(sent));
+                Ok(())
+            }
+            tag::PROGRESS => {
+                link.pulse.hear(&message);
+                Ok(())
+            }
+            _ if kind == tag::of_run(tag::SCHEDULER, self.run) => self.heed_scheduler(message),
+            _ if kind == self.inputs.tag() => self.arrive(link, message),
+            _ => Err(wrong("a message of unknown kind")),
+        }
+    }
+
+    /// A kernel that never returns cannot be stopped from within: naming it ends the run, and with it the process.
+    fn check_time_limit(&self, link: &Link) -> Result<(), RunError> {
+        let limit = self.stage().limits.task_time;
+        for current in &self.shared.current {
+            let Some(current) = lock(current).clone() else { continue };
+            if current.started.elapsed() > limit {
+                let (rank, kernel) = (link.rank(), self.shared.setup.kernel.name().to_owned());
+                let hostname = self.context.topology.host(rank).hostname.clone();
+                let code = error::code_name(current.tier, current.merges);
+                return Err(match current.call {
+                    Call::Task(tile) => {
+                        RunError::TimeLimit { task: self.plan().task_name(&tile), rank, hostname, kernel, code, limit }
+                    }
+                    Call::Start(function) => {
+                        let stage = self.stage().name.clone();
+                        RunError::StartTimeLimit { function, stage, rank, hostname, kernel, code, limit }
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A long stage gains most when its optimized code comes soon, a short one when its workers are left in peace. What is
+    /// left is reckoned in CPU time, since the compiler may have taken much of the time on the clock.
+    fn judge_length(&mut self, tiers: &mut Tiers) {
+        let Some((_, cpu_at_start)) = self.to_judge.filter(|(started, _)| started.elapsed() >= JUDGEMENT) else {
+            return;
+        };
+        self.to_judge = None;
+        let done = self.shared.counts[2].load(Ordering::Relaxed) as f64 / self.bytes().max(1) as f64;
+        let left = cpu_time().saturating_sub(cpu_at_start).as_secs_f64() * (1.0 - done) / done.max(1e-6);
+        tiers.judge(self.context.kernels[self.stage_index], Duration::from_secs_f64(left.max(0.0)));
+    }
+}

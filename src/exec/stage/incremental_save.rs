@@ -1,0 +1,200 @@
+//! Parts of blocks: what of a block is computed goes into its files while the rest still is, so that little is lost where blocks
+//! take long.
+
+use std::time::Duration;
+
+use crate::exec::comm::communicator::Link;
+use crate::exec::dataset::outputs::Stagings;
+use crate::exec::error::RunError;
+use crate::exec::stage::Running;
+use crate::exec::worker::shared_state::{BlockData, BlockOutputs, lock};
+use crate::plan::{StagePlan, Tile};
+use crate::tensor::copy_region;
+
+/// How much of a run may be lost because it was not written yet, roughly.
+pub(in crate::exec) const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Slices of a block: disjoint runs in ascending order, no two of which touch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::exec) struct Slices(Vec<(u64, u64)>);
+
+impl Slices {
+    /// Adds `start..end`.
+    pub fn add(&mut self, start: u64, end: u64) {
+        let (from, to) = (self.0.partition_point(|run| run.1 < start), self.0.partition_point(|run| run.0 <= end));
+        let joined =
+            self.0[from..to].iter().fold((start, end), |joined, run| (joined.0.min(run.0), joined.1.max(run.1)));
+        self.0.splice(from..to, [joined]);
+    }
+
+    /// Those that are not in `other`.
+    fn without(&self, other: &Slices) -> Vec<(u64, u64)> {
+        let mut left = Vec::new();
+        for &(start, end) in &self.0 {
+            let mut from = start;
+            for run in other.0.iter().filter(|run| run.1 > start && run.0 < end) {
+                if run.0 > from {
+                    left.push((from, run.0));
+                }
+                from = run.1;
+            }
+            if from < end {
+                left.push((from, end));
+            }
+        }
+        left
+    }
+}
+
+/// What the tasks of a map have made of a block so far.
+#[derive(Debug, Default)]
+pub(in crate::exec) struct TileOutputs {
+    /// The bytes of each output.
+    pub buffers: Vec<Vec<u8>>,
+    /// Slices that are computed, and of these, those that are written.
+    pub computed: Slices,
+    written: Slices,
+}
+
+/// A box of outputs, and their bytes.
+pub(in crate::exec) type Part = (Tile, Vec<Vec<u8>>);
+
+impl TileOutputs {
+    pub fn new(buffers: Vec<Vec<u8>>) -> TileOutputs {
+        TileOutputs { buffers, ..TileOutputs::default() }
+    }
+
+    /// What of `block` is computed and not written, in whole units, as boxes. It counts as written from now on.
+    fn take_parts(&mut self, plan: &StagePlan, block: &Tile) -> Vec<Part> {
+        let axis = plan.task_axis(block);
+        let Some(unit) = plan.unit.get(axis).copied() else { return Vec::new() };
+        let offset = block.0.offset[axis];
+        let mut parts = Vec::new();
+        for (start, end) in self.computed.without(&self.written) {
+            let first = (offset + start).next_multiple_of(unit) - offset;
+            let is_last = offset + end == plan.extent(axis);
+            let last = if is_last { end } else { ((offset + end) / unit * unit).saturating_sub(offset) };
+            if first < last {
+                self.written.add(first, last);
+                parts.push(self.part(plan, block, (first, last)));
+            }
+        }
+        parts
+    }
+
+    fn part(&self, plan: &StagePlan, block: &Tile, (start, end): (u64, u64)) -> Part {
+        let tile = plan.task(block, start, end - start);
+        let copy = |(index, buffer): (usize, &Vec<u8>)| {
+            let element_bytes = plan.operands[index].dtype.size_bytes();
+            let (whole, part) = (plan.region(index, block), plan.region(index, &tile));
+            let mut bytes = vec![0; part.elements() as usize * element_bytes];
+            copy_region(buffer, &whole, &mut bytes, &part, &part, element_bytes);
+            bytes
+        };
+        let buffers = plan.outputs().zip(&self.buffers).map(copy).collect();
+        (tile, buffers)
+    }
+
+    /// All of a computed block that is not written yet.
+    pub fn take_rest(&mut self, plan: &StagePlan, block: &Tile) -> Vec<Part> {
+        if self.written.0.is_empty() {
+            return vec![(block.clone(), std::mem::take(&mut self.buffers))];
+        }
+        let mut all = Slices::default();
+        all.add(0, plan.slices(block));
+        all.without(&self.written).into_iter().map(|run| self.part(plan, block, run)).collect()
+    }
+}
+
+impl Running<'_> {
+    /// Writes what of this rank's blocks in memory is computed, if what is written outlives the run; at its end whatever that takes.
+    pub(in crate::exec) fn save_parts(
+        &mut self,
+        link: &mut Link,
+        stagings: &mut Stagings,
+        at_end: bool,
+    ) -> Result<(), RunError> {
+        let lasts = self.outputs.has_datasets() || self.reduction.is_some();
+        if !lasts || !stagings.manifest.lasts() {
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        let is_own = |(owner, ..): &(u32, u64, u64)| *owner == self.owner;
+        let blocks: Vec<_> =
+            lock(&shared.blocks).iter().filter(|(key, _)| is_own(key)).map(|(_, b)| b.clone()).collect();
+        for block in blocks {
+            self.note_sums(&block, stagings, at_end);
+            for (tile, results) in parts(shared.stage(), &block) {
+                self.emit(link, &tile, &results, stagings)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn parts(plan: &StagePlan, block: &BlockData) -> Vec<Part> {
+    match &mut *lock(&block.outputs) {
+        BlockOutputs::Tiles(tiles) => tiles.take_parts(plan, &block.tile),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::recovery::completed::tests::stage;
+    use crate::tensor::Region;
+
+    /// What is computed in two goes is written once, whole units first, each element where it belongs.
+    #[test]
+    fn parts_of_a_block_and_its_rest_are_the_block() {
+        for (chunk, unit) in [("", 1), (", chunk = [7, 500]", 7)] {
+            let plan = stage("\"x[a,b] -> y[a,b]\"", chunk, 1);
+            let output = plan.outputs().next().unwrap();
+            let numbers = |region: &Region| -> Vec<u8> {
+                let row = |a: u64| (0..region.extent[1]).map(move |b| (a * 500 + b + region.offset[1]) as f64);
+                (region.offset[0]..region.end(0)).flat_map(row).flat_map(f64::to_le_bytes).collect()
+            };
+            let blocks: Vec<Tile> = plan.blocks(0).collect();
+            for block in [&blocks[1], &blocks[blocks.len() - 1]] {
+                let (slices, offset) = (plan.slices(block), block.0.offset[0]);
+                assert!(slices > 3 * unit, "{slices}");
+                let mut tiles = TileOutputs::new(vec![numbers(&plan.region(output, block))]);
+                let (mut parts, middle) = (Vec::new(), slices / 2 + 1);
+                for (start, end) in [(1, middle), (middle + 1, slices)] {
+                    tiles.computed.add(start, end);
+                    parts.extend(tiles.take_parts(&plan, block));
+                }
+                assert_eq!(parts.len(), 2);
+                assert_eq!(tiles.take_parts(&plan, block), [], "they count as written");
+                tiles.computed.add(0, slices);
+                parts.extend(tiles.take_rest(&plan, block));
+                parts.sort_by_key(|(tile, _)| tile.0.offset[0]);
+                let mut next = offset;
+                for (tile, results) in &parts {
+                    assert_eq!(tile.0.offset[0], next, "each slice once");
+                    assert!(next % unit == 0 && (tile.0.end(0) % unit == 0 || tile.0.end(0) == 600), "{tile:?}");
+                    assert!(results[0] == numbers(&plan.region(output, tile)), "{tile:?}");
+                    next = tile.0.end(0);
+                }
+                assert_eq!(next, offset + slices);
+            }
+        }
+    }
+
+    #[test]
+    fn runs_join_where_they_touch() {
+        let mut slices = Slices::default();
+        for (start, end) in [(4, 6), (0, 1), (8, 9), (6, 8), (1, 2)] {
+            slices.add(start, end);
+        }
+        assert_eq!(slices.0, [(0, 2), (4, 9)]);
+        slices.add(1, 5);
+        assert_eq!(slices.0, [(0, 9)]);
+        let mut some = Slices::default();
+        [(0, 1), (3, 5), (8, 12)].into_iter().for_each(|(start, end)| some.add(start, end));
+        assert_eq!(slices.without(&some), [(1, 3), (5, 8)]);
+        assert_eq!(slices.without(&Slices::default()), [(0, 9)]);
+        assert_eq!(some.without(&slices), [(9, 12)]);
+    }
+}

@@ -1,0 +1,253 @@
+//! How parts of tensors get from rank to rank: in memory that ranks of a node share, or in messages.
+
+use std::sync::Arc;
+
+use crate::engine::{Mapped, SharedBytes};
+use crate::exec::comm::communicator::Link;
+use crate::exec::comm::trailer::STAMP_BYTES;
+use crate::exec::error::RunError;
+use crate::exec::transfer::node_memory::Offer;
+use crate::exec::transfer::pending_receives::{Arrivals, Transfer};
+use crate::exec::transfer::piece::{Piece, pack, packed_bytes};
+use crate::fabric::{Payload, Rank};
+use crate::plan::StagePlan;
+use crate::report::{Moved, Reason};
+use crate::tensor::Region;
+
+/// Most bytes of one message of a transfer.
+const MESSAGE_BYTES: usize = 256 << 20;
+
+/// What another rank needs of this one, or has for it.
+pub(in crate::exec) type Parts = (Rank, Arc<[Region]>);
+
+/// How an input, or what one stage leaves to another, gets from rank to rank: both sides know what goes where.
+#[derive(Clone, Copy)]
+pub(in crate::exec) struct Exchange {
+    pub operand: usize,
+    pub element_bytes: usize,
+    pub reason: Reason,
+}
+
+impl Exchange {
+    /// Gives others what they need of `pieces`. Returns what of the rest ranks of this node have for this one in memory that they
+    /// share, and what this rank has made so; notes what comes as messages.
+    pub fn carry_out(
+        self,
+        link: &mut Link,
+        pieces: &[Piece],
+        sends: &[Parts],
+        receives: &[Parts],
+        arrivals: &mut Arrivals,
+        moved: &mut Moved,
+    ) -> Result<(Vec<Piece>, Vec<SharedBytes>), RunError> {
+        let Exchange { operand, element_bytes, reason } = self;
+        // Who waits for halos has other things to do meanwhile.
+        let is_near = |link: &Link, (rank, regions): &Parts| {
+            reason != Reason::Halo && link.shares(*rank, packed_bytes(regions, element_bytes))
+        };
+        let (near, mut sends): (Vec<_>, Vec<_>) = sends.iter().partition(|parts| is_near(link, parts));
+        let (near_from, mut receives): (Vec<_>, Vec<_>) = receives.iter().partition(|parts| is_near(link, parts));
+        let begun = link.tracer.begin();
+        let mut offers: Vec<(&[Region], Offer)> = Vec::new();
+        for (to, regions) in &near {
+            match offers.iter_mut().find(|(offered, _)| *offered == &**regions) {
+                Some((_, offer)) => offer.to.push(*to),
+                None => {
+                    let bytes = packed_bytes(regions, element_bytes);
+                    let shared = SharedBytes::make(bytes, |target| pack(target, pieces, regions, element_bytes));
+                    offers.push((regions, Offer::new(vec![*to], shared)));
+                }
+            }
+        }
+        let (_, offers): (Vec<_>, Vec<_>) = offers.into_iter().unzip();
+        let from: Vec<Rank> = near_from.iter().map(|(from, _)| *from).collect();
+        let exchanged = link.exchange_on_node(arrivals.stamp(operand), &offers, &from, Mapped::open)?;
+        let is_refused = |rank: &Rank| exchanged.refused.iter().any(|refused| refused.contains(rank));
+        for parts in near {
+            match is_refused(&parts.0) {
+                true => sends.push(parts),
+                false => link.sent(begun, parts.0, reason, packed_bytes(&parts.1, element_bytes) as u64),
+            }
+        }
+        let mut came = Vec::new();
+        for (parts, mapped) in near_from.into_iter().zip(exchanged.accepted) {
+            let Some(mapped) = mapped else {
+                receives.push(parts);
+                continue;
+            };
+            link.received(moved, reason, parts.0, mapped.len() as u64);
+            came.extend(Piece::of_mapped(mapped, &parts.1, element_bytes));
+        }
+        for (to, regions) in sends {
+            send(link, *to, pieces, regions, element_bytes, (arrivals, operand, reason))?;
+        }
+        for (from, regions) in receives {
+            arrivals.expect(Transfer { from: *from, operand, regions: regions.clone(), element_bytes, reason });
+        }
+        Ok((came, offers.into_iter().filter_map(|offer| offer.shared).collect()))
+    }
+}
+
+/// Gives this rank's share of an input that several ranks need alike to the others, and returns all shares. Every sharer calls
+/// it.
+pub(in crate::exec) fn share(
+    link: &mut Link,
+    plan: &StagePlan,
+    operand: usize,
+    mine: Piece,
+    arrivals: &mut Arrivals,
+    moved: &mut Moved,
+) -> Result<Vec<Piece>, RunError> {
+    let others: Vec<Rank> =
+        plan.sharers(operand, link.rank()).into_iter().filter(|rank| *rank != link.rank()).collect();
+    let my_region: Arc<[Region]> = [mine.region.clone()].into();
+    let sends: Vec<Parts> = others.iter().map(|to| (*to, my_region.clone())).collect();
+    let receives: Vec<Parts> = others.iter().map(|from| (*from, [plan.share(operand, *from)].into())).collect();
+    let element_bytes = plan.operands[operand].dtype.size_bytes();
+    let this = Exchange { operand, element_bytes, reason: Reason::Input };
+    let mut pieces = vec![mine];
+    let (came, shared) = this.carry_out(link, &pieces, &sends, &receives, arrivals, moved)?;
+    // The node has one copy, this rank's own not excepted.
+    if let Some(mapped) = shared.first().and_then(|shared| shared.map().ok()) {
+        pieces = Piece::of_mapped(mapped, &my_region, element_bytes);
+    }
+    pieces.extend(came);
+    // Every block needs all of them, or nearly so.
+    pieces.extend(arrivals.wait(link, operand, moved)?);
+    Ok(pieces)
+}
+
+/// Nothing is sent where there is nothing to send: the other side knows. The arrivals are those of the same run: they say how
+/// the transfers of an input are told apart.
+fn send(
+    link: &mut Link,
+    to: Rank,
+    pieces: &[Piece],
+    regions: &[Region],
+    element_bytes: usize,
+    (arrivals, operand, reason): (&Arrivals, usize, Reason),
+) -> Result<(), RunError> {
+    let begun = link.tracer.begin();
+    let tensor_bytes = packed_bytes(regions, element_bytes);
+    if tensor_bytes == 0 {
+        return Ok(());
+    }
+    let mut bytes = Vec::with_capacity(tensor_bytes + STAMP_BYTES);
+    bytes.resize(tensor_bytes, 0);
+    pack(&mut bytes, pieces, regions, element_bytes);
+    arrivals.stamp(operand).put(&mut bytes);
+    let (length, bytes) = (bytes.len(), Payload::from(bytes));
+    for start in (0..length).step_by(MESSAGE_BYTES) {
+        link.send(to, arrivals.tag(), bytes.slice(start..length.min(start + MESSAGE_BYTES)))?;
+    }
+    link.sent(begun, to, reason, tensor_bytes as u64);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::comm::communicator::tag;
+    use crate::exec::comm::monitor::Signal;
+    use crate::exec::transfer::piece::PieceBytes;
+    use crate::fabric::local;
+    use crate::plan::SHARED_BYTES;
+
+    const THIS: Exchange = Exchange { operand: 3, element_bytes: 8, reason: Reason::Operand };
+    const HALF: u64 = SHARED_BYTES / 8;
+
+    fn arrivals() -> Arrivals {
+        Arrivals::new(2, 5)
+    }
+
+    /// A part of a vector that is as large as parts that are shared must be, or smaller by `less` elements.
+    fn part(rank: Rank, less: u64) -> Region {
+        Region { offset: vec![u64::from(rank) * HALF], extent: vec![HALF - less] }
+    }
+
+    /// In two regions, of which the first is the smaller one.
+    fn cut(part: &Region) -> Arc<[Region]> {
+        let region = |from: u64, to: u64| Region { offset: vec![part.offset[0] + from], extent: vec![to - from] };
+        [region(0, HALF / 3), region(HALF / 3, part.extent[0])].into()
+    }
+
+    fn piece(region: Region) -> Piece {
+        let bytes: Vec<u8> = (region.offset[0]..region.end(0)).flat_map(u64::to_le_bytes).collect();
+        Piece { region, bytes: bytes.into() }
+    }
+
+    /// Does `first` as rank 0 while rank 1 gives it all it has and takes as much; returns what rank 1 has come by.
+    fn trade(less: u64, first: impl FnOnce(&mut Link) + Send + 'static) -> (Vec<Piece>, Moved, u64) {
+        let mut ends = local(2).into_iter();
+        let (left, right) = (ends.next().unwrap(), ends.next().unwrap());
+        let other = std::thread::spawn(move || first(&mut Link::new(left, Signal::default())));
+        let (mut link, mut arrivals, mut moved) = (Link::new(right, Signal::default()), arrivals(), Moved::default());
+        let (sends, receives) = ([(0, [part(1, less)].into())], [(0, cut(&part(0, less)))]);
+        let mine = [piece(part(1, less))];
+        let (mut came, _) = THIS.carry_out(&mut link, &mine, &sends, &receives, &mut arrivals, &mut moved).unwrap();
+        came.extend(arrivals.wait(&mut link, THIS.operand, &mut moved).unwrap());
+        other.join().unwrap();
+        (came, moved, link.traffic().bytes_sent)
+    }
+
+    fn is_mapped(pieces: &[Piece]) -> bool {
+        pieces.iter().all(|piece| matches!(piece.bytes, PieceBytes::Mapped(..)))
+    }
+
+    /// Whether these are all of rank 0's part.
+    fn is_all(came: &[Piece], less: u64) -> bool {
+        let expected = cut(&part(0, less));
+        came.len() == 2
+            && came
+                .iter()
+                .zip(&*expected)
+                .all(|(came, region)| came.region == *region && *came.bytes == *piece(region.clone()).bytes)
+    }
+
+    /// What rank 0 does, whose pieces are others than those that rank 1 gets.
+    fn left(less: u64) -> impl FnOnce(&mut Link) + Send + 'static {
+        move |link| {
+            let piece_of = |from, to| piece(Region { offset: vec![from], extent: vec![to - from] });
+            let mine = [piece_of(HALF / 2, HALF - less), piece_of(0, HALF / 2)];
+            let (sends, receives) = ([(1, cut(&part(0, less)))], [(1, [part(1, less)].into())]);
+            let (mut arrivals, mut moved) = (arrivals(), Moved::default());
+            let (came, shared) = THIS.carry_out(link, &mine, &sends, &receives, &mut arrivals, &mut moved).unwrap();
+            assert_eq!((came.len(), shared.len()), (usize::from(less == 0), usize::from(less == 0)));
+            assert!(is_mapped(&came));
+            arrivals.wait(link, THIS.operand, &mut moved).unwrap();
+        }
+    }
+
+    #[test]
+    fn large_parts_are_read_where_they_are_and_small_ones_are_sent() {
+        for less in [0, 1] {
+            let (came, moved, sent_bytes) = trade(less, left(less));
+            assert!(is_all(&came, less));
+            let bytes = SHARED_BYTES - 8 * less;
+            assert_eq!((is_mapped(&came), moved.operand.node), (less == 0, bytes));
+            assert_eq!(sent_bytes < bytes, less == 0, "{sent_bytes} sent");
+        }
+    }
+
+    #[test]
+    fn what_the_host_does_not_let_ranks_share_is_sent() {
+        let (came, moved, sent_bytes) = trade(0, |link| {
+            // Of nothing, by now.
+            let mut name = serde_json::to_vec(&SharedBytes::new(&[1]).unwrap().name()).unwrap();
+            arrivals().stamp(THIS.operand).put(&mut name);
+            link.send(1, tag::SHARED, name.into()).unwrap();
+            link.receive(1, tag::SHARED).unwrap();
+            // Nor does this rank see the other's.
+            link.send(1, tag::SHARED, vec![0].into()).unwrap();
+            assert_eq!(link.receive(1, tag::SHARED).unwrap(), [0]);
+            let mut bytes = piece(part(0, 0)).bytes.to_vec();
+            arrivals().stamp(THIS.operand).put(&mut bytes);
+            link.send(1, arrivals().tag(), bytes.into()).unwrap();
+            let mut got = link.receive(1, arrivals().tag()).unwrap();
+            arrivals().stamp(THIS.operand).check(&mut got, 1, "a part").unwrap();
+            assert!(*got == *piece(part(1, 0)).bytes);
+        });
+        assert!(is_all(&came, 0) && !is_mapped(&came));
+        assert!(moved.operand.node == SHARED_BYTES && sent_bytes > SHARED_BYTES);
+    }
+}

@@ -1,0 +1,85 @@
+//! Memory that ranks of a node share: what one of them has, the others read where it is.
+//!
+//! Who hands what to whom follows from the plan and is known to both sides. Where the host forbids it, the bytes travel as messages.
+
+use std::io;
+
+use crate::encode::encode;
+use crate::engine::{SharedBytes, SharedName};
+use crate::exec::comm::communicator::{Link, tag};
+use crate::exec::comm::trailer::Stamp;
+use crate::exec::error::RunError;
+use crate::fabric::Rank;
+use crate::plan::SHARED_BYTES;
+use crate::report::Distance;
+
+/// What other ranks of the node are to read: nothing, where this rank could not make it.
+pub(in crate::exec) struct Offer {
+    pub to: Vec<Rank>,
+    pub shared: Option<SharedBytes>,
+}
+
+/// What has come of an exchange.
+pub(in crate::exec) struct Exchanged<T> {
+    /// What each of the ranks that had something has shared; none: it comes as messages.
+    pub accepted: Vec<Option<T>>,
+    /// To whom messages have to bring each of the offers.
+    pub refused: Vec<Vec<Rank>>,
+}
+
+impl Offer {
+    pub fn new(to: Vec<Rank>, shared: io::Result<SharedBytes>) -> Offer {
+        Offer { to, shared: shared_or_not(shared) }
+    }
+}
+
+fn shared_or_not<T>(shared: io::Result<T>) -> Option<T> {
+    shared.inspect_err(|error| tracing::debug!("memory is not shared: {error}")).ok()
+}
+
+impl Link {
+    /// Whether this rank shares so many bytes with that one, if one of them needs what the other has.
+    pub fn shares(&self, rank: Rank, bytes: usize) -> bool {
+        bytes as u64 >= SHARED_BYTES && self.distance(rank) == Distance::Node
+    }
+
+    /// Makes these offers, and takes one from each rank of `from`, as `open` finds it. All these ranks call it, with what stands
+    /// in one another's calls, and go on when all have answered.
+    pub fn exchange_on_node<T>(
+        &mut self,
+        stamp: Stamp,
+        offers: &[Offer],
+        from: &[Rank],
+        open: impl Fn(SharedName) -> io::Result<T>,
+    ) -> Result<Exchanged<T>, RunError> {
+        for Offer { to, shared } in offers {
+            let name = shared.as_ref().map(SharedBytes::name);
+            for rank in to {
+                let mut message = encode(&name)?;
+                stamp.put(&mut message);
+                self.send(*rank, tag::SHARED, message.into())?;
+            }
+        }
+        let mut exchanged = Exchanged { accepted: Vec::new(), refused: Vec::new() };
+        for rank in from {
+            let what = "an input of its node";
+            let mut message = self.receive(*rank, tag::SHARED)?;
+            stamp.check(&mut message, *rank, what)?;
+            let name: Option<SharedName> =
+                serde_json::from_slice(&message).map_err(|_| RunError::Protocol { rank: *rank, what })?;
+            let opened = name.and_then(|name| shared_or_not(open(name)));
+            self.send(*rank, tag::SHARED, vec![u8::from(opened.is_some())].into())?;
+            exchanged.accepted.push(opened);
+        }
+        for Offer { to, .. } in offers {
+            let mut refused = Vec::new();
+            for rank in to {
+                if self.receive(*rank, tag::SHARED)? != [1] {
+                    refused.push(*rank);
+                }
+            }
+            exchanged.refused.push(refused);
+        }
+        Ok(exchanged)
+    }
+}

@@ -1,0 +1,85 @@
+//! Parts of tensors in memory: a rank's own, and those that it reads where another rank of its node has them.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use crate::engine::Mapped;
+use crate::tensor::{Region, copy_box, copy_region};
+
+/// A region of a tensor and its elements, packed.
+#[derive(Clone, Debug)]
+pub(in crate::exec) struct Piece {
+    pub region: Region,
+    pub bytes: PieceBytes,
+}
+
+/// The elements of a [`Piece`].
+#[derive(Clone, Debug)]
+pub(in crate::exec) enum PieceBytes {
+    Own(Arc<Vec<u8>>),
+    /// A part of memory that ranks of a node share.
+    Mapped(Arc<Mapped>, Range<usize>),
+}
+
+impl Deref for PieceBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            PieceBytes::Own(bytes) => bytes,
+            PieceBytes::Mapped(mapped, range) => &mapped[range.clone()],
+        }
+    }
+}
+
+impl From<Vec<u8>> for PieceBytes {
+    fn from(bytes: Vec<u8>) -> PieceBytes {
+        PieceBytes::Own(Arc::new(bytes))
+    }
+}
+
+impl Piece {
+    /// The pieces of these regions, which lie one behind the other in `mapped` and are all of it.
+    pub fn of_mapped(mapped: Mapped, regions: &[Region], element_bytes: usize) -> Vec<Piece> {
+        let (mapped, mut start) = (Arc::new(mapped), 0);
+        let piece = |region: &Region| {
+            let range = start..start + region.elements() as usize * element_bytes;
+            start = range.end;
+            Piece { region: region.clone(), bytes: PieceBytes::Mapped(mapped.clone(), range) }
+        };
+        regions.iter().map(piece).collect()
+    }
+
+    /// Copies what it has of `region` into `target`, which holds `region`.
+    pub fn copy_to(&self, region: &Region, target: &mut [u8], element_bytes: usize) {
+        if let Some(common) = self.region.intersect(region) {
+            copy_region(&self.bytes, &self.region, target, region, &common, element_bytes);
+        }
+    }
+
+    /// Copies what it has of `region` into a packed array of `extent`, where `region` begins at `at`.
+    pub fn copy_into(&self, region: &Region, target: &mut [u8], extent: &[u64], at: &[u64], element_bytes: usize) {
+        let Some(common) = self.region.intersect(region) else { return };
+        let place =
+            |dim: usize| (common.offset[dim] - self.region.offset[dim], common.offset[dim] - region.offset[dim]);
+        let (from_at, inside): (Vec<u64>, Vec<u64>) = (0..common.rank()).map(place).unzip();
+        let to_at: Vec<u64> = inside.iter().zip(at).map(|(inside, at)| inside + at).collect();
+        let from = &self.region.extent;
+        copy_box(&self.bytes, from, &from_at, target, extent, &to_at, &common.extent, element_bytes);
+    }
+}
+
+/// Makes `target` what `pieces` have of `regions`, packed, one behind the other.
+pub(in crate::exec) fn pack(target: &mut [u8], pieces: &[Piece], regions: &[Region], element_bytes: usize) {
+    let mut rest = target;
+    for region in regions {
+        let (first, others) = rest.split_at_mut(region.elements() as usize * element_bytes);
+        pieces.iter().for_each(|piece| piece.copy_to(region, first, element_bytes));
+        rest = others;
+    }
+}
+
+/// What regions of a tensor take, packed.
+pub(in crate::exec) fn packed_bytes(regions: &[Region], element_bytes: usize) -> usize {
+    regions.iter().map(|region| region.elements() as usize * element_bytes).sum()
+}

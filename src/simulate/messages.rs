@@ -1,0 +1,73 @@
+//! What ranks send each other: messages of schedulers with what goes with them, and parcels of tensors.
+
+use crate::sched::{Message, Span};
+use crate::simulate::random::{Draw, bits};
+use crate::simulate::simulator::{Parcel, What, World};
+
+impl World<'_> {
+    pub fn send_message(&mut self, from: u32, to: u32, message: Message) {
+        let (stage, _) = self.place(from);
+        if !self.stages[stage].steals {
+            // Where nobody steals, nobody need know when the others are done.
+            return;
+        }
+        let bytes = self.attached_bytes(from, &message);
+        let mut at_ns = self.links.send(self.now_ns, self.machine, from, to, bytes);
+        self.count_moved(from, to, bytes);
+        if self.machine.answer_ns > 0 && !self.ranks[to as usize].complete {
+            self.sent += 1;
+            at_ns += bits(self.setup.seed, Draw::Answer, self.sent, u64::from(to)) % self.machine.answer_ns;
+        }
+        let slot = self.messages.put((self.ranks[from as usize].run, from, message));
+        self.at(at_ns, to, What::Arrived { slot });
+    }
+
+    pub fn send_parcel(&mut self, from: u32, to: u32, bytes: u64, parcel: Parcel) {
+        let at_ns = self.links.send(self.now_ns, self.machine, from, to, bytes) + self.machine.message_ns;
+        self.count_moved(from, to, bytes);
+        let slot = self.parcels.put((self.ranks[from as usize].run, parcel));
+        self.at(at_ns, to, What::Parcel { slot });
+    }
+
+    fn count_moved(&mut self, from: u32, to: u32, bytes: u64) {
+        let (stage, near) = (self.place(from).0, self.links.node(from) == self.links.node(to));
+        let bytes = bytes * self.runs[self.ranks[from as usize].run].times;
+        let times = &mut self.times[stage];
+        if near {
+            times.moved_on_node_bytes += bytes;
+        } else {
+            times.moved_between_nodes_bytes += bytes;
+        }
+    }
+
+    /// What the driver of a run would send along.
+    fn attached_bytes(&self, from: u32, message: &Message) -> u64 {
+        let work = self.work(from);
+        match message {
+            Message::Grant { pieces, .. } => pieces
+                .iter()
+                .map(|piece| {
+                    let form = work.of(piece.owner, piece.block);
+                    match piece.len {
+                        0 => form.memory_bytes,
+                        _ => work.part(*piece, form.file_bytes + form.memory_bytes),
+                    }
+                })
+                .sum(),
+            Message::Returned { piece, .. } => work.part(*piece, work.of(piece.owner, piece.block).returned_bytes),
+            _ => 0,
+        }
+    }
+
+    pub fn count_stolen(&mut self, thief: u32, piece: Span) {
+        let work = self.work(thief);
+        let bytes = work.part(piece, work.of(piece.owner, piece.block).bytes);
+        let near = self.links.node(thief) == self.links.node(piece.owner);
+        let (stage, _) = self.place(thief);
+        if near {
+            self.times[stage].stolen_on_node_bytes += bytes;
+        } else {
+            self.times[stage].stolen_between_nodes_bytes += bytes;
+        }
+    }
+}

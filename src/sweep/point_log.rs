@@ -1,0 +1,108 @@
+//! The file of a sweep: a JSON line for each run.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::{Identity, Kind, Point, SweepError};
+
+/// The file, for one sweep at a time.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    file: File,
+}
+
+impl Log {
+    /// Opens the file, or makes it; returns the points in it. A last line without an end is that of a sweep that was killed
+    /// while it wrote, and is cut off; points that are not comparable with new ones are an error, unless it begins anew.
+    pub fn open(path: &Path, kind: Kind, identity: &Identity, fresh: bool) -> Result<(Log, Vec<Point>), SweepError> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(SweepError::io("create the folder", folder))?;
+        }
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let mut file = file.map_err(SweepError::io("open", path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(SweepError::Busy { path: path.to_owned() }),
+            // Some file systems cannot lock.
+            Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(error) => return Err(SweepError::io("lock", path)(error.into())),
+        }
+        let mut text = Vec::new();
+        if !fresh {
+            file.read_to_end(&mut text).map_err(SweepError::io("read", path))?;
+        }
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let cut = file.set_len(whole as u64).and_then(|()| file.seek(SeekFrom::End(0)));
+        cut.map_err(SweepError::io("write to", path))?;
+        let lines = text[..whole].split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
+        let read = |(at, line): (usize, &[u8])| {
+            let failed = |source| SweepError::Line { path: path.to_owned(), line: at + 1, source };
+            serde_json::from_slice::<Point>(line).map_err(failed)
+        };
+        let points = lines.map(read).collect::<Result<Vec<Point>, SweepError>>()?;
+        if let Some(what) = points.iter().find_map(|point| difference(point, kind, identity)) {
+            return Err(SweepError::Other { path: path.to_owned(), what });
+        }
+        Ok((Log { path: path.to_owned(), file }, points))
+    }
+
+    /// Adds a point, so that it outlives this process and this machine.
+    pub fn append(&mut self, point: &Point) -> Result<(), SweepError> {
+        let failed = SweepError::io("write to", &self.path);
+        let line = serde_json::to_string(point).map_err(std::io::Error::from);
+        let written = line.and_then(|line| self.file.write_all((line + "\n").as_bytes()));
+        written.and_then(|()| self.file.sync_data()).map_err(failed)
+    }
+}
+
+/// What keeps a point from being compared with new ones.
+fn difference(point: &Point, kind: Kind, now: &Identity) -> Option<&'static str> {
+    let then = &point.identity;
+    let differs = [
+        (point.sweep != kind, "another kind of sweep"),
+        (then.job_hash != now.job_hash, "another job, kernel or input"),
+        (then.program_hash != now.program_hash, "another build of exuvia"),
+        (then.cpu != now.cpu || then.cores != now.cores, "another machine"),
+        (then.launcher != now.launcher, "another launcher of ranks"),
+        (then.options != now.options, "other options of exuvia run"),
+        (then.index != now.index, "another --index"),
+    ];
+    differs.into_iter().find_map(|(differs, what)| differs.then_some(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::statistics::tests::{identity, point};
+
+    #[test]
+    fn points_outlive_a_torn_line_and_others_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/sweep.jsonl");
+        let open = |identity: &Identity, fresh| Log::open(&path, Kind::Strong, identity, fresh);
+        let (mut log, points) = open(&identity(), false).unwrap();
+        assert_eq!(points, []);
+        assert!(matches!(open(&identity(), false), Err(SweepError::Busy { .. })));
+        let written = [point(1, 1, 2.0), point(2, 1, 1.1)];
+        written.iter().for_each(|point| log.append(point).unwrap());
+        log.file.write_all(b"{\"schema\":1,\"swe").unwrap();
+        drop(log);
+        let (mut log, points) = open(&identity(), false).unwrap();
+        assert_eq!(points, written);
+        // What follows the torn line does not continue it.
+        log.append(&point(4, 1, 0.6)).unwrap();
+        drop(log);
+        assert_eq!(open(&identity(), false).unwrap().1.len(), 3);
+        let other = Identity { program_hash: "new".into(), ..identity() };
+        let error = open(&other, false).unwrap_err();
+        assert!(error.to_string().contains("another build") && error.help().unwrap().contains("--fresh"), "{error}");
+        assert_eq!(open(&identity(), false).unwrap().1.len(), 3);
+        assert_eq!(open(&other, true).unwrap().1, []);
+        std::fs::write(&path, "nonsense\n").unwrap();
+        assert!(matches!(open(&other, false), Err(SweepError::Line { line: 1, .. })));
+    }
+}
