@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::Progress;
-use super::stage::{Context, Running};
+use super::stage::{Context, StageRun};
 use crate::encode::encode;
-use crate::exec::comm::communicator::{Link, tag};
+use crate::exec::comm::communicator::{Communicator, tag};
 use crate::exec::error::RunError;
 use crate::fabric::{Message, Rank};
 use crate::live::{Iteration, Publisher, RankSnapshot, Share, Snapshot, StageShare, StageSnapshot};
@@ -27,19 +27,19 @@ const MADE_KNOWN: Duration = Duration::from_millis(400);
 
 /// What a rank keeps for it.
 #[derive(Debug, Default)]
-pub(super) struct Pulse {
+pub(super) struct ProgressReporter {
     last: Option<Instant>,
     /// What stages did that are over.
     before: Counts,
     pub iteration: Option<Iteration>,
     /// What each rank last said. Rank 0's.
     heard: BTreeMap<Rank, Share>,
-    known: Option<Known>,
+    known: Option<SnapshotPublisher>,
 }
 
 /// How rank 0 makes the run known.
 #[derive(Debug)]
-struct Known {
+struct SnapshotPublisher {
     folder: PathBuf,
     /// Of the file: the run keeps it when another rank becomes rank 0.
     name: String,
@@ -59,7 +59,7 @@ struct Speed {
     bytes_per_s: f64,
 }
 
-impl Pulse {
+impl ProgressReporter {
     /// A stage is over.
     pub fn add(&mut self, counts: &Counts) {
         self.before.add(counts);
@@ -78,7 +78,7 @@ impl Pulse {
     }
 
     /// This rank, with what its stages say of themselves.
-    fn share(&self, stages: &[Running<'_>], context: &Context<'_>) -> Share {
+    fn share(&self, stages: &[StageRun<'_>], context: &Context<'_>) -> Share {
         let mut counts = self.before;
         let mut under_way = Vec::with_capacity(stages.len());
         for stage in stages {
@@ -105,7 +105,7 @@ impl Pulse {
         self.heard.values().flat_map(|share| &share.stages).filter(move |stage| stage.index == index)
     }
 
-    fn show(&self, stages: &[Running<'_>], context: &Context<'_>) {
+    fn show(&self, stages: &[StageRun<'_>], context: &Context<'_>) {
         let Some(show) = context.options.progress else { return };
         // Nobody could read what is over so soon.
         for stage in stages.iter().filter(|stage| stage.age() >= INTERVAL) {
@@ -125,7 +125,7 @@ impl Pulse {
     }
 }
 
-impl Known {
+impl SnapshotPublisher {
     fn tell(&mut self, heard: &BTreeMap<Rank, Share>, iteration: Option<Iteration>, context: &Context<'_>) {
         let elapsed = context.process_start.elapsed();
         if elapsed < SHORT || self.last.is_some_and(|last| last.elapsed() < MADE_KNOWN) {
@@ -165,14 +165,14 @@ impl Known {
     }
 }
 
-impl Link {
+impl Communicator {
     /// Begins, or begins again without ranks that died. `name` is that of the run's file.
     pub fn begin_pulse(&mut self, context: &Context<'_>, name: &str, deaths: u32) {
         let pulse = &mut self.pulse;
         pulse.heard.clear();
         pulse.last = Some(Instant::now());
         let folder = context.options.live.clone().filter(|_| self.fabric.rank() == 0);
-        pulse.known = folder.map(|folder| Known {
+        pulse.known = folder.map(|folder| SnapshotPublisher {
             folder,
             name: name.to_owned(),
             about: Snapshot {
@@ -193,7 +193,7 @@ impl Link {
     }
 
     /// Says how the run is getting on, if it is time to.
-    pub fn beat(&mut self, stages: &[Running<'_>], context: &Context<'_>) -> Result<(), RunError> {
+    pub fn beat(&mut self, stages: &[StageRun<'_>], context: &Context<'_>) -> Result<(), RunError> {
         let interval = INTERVAL.max(PER_RANK * self.size());
         if self.pulse.last.is_some_and(|last| last.elapsed() < interval) {
             return Ok(());
@@ -205,7 +205,7 @@ impl Link {
         }
         self.pulse.heard.insert(0, share);
         self.pulse.show(stages, context);
-        let Pulse { known, heard, iteration, .. } = &mut self.pulse;
+        let ProgressReporter { known, heard, iteration, .. } = &mut self.pulse;
         if let Some(known) = known {
             known.tell(heard, *iteration, context);
         }

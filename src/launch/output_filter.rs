@@ -8,13 +8,13 @@ const BOXES: [&str; 2] =
 
 /// Lets pass what means something, line by line.
 #[derive(Debug, Default)]
-pub(crate) struct Quiet {
+pub(crate) struct OutputFilter {
     /// A dashed line: what follows says whether it passes.
     dashes: Vec<u8>,
     in_box: bool,
 }
 
-impl Quiet {
+impl OutputFilter {
     /// What to print after this line, which has no end.
     pub fn pass(&mut self, mut line: Vec<u8>) -> Vec<u8> {
         let is_dashed = line.len() > 40 && line.iter().all(|byte| *byte == b'-');
@@ -56,7 +56,7 @@ mod tests {
         let noise = format!("{rule}\nWARNING: {} MPI process.  This\nshould not happen.\n\n{rule}\n", BOXES[0]);
         let other = format!("{rule}\nORTE was unable to start\n{rule}\n");
         let said = format!("a\n{noise}{noise}{other}{noise}--\nmpirun: Forwarding signal 10 to job\n{other}{other}");
-        let mut quiet = Quiet::default();
+        let mut quiet = OutputFilter::default();
         let mut printed: Vec<u8> = said.lines().flat_map(|line| quiet.pass(line.into())).collect();
         printed.extend(quiet.rest());
         assert_eq!(String::from_utf8(printed).unwrap(), format!("a\n{other}--\n{other}{other}"));

@@ -84,18 +84,18 @@ fn read(folder: &Path, name: &str) -> Option<i32> {
 
 /// The supervisor's side.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct StatusFiles {
     folder: tempfile::TempDir,
 }
 
-impl Told {
+impl StatusFiles {
     /// In a hidden folder of its own in this one.
-    pub fn beside(parent: &Path) -> Result<Told> {
+    pub fn beside(parent: &Path) -> Result<StatusFiles> {
         let folder = tempfile::Builder::new().prefix(".exuvia-run-").tempdir_in(parent)?;
         for name in [WATCHED, ENDED, ASKED] {
             File::create(folder.path().join(name))?;
         }
-        Ok(Told { folder })
+        Ok(StatusFiles { folder })
     }
 
     pub fn folder(&self) -> &Path {
@@ -134,7 +134,7 @@ mod tests {
     fn files_stay_the_ones_that_the_supervisor_made() {
         use std::os::unix::fs::MetadataExt;
         let lab = tempfile::tempdir().unwrap();
-        let told = Told::beside(lab.path()).unwrap();
+        let told = StatusFiles::beside(lab.path()).unwrap();
         let inode = |name: &str| std::fs::metadata(told.folder().join(name)).unwrap().ino();
         let before = [inode(WATCHED), inode(ENDED)];
         assert!(!told.is_watched() && told.ended().is_none());

@@ -22,9 +22,9 @@ use crate::exec::Signal;
 use crate::exec::first_folder;
 use crate::job::Job;
 use crate::launch::hostfile::Hosts;
-use crate::launch::output_filter::Quiet;
+use crate::launch::output_filter::OutputFilter;
 use crate::launch::status_files;
-use crate::launch::status_files::Told;
+use crate::launch::status_files::StatusFiles;
 use crate::text;
 use crate::text::Limit;
 use crate::topology::Keepalive;
@@ -67,7 +67,7 @@ enum End {
 }
 
 /// From now on SIGUSR1 sets `signal`: under a supervisor to what it got, since launchers forward that one signal alone.
-pub(crate) fn heed_usr1(signal: &Signal) -> std::io::Result<()> {
+pub(crate) fn forward_usr1(signal: &Signal) -> std::io::Result<()> {
     let (mut signals, signal) = (Signals::new([SIGUSR1])?, signal.clone());
     std::thread::spawn(move || {
         for number in signals.forever() {
@@ -83,7 +83,7 @@ pub(crate) fn supervise(ranks: u32, arguments: &RunArguments, signal: &Signal) -
         Ok(hosts) => hosts.unzip(),
         Err(code) => return code,
     };
-    let told = match Told::beside(folder.as_deref().unwrap_or(&std::env::temp_dir())) {
+    let told = match StatusFiles::beside(folder.as_deref().unwrap_or(&std::env::temp_dir())) {
         Ok(told) => told,
         Err(error) => return fail(&error, ExitCode::Environment, Some("is there a writable TMPDIR?")),
     };
@@ -162,7 +162,7 @@ fn hosts_of(file: &Path, job: &Path) -> Result<(Hosts, PathBuf), ExitCode> {
 }
 
 /// Whether the program can be started on a host.
-fn answers(host: &Hosts, told: &Told) -> bool {
+fn answers(host: &Hosts, told: &StatusFiles) -> bool {
     let launched = launch(1, Some(host), told, |command| {
         command.arg("--version").stdout(Stdio::null());
     });
@@ -193,7 +193,7 @@ struct Launched {
 fn launch(
     ranks: u32,
     hosts: Option<&Hosts>,
-    told: &Told,
+    told: &StatusFiles,
     finish: impl FnOnce(&mut Command),
 ) -> Result<Launched, LaunchError> {
     let names = match fabric::is_open_mpi() {
@@ -261,7 +261,7 @@ fn over_hosts() -> Vec<OsString> {
 }
 
 fn pass_on_errors(from: impl std::io::Read) {
-    let (mut lines, mut quiet) = (BufReader::new(from).split(b'\n'), Quiet::default());
+    let (mut lines, mut quiet) = (BufReader::new(from).split(b'\n'), OutputFilter::default());
     while let Some(Ok(line)) = lines.next() {
         let _ = std::io::stderr().write_all(&quiet.pass(line));
     }
@@ -271,7 +271,7 @@ fn pass_on_errors(from: impl std::io::Read) {
 impl Launched {
     /// Passes on signals until the launcher has ended; ends it where it or ranks wait for some that are gone, where ranks do not
     /// find one another within `start_limit`, and where it does not end though it was asked to.
-    fn look_after(&mut self, told: &Told, signal: &Signal, start_limit: Duration) -> End {
+    fn look_after(&mut self, told: &StatusFiles, signal: &Signal, start_limit: Duration) -> End {
         let (mut passed_on, mut patience) = (0, None);
         let mut ranks: Vec<u32> = Vec::new();
         let (begun, mut ended) = (Instant::now(), None);
@@ -318,7 +318,13 @@ impl Launched {
 
     /// The first signal asks the ranks to end, by the one signal that all launchers forward, if they are there to hear it;
     /// another one ends them at once. Returns the time that is left to them, if there was a signal.
-    fn pass_on(&self, told: &Told, signal: &AtomicUsize, passed_on: &mut u32, watched: bool) -> Option<Duration> {
+    fn pass_on(
+        &self,
+        told: &StatusFiles,
+        signal: &AtomicUsize,
+        passed_on: &mut u32,
+        watched: bool,
+    ) -> Option<Duration> {
         let asked = signal.swap(0, Ordering::Relaxed);
         if asked == 0 {
             return None;

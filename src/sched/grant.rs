@@ -38,7 +38,7 @@ pub struct Costs {
 /// An owner's situation and a thief's, as far as they decide about a grant. Times are of a rank, all its workers
 /// together.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bargain {
+pub(super) struct GrantRequest {
     /// Slices that nobody has started.
     pub slices: u64,
     pub own_ns_per_slice: f64,
@@ -52,7 +52,7 @@ pub(super) struct Bargain {
     pub unit: u64,
 }
 
-impl Bargain {
+impl GrantRequest {
     /// How many slices to lend; 0 when the owner is done earlier without the thief, or the least there is takes too
     /// long. Otherwise as many as let both end at the same time, but not more than half.
     pub fn slices(&self) -> u64 {
@@ -119,7 +119,7 @@ impl Leases {
 mod tests {
     use super::*;
 
-    const BARGAIN: Bargain = Bargain {
+    const BARGAIN: GrantRequest = GrantRequest {
         slices: 100,
         own_ns_per_slice: 10_000.0,
         thief_ns_per_slice: 10_000.0,
@@ -134,32 +134,32 @@ mod tests {
     fn both_end_together_and_nobody_gives_more_than_half() {
         // (1 ms - 2 us) / (10 us + 10 us + 1 us)
         assert_eq!(BARGAIN.slices(), 47);
-        assert_eq!(Bargain { thief_ns_per_slice: 1000.0, ..BARGAIN }.slices(), 50);
-        assert_eq!(Bargain { thief_ns_per_slice: 40_000.0, ..BARGAIN }.slices(), 19);
-        assert_eq!(Bargain { unit: 30, ..BARGAIN }.slices(), 30);
+        assert_eq!(GrantRequest { thief_ns_per_slice: 1000.0, ..BARGAIN }.slices(), 50);
+        assert_eq!(GrantRequest { thief_ns_per_slice: 40_000.0, ..BARGAIN }.slices(), 19);
+        assert_eq!(GrantRequest { unit: 30, ..BARGAIN }.slices(), 30);
     }
 
     #[test]
     fn what_does_not_pay_is_not_lent() {
-        assert_eq!(Bargain { thief_busy_ns: 10_000_000, ..BARGAIN }.slices(), 0);
-        assert_eq!(Bargain { bytes_per_slice: 200e6, ..BARGAIN }.slices(), 0);
-        assert_eq!(Bargain { slices: 1, ..BARGAIN }.slices(), 0);
-        assert_eq!(Bargain { slices: 1, thief_ns_per_slice: 1000.0, ..BARGAIN }.slices(), 1);
-        assert_eq!(Bargain { slices: 0, ..BARGAIN }.slices(), 0);
-        assert_eq!(Bargain { unit: 100, ..BARGAIN }.slices(), 0);
-        assert_eq!(Bargain { slices: 10_000, unit: 2000, ..BARGAIN }.slices(), 0);
+        assert_eq!(GrantRequest { thief_busy_ns: 10_000_000, ..BARGAIN }.slices(), 0);
+        assert_eq!(GrantRequest { bytes_per_slice: 200e6, ..BARGAIN }.slices(), 0);
+        assert_eq!(GrantRequest { slices: 1, ..BARGAIN }.slices(), 0);
+        assert_eq!(GrantRequest { slices: 1, thief_ns_per_slice: 1000.0, ..BARGAIN }.slices(), 1);
+        assert_eq!(GrantRequest { slices: 0, ..BARGAIN }.slices(), 0);
+        assert_eq!(GrantRequest { unit: 100, ..BARGAIN }.slices(), 0);
+        assert_eq!(GrantRequest { slices: 10_000, unit: 2000, ..BARGAIN }.slices(), 0);
     }
 
     #[test]
     fn a_grant_is_short() {
-        let slices = Bargain { slices: 1_000_000, ..BARGAIN }.slices();
+        let slices = GrantRequest { slices: 1_000_000, ..BARGAIN }.slices();
         assert_eq!(slices, 1818);
         // And shorter when there is less to do: an eighth of 50 ms.
-        assert_eq!(Bargain { slices: 5000, ..BARGAIN }.slices(), 568);
+        assert_eq!(GrantRequest { slices: 5000, ..BARGAIN }.slices(), 568);
         // Longer for a thief that waits 5 ms each time, if there is enough to do.
-        let late = Bargain { slices: 1_000_000, thief_wait_ns: 5_000_000, ..BARGAIN };
+        let late = GrantRequest { slices: 1_000_000, thief_wait_ns: 5_000_000, ..BARGAIN };
         assert_eq!(late.slices(), 9090);
-        assert_eq!(Bargain { slices: 5000, ..late }.slices(), 568);
+        assert_eq!(GrantRequest { slices: 5000, ..late }.slices(), 568);
     }
 
     #[test]

@@ -228,8 +228,8 @@ impl Scheduler {
 
     /// Reads a little of all that an event may need, and means nothing: for who drives so many schedulers that no cache holds
     /// them, and would wait for one piece of memory after the other.
-    pub fn glance(&self) -> u64 {
-        let stealing = self.stealing.as_ref().map_or(0, Stealing::glance);
+    pub fn prefetch(&self) -> u64 {
+        let stealing = self.stealing.as_ref().map_or(0, Stealing::prefetch);
         let lengths = self.blocks.len() ^ self.idle.len() ^ self.untouched.len();
         let counts = self.block_count ^ self.unfetched.start ^ self.fetching ^ self.written ^ self.waiting;
         let others = self.ready.slices() ^ self.load.ns() ^ u64::from(self.team.rank()) ^ u64::from(self.finish.over);

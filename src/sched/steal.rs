@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::message::Question;
 use super::{Action, Block, Message, Scheduler, Span, TARGET_TASK_NS};
-use crate::sched::grant::{Bargain, Costs, Leases};
-use crate::sched::victim::{Hunt, Step};
+use crate::sched::grant::{Costs, GrantRequest, Leases};
+use crate::sched::victim::{Step, VictimSearch};
 
 /// Thieves whose pace an owner remembers.
 const PACES: usize = 32;
@@ -44,7 +44,7 @@ struct Stolen {
 #[derive(Debug)]
 pub(super) struct Stealing {
     costs: Costs,
-    hunt: Hunt,
+    hunt: VictimSearch,
     leases: Leases,
     /// What this rank has stolen and not yet returned, by owner, block and first slice.
     stolen: BTreeMap<(u32, u64, u64), Stolen>,
@@ -63,7 +63,7 @@ impl Stealing {
     pub fn new(costs: Costs) -> Self {
         Stealing {
             costs,
-            hunt: Hunt::default(),
+            hunt: VictimSearch::default(),
             leases: Leases::default(),
             stolen: BTreeMap::new(),
             untaken: 0,
@@ -74,11 +74,11 @@ impl Stealing {
         }
     }
 
-    /// See [`Scheduler::glance`].
-    pub fn glance(&self) -> u64 {
+    /// See [`Scheduler::prefetch`].
+    pub fn prefetch(&self) -> u64 {
         let lengths = self.stolen.len() ^ self.paces.len();
         let counts = self.counts.requests ^ self.counts.blocks_lent ^ self.untaken;
-        lengths as u64 ^ counts ^ self.hunt.glance() ^ self.costs.fetched_block_bytes
+        lengths as u64 ^ counts ^ self.hunt.prefetch() ^ self.costs.fetched_block_bytes
     }
 
     /// Whether it has nothing of other ranks.
@@ -213,7 +213,7 @@ impl Scheduler {
         let (costs, slices_per_block) = (stealing.costs, stealing.slices_per_block.max(1));
         let (unfetched, fetched) = (self.unfetched_count(), self.ready.own_slices());
         let bytes_per_slice = |block_bytes: u64| block_bytes as f64 / slices_per_block as f64;
-        let blocks = Bargain {
+        let blocks = GrantRequest {
             slices: unfetched * slices_per_block + fetched,
             own_ns_per_slice,
             thief_ns_per_slice: stealing.pace_of(thief, own_ns_per_slice, ns_per_slice as f64),
@@ -223,7 +223,7 @@ impl Scheduler {
             bytes_per_slice: bytes_per_slice(costs.unfetched_block_bytes),
             unit: slices_per_block,
         };
-        let parts = Bargain { bytes_per_slice: bytes_per_slice(costs.fetched_block_bytes), unit: 1, ..blocks };
+        let parts = GrantRequest { bytes_per_slice: bytes_per_slice(costs.fetched_block_bytes), unit: 1, ..blocks };
         let limit = free_blocks.max(1) as usize;
         let mut pieces = Vec::new();
         if pace_ns > 0.0 && unfetched > 0 {

@@ -28,7 +28,7 @@ pub(super) enum Step {
 }
 
 #[derive(Debug)]
-pub(super) struct Hunt {
+pub(super) struct VictimSearch {
     /// Of the last question; never used again.
     attempt: u64,
     /// Who has not answered yet, and since when.
@@ -45,9 +45,9 @@ pub(super) struct Hunt {
     met_busy: bool,
 }
 
-impl Default for Hunt {
+impl Default for VictimSearch {
     fn default() -> Self {
-        Hunt {
+        VictimSearch {
             attempt: 0,
             asked: None,
             wait_ns: 0,
@@ -60,9 +60,9 @@ impl Default for Hunt {
     }
 }
 
-impl Hunt {
-    /// See [`Scheduler::glance`](super::Scheduler::glance).
-    pub fn glance(&self) -> u64 {
+impl VictimSearch {
+    /// See [`Scheduler::prefetch`](super::Scheduler::glance).
+    pub fn prefetch(&self) -> u64 {
         self.attempt ^ self.wait_ns ^ self.busy.last().map_or(0, |(end_ns, _)| *end_ns)
     }
 
@@ -151,7 +151,7 @@ impl Hunt {
         if wanted {
             self.remember(from, now_ns.saturating_add(busy_ns));
             let busy = std::mem::take(&mut self.busy);
-            *self = Hunt { attempt: self.attempt, wait_ns: self.wait_ns, busy, ..Hunt::default() };
+            *self = VictimSearch { attempt: self.attempt, wait_ns: self.wait_ns, busy, ..VictimSearch::default() };
         }
         wanted
     }
@@ -170,7 +170,7 @@ impl Hunt {
 mod tests {
     use super::*;
 
-    fn round(hunt: &mut Hunt, team: &Team, now_ns: u64, busy_ns: u64) -> u64 {
+    fn round(hunt: &mut VictimSearch, team: &Team, now_ns: u64, busy_ns: u64) -> u64 {
         for _ in 0..=ROUND {
             match hunt.next(now_ns, team) {
                 Step::Ask { victim, attempt } => {
@@ -188,7 +188,7 @@ mod tests {
     fn pauses_grow_to_a_limit_and_faster_where_all_are_idle() {
         let team = Team::packed(8, 4).next().unwrap();
         let pauses = |busy_ns| {
-            let (mut hunt, mut now_ns) = (Hunt::default(), 0);
+            let (mut hunt, mut now_ns) = (VictimSearch::default(), 0);
             let mut pauses = Vec::new();
             for _ in 0..6 {
                 let pause = round(&mut hunt, &team, now_ns, busy_ns);
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn who_gave_is_asked_again_and_answers_count_once() {
         let team = Team::packed(8, 4).next().unwrap();
-        let mut hunt = Hunt::default();
+        let mut hunt = VictimSearch::default();
         let Step::Ask { victim, attempt } = hunt.next(0, &team) else { panic!() };
         let far_ns = 1_000_000_000;
         assert!(!hunt.granted(0, victim + 1, attempt, far_ns) && !hunt.granted(0, victim, attempt + 1, far_ns));
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn of_the_ranks_known_the_one_that_ends_last_is_asked() {
         let team = Team::packed(8, 4).next().unwrap();
-        let mut hunt = Hunt::default();
+        let mut hunt = VictimSearch::default();
         for (rank, busy_ns) in [(5, 300_000_000), (2, 900_000_000), (7, 600_000_000)] {
             hunt.heed_hint(0, &team, Some((rank, busy_ns)));
         }

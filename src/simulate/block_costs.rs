@@ -4,7 +4,7 @@ use super::{Machine, Setup, StageCosts};
 use crate::plan::{Origin, Plan, Role, StagePlan, Tile};
 use crate::sched::Span;
 use crate::simulate::contention::{Slowdown, crowd};
-use crate::simulate::placement::Deal;
+use crate::simulate::placement::BlockPlacement;
 use crate::simulate::random::{Draw, bits, lognormal, symmetric};
 
 /// What blocks of one form have in common.
@@ -63,7 +63,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub fn new(plan: &Plan, stage: &StagePlan, setup: &Setup, deal: &Deal) -> Work {
+    pub fn new(plan: &Plan, stage: &StagePlan, setup: &Setup, deal: &BlockPlacement) -> Work {
         let (machine, seed, ranks) = (setup.machine.clone(), setup.seed, plan.machine.ranks);
         let costs = setup.costs.get(&stage.name);
         let drawn = |rank: u32| RankWork {

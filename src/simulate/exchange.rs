@@ -3,7 +3,7 @@
 
 use super::{Iterations, Setup};
 use crate::plan::{Plan, Role, StagePlan, Tile};
-use crate::simulate::placement::{Deal, covered};
+use crate::simulate::placement::{BlockPlacement, covered};
 use crate::tensor::Region;
 
 /// With more ranks than this it is not asked who has what a rank needs: all of it comes from the next rank.
@@ -71,7 +71,7 @@ pub(super) struct Level {
 }
 
 /// Who has the blocks of each stage. Where each run deals them out anew there are two, for runs in turn.
-pub(super) type Deals = Vec<Vec<Deal>>;
+pub(super) type Deals = Vec<Vec<BlockPlacement>>;
 
 /// What is asked for: the exchanges of one stage.
 pub(super) struct Exchange<'a> {
@@ -87,7 +87,7 @@ impl Exchange<'_> {
         &self.plan.stages[self.stage]
     }
 
-    fn deal(&self) -> &Deal {
+    fn deal(&self) -> &BlockPlacement {
         &self.deals[self.stage][self.parity]
     }
 
@@ -331,7 +331,7 @@ fn from_files(exchange: &Exchange<'_>) -> u64 {
 pub(super) fn deals(plan: &Plan, setup: &Setup) -> Deals {
     let (ranks, seed) = (plan.machine.ranks, setup.seed);
     let deal = |(stage, number): (&StagePlan, u64)| {
-        let deal = |parity| Deal::new(stage, ranks, setup.placement, seed, 2 * number + parity);
+        let deal = |parity| BlockPlacement::new(stage, ranks, setup.placement, seed, 2 * number + parity);
         (0..setup.placement.deals()).map(deal).collect()
     };
     plan.stages.iter().zip(0..).map(deal).collect()

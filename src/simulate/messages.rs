@@ -2,9 +2,9 @@
 
 use crate::sched::{Message, Span};
 use crate::simulate::random::{Draw, bits};
-use crate::simulate::simulator::{Parcel, What, World};
+use crate::simulate::simulator::{SimEvent, Simulator, TensorMessage};
 
-impl World<'_> {
+impl Simulator<'_> {
     pub fn send_message(&mut self, from: u32, to: u32, message: Message) {
         let (stage, _) = self.place(from);
         if !self.stages[stage].steals {
@@ -19,14 +19,14 @@ impl World<'_> {
             at_ns += bits(self.setup.seed, Draw::Answer, self.sent, u64::from(to)) % self.machine.answer_ns;
         }
         let slot = self.messages.put((self.ranks[from as usize].run, from, message));
-        self.at(at_ns, to, What::Arrived { slot });
+        self.at(at_ns, to, SimEvent::Arrived { slot });
     }
 
-    pub fn send_parcel(&mut self, from: u32, to: u32, bytes: u64, parcel: Parcel) {
+    pub fn send_parcel(&mut self, from: u32, to: u32, bytes: u64, parcel: TensorMessage) {
         let at_ns = self.links.send(self.now_ns, self.machine, from, to, bytes) + self.machine.message_ns;
         self.count_moved(from, to, bytes);
         let slot = self.parcels.put((self.ranks[from as usize].run, parcel));
-        self.at(at_ns, to, What::Parcel { slot });
+        self.at(at_ns, to, SimEvent::TensorMessage { slot });
     }
 
     fn count_moved(&mut self, from: u32, to: u32, bytes: u64) {

@@ -153,5 +153,5 @@ impl StageTimes {
 
 /// Runs all stages of `plan` in their order, iterated ones as often as `setup` says.
 pub fn simulate(plan: &Plan, setup: &Setup) -> Simulation {
-    simulator::World::new(plan, setup).run()
+    simulator::Simulator::new(plan, setup).run()
 }

@@ -5,8 +5,8 @@ use super::exchange::Prelude;
 use super::{Placement, Setup, Simulation};
 use crate::plan::Plan;
 use crate::sched::{Event, Message};
-use crate::simulate::main_thread::Chore;
-use crate::simulate::simulator::{Parcel, World};
+use crate::simulate::main_thread::MainThreadJob;
+use crate::simulate::simulator::{Simulator, TensorMessage};
 
 /// Iterations that are simulated; those after them take as long as the last, unless optimized code is still to come.
 const SIMULATED: u64 = 6;
@@ -64,7 +64,7 @@ pub(super) enum Phase {
     Over,
 }
 
-impl World<'_> {
+impl Simulator<'_> {
     pub fn prelude(&self, rank: u32) -> &Prelude {
         let (stage, parity) = self.place(rank);
         let first = self.runs[self.ranks[rank as usize].run].first;
@@ -89,7 +89,7 @@ impl World<'_> {
         (state.shards, state.broadcasts) = (0, 0);
         state.partials = vec![0; levels];
         let early = std::mem::take(&mut state.early);
-        self.add_chore(rank, Chore::Begin);
+        self.add_chore(rank, MainThreadJob::Begin);
         early.into_iter().for_each(|(of, parcel)| self.receive(rank, of, parcel));
     }
 
@@ -97,7 +97,7 @@ impl World<'_> {
     pub fn begun(&mut self, rank: u32) {
         let (sends, broadcasts) = self.prelude(rank).of(rank);
         for (to, bytes) in sends {
-            self.send_parcel(rank, to, bytes, Parcel::Shard);
+            self.send_parcel(rank, to, bytes, TensorMessage::Shard);
         }
         for (number, broadcast) in broadcasts.iter().enumerate() {
             if broadcast.root == rank || self.ranks[rank as usize].broadcasts >> number & 1 == 1 {
@@ -114,7 +114,7 @@ impl World<'_> {
         let size = self.plan.machine.ranks;
         let place = (rank + size - root) % size;
         for child in [2 * place + 1, 2 * place + 2].into_iter().filter(|child| *child < size) {
-            self.send_parcel(rank, (child + root) % size, bytes, Parcel::Broadcast(number));
+            self.send_parcel(rank, (child + root) % size, bytes, TensorMessage::Broadcast(number));
         }
     }
 
@@ -138,17 +138,17 @@ impl World<'_> {
     }
 
     /// A parcel has come, perhaps for a run that the rank has not come to.
-    pub fn receive(&mut self, rank: u32, run: usize, parcel: Parcel) {
+    pub fn receive(&mut self, rank: u32, run: usize, parcel: TensorMessage) {
         let state = &mut self.ranks[rank as usize];
         if run > state.run {
             return state.early.push((run, parcel));
         }
         match parcel {
-            Parcel::Shard => {
+            TensorMessage::Shard => {
                 state.shards += 1;
                 self.check_inputs(rank);
             }
-            Parcel::Broadcast(number) => {
+            TensorMessage::Broadcast(number) => {
                 state.broadcasts |= 1 << number;
                 if state.phase == Phase::Stage {
                     let broadcast = self.prelude(rank).broadcasts[number];
@@ -156,7 +156,7 @@ impl World<'_> {
                     self.check_inputs(rank);
                 }
             }
-            Parcel::Partial(level) => {
+            TensorMessage::Partial(level) => {
                 state.partials[level] += 1;
                 self.combine(rank);
             }
@@ -201,7 +201,7 @@ impl World<'_> {
                 return self.poll(rank);
             }
             if let Some((to, bytes)) = at.pass {
-                self.send_parcel(rank, to, bytes, Parcel::Partial(level));
+                self.send_parcel(rank, to, bytes, TensorMessage::Partial(level));
                 self.ranks[rank as usize].reduced = true;
             }
             self.ranks[rank as usize].level += 1;
@@ -234,7 +234,7 @@ impl World<'_> {
             self.arrived[run] = 0;
             for rank in 0..ranks {
                 self.poll_no_more(rank);
-                self.add_chore(rank, Chore::Leave);
+                self.add_chore(rank, MainThreadJob::Leave);
             }
         } else {
             self.poll(rank);

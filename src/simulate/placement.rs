@@ -32,13 +32,13 @@ pub(super) type Dealt = (Tile, (u32, u64));
 
 /// The blocks of a stage by rank; none: as planned.
 #[derive(Debug)]
-pub(super) struct Deal(pub Option<Vec<Vec<Dealt>>>);
+pub(super) struct BlockPlacement(pub Option<Vec<Vec<Dealt>>>);
 
-impl Deal {
+impl BlockPlacement {
     /// `run` tells the runs of stages apart.
-    pub fn new(stage: &StagePlan, ranks: u32, placement: Placement, seed: u64, run: u64) -> Deal {
+    pub fn new(stage: &StagePlan, ranks: u32, placement: Placement, seed: u64, run: u64) -> BlockPlacement {
         if placement == Placement::Planned {
-            return Deal(None);
+            return BlockPlacement(None);
         }
         let of = |rank| stage.blocks(rank).zip(0..).map(move |(tile, number)| (tile, (rank, number)));
         let mut all: Vec<Dealt> = (0..ranks).flat_map(of).collect();
@@ -53,7 +53,7 @@ impl Deal {
         let mut blocks = vec![Vec::new(); ranks as usize];
         all.into_iter().enumerate().for_each(|(number, block)| blocks[number % ranks as usize].push(block));
         blocks.iter_mut().for_each(|blocks| blocks.sort_by(|(a, _), (b, _)| a.0.offset.cmp(&b.0.offset)));
-        Deal(Some(blocks))
+        BlockPlacement(Some(blocks))
     }
 
     /// What `rank` reads of input `operand`, halos included; regions may overlap.

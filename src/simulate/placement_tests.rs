@@ -4,7 +4,7 @@ use std::path::Path;
 use super::*;
 use crate::job::Job;
 use crate::plan::{self, Layout};
-use crate::simulate::placement::Deal;
+use crate::simulate::placement::BlockPlacement;
 use crate::tensor::{Dtype, Shape};
 
 const PLACEMENTS: [Placement; 3] = [Placement::Planned, Placement::Random, Placement::RoundRobin];
@@ -95,10 +95,10 @@ exchange = [["a", "b"]]
         for placement in PLACEMENTS {
             let setup = setup(&job, placement);
             // Each run of a random placement finds what the one before left.
-            let deals: Vec<Deal> = (0..placement.deals())
-                .map(|run| Deal::new(&plan.stages[0], ranks, placement, setup.seed, run))
+            let deals: Vec<BlockPlacement> = (0..placement.deals())
+                .map(|run| BlockPlacement::new(&plan.stages[0], ranks, placement, setup.seed, run))
                 .collect();
-            let points = |deal: &Deal, rank: u32| -> BTreeSet<(i64, i64)> {
+            let points = |deal: &BlockPlacement, rank: u32| -> BTreeSet<(i64, i64)> {
                 let tiles: Vec<plan::Tile> = match &deal.0 {
                     Some(blocks) => blocks[rank as usize].iter().map(|(tile, _)| tile.clone()).collect(),
                     None => plan.stages[0].blocks(rank).collect(),

@@ -14,13 +14,13 @@ use crate::sched::{Action, Event, Message, Scheduler, Span, Team};
 use crate::simulate::block_costs::Work;
 use crate::simulate::cpu_sharing::{Cores, Thread};
 use crate::simulate::event_queue::{Queue, Slots};
-use crate::simulate::main_thread::Chore;
+use crate::simulate::main_thread::MainThreadJob;
 use crate::simulate::network::Links;
 use crate::simulate::stage_model::{StageWorld, stage_world};
 
 /// What is going to happen to a rank, or, where it says so, to a node.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum What {
+pub(super) enum SimEvent {
     /// Tasks have ended on cores of their own.
     Ends,
     /// The first chore's bytes are read or written.
@@ -33,7 +33,7 @@ pub(super) enum What {
     Arrived {
         slot: u32,
     },
-    Parcel {
+    TensorMessage {
         slot: u32,
     },
     Tick,
@@ -56,7 +56,7 @@ pub(super) enum Job {
 
 /// What one rank sends another beside the messages of schedulers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Parcel {
+pub(super) enum TensorMessage {
     /// Of an input.
     Shard,
     /// Of the broadcast input of this number.
@@ -79,9 +79,9 @@ pub(super) struct Rank {
     pub partials: Vec<u32>,
     pub level: usize,
     /// Those of later runs.
-    pub early: Vec<(usize, Parcel)>,
+    pub early: Vec<(usize, TensorMessage)>,
     pub early_messages: Vec<(usize, u32, Message)>,
-    pub chores: VecDeque<Chore>,
+    pub chores: VecDeque<MainThreadJob>,
     pub workers: SmallVec<[Worker; 1]>,
     pub entered_ns: u64,
     pub optimized: bool,
@@ -92,15 +92,15 @@ pub(super) struct Rank {
 }
 
 impl Rank {
-    /// See [`World::look_ahead`].
-    fn glance(&self) -> u64 {
-        let scheduler = self.scheduler.as_ref().map_or(0, Scheduler::glance);
+    /// See [`Simulator::look_ahead`].
+    fn prefetch(&self) -> u64 {
+        let scheduler = self.scheduler.as_ref().map_or(0, Scheduler::prefetch);
         let lengths = self.chores.len() ^ self.workers.len() ^ self.early.len() ^ self.early_messages.len();
         scheduler ^ lengths as u64 ^ self.run as u64 ^ self.entered_ns ^ self.watched_ns ^ u64::from(self.shards)
     }
 }
 
-pub(super) struct World<'a> {
+pub(super) struct Simulator<'a> {
     pub plan: &'a Plan,
     pub setup: &'a Setup,
     pub machine: &'a Machine,
@@ -114,9 +114,9 @@ pub(super) struct World<'a> {
     pub now_ns: u64,
     /// When the event that is being dealt with happened: what is caught up with lies before it.
     event_ns: u64,
-    queue: Queue<(u32, What)>,
+    queue: Queue<(u32, SimEvent)>,
     pub messages: Slots<(usize, u32, Message)>,
-    pub parcels: Slots<(usize, Parcel)>,
+    pub parcels: Slots<(usize, TensorMessage)>,
     pieces: Slots<Span>,
     pub sent: u64,
     pub ranks_over: u32,
@@ -129,8 +129,8 @@ pub(super) struct World<'a> {
     pub optimized_at_ns: Option<u64>,
 }
 
-impl<'a> World<'a> {
-    pub fn new(plan: &'a Plan, setup: &'a Setup) -> World<'a> {
+impl<'a> Simulator<'a> {
+    pub fn new(plan: &'a Plan, setup: &'a Setup) -> Simulator<'a> {
         let machine = &setup.machine;
         let (ranks, threads) = (plan.machine.ranks, plan.machine.threads);
         let ranks_per_node = plan.machine.ranks_per_node.clamp(1, ranks);
@@ -162,7 +162,7 @@ impl<'a> World<'a> {
             poll: None,
         };
         let name = |stage: &crate::plan::StagePlan| StageTimes { stage: stage.name.clone(), ..StageTimes::default() };
-        World {
+        Simulator {
             plan,
             setup,
             machine,
@@ -213,11 +213,11 @@ impl<'a> World<'a> {
         if !self.queue.open() {
             return;
         }
-        let seen = self.queue.near().fold(0, |seen, (rank, _)| seen ^ self.ranks[*rank as usize].glance());
+        let seen = self.queue.near().fold(0, |seen, (rank, _)| seen ^ self.ranks[*rank as usize].prefetch());
         std::hint::black_box(seen);
     }
 
-    pub fn at(&mut self, at_ns: u64, rank: u32, what: What) {
+    pub fn at(&mut self, at_ns: u64, rank: u32, what: SimEvent) {
         assert!(self.now_ns == self.event_ns, "rank {rank} caught up too late");
         self.queue.push(at_ns, (rank, what));
     }
@@ -237,9 +237,9 @@ impl<'a> World<'a> {
                         self.ends_at(rank, worker, self.now_ns + work_ns);
                         return None;
                     }
-                    Job::Main { rank } => (rank, What::ChoreDone),
+                    Job::Main { rank } => (rank, SimEvent::ChoreDone),
                     Job::Poll => return None,
-                    Job::Compiler => (rank, What::Node { epoch: 0 }),
+                    Job::Compiler => (rank, SimEvent::Node { epoch: 0 }),
                 };
                 self.at(self.now_ns + work_ns, rank, what);
                 None
@@ -250,7 +250,7 @@ impl<'a> World<'a> {
     /// Asks when the next thread of a node will be done.
     fn look_at(&mut self, node: usize) {
         if let Some((at_ns, epoch)) = self.cores.as_mut().and_then(|cores| cores.next(node)) {
-            self.at(at_ns, node as u32, What::Node { epoch });
+            self.at(at_ns, node as u32, SimEvent::Node { epoch });
         }
     }
 
@@ -292,39 +292,39 @@ impl<'a> World<'a> {
         self.times[stage].events += 1;
     }
 
-    fn happen(&mut self, rank: u32, what: What) {
-        if let What::Node { epoch } = what {
+    fn happen(&mut self, rank: u32, what: SimEvent) {
+        if let SimEvent::Node { epoch } = what {
             return self.node_done(rank as usize, epoch);
         }
         self.catch_up(rank);
-        if !matches!(what, What::Ends | What::Code) {
+        if !matches!(what, SimEvent::Ends | SimEvent::Code) {
             self.count_event(rank);
         }
         match what {
-            What::Ends => self.ranks[rank as usize].watched_ns = u64::MAX,
-            What::Moved => {
+            SimEvent::Ends => self.ranks[rank as usize].watched_ns = u64::MAX,
+            SimEvent::Moved => {
                 let ns = self.chore_ns(rank);
                 self.compute(rank, ns, Job::Main { rank });
             }
-            What::ChoreDone => self.chore_done(rank),
-            What::Taken { slot } => {
+            SimEvent::ChoreDone => self.chore_done(rank),
+            SimEvent::Taken { slot } => {
                 if let Some(piece) = self.pieces.take(slot) {
                     self.taken(rank, piece);
                 }
             }
-            What::Arrived { slot } => {
+            SimEvent::Arrived { slot } => {
                 if let Some((run, from, message)) = self.messages.take(slot) {
                     self.hear(rank, run, from, message);
                 }
             }
-            What::Parcel { slot } => {
+            SimEvent::TensorMessage { slot } => {
                 if let Some((run, parcel)) = self.parcels.take(slot) {
                     self.receive(rank, run, parcel);
                 }
             }
-            What::Tick => self.tell(rank, Event::Tick),
-            What::Code => self.ranks[rank as usize].optimized = true,
-            What::Node { .. } => {}
+            SimEvent::Tick => self.tell(rank, Event::Tick),
+            SimEvent::Code => self.ranks[rank as usize].optimized = true,
+            SimEvent::Node { .. } => {}
         }
         self.watch(rank);
     }
@@ -347,7 +347,7 @@ impl<'a> World<'a> {
         self.optimized_at_ns = Some(self.now_ns);
         for rank in 0..self.ranks.len() as u32 {
             let hops = u64::from(32 - (rank + 1).leading_zeros() - 1);
-            self.at(self.now_ns + hops * self.machine.network_latency_ns, rank, What::Code);
+            self.at(self.now_ns + hops * self.machine.network_latency_ns, rank, SimEvent::Code);
         }
     }
 
@@ -374,16 +374,16 @@ impl<'a> World<'a> {
         let (mut complete, mut over) = (false, false);
         for action in actions {
             match action {
-                Action::Fetch { block } => self.add_chore(rank, Chore::Fetch { block }),
-                Action::Write { block } => self.add_chore(rank, Chore::Write { block }),
+                Action::Fetch { block } => self.add_chore(rank, MainThreadJob::Fetch { block }),
+                Action::Write { block } => self.add_chore(rank, MainThreadJob::Write { block }),
                 Action::Take { piece } => {
                     self.count_stolen(rank, piece);
                     if piece.len == 0 {
-                        self.add_chore(rank, Chore::Take { piece });
+                        self.add_chore(rank, MainThreadJob::Take { piece });
                     } else {
                         // Parts of blocks came with the grant.
                         let slot = self.pieces.put(piece);
-                        self.at(self.now_ns, rank, What::Taken { slot });
+                        self.at(self.now_ns, rank, SimEvent::Taken { slot });
                     }
                 }
                 Action::Start { worker, span } => {
@@ -392,7 +392,7 @@ impl<'a> World<'a> {
                     self.compute(rank, work_ns, Job::Worker { rank, worker });
                 }
                 Action::Send { to, message } => self.send_message(rank, to, message),
-                Action::WakeAt { ns } => self.at(ns, rank, What::Tick),
+                Action::WakeAt { ns } => self.at(ns, rank, SimEvent::Tick),
                 Action::Complete => complete = true,
                 Action::Over => over = true,
                 Action::Merge { .. } | Action::Drop { .. } => {}

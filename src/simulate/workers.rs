@@ -5,7 +5,7 @@
 //! end that may matter to others. That saves the simulation of many ranks a visit to memory that no cache holds for each.
 
 use crate::sched::{CostClass, Event, Scheduler, Span};
-use crate::simulate::simulator::{Rank, What, World};
+use crate::simulate::simulator::{Rank, SimEvent, Simulator};
 
 const BASELINE: CostClass = CostClass(0);
 const OPTIMIZED: CostClass = CostClass(1);
@@ -31,7 +31,7 @@ impl Rank {
     }
 }
 
-impl World<'_> {
+impl Simulator<'_> {
     /// The class of the code that a rank has.
     pub fn class(&self, rank: u32) -> CostClass {
         if self.ranks[rank as usize].optimized { OPTIMIZED } else { BASELINE }
@@ -87,7 +87,7 @@ impl World<'_> {
         let due_ns = self.due_ns(rank, first_ns);
         if due_ns < self.ranks[rank as usize].watched_ns {
             self.ranks[rank as usize].watched_ns = due_ns;
-            self.at(due_ns, rank, What::Ends);
+            self.at(due_ns, rank, SimEvent::Ends);
         }
     }
 

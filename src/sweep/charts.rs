@@ -21,12 +21,12 @@ const LARGE_BYTES: u64 = 64 << 20;
 const IDEAL: usize = 6;
 
 /// What the charts are drawn from.
-pub(super) struct Sheet<'a> {
+pub(super) struct SweepCharts<'a> {
     pub figures: &'a Figures,
     pub cores: u32,
 }
 
-impl Sheet<'_> {
+impl SweepCharts<'_> {
     /// What a chart shows, compared with what; and which of its points are of more threads than there are cores.
     fn heading(&self, page: &mut Page, what: &str) -> String {
         self.heading_with(page, what, "hollow")

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use super::{Figures, Kind, Point};
 use crate::report::html::page::Page;
-use crate::sweep::charts::Sheet;
+use crate::sweep::charts::SweepCharts;
 
 /// A page with charts and figures of one sweep, of all the points that there are.
 pub fn page(figures: &Figures, points: &[Point]) -> String {
     let mut page = Page::new(&format!("{}: {}", figures.job, figures.kind.title()));
     let Some(first) = points.first() else { return page.finish() };
     about(&mut page, figures, points, first);
-    let sheet = Sheet { figures, cores: first.identity.cores };
+    let sheet = SweepCharts { figures, cores: first.identity.cores };
     match figures.kind {
         Kind::Strong => {
             sheet.speed_up(&mut page);

@@ -9,7 +9,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 const PROBES_PER_LOOK: usize = 8;
 
 /// Notices the death of other ranks, whatever the launcher does about it: of those on this node, and of some on others that have a
-/// [`Door`](super::Door).
+/// [`LivenessListener`](super::Door).
 ///
 /// A rank that has finished looks just like one that died: stop asking once the last barrier is passed.
 #[derive(Debug)]
@@ -80,13 +80,13 @@ mod tests {
     use std::process::Command;
 
     use super::super::process::start_ticks;
-    use super::super::{Door, Host, host};
+    use super::super::{Host, LivenessListener, host};
     use super::*;
 
     #[test]
     fn a_closed_door_is_a_death_also_after_ranks_were_numbered_anew() {
-        let doors = [(); 3].map(|()| Door::open(vec![[127, 0, 0, 1].into()]).unwrap());
-        let places = doors.each_ref().map(Door::places);
+        let doors = [(); 3].map(|()| LivenessListener::open(vec![[127, 0, 0, 1].into()]).unwrap());
+        let places = doors.each_ref().map(LivenessListener::places);
         let on = |name: &str, door: &[_]| Host { hostname: name.to_owned(), door: door.to_vec(), ..host() };
         let hosts = vec![on("a", &[]), on("b", &places[0]), on("c", &places[1]), on("d", &places[2]), on("e", &[])];
         let mut watch = Watch::new(&Topology::new(hosts.clone()), 0, None);

@@ -27,7 +27,7 @@ pub struct Host {
     pub cpus_per_task: Option<u32>,
     /// Memory it may use with the other ranks of the node: the machine's, or less where a cgroup or Slurm says so.
     pub memory_bytes: u64,
-    /// Where other nodes find its [`Door`](super::Door), if it has one.
+    /// Where other nodes find its [`LivenessListener`](super::Door), if it has one.
     pub door: Vec<SocketAddr>,
 }
 

@@ -42,15 +42,15 @@ const CONNECT: Duration = Duration::from_secs(2);
 
 /// By which ranks of other nodes tell whether this one lives.
 #[derive(Debug)]
-pub struct Door {
+pub struct LivenessListener {
     listener: TcpListener,
     addresses: Vec<IpAddr>,
 }
 
-impl Door {
+impl LivenessListener {
     /// At these addresses of this node.
-    pub fn open(addresses: Vec<IpAddr>) -> std::io::Result<Door> {
-        Ok(Door { listener: TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?, addresses })
+    pub fn open(addresses: Vec<IpAddr>) -> std::io::Result<LivenessListener> {
+        Ok(LivenessListener { listener: TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?, addresses })
     }
 
     /// Where others may try to reach it.

@@ -18,7 +18,7 @@ mod slurm;
 pub use cpu::{CpuClass, common_features};
 pub use failure_detector::Watch;
 pub use host::{Host, host};
-pub use keepalive::{Door, Keepalive};
+pub use keepalive::{Keepalive, LivenessListener};
 pub use launcher::{
     Launcher, allocated_tasks, allocation_end, launcher, launcher_outlives_ranks, node_addresses, slurm_job,
 };

@@ -137,7 +137,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
     let signal = Signal::default();
     let asks = arguments.hostfile.is_some() || arguments.ranks.is_some_and(|ranks| ranks > 1);
     let supervises = asks && matches!(launcher(), Launcher::None);
-    if let Err(error) = heed_signals(&signal, supervises) {
+    if let Err(error) = catch_signals(&signal, supervises) {
         tracing::warn!("signals cannot be caught: {error}");
     }
     if let (Some(ranks), true) = (arguments.ranks, supervises) {
@@ -235,7 +235,7 @@ pub(super) fn compile_limits() -> Result<CompileLimits, String> {
 
 /// Signals that ask the run to end set `signal`. Who presses Ctrl-C twice wants no more waiting: where no launcher and no
 /// supervisor stands between the terminal and this process, the second one ends it as if nobody had caught it.
-fn heed_signals(signal: &Signal, supervises: bool) -> std::io::Result<()> {
+fn catch_signals(signal: &Signal, supervises: bool) -> std::io::Result<()> {
     if matches!(launcher(), Launcher::None) && !supervises {
         let pressed = Arc::new(AtomicBool::new(false));
         // In this order: the first time there is nothing to end it yet.
@@ -245,7 +245,7 @@ fn heed_signals(signal: &Signal, supervises: bool) -> std::io::Result<()> {
     for number in [SIGINT, SIGTERM] {
         signal_hook::flag::register_usize(number, signal.clone(), number as usize)?;
     }
-    supervisor::heed_usr1(signal)
+    supervisor::forward_usr1(signal)
 }
 
 /// The status that this rank leaves with. Where one rank fails, `srun -K` ends the others and forgets the status; of a run that

@@ -11,7 +11,7 @@ use crate::report::Report;
 use crate::simulate::{Iterations, Measured, MeasuredStage};
 
 /// What reports tell beside their stages.
-pub(in crate::cli) struct Like {
+pub(in crate::cli) struct MeasuredRuns {
     pub runs: Vec<Measured>,
     /// From the start of the program to the first stage, as the median run had it.
     pub start_ns: u64,
@@ -36,8 +36,8 @@ pub(in crate::cli) fn read(
     job: &Job,
     layouts: &BTreeMap<String, Layout>,
     memory_bytes: u64,
-) -> anyhow::Result<Like> {
-    let mut like = Like { runs: Vec::new(), start_ns: 0, iterations: None, optimize_ns: 0 };
+) -> anyhow::Result<MeasuredRuns> {
+    let mut like = MeasuredRuns { runs: Vec::new(), start_ns: 0, iterations: None, optimize_ns: 0 };
     let mut starts = Vec::new();
     for (file, cores_per_node) in files {
         let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{Output, print_json};
 use crate::cli::job_selector;
-use crate::cli::top::terminal::{Room, Screen};
+use crate::cli::top::terminal::{Screen, TerminalSize};
 use crate::exec::ExitCode;
 use crate::live::{self, RankSnapshot, Snapshot};
 use crate::slurm::Record;
@@ -61,7 +61,7 @@ pub(super) fn top(arguments: &TopArguments) -> ExitCode {
         _ if runs.is_empty() => return nothing(target, &folder),
         Output::Json => print_json(&Top { schema: 1, runs: &runs }),
         Output::Human if arguments.once || !on_terminal => {
-            print!("{}", show(&runs, Room::ENDLESS));
+            print!("{}", show(&runs, TerminalSize::ENDLESS));
         }
         Output::Human => match watch(look) {
             Ok(true) => {}
@@ -116,14 +116,14 @@ fn nothing(target: Option<&str>, folder: &Path) -> ExitCode {
 }
 
 /// One run with its ranks, of which there is room for some; of several, a line for each.
-fn show(runs: &[Snapshot], room: Room) -> String {
+fn show(runs: &[Snapshot], room: TerminalSize) -> String {
     text::lines(&match runs {
         [run] => details(run, room),
         runs => overview(runs, room),
     })
 }
 
-fn overview(runs: &[Snapshot], room: Room) -> String {
+fn overview(runs: &[Snapshot], room: TerminalSize) -> String {
     let head = ["JOB", "SLURM", "HOST", "RANKS", "TIME", "STAGE", "DONE", "RATE", "MEMORY"];
     let row = |run: &Snapshot| {
         let (stage, done) = match run.stages.first() {
@@ -145,7 +145,7 @@ fn overview(runs: &[Snapshot], room: Room) -> String {
     table(&head, &[0, 1, 2, 5], &[2, 8, 1, 7, 3, 5], room, runs.iter().map(row)) + "exuvia top JOB shows one of them\n"
 }
 
-fn details(run: &Snapshot, room: Room) -> String {
+fn details(run: &Snapshot, room: TerminalSize) -> String {
     let sum = |of: fn(&RankSnapshot) -> u64| run.ranks.iter().map(of).sum::<u64>();
     let slurm = run.slurm_job.as_ref().map(|id| format!(" (Slurm {id})")).unwrap_or_default();
     let ranks = count(run.ranks.len() as u64, "rank");
@@ -242,7 +242,7 @@ fn table<const N: usize>(
     head: &[&str; N],
     left: &[usize],
     spare: &[usize],
-    room: Room,
+    room: TerminalSize,
     rows: impl Iterator<Item = [String; N]>,
 ) -> String {
     let mut table = Table::new();
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_run_is_shown_with_its_ranks() {
-        let text = details(&run(2), Room::ENDLESS);
+        let text = details(&run(2), TerminalSize::ENDLESS);
         for part in [
             "heat (Slurm 7_2): 2 ranks on 1 node, 1 thread each, 10s",
             "step 30 % of 20 blocks",
@@ -323,7 +323,7 @@ mod tests {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert_eq!(text.matches("silent").count(), 1);
-        assert!(show(&[run(1), run(2)], Room::ENDLESS).contains("exuvia top JOB"));
+        assert!(show(&[run(1), run(2)], TerminalSize::ENDLESS).contains("exuvia top JOB"));
     }
 
     #[test]
@@ -331,19 +331,20 @@ mod tests {
         let mut iterated = run(100);
         iterated.iteration = Some(live::Iteration { done: 41, most: 1_000_000 });
         for (columns, lines) in [(120, 40), (80, 24), (40, 10)] {
-            for text in
-                [details(&iterated, Room { columns, lines }), overview(&[run(1), run(2)], Room { columns, lines })]
-            {
+            for text in [
+                details(&iterated, TerminalSize { columns, lines }),
+                overview(&[run(1), run(2)], TerminalSize { columns, lines }),
+            ] {
                 assert!(text.lines().all(|line| measure_text_width(line) <= columns), "{columns}:\n{text}");
                 assert!(text.lines().count() <= lines, "{lines}:\n{text}");
             }
         }
-        let text = details(&iterated, Room { columns: 40, lines: 12 });
+        let text = details(&iterated, TerminalSize { columns: 40, lines: 12 });
         for part in ["heat (Slurm 7_2): 100 ranks on 1 node,\n", "2.0 KiB/s  silent for 9s\n", "and 96 more ranks"] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         // None is left out where there is room for all of them.
-        assert_eq!(details(&run(3), Room { columns: 120, lines: 10 }).matches("3/10").count(), 3);
+        assert_eq!(details(&run(3), TerminalSize { columns: 120, lines: 10 }).matches("3/10").count(), 3);
     }
 
     #[test]

@@ -20,14 +20,14 @@ const CTRL_C: u8 = 3;
 
 /// Room for a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cli) struct Room {
+pub(in crate::cli) struct TerminalSize {
     pub lines: usize,
     pub columns: usize,
 }
 
-impl Room {
+impl TerminalSize {
     /// Of what is no terminal.
-    pub const ENDLESS: Room = Room { lines: usize::MAX, columns: usize::MAX };
+    pub const ENDLESS: TerminalSize = TerminalSize { lines: usize::MAX, columns: usize::MAX };
 }
 
 #[derive(Debug)]
@@ -60,14 +60,14 @@ impl Screen {
         Ok(screen)
     }
 
-    pub fn room(&self) -> Room {
+    pub fn room(&self) -> TerminalSize {
         let (lines, columns) = self.terminal.size();
-        Room { lines: lines.into(), columns: columns.into() }
+        TerminalSize { lines: lines.into(), columns: columns.into() }
     }
 
     /// Draws as much of the text as there is room for.
     pub fn draw(&self, text: &str) -> io::Result<()> {
-        let Room { lines, columns } = self.room();
+        let TerminalSize { lines, columns } = self.room();
         self.terminal.move_cursor_to(0, 0)?;
         let mut below = lines;
         for line in text.lines().take(lines) {

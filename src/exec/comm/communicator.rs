@@ -10,13 +10,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::exec::comm::agreement::Agreement;
-use crate::exec::comm::monitor::{Ending, Failure, Senses, Signal};
+use crate::exec::comm::monitor::{Failure, Interruption, Monitor, Signal};
 use crate::exec::error::{ExitCode, RunError};
-use crate::exec::progress::Pulse;
-use crate::exec::trace::recorder::{Life, Tracer};
+use crate::exec::progress::ProgressReporter;
+use crate::exec::trace::recorder::{Incarnation, Tracer};
 use crate::fabric::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, collective};
 use crate::report::{Distance, Reason, Traffic};
-use crate::topology::{Door, Host, Topology, Watch, host, node_addresses};
+use crate::topology::{Host, LivenessListener, Topology, Watch, host, node_addresses};
 
 /// Tags of the messages between ranks. Those that belong to a run of a stage have its number in the tag as well: a rank that is
 /// ahead may send them before others have begun with it.
@@ -59,21 +59,21 @@ const LATE: Duration = Duration::from_millis(200);
 
 /// One rank's connection to the others.
 #[derive(Debug)]
-pub(in crate::exec) struct Link {
+pub(in crate::exec) struct Communicator {
     pub(in crate::exec) fabric: Box<dyn Fabric>,
-    pub(in crate::exec) senses: Senses,
+    pub(in crate::exec) monitor: Monitor,
     /// Where deaths are survived.
-    door: Option<Door>,
+    door: Option<LivenessListener>,
     /// What is recorded of this rank now, and what has been since the run began.
     pub tracer: Tracer,
-    pub(in crate::exec) lives: Vec<Life>,
-    pub pulse: Pulse,
+    pub(in crate::exec) lives: Vec<Incarnation>,
+    pub pulse: ProgressReporter,
 }
 
-impl Link {
-    pub fn new(fabric: Box<dyn Fabric>, signal: Signal) -> Link {
+impl Communicator {
+    pub fn new(fabric: Box<dyn Fabric>, signal: Signal) -> Communicator {
         let (rank, size) = (fabric.rank(), fabric.size());
-        let senses = Senses {
+        let monitor = Monitor {
             watch: None,
             signal,
             inbox: VecDeque::new(),
@@ -85,10 +85,17 @@ impl Link {
             leaves: false,
             patience: None,
         };
-        let door = fabric.outlives_ranks().then(|| Door::open(node_addresses()));
+        let door = fabric.outlives_ranks().then(|| LivenessListener::open(node_addresses()));
         let warn = |error: &std::io::Error| tracing::warn!("other nodes cannot notice the death of this rank: {error}");
         let door = door.and_then(|door| door.inspect_err(warn).ok());
-        Link { fabric, senses, door, tracer: Tracer::default(), lives: Vec::new(), pulse: Pulse::default() }
+        Communicator {
+            fabric,
+            monitor,
+            door,
+            tracer: Tracer::default(),
+            lives: Vec::new(),
+            pulse: ProgressReporter::default(),
+        }
     }
 
     pub fn rank(&self) -> Rank {
@@ -101,14 +108,14 @@ impl Link {
 
     /// From now on deaths of other ranks are noticed.
     pub fn watch(&mut self, topology: &Topology) {
-        let before = self.senses.watch.take().map(|(watch, _)| watch);
-        self.senses.watch = Some((Watch::new(topology, self.rank(), before), topology.clone()));
+        let before = self.monitor.watch.take().map(|(watch, _)| watch);
+        self.monitor.watch = Some((Watch::new(topology, self.rank(), before), topology.clone()));
     }
 
     /// How far away `rank` is.
     pub fn distance(&self, rank: Rank) -> Distance {
         let same_node = |(_, topology): &(Watch, Topology)| topology.ranks_on_node(rank).contains(&self.rank());
-        match &self.senses.watch {
+        match &self.monitor.watch {
             _ if rank == self.rank() => Distance::Rank,
             Some(known) if !same_node(known) => Distance::Network,
             _ => Distance::Node,
@@ -117,7 +124,7 @@ impl Link {
 
     /// The ranks of this rank's node, ascending.
     pub fn node(&self) -> Vec<Rank> {
-        match &self.senses.watch {
+        match &self.monitor.watch {
             Some((_, topology)) => topology.ranks_on_node(self.rank()).to_vec(),
             None => vec![self.rank()],
         }
@@ -125,14 +132,14 @@ impl Link {
 
     /// Of all ranks, as far as they are known.
     pub fn hostnames(&self) -> BTreeSet<String> {
-        let hosts = self.senses.watch.iter().flat_map(|(_, topology)| topology.hosts());
+        let hosts = self.monitor.watch.iter().flat_map(|(_, topology)| topology.hosts());
         hosts.map(|host| host.hostname.clone()).collect()
     }
 
     /// A rank of each node: the lowest, but on the node of `first` that one, which comes first.
     pub fn one_per_node(&self, first: Rank) -> Vec<Rank> {
         let mut ranks = vec![first];
-        if let Some((_, topology)) = &self.senses.watch {
+        if let Some((_, topology)) = &self.monitor.watch {
             let home = topology.node_of(first);
             ranks.extend((0..self.size()).filter(|r| topology.local_rank(*r) == 0 && topology.node_of(*r) != home));
         }
@@ -152,25 +159,25 @@ impl Link {
 
     /// Sends and forgets.
     pub fn send(&mut self, to: Rank, tag: u32, bytes: Payload) -> Result<(), RunError> {
-        self.fabric.send(to, tag, bytes).map_err(|e| self.senses.error(e))
+        self.fabric.send(to, tag, bytes).map_err(|e| self.monitor.error(e))
     }
 
     /// Looks for whatever ends the run.
     pub(in crate::exec) fn look(&mut self) -> Result<(), RunError> {
-        self.senses.look(&mut *self.fabric).map_err(|e| self.senses.error(e))
+        self.monitor.look(&mut *self.fabric).map_err(|e| self.monitor.error(e))
     }
 
     /// The next message with a tag that is `wanted`; others stay, in their order. Never waits.
     pub fn poll(&mut self, wanted: impl Fn(u32) -> bool) -> Result<Option<Message>, RunError> {
         self.look()?;
-        let at = self.senses.inbox.iter().position(|message| wanted(message.tag));
-        Ok(at.and_then(|at| self.senses.inbox.remove(at)))
+        let at = self.monitor.inbox.iter().position(|message| wanted(message.tag));
+        Ok(at.and_then(|at| self.monitor.inbox.remove(at)))
     }
 
     /// Drops what schedulers said to one another that has arrived after the end of their run: nobody needs it any more, and
     /// its tag will come again. `run` is the next one of this rank.
     pub fn forget_late(&mut self, run: u64) {
-        self.senses.inbox.retain(|message| !tag::is_late(message.tag, run));
+        self.monitor.inbox.retain(|message| !tag::is_late(message.tag, run));
     }
 
     /// Waits for the next message of this source and tag; others stay, in their order.
@@ -179,7 +186,8 @@ impl Link {
         loop {
             self.look()?;
             let wanted = |message: &Message| message.source == source && message.tag == tag;
-            if let Some(message) = self.senses.inbox.iter().position(wanted).and_then(|at| self.senses.inbox.remove(at))
+            if let Some(message) =
+                self.monitor.inbox.iter().position(wanted).and_then(|at| self.monitor.inbox.remove(at))
             {
                 return Ok(message.bytes);
             }
@@ -188,7 +196,7 @@ impl Link {
     }
 
     pub fn topology(&mut self) -> Result<Topology, RunError> {
-        let door = self.door.as_ref().map(Door::places).unwrap_or_default();
+        let door = self.door.as_ref().map(LivenessListener::places).unwrap_or_default();
         let here = Host { door, ..host() };
         self.wait(|fabric, idle| collective::topology(fabric, &here, idle))
     }
@@ -238,10 +246,10 @@ impl Link {
         &mut self,
         collective: impl FnOnce(&mut dyn Fabric, collective::Idle<'_>) -> Result<T, FabricError>,
     ) -> Result<T, RunError> {
-        let Link { fabric, senses, .. } = self;
-        let mut idle = |fabric: &mut dyn Fabric| senses.look(fabric);
+        let Communicator { fabric, monitor, .. } = self;
+        let mut idle = |fabric: &mut dyn Fabric| monitor.look(fabric);
         let result = collective(&mut **fabric, &mut idle);
-        result.map_err(|e| senses.error(e))
+        result.map_err(|e| monitor.error(e))
     }
 
     /// Leaves after success.
@@ -249,25 +257,25 @@ impl Link {
         self.fabric.finalize(code as i32).map_err(RunError::Fabric)
     }
 
-    /// Whether a signal may wait for a while, since the ranks are soon going to ask for it ([`Link::signal`]).
+    /// Whether a signal may wait for a while, since the ranks are soon going to ask for it ([`Communicator::signal`]).
     pub fn wait_with_signals(&mut self, waits: bool) {
-        self.senses.patience = waits.then_some(None);
+        self.monitor.patience = waits.then_some(None);
     }
 
     /// The signal that asks the run to end, if there is one.
     pub fn signal(&self) -> Option<usize> {
-        Some(self.senses.signal.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
+        Some(self.monitor.signal.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
     }
 
     /// Ends the run for a signal that this or another rank got.
     pub fn end_by(&mut self, signal: usize) -> RunError {
-        self.senses.ending.get_or_insert(Ending::Signal(signal));
-        self.senses.error(FabricError::Interrupted)
+        self.monitor.ending.get_or_insert(Interruption::Signal(signal));
+        self.monitor.error(FabricError::Interrupted)
     }
 
     /// Lets all ranks know of the signal that ends the run: some launchers send it to one rank alone.
     pub fn pass_on_ending(&mut self) {
-        if let Some(Ending::Signal(number)) = self.senses.ending {
+        if let Some(Interruption::Signal(number)) = self.monitor.ending {
             let others = if self.rank() == 0 { 1..self.size() } else { 0..1 };
             for rank in others {
                 let _ = self.fabric.send(rank, tag::DRAIN, vec![number as u8].into());
@@ -277,10 +285,10 @@ impl Link {
 
     /// On rank 0, after a signal: waits until the others have finished what they had begun and said so.
     pub fn await_others(&mut self) {
-        if self.rank() == 0 && matches!(self.senses.ending, Some(Ending::Signal(_))) {
-            self.linger(DRAINED, |link| {
-                let _ = link.senses.look(&mut *link.fabric);
-                link.senses.failed + 1 >= link.fabric.size()
+        if self.rank() == 0 && matches!(self.monitor.ending, Some(Interruption::Signal(_))) {
+            self.linger(DRAINED, |comm| {
+                let _ = comm.monitor.look(&mut *comm.fabric);
+                comm.monitor.failed + 1 >= comm.fabric.size()
             });
         }
     }
@@ -292,19 +300,19 @@ impl Link {
     pub fn fail(mut self, error: &RunError, note: Option<&str>, say: Option<fn(&str)>) -> crate::exec::run::Failure {
         let text = error.render();
         // From here on only messages count.
-        self.senses.signal = Signal::default();
-        self.senses.leaves = true;
-        let died = matches!(self.senses.ending, Some(Ending::Died { .. }));
+        self.monitor.signal = Signal::default();
+        self.monitor.leaves = true;
+        let died = matches!(self.monitor.ending, Some(Interruption::Died { .. }));
         let rank_0_died =
-            matches!(self.senses.ending, Some(Ending::Died { rank, .. }) if rank == self.senses.members[0]);
+            matches!(self.monitor.ending, Some(Interruption::Died { rank, .. }) if rank == self.monitor.members[0]);
         if died {
             // Whoever left may have failed and said so, in a message that is only now arriving.
-            self.senses.ending = None;
-            self.senses.watch = None;
-            self.linger(LATE, Link::has_heard);
+            self.monitor.ending = None;
+            self.monitor.watch = None;
+            self.linger(LATE, Communicator::has_heard);
         }
-        let heard = match &self.senses.ending {
-            Some(Ending::Elsewhere(failure)) => {
+        let heard = match &self.monitor.ending {
+            Some(Interruption::Elsewhere(failure)) => {
                 Some((ExitCode::from_i32(failure.code), failure.died, failure.text.clone()))
             }
             _ => None,
@@ -323,7 +331,7 @@ impl Link {
             for rank in 1..self.size() {
                 let _ = self.fabric.send(rank, tag::STOP, Failure::encode(code as i32, died, "").into());
             }
-            self.linger(FAREWELL, |link| link.fabric.sends_pending() == 0);
+            self.linger(FAREWELL, |comm| comm.fabric.sends_pending() == 0);
             // What MPI calls sent may still be on its way out of this process.
             if self.size() as usize > self.node().len() {
                 self.linger(LATE, |_| false);
@@ -337,19 +345,23 @@ impl Link {
             return failure((self.rank() == 1).then_some(text));
         }
         let _ = self.fabric.send(0, tag::FAIL, Failure::encode(code as i32, died, &text).into());
-        self.senses.ending = None;
-        self.senses.watch = None;
-        let heard = self.linger(FAREWELL, Link::has_heard);
+        self.monitor.ending = None;
+        self.monitor.watch = None;
+        let heard = self.linger(FAREWELL, Communicator::has_heard);
         failure((!heard).then_some(text))
     }
 
     /// Whether another rank's failure has become known.
     fn has_heard(&mut self) -> bool {
-        let _ = self.senses.look(&mut *self.fabric);
-        matches!(self.senses.ending, Some(Ending::Elsewhere(_)))
+        let _ = self.monitor.look(&mut *self.fabric);
+        matches!(self.monitor.ending, Some(Interruption::Elsewhere(_)))
     }
 
-    pub(in crate::exec) fn linger(&mut self, patience: Duration, mut done: impl FnMut(&mut Link) -> bool) -> bool {
+    pub(in crate::exec) fn linger(
+        &mut self,
+        patience: Duration,
+        mut done: impl FnMut(&mut Communicator) -> bool,
+    ) -> bool {
         let (mut backoff, until) = (Backoff::default(), Instant::now() + patience);
         while Instant::now() < until {
             if done(self) {
@@ -370,7 +382,7 @@ mod tests {
 
     #[test]
     fn what_schedulers_say_after_the_end_is_dropped_before_its_tag_comes_again() {
-        let mut link = Link::new(crate::fabric::solo(), Signal::default());
+        let mut comm = Communicator::new(crate::fabric::solo(), Signal::default());
         let run = 3 * tag::RUNS + 5;
         let late = [run - 1, run - tag::RUNS / 2].map(|run| tag::of_run(tag::SCHEDULER, run));
         // Other ranks may be this far ahead; and what is no scheduler's is waited for by somebody.
@@ -381,12 +393,12 @@ mod tests {
             tag::SHARD,
         ];
         for tag in late.into_iter().chain(others) {
-            link.send(0, tag, Vec::new().into()).unwrap();
+            comm.send(0, tag, Vec::new().into()).unwrap();
         }
-        assert!(link.poll(|_| false).unwrap().is_none());
-        link.forget_late(run);
+        assert!(comm.poll(|_| false).unwrap().is_none());
+        comm.forget_late(run);
         let mut left = Vec::new();
-        while let Some(message) = link.poll(|_| true).unwrap() {
+        while let Some(message) = comm.poll(|_| true).unwrap() {
             left.push(message.tag);
         }
         assert_eq!(left, others);

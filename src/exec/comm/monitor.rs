@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Set by signal handlers: 0, or the signal that asks the run to end.
 pub type Signal = Arc<AtomicUsize>;
 
-/// What ended the run, as seen by [`Senses`].
+/// What ended the run, as seen by [`Monitor`].
 #[derive(Debug)]
 pub(in crate::exec) struct Failure {
     pub code: i32,
@@ -30,7 +30,7 @@ pub(in crate::exec) struct Failure {
 
 /// What a rank looks out for while it waits; apart from the fabric, so that a collective can borrow both.
 #[derive(Debug)]
-pub(in crate::exec) struct Senses {
+pub(in crate::exec) struct Monitor {
     pub watch: Option<(Watch, Topology)>,
     pub signal: Signal,
     pub inbox: VecDeque<Message>,
@@ -40,7 +40,7 @@ pub(in crate::exec) struct Senses {
     /// Ranks that have said that the run is over.
     pub over: BTreeSet<Rank>,
     /// Set once: every later look fails in the same way.
-    pub ending: Option<Ending>,
+    pub ending: Option<Interruption>,
     /// Ranks that have said that they failed.
     pub failed: u32,
     /// Whether this rank is leaving.
@@ -50,7 +50,7 @@ pub(in crate::exec) struct Senses {
 }
 
 #[derive(Debug)]
-pub(in crate::exec) enum Ending {
+pub(in crate::exec) enum Interruption {
     Elsewhere(Failure),
     /// Called what it was at the start.
     Died {
@@ -61,7 +61,7 @@ pub(in crate::exec) enum Ending {
     Signal(usize),
 }
 
-impl Senses {
+impl Monitor {
     /// Takes in what has arrived, and who has died.
     pub fn notice(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
         let mut news = false;
@@ -84,8 +84,8 @@ impl Senses {
                 tag::FAIL | tag::STOP => {
                     self.failed += u32::from(message.tag == tag::FAIL);
                     // It explains a death.
-                    if matches!(self.ending, None | Some(Ending::Died { .. })) {
-                        self.ending = Some(Ending::Elsewhere(Failure::decode(&message.bytes)));
+                    if matches!(self.ending, None | Some(Interruption::Died { .. })) {
+                        self.ending = Some(Interruption::Elsewhere(Failure::decode(&message.bytes)));
                     }
                 }
                 _ => self.inbox.push_back(message),
@@ -117,14 +117,14 @@ impl Senses {
     }
 
     /// The death of a rank that still counts.
-    fn died(&self) -> Option<Ending> {
+    fn died(&self) -> Option<Interruption> {
         if self.members.len() == self.agreement.alive() {
             return None;
         }
         let (at, rank) = self.members.iter().enumerate().find(|(_, rank)| self.agreement.dead().contains(rank))?;
         let host = self.watch.as_ref().map(|(_, topology)| topology.host(at as Rank));
         let (pid, hostname) = host.map(|host| (host.pid, host.hostname.clone())).unwrap_or_default();
-        Some(Ending::Died { rank: *rank, pid, hostname })
+        Some(Interruption::Died { rank: *rank, pid, hostname })
     }
 
     /// Takes in what has arrived; fails when the run must end.
@@ -135,7 +135,7 @@ impl Senses {
             let waits =
                 self.patience.as_mut().is_some_and(|since| since.get_or_insert_with(Instant::now).elapsed() < PATIENCE);
             if !waits {
-                self.ending = Some(Ending::Signal(signal));
+                self.ending = Some(Interruption::Signal(signal));
             }
         }
         match self.ending {
@@ -146,11 +146,11 @@ impl Senses {
 
     pub fn error(&self, error: FabricError) -> RunError {
         match (&self.ending, error) {
-            (Some(Ending::Elsewhere(failure)), _) => RunError::Elsewhere { code: failure.code },
-            (Some(Ending::Died { rank, pid, hostname }), _) => {
+            (Some(Interruption::Elsewhere(failure)), _) => RunError::Elsewhere { code: failure.code },
+            (Some(Interruption::Died { rank, pid, hostname }), _) => {
                 RunError::RankDied { rank: *rank, pid: *pid, hostname: hostname.clone() }
             }
-            (Some(Ending::Signal(signal)), _) => RunError::Interrupted { signal: signal_name(*signal) },
+            (Some(Interruption::Signal(signal)), _) => RunError::Interrupted { signal: signal_name(*signal) },
             (None, error) => RunError::Fabric(error),
         }
     }

@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::exec::comm::communicator::{Link, tag};
-use crate::exec::comm::monitor::Ending;
+use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::monitor::Interruption;
 use crate::exec::error::RunError;
 use crate::fabric::{Backoff, Rank};
 use crate::topology::{Topology, Watch};
@@ -17,7 +17,7 @@ const SHOWS: Duration = Duration::from_millis(200);
 
 /// A rank that died.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::exec) struct Dead {
+pub(in crate::exec) struct FailedRank {
     /// Its number when the run was started.
     pub rank: Rank,
     pub hostname: String,
@@ -25,14 +25,14 @@ pub(in crate::exec) struct Dead {
 
 /// How a run goes on after deaths.
 #[derive(Debug)]
-pub(in crate::exec) enum Regrouped {
+pub(in crate::exec) enum ShrinkOutcome {
     /// From the manifest, without these ranks.
-    Without(Vec<Dead>),
+    Without(Vec<FailedRank>),
     /// Not at all: its outputs are in place.
     Over,
 }
 
-impl Link {
+impl Communicator {
     /// Whether the ranks that are left can go on after this error.
     pub fn outlives(&self, error: &RunError) -> bool {
         self.fabric.outlives_ranks() && matches!(error, RunError::RankDied { .. })
@@ -40,14 +40,14 @@ impl Link {
 
     /// After an error: if it was a death that the others can go on without, agrees with them on who is dead, and numbers them
     /// anew. Otherwise it stays the error that it is.
-    pub fn regroup(&mut self, mut error: RunError) -> Result<Regrouped, RunError> {
+    pub fn regroup(&mut self, mut error: RunError) -> Result<ShrinkOutcome, RunError> {
         if self.fabric.outlives_ranks() && matches!(error, RunError::Fabric(_)) {
             let until = Instant::now() + SHOWS;
             while !self.knows_of_deaths() && Instant::now() < until && self.notice().is_ok() {
                 std::thread::sleep(Duration::from_millis(1));
             }
             if self.knows_of_deaths() {
-                error = self.senses.error(crate::fabric::FabricError::Interrupted);
+                error = self.monitor.error(crate::fabric::FabricError::Interrupted);
             }
         }
         if !self.outlives(&error) {
@@ -56,10 +56,10 @@ impl Link {
         let (mut backoff, until) = (Backoff::default(), Instant::now() + AGREEMENT);
         loop {
             self.notice()?;
-            if self.senses.over.contains(&0) {
-                return Ok(Regrouped::Over);
+            if self.monitor.over.contains(&0) {
+                return Ok(ShrinkOutcome::Over);
             }
-            if self.senses.agreement.is_reached() {
+            if self.monitor.agreement.is_reached() {
                 break;
             }
             if Instant::now() > until {
@@ -68,58 +68,58 @@ impl Link {
             }
             backoff.wait();
         }
-        Ok(Regrouped::Without(self.go_on_without_the_dead()))
+        Ok(ShrinkOutcome::Without(self.go_on_without_the_dead()))
     }
 
     fn knows_of_deaths(&self) -> bool {
-        matches!(self.senses.ending, Some(Ending::Died { .. }))
+        matches!(self.monitor.ending, Some(Interruption::Died { .. }))
     }
 
     /// Takes in what has arrived; fails if another rank has ended the run. Signals wait.
     fn notice(&mut self) -> Result<(), RunError> {
-        self.senses.ending.take_if(|ending| !matches!(ending, Ending::Elsewhere(_)));
-        let noticed = self.senses.notice(&mut *self.fabric).map_err(RunError::Fabric);
-        match self.senses.ending {
-            Some(Ending::Elsewhere(_)) => Err(self.senses.error(crate::fabric::FabricError::Interrupted)),
+        self.monitor.ending.take_if(|ending| !matches!(ending, Interruption::Elsewhere(_)));
+        let noticed = self.monitor.notice(&mut *self.fabric).map_err(RunError::Fabric);
+        match self.monitor.ending {
+            Some(Interruption::Elsewhere(_)) => Err(self.monitor.error(crate::fabric::FabricError::Interrupted)),
             _ => noticed,
         }
     }
 
-    fn go_on_without_the_dead(&mut self) -> Vec<Dead> {
-        let senses = &mut self.senses;
-        let is_dead = |rank: &Rank| senses.agreement.dead().contains(&senses.members[*rank as usize]);
-        let (gone, survivors): (Vec<Rank>, Vec<Rank>) = (0..senses.members.len() as Rank).partition(is_dead);
-        let (watch, hosts) = senses.watch.take().map(|(watch, known)| (watch, known.hosts().to_vec())).unzip();
-        let dead = |rank: &Rank| Dead {
-            rank: senses.members[*rank as usize],
+    fn go_on_without_the_dead(&mut self) -> Vec<FailedRank> {
+        let monitor = &mut self.monitor;
+        let is_dead = |rank: &Rank| monitor.agreement.dead().contains(&monitor.members[*rank as usize]);
+        let (gone, survivors): (Vec<Rank>, Vec<Rank>) = (0..monitor.members.len() as Rank).partition(is_dead);
+        let (watch, hosts) = monitor.watch.take().map(|(watch, known)| (watch, known.hosts().to_vec())).unzip();
+        let dead = |rank: &Rank| FailedRank {
+            rank: monitor.members[*rank as usize],
             hostname: hosts.as_ref().map(|hosts| hosts[*rank as usize].hostname.clone()).unwrap_or_default(),
         };
         let dead = gone.iter().map(dead).collect();
         self.fabric.keep(&survivors);
-        senses.members = survivors.iter().map(|rank| senses.members[*rank as usize]).collect();
+        monitor.members = survivors.iter().map(|rank| monitor.members[*rank as usize]).collect();
         if let Some(hosts) = hosts {
             let topology = Topology::new(survivors.iter().map(|rank| hosts[*rank as usize].clone()).collect());
-            senses.watch = Some((Watch::new(&topology, self.fabric.rank(), watch), topology));
+            monitor.watch = Some((Watch::new(&topology, self.fabric.rank(), watch), topology));
         }
-        (senses.ending, senses.patience, senses.failed) = (None, None, 0);
-        senses.inbox.clear();
-        senses.over.clear();
+        (monitor.ending, monitor.patience, monitor.failed) = (None, None, 0);
+        monitor.inbox.clear();
+        monitor.over.clear();
         dead
     }
 
     /// The last step of a run: rank 0 says that the outputs are in place, and no rank leaves before it knows. Who dies from
     /// then on is not missed. Signals come too late.
     pub fn part(&mut self) -> Result<(), RunError> {
-        let signal = std::mem::take(&mut self.senses.signal);
+        let signal = std::mem::take(&mut self.monitor.signal);
         let parted = self.part_unasked();
-        self.senses.signal = signal;
+        self.monitor.signal = signal;
         parted
     }
 
     fn part_unasked(&mut self) -> Result<(), RunError> {
         if self.rank() != 0 {
             let mut backoff = Backoff::default();
-            while !self.senses.over.contains(&0) {
+            while !self.monitor.over.contains(&0) {
                 self.look()?;
                 backoff.wait();
             }
@@ -128,13 +128,13 @@ impl Link {
         for rank in 1..self.size() {
             self.send(rank, tag::OVER, Vec::new().into())?;
         }
-        let all_know = |link: &mut Link| {
-            let _ = link.look();
-            let senses = &link.senses;
+        let all_know = |comm: &mut Communicator| {
+            let _ = comm.look();
+            let monitor = &comm.monitor;
             let knows = |rank: Rank| {
-                senses.over.contains(&rank) || senses.agreement.dead().contains(&senses.members[rank as usize])
+                monitor.over.contains(&rank) || monitor.agreement.dead().contains(&monitor.members[rank as usize])
             };
-            (1..link.size()).all(knows)
+            (1..comm.size()).all(knows)
         };
         if !self.linger(crate::exec::comm::communicator::FAREWELL, all_know) {
             tracing::warn!("the outputs are in place, but not every rank has said that it knows");
@@ -156,8 +156,8 @@ mod tests {
         let asked = Signal::default();
         asked.store(15, Ordering::Relaxed);
         let part = |fabric| {
-            let mut link = Link::new(fabric, asked.clone());
-            (link.part(), link.signal())
+            let mut comm = Communicator::new(fabric, asked.clone());
+            (comm.part(), comm.signal())
         };
         std::thread::scope(|scope| {
             let ranks: Vec<_> = fabric::local(3).into_iter().map(|fabric| scope.spawn(|| part(fabric))).collect();
@@ -175,15 +175,15 @@ mod tests {
             std::thread::scope(|scope| {
                 for fabric in fabric::local(3) {
                     scope.spawn(|| {
-                        let mut link = Link::new(fabric, Signal::default());
-                        if link.rank() == late {
+                        let mut comm = Communicator::new(fabric, Signal::default());
+                        if comm.rank() == late {
                             std::thread::sleep(Duration::from_millis(50));
                             ready.store(true, Ordering::SeqCst);
                         }
-                        link.part().expect("all are alive");
+                        comm.part().expect("all are alive");
                         // Others than rank 0 know once it has told them.
-                        let waits = late == 0 || link.rank() == 0;
-                        assert!(!waits || ready.load(Ordering::SeqCst), "rank {} leaves before {late}", link.rank());
+                        let waits = late == 0 || comm.rank() == 0;
+                        assert!(!waits || ready.load(Ordering::SeqCst), "rank {} leaves before {late}", comm.rank());
                     });
                 }
             });

@@ -9,17 +9,17 @@ pub(in crate::exec) const STAMP_BYTES: usize = 12;
 
 /// Which transfer it is: the same number on both sides, made of what both know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::exec) struct Stamp(u64);
+pub(in crate::exec) struct Trailer(u64);
 
-impl Stamp {
+impl Trailer {
     /// Of an operand of a stage.
-    pub const fn operand(stage: usize, operand: usize) -> Stamp {
-        Stamp((stage as u64) << 32 | operand as u64)
+    pub const fn operand(stage: usize, operand: usize) -> Trailer {
+        Trailer((stage as u64) << 32 | operand as u64)
     }
 
     /// Of whatever else moves in a run of a stage; tags tell its kinds apart.
-    pub fn run(run: u64) -> Stamp {
-        Stamp(run)
+    pub fn run(run: u64) -> Trailer {
+        Trailer(run)
     }
 
     /// Puts the stamp behind `bytes`.
@@ -33,8 +33,8 @@ impl Stamp {
     pub fn check(self, bytes: &mut Vec<u8>, from: Rank, what: &'static str) -> Result<(), RunError> {
         let damaged = RunError::Damaged { rank: from, what };
         let Some((stamped, checksum)) = bytes.split_last_chunk::<4>() else { return Err(damaged) };
-        let Some((_, stamp)) = stamped.split_last_chunk::<8>() else { return Err(damaged) };
-        if *stamp != self.0.to_le_bytes() || u32::from_le_bytes(*checksum) != crc32fast::hash(stamped) {
+        let Some((_, trailer)) = stamped.split_last_chunk::<8>() else { return Err(damaged) };
+        if *trailer != self.0.to_le_bytes() || u32::from_le_bytes(*checksum) != crc32fast::hash(stamped) {
             return Err(damaged);
         }
         bytes.truncate(bytes.len() - STAMP_BYTES);
@@ -49,19 +49,19 @@ mod tests {
     #[test]
     fn any_flipped_bit_and_any_other_transfer_is_noticed() {
         let mut sent = vec![7, 0, 255];
-        Stamp::operand(2, 1).put(&mut sent);
+        Trailer::operand(2, 1).put(&mut sent);
         assert_eq!(sent.len(), 3 + STAMP_BYTES);
-        let check = |stamp: Stamp, mut bytes: Vec<u8>| stamp.check(&mut bytes, 3, "a part").map(|()| bytes);
-        assert_eq!(check(Stamp::operand(2, 1), sent.clone()).unwrap(), [7, 0, 255]);
-        assert!(check(Stamp::operand(2, 0), sent.clone()).is_err());
-        assert!(check(Stamp::run(1), sent.clone()).is_err());
+        let check = |trailer: Trailer, mut bytes: Vec<u8>| trailer.check(&mut bytes, 3, "a part").map(|()| bytes);
+        assert_eq!(check(Trailer::operand(2, 1), sent.clone()).unwrap(), [7, 0, 255]);
+        assert!(check(Trailer::operand(2, 0), sent.clone()).is_err());
+        assert!(check(Trailer::run(1), sent.clone()).is_err());
         for bit in 0..8 * sent.len() {
             let mut flipped = sent.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(check(Stamp::operand(2, 1), flipped).is_err(), "bit {bit}");
+            assert!(check(Trailer::operand(2, 1), flipped).is_err(), "bit {bit}");
         }
         for length in 0..sent.len() {
-            assert!(check(Stamp::operand(2, 1), sent[..length].to_vec()).is_err(), "{length} bytes");
+            assert!(check(Trailer::operand(2, 1), sent[..length].to_vec()).is_err(), "{length} bytes");
         }
     }
 }

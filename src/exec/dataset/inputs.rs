@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::exec::comm::communicator::Link;
-use crate::exec::comm::trailer::Stamp;
+use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::trailer::Trailer;
 use crate::exec::dataset::outputs::destination;
 use crate::exec::error::RunError;
-use crate::exec::transfer::broadcast::{OnNode, Whole};
+use crate::exec::transfer::broadcast::{BroadcastInput, NodeBroadcast};
 use crate::exec::transfer::exchange;
-use crate::exec::transfer::pending_receives::{Arrivals, Arrived};
+use crate::exec::transfer::pending_receives::{Arrived, PendingReceives};
 use crate::exec::transfer::piece::Piece;
 use crate::exec::transfer::resident;
 use crate::exec::transfer::resident::Resident;
@@ -24,31 +24,31 @@ use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded
 const PART_BYTES: u64 = 64 << 20;
 
 /// Where datasets are that are not where the job says: tensors that a stage of this run wrote lie in a staging file.
-pub(in crate::exec) type Places = BTreeMap<String, (PathBuf, String)>;
+pub(in crate::exec) type DatasetPaths = BTreeMap<String, (PathBuf, String)>;
 
 /// What an iterated stage reads once and keeps, by stage and operand.
 #[derive(Default)]
 pub(in crate::exec) struct Kept {
     pieces: BTreeMap<(usize, usize), Vec<Piece>>,
-    whole: BTreeMap<(usize, usize), Whole>,
+    whole: BTreeMap<(usize, usize), BroadcastInput>,
 }
 
 /// Where a stage may find its inputs.
-pub(in crate::exec) struct Origins<'a> {
-    pub places: &'a Places,
+pub(in crate::exec) struct InputSources<'a> {
+    pub places: &'a DatasetPaths,
     pub resident: &'a Resident,
     pub kept: &'a mut Kept,
 }
 
 /// What the regions of a split input are read from.
 enum Source<'a> {
-    Outside(Outside<'a>),
+    External(ExternalSource<'a>),
     /// All that is here of what this rank needs of it.
     Memory(Vec<Piece>),
 }
 
 /// What is not in this rank's memory as a tensor.
-enum Outside<'a> {
+enum ExternalSource<'a> {
     File(Reader),
     Inline { bytes: &'a [u8], whole: Region },
 }
@@ -75,47 +75,47 @@ impl BlockInput {
 /// The inputs of a stage on one rank, by operand; outputs have neither.
 pub(in crate::exec) struct Inputs<'a> {
     /// What all tasks share.
-    pub whole: Vec<Option<Whole>>,
+    pub whole: Vec<Option<BroadcastInput>>,
     sources: Vec<Option<Source<'a>>>,
     /// What is on its way into the memory of this rank.
-    arrivals: Arrivals,
+    arrivals: PendingReceives,
 }
 
 impl<'a> Inputs<'a> {
     /// Of a stage that does not run.
     pub fn none(stage: &StagePlan, (stage_index, run): (usize, u64)) -> Inputs<'a> {
         let (whole, sources) = stage.operands.iter().map(|_| (None, None)).unzip();
-        Inputs { whole, sources, arrivals: Arrivals::new(stage_index, run) }
+        Inputs { whole, sources, arrivals: PendingReceives::new(stage_index, run) }
     }
 
     /// Opens and gathers the inputs of run `run` of stage `stage_index`: waits for those that all tasks share, sends others what
     /// they need of the rest, and notes what of it is to come. Counts what it reads and moves. Collective.
     pub fn gather(
-        link: &mut Link,
+        comm: &mut Communicator,
         job: &'a Job,
         plan: &Plan,
         (stage_index, run): (usize, u64),
-        mut from: Origins<'_>,
+        mut from: InputSources<'_>,
         counts: &mut Counts,
     ) -> Result<Inputs<'a>, RunError> {
         let stage = &plan.stages[stage_index];
-        let arrivals = Arrivals::new(stage_index, run);
+        let arrivals = PendingReceives::new(stage_index, run);
         let mut inputs = Inputs { whole: Vec::new(), sources: Vec::new(), arrivals };
         for (index, operand) in stage.operands.iter().enumerate() {
             let (mut whole, mut source) = (None, None);
             if operand.role == Role::Input {
                 let constant = match job.tensors.get(&operand.tensor).map(|decl| &decl.source) {
                     Some(job::Source::Inline { shape, bytes, .. }) => {
-                        Some(Source::Outside(Outside::Inline { bytes, whole: Region::whole(shape) }))
+                        Some(Source::External(ExternalSource::Inline { bytes, whole: Region::whole(shape) }))
                     }
                     _ => None,
                 };
-                let which = Which { job, plan, stage: stage_index, operand: index };
+                let which = InputRef { job, plan, stage: stage_index, operand: index };
                 let arrivals = &mut inputs.arrivals;
                 if stage.is_broadcast(index) {
-                    whole = Some(which.whole(link, constant, &mut from, arrivals, counts)?);
+                    whole = Some(which.whole(comm, constant, &mut from, arrivals, counts)?);
                 } else {
-                    source = Some(which.split(link, constant, &mut from, arrivals, counts)?);
+                    source = Some(which.split(comm, constant, &mut from, arrivals, counts)?);
                 }
             }
             inputs.whole.push(whole);
@@ -125,9 +125,9 @@ impl<'a> Inputs<'a> {
         // For what has come by now, nothing need be put off.
         let tag = inputs.tag();
         while !inputs.all_here()
-            && let Some(message) = link.poll(|other| other == tag)?
+            && let Some(message) = comm.poll(|other| other == tag)?
         {
-            inputs.take(link, message, counts)?;
+            inputs.take(comm, message, counts)?;
         }
         Ok(inputs)
     }
@@ -138,16 +138,21 @@ impl<'a> Inputs<'a> {
     }
 
     /// Takes such a message, and says which transfer has come with it, if one has.
-    pub fn take(&mut self, link: &Link, message: Message, counts: &mut Counts) -> Result<Option<Arrived>, RunError> {
-        let arrived = self.arrivals.take(link, message, &mut counts.moved)?;
+    pub fn take(
+        &mut self,
+        comm: &Communicator,
+        message: Message,
+        counts: &mut Counts,
+    ) -> Result<Option<Arrived>, RunError> {
+        let arrived = self.arrivals.take(comm, message, &mut counts.moved)?;
         self.settle();
         Ok(arrived)
     }
 
     /// Waits for all that is on its way.
-    pub fn wait(&mut self, link: &mut Link, counts: &mut Counts) -> Result<(), RunError> {
+    pub fn wait(&mut self, comm: &mut Communicator, counts: &mut Counts) -> Result<(), RunError> {
         for operand in 0..self.sources.len() {
-            let pieces = self.arrivals.wait(link, operand, &mut counts.moved)?;
+            let pieces = self.arrivals.wait(comm, operand, &mut counts.moved)?;
             pieces.into_iter().for_each(|piece| self.put(operand, piece));
         }
         Ok(())
@@ -218,14 +223,14 @@ impl<'a> Inputs<'a> {
 
 /// One input of a stage.
 #[derive(Clone, Copy)]
-struct Which<'a, 'b> {
+struct InputRef<'a, 'b> {
     job: &'a Job,
     plan: &'b Plan,
     stage: usize,
     operand: usize,
 }
 
-impl<'a> Which<'a, '_> {
+impl<'a> InputRef<'a, '_> {
     fn stage(&self) -> &StagePlan {
         &self.plan.stages[self.stage]
     }
@@ -242,41 +247,41 @@ impl<'a> Which<'a, '_> {
     /// All of the input, for every task. Collective.
     fn whole(
         self,
-        link: &mut Link,
+        comm: &mut Communicator,
         constant: Option<Source<'a>>,
-        from: &mut Origins<'_>,
-        arrivals: &mut Arrivals,
+        from: &mut InputSources<'_>,
+        arrivals: &mut PendingReceives,
         counts: &mut Counts,
-    ) -> Result<Whole, RunError> {
+    ) -> Result<BroadcastInput, RunError> {
         let key = (self.stage, self.operand);
         if let Some(kept) = from.kept.whole.get(&key) {
             return Ok(kept.clone());
         }
         let on_node = self.stage().is_on_node(self.operand);
-        let owner = from.resident.only_owner(link, self.plan, self.stage, self.operand).unwrap_or(0);
+        let owner = from.resident.only_owner(comm, self.plan, self.stage, self.operand).unwrap_or(0);
         let moved = &mut counts.moved;
-        let found = if let Some(mut pieces) = from.resident.gather(link, self.plan, key, arrivals, moved)? {
-            pieces.extend(arrivals.wait(link, self.operand, moved)?);
+        let found = if let Some(mut pieces) = from.resident.gather(comm, self.plan, key, arrivals, moved)? {
+            pieces.extend(arrivals.wait(comm, self.operand, moved)?);
             Source::Memory(pieces)
         } else if let Some(constant) = constant {
             constant
         } else {
-            let members = if on_node { link.one_per_node(0) } else { link.all_from(0) };
-            Source::Memory(read_and_send(link, self, &members, from.places, counts)?.into_iter().collect())
+            let members = if on_node { comm.one_per_node(0) } else { comm.all_from(0) };
+            Source::Memory(read_and_send(comm, self, &members, from.places, counts)?.into_iter().collect())
         };
         let region = Region::whole(&self.operand().shape);
         let whole = if on_node {
-            let ranks = link.node();
+            let ranks = comm.node();
             let holder = if ranks.contains(&owner) { owner } else { ranks[0] };
-            let bytes = match link.rank() == holder {
+            let bytes = match comm.rank() == holder {
                 true => Some(found.read(self.stage(), self.operand, &region, counts)?),
                 false => None,
             };
             let reason = if self.operand().resident { Reason::Operand } else { Reason::Input };
-            let stamp = Stamp::operand(self.stage, self.operand);
-            OnNode { ranks: &ranks, holder, stamp, reason }.share(link, bytes, &mut counts.moved)?
+            let trailer = Trailer::operand(self.stage, self.operand);
+            NodeBroadcast { ranks: &ranks, holder, trailer, reason }.share(comm, bytes, &mut counts.moved)?
         } else {
-            Whole::Copied(found.read(self.stage(), self.operand, &region, counts)?.into())
+            BroadcastInput::Copied(found.read(self.stage(), self.operand, &region, counts)?.into())
         };
         if self.keeps() {
             from.kept.whole.insert(key, whole.clone());
@@ -288,15 +293,15 @@ impl<'a> Which<'a, '_> {
     /// Collective.
     fn split(
         self,
-        link: &mut Link,
+        comm: &mut Communicator,
         constant: Option<Source<'a>>,
-        from: &mut Origins<'_>,
-        arrivals: &mut Arrivals,
+        from: &mut InputSources<'_>,
+        arrivals: &mut PendingReceives,
         counts: &mut Counts,
     ) -> Result<Source<'a>, RunError> {
         let key = (self.stage, self.operand);
         let moved = &mut counts.moved;
-        if let Some(pieces) = from.resident.gather(link, self.plan, key, arrivals, moved)? {
+        if let Some(pieces) = from.resident.gather(comm, self.plan, key, arrivals, moved)? {
             return Ok(Source::Memory(pieces));
         }
         if let Some(constant) = constant {
@@ -308,13 +313,13 @@ impl<'a> Which<'a, '_> {
         let (file, dataset) = place(self.job, &self.operand().tensor, from.places);
         let reader = Reader::open(&file, &dataset)?;
         let pieces = if self.stage().is_shared(self.operand) {
-            let mine = read_piece(link, &reader, self.stage().share(self.operand, link.rank()), counts)?;
-            exchange::share(link, self.stage(), self.operand, mine, arrivals, &mut counts.moved)?
+            let mine = read_piece(comm, &reader, self.stage().share(self.operand, comm.rank()), counts)?;
+            exchange::share(comm, self.stage(), self.operand, mine, arrivals, &mut counts.moved)?
         } else if self.stage().is_held(self.operand) || self.keeps() {
-            let needs = self.stage().needs(self.operand, link.rank()).into_iter();
-            needs.map(|need| read_piece(link, &reader, need, counts)).collect::<Result<_, _>>()?
+            let needs = self.stage().needs(self.operand, comm.rank()).into_iter();
+            needs.map(|need| read_piece(comm, &reader, need, counts)).collect::<Result<_, _>>()?
         } else {
-            return Ok(Source::Outside(Outside::File(reader)));
+            return Ok(Source::External(ExternalSource::File(reader)));
         };
         if self.keeps() {
             from.kept.pieces.insert(key, pieces.clone());
@@ -340,7 +345,7 @@ impl Source<'_> {
                 resident::fill(&mut bytes, pieces, stage, operand, region);
                 return Ok(bytes);
             }
-            Source::Outside(outside) => outside,
+            Source::External(outside) => outside,
         };
         if input.halo.iter().all(|width| *width == 0) {
             outside.read(region, element_bytes, &mut bytes, counts)?;
@@ -361,7 +366,7 @@ impl Source<'_> {
     }
 }
 
-impl Outside<'_> {
+impl ExternalSource<'_> {
     /// Makes `into` the elements of `region`, which lies in the tensor.
     fn read(
         &self,
@@ -371,11 +376,11 @@ impl Outside<'_> {
         counts: &mut Counts,
     ) -> Result<(), RunError> {
         match self {
-            Outside::File(reader) => {
+            ExternalSource::File(reader) => {
                 reader.read(region, into)?;
                 counts.read_bytes += into.len() as u64;
             }
-            Outside::Inline { bytes, whole } => {
+            ExternalSource::Inline { bytes, whole } => {
                 into.resize(region.elements() as usize * element_bytes, 0);
                 copy_region(bytes, whole, into, region, region, element_bytes);
             }
@@ -385,10 +390,15 @@ impl Outside<'_> {
 }
 
 /// A region of a dataset, for this rank to keep: it may be long to read, so that looks for whatever ends the run come between.
-fn read_piece(link: &mut Link, reader: &Reader, region: Region, counts: &mut Counts) -> Result<Piece, RunError> {
+fn read_piece(
+    comm: &mut Communicator,
+    reader: &Reader,
+    region: Region,
+    counts: &mut Counts,
+) -> Result<Piece, RunError> {
     let mut bytes = Vec::new();
     if region.elements() > 0 {
-        reader.read_in_parts(&region, &mut bytes, PART_BYTES, || link.look())?;
+        reader.read_in_parts(&region, &mut bytes, PART_BYTES, || comm.look())?;
     }
     counts.read_bytes += bytes.len() as u64;
     Ok(Piece { region, bytes: bytes.into() })
@@ -396,30 +406,30 @@ fn read_piece(link: &mut Link, reader: &Reader, region: Region, counts: &mut Cou
 
 /// The whole dataset of a broadcast input: rank 0 reads, the other members receive, and nobody else does. Collective.
 fn read_and_send(
-    link: &mut Link,
-    input: Which<'_, '_>,
+    comm: &mut Communicator,
+    input: InputRef<'_, '_>,
     members: &[Rank],
-    places: &Places,
+    places: &DatasetPaths,
     counts: &mut Counts,
 ) -> Result<Option<Piece>, RunError> {
-    if !members.contains(&link.rank()) {
+    if !members.contains(&comm.rank()) {
         return Ok(None);
     }
     let region = Region::whole(&input.operand().shape);
     let mut bytes = None;
-    if link.rank() == 0 {
+    if comm.rank() == 0 {
         let (file, dataset) = place(input.job, &input.operand().tensor, places);
         let mut read = Vec::new();
-        Reader::open(&file, &dataset)?.read_in_parts(&region, &mut read, PART_BYTES, || link.look())?;
+        Reader::open(&file, &dataset)?.read_in_parts(&region, &mut read, PART_BYTES, || comm.look())?;
         counts.read_bytes += read.len() as u64;
         bytes = Some(Payload::from(read));
     }
-    let (bytes, source) = link.broadcast_among(members, bytes, Some(Reason::Input))?;
-    link.received(&mut counts.moved, Reason::Input, source, bytes.len() as u64);
+    let (bytes, source) = comm.broadcast_among(members, bytes, Some(Reason::Input))?;
+    comm.received(&mut counts.moved, Reason::Input, source, bytes.len() as u64);
     Ok(Some(Piece { region, bytes: bytes.into_vec().into() }))
 }
 
-fn place(job: &Job, tensor: &str, places: &Places) -> (PathBuf, String) {
+fn place(job: &Job, tensor: &str, places: &DatasetPaths) -> (PathBuf, String) {
     match (places.get(tensor), job.tensors.get(tensor).map(|decl| &decl.source)) {
         (Some(place), _) => place.clone(),
         (None, Some(job::Source::File { file, dataset })) => (file.clone(), dataset.clone()),

@@ -6,11 +6,11 @@ use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 
 use crate::encode::encode;
-use crate::exec::comm::communicator::{Link, tag};
-use crate::exec::comm::trailer::Stamp;
-use crate::exec::dataset::inputs::Places;
+use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::trailer::Trailer;
+use crate::exec::dataset::inputs::DatasetPaths;
 use crate::exec::error::RunError;
-use crate::exec::recovery::completed::{Finished, Stored};
+use crate::exec::recovery::completed::{CompletionRecord, StoredAt};
 use crate::exec::recovery::manifest::Manifest;
 use crate::exec::transfer::piece::Piece;
 use crate::exec::transfer::resident::{Holding, Resident};
@@ -104,25 +104,25 @@ impl Outputs {
     /// Makes room for the outputs of a stage. Rank 0 creates their datasets, those of `datasets`, and everyone learns where
     /// they lie. Collective.
     pub fn create(
-        link: &mut Link,
+        comm: &mut Communicator,
         job: &Job,
         plan: &StagePlan,
         datasets: bool,
         run: u64,
-        places: &mut Places,
+        places: &mut DatasetPaths,
         stagings: &mut Stagings,
     ) -> Result<Outputs, RunError> {
         let stored = |operand: &OperandPlan| datasets && !(operand.resident && operand.origin == Origin::Scratch);
         let mut layouts: Vec<OutputLayout> = Vec::new();
         if plan.operands.iter().any(|operand| operand.role == Role::Output && stored(operand)) {
             let mut encoded = None;
-            if link.rank() == 0 {
+            if comm.rank() == 0 {
                 let outputs = plan.operands.iter().filter(|operand| operand.role == Role::Output && stored(operand));
                 let created = outputs.map(|operand| create_dataset(job, operand, stagings));
                 let created = created.collect::<Result<Vec<_>, _>>()?;
                 encoded = Some(Payload::from(encode(&created)?));
             }
-            layouts = serde_json::from_slice(&link.broadcast(encoded)?)
+            layouts = serde_json::from_slice(&comm.broadcast(encoded)?)
                 .map_err(|_| RunError::Protocol { rank: 0, what: "the places of the outputs" })?;
         }
         let mut layouts = layouts.into_iter();
@@ -143,7 +143,7 @@ impl Outputs {
                 let bytes = vec![0; region.elements() as usize * element_bytes];
                 (region, bytes)
             };
-            let resident = operand.resident.then(|| plan.owned(index, link.rank()).into_iter().map(room).collect());
+            let resident = operand.resident.then(|| plan.owned(index, comm.rank()).into_iter().map(room).collect());
             outputs.push(Output { tensor: operand.tensor.clone(), operand: index, element_bytes, dataset, resident });
         }
         Ok(Outputs { outputs, sent: 0, received: 0, expected: 0, run })
@@ -153,52 +153,57 @@ impl Outputs {
     /// them, if it can.
     pub fn write(
         &mut self,
-        link: &mut Link,
+        comm: &mut Communicator,
         number: usize,
         region: &Region,
         bytes: &[u8],
         stagings: &mut Stagings,
-    ) -> Result<(u64, Option<Stored>), RunError> {
+    ) -> Result<(u64, Option<StoredAt>), RunError> {
         let output = &mut self.outputs[number];
         output.keep(region, bytes);
         let Some(dataset) = &mut output.dataset else { return Ok((0, None)) };
         if let Some(writer) = &mut dataset.writer {
             let written = writer.write(region, bytes)?;
-            return Ok((written, Some(Stored::InPlace(crc32fast::hash(bytes)))));
+            return Ok((written, Some(StoredAt::InPlace(crc32fast::hash(bytes)))));
         }
         let chunks = compress_chunks(&dataset.layout, region, bytes)?;
         let encoded = encode_chunks(number, &chunks);
         let stored = stagings.manifest.store(&encoded);
-        self.give_chunks(link, number, &chunks, encoded, stagings)?;
+        self.give_chunks(comm, number, &chunks, encoded, stagings)?;
         Ok((chunks.iter().map(|(_, stored)| stored.len() as u64).sum(), stored))
     }
 
     /// Brings compressed chunks, also in their `encoded` form, to rank 0.
     fn give_chunks(
         &mut self,
-        link: &mut Link,
+        comm: &mut Communicator,
         number: usize,
         chunks: &[StoredChunk],
         mut encoded: Vec<u8>,
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
-        if link.rank() == 0 {
+        if comm.rank() == 0 {
             return self.write_chunks(number, chunks, stagings);
         }
-        let (begun, bytes) = (link.tracer.begin(), encoded.len() as u64);
-        Stamp::run(self.run).put(&mut encoded);
-        link.send(0, tag::of_run(tag::CHUNKS, self.run), encoded.into())?;
-        link.sent(begun, 0, Reason::Output, bytes);
+        let (begun, bytes) = (comm.tracer.begin(), encoded.len() as u64);
+        Trailer::run(self.run).put(&mut encoded);
+        comm.send(0, tag::of_run(tag::CHUNKS, self.run), encoded.into())?;
+        comm.sent(begun, 0, Reason::Output, bytes);
         self.sent += 1;
         Ok(())
     }
 
     /// Takes up what earlier runs have finished of the stage: their share of it goes into datasets that are not theirs, and
     /// into the memory of this rank what it has of it.
-    pub fn recover(&mut self, link: &mut Link, plan: &StagePlan, stagings: &mut Stagings) -> Result<(), RunError> {
+    pub fn recover(
+        &mut self,
+        comm: &mut Communicator,
+        plan: &StagePlan,
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
         for (at, finished) in stagings.manifest.earlier(&plan.name).to_vec().into_iter().enumerate() {
-            link.look()?;
-            let is_mine = at as u64 % u64::from(link.size()) == u64::from(link.rank());
+            comm.look()?;
+            let is_mine = at as u64 % u64::from(comm.size()) == u64::from(comm.rank());
             for (number, stored) in finished.outputs.iter().enumerate() {
                 let output = &self.outputs[number];
                 let region = plan.region(output.operand, &finished.tile);
@@ -206,7 +211,7 @@ impl Outputs {
                 let is_near = output.resident.iter().flatten().any(|(own, _)| own.intersect(&region).is_some());
                 let missing = || RunError::Lost { tensor: output.tensor.clone() };
                 match stored {
-                    Stored::InPlace(_) => {
+                    StoredAt::InPlace(_) => {
                         let layout = stagings.manifest.earlier_layout(&output.tensor).ok_or_else(missing)?;
                         let is_elsewhere = *layout != dataset.layout;
                         if is_near || (is_mine && is_elsewhere) {
@@ -219,17 +224,17 @@ impl Outputs {
                             }
                         }
                     }
-                    Stored::Beside(payload) if is_near || is_mine => {
+                    StoredAt::Beside(payload) if is_near || is_mine => {
                         let encoded = stagings.manifest.payload(payload).ok_or_else(missing)?;
                         let (_, chunks) = decode_chunks(&encoded).ok_or_else(missing)?;
                         for (region, bytes) in expand_chunks(&dataset.layout, &chunks)? {
                             self.outputs[number].keep(&region, &bytes);
                         }
                         if is_mine {
-                            self.give_chunks(link, number, &chunks, encoded, stagings)?;
+                            self.give_chunks(comm, number, &chunks, encoded, stagings)?;
                         }
                     }
-                    Stored::Beside(_) => {}
+                    StoredAt::Beside(_) => {}
                 }
             }
         }
@@ -239,41 +244,46 @@ impl Outputs {
     /// Writes what an iteration left in memory to datasets made for it now. Collective.
     #[expect(clippy::too_many_arguments, reason = "what Outputs::create takes, and what of it is kept and counted")]
     pub fn flush(
-        link: &mut Link,
+        comm: &mut Communicator,
         job: &Job,
         plan: &StagePlan,
         run: u64,
         resident: &Resident,
-        places: &mut Places,
+        places: &mut DatasetPaths,
         stagings: &mut Stagings,
         counts: &mut Counts,
     ) -> Result<(), RunError> {
-        let mut outputs = Outputs::create(link, job, plan, true, run, places, stagings)?;
+        let mut outputs = Outputs::create(comm, job, plan, true, run, places, stagings)?;
         let held: Vec<Option<&Holding>> = outputs.outputs.iter().map(|output| resident.get(&output.tensor)).collect();
         outputs.outputs.iter_mut().for_each(|output| output.resident = None);
-        for (at, mut tile) in plan.shard(link.rank()).into_iter().enumerate() {
+        for (at, mut tile) in plan.shard(comm.rank()).into_iter().enumerate() {
             plan.widen(&mut tile);
             let mut kept = Vec::with_capacity(held.len());
             for (number, holding) in held.iter().enumerate() {
                 let Some(piece) = holding.and_then(|holding| holding.pieces.get(at)) else { continue };
-                let (written, stored) = outputs.write(link, number, &piece.region, &piece.bytes, stagings)?;
+                let (written, stored) = outputs.write(comm, number, &piece.region, &piece.bytes, stagings)?;
                 counts.written_bytes += written;
                 kept.extend(stored);
             }
             if !held.is_empty() && kept.len() == held.len() {
-                stagings.manifest.note(&Finished { stage: plan.name.clone(), tile, outputs: kept, leaves: None });
+                stagings.manifest.note(&CompletionRecord {
+                    stage: plan.name.clone(),
+                    tile,
+                    outputs: kept,
+                    leaves: None,
+                });
             }
         }
-        let sent = link.gather(outputs.sent.to_le_bytes().to_vec())?;
+        let sent = comm.gather(outputs.sent.to_le_bytes().to_vec())?;
         for (rank, sent) in (0..).zip(sent.iter().flatten()).skip(1) {
             let wrong = |_| RunError::Protocol { rank, what: "the end of its outputs" };
             for _ in 0..u64::from_le_bytes(sent.as_slice().try_into().map_err(wrong)?) {
                 let chunks = tag::of_run(tag::CHUNKS, run);
-                let message = Message { source: rank, tag: chunks, bytes: link.receive(rank, chunks)? };
-                outputs.receive(link, message, stagings, &mut counts.moved)?;
+                let message = Message { source: rank, tag: chunks, bytes: comm.receive(rank, chunks)? };
+                outputs.receive(comm, message, stagings, &mut counts.moved)?;
             }
         }
-        link.barrier()?;
+        comm.barrier()?;
         stagings.settle()?;
         Ok(())
     }
@@ -291,13 +301,13 @@ impl Outputs {
     /// Compressed chunks from another rank.
     pub fn receive(
         &mut self,
-        link: &Link,
+        comm: &Communicator,
         mut message: Message,
         stagings: &mut Stagings,
         moved: &mut Moved,
     ) -> Result<(), RunError> {
-        Stamp::run(self.run).check(&mut message.bytes, message.source, "compressed chunks")?;
-        link.received(moved, Reason::Output, message.source, message.bytes.len() as u64);
+        Trailer::run(self.run).check(&mut message.bytes, message.source, "compressed chunks")?;
+        comm.received(moved, Reason::Output, message.source, message.bytes.len() as u64);
         let decoded = decode_chunks(&message.bytes).filter(|(output, _)| *output < self.outputs.len());
         let wrong = || RunError::Protocol { rank: message.source, what: "compressed chunks" };
         let (output, chunks) = decoded.ok_or_else(wrong)?;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::encode::encode;
 use crate::engine::{Cache, Cpu, Kernel, Tier};
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::error::RunError;
 use crate::fabric::Payload;
 use crate::plan::StagePlan;
@@ -23,15 +23,15 @@ const NEWEST_WEIGHT: f64 = 0.5;
 const TIERS: [Tier; 2] = [Tier::Baseline, Tier::Optimized];
 
 /// Nanoseconds per slice, by what [`key`] makes.
-type Known = BTreeMap<String, f64>;
+type KnownCosts = BTreeMap<String, f64>;
 
-/// The costs of all kernels of a run, as [`crate::exec::kernels::tier_up::Tiers`] numbers them.
+/// The costs of all kernels of a run, as [`crate::exec::kernels::tier_up::TierUp`] numbers them.
 #[derive(Debug, Default)]
-pub(in crate::exec) struct CostBook {
+pub(in crate::exec) struct CostHistory {
     cpu: String,
     /// From earlier runs.
-    known: Vec<Known>,
-    measured: Vec<Known>,
+    known: Vec<KnownCosts>,
+    measured: Vec<KnownCosts>,
     /// Of each stage, by tier: iterations need them again and again.
     keys: BTreeMap<usize, [String; 2]>,
     /// Of stages that ran before.
@@ -51,23 +51,23 @@ fn key(cpu: &str, stage: &StagePlan, kernel: &Kernel, tier: Tier) -> String {
     format!("{} {shape} {} {cpu}", kernel.export(), tier.name())
 }
 
-impl CostBook {
+impl CostHistory {
     /// What rank 0's cache knows. Collective.
-    pub fn load(link: &mut Link, cache: Option<&Cache>, kernels: &[Kernel]) -> Result<CostBook, RunError> {
+    pub fn load(comm: &mut Communicator, cache: Option<&Cache>, kernels: &[Kernel]) -> Result<CostHistory, RunError> {
         let mut encoded = None;
-        if link.rank() == 0 {
-            let notes = |kernel: &Kernel| cache.map_or_else(Known::new, |cache| notes(cache, kernel));
-            let known: Vec<Known> = kernels.iter().map(notes).collect();
+        if comm.rank() == 0 {
+            let notes = |kernel: &Kernel| cache.map_or_else(KnownCosts::new, |cache| notes(cache, kernel));
+            let known: Vec<KnownCosts> = kernels.iter().map(notes).collect();
             encoded = Some(Payload::from(encode(&known)?));
         }
-        let encoded = link.broadcast(encoded)?;
+        let encoded = comm.broadcast(encoded)?;
         let wrong = |_| RunError::Protocol { rank: 0, what: "what kernels cost" };
-        let mut known: Vec<Known> = serde_json::from_slice(&encoded).map_err(wrong)?;
-        known.resize(kernels.len(), Known::new());
-        Ok(CostBook {
+        let mut known: Vec<KnownCosts> = serde_json::from_slice(&encoded).map_err(wrong)?;
+        known.resize(kernels.len(), KnownCosts::new());
+        Ok(CostHistory {
             cpu: Cpu::host().name,
             known,
-            measured: vec![Known::new(); kernels.len()],
+            measured: vec![KnownCosts::new(); kernels.len()],
             keys: BTreeMap::new(),
             tables: BTreeMap::new(),
         })
@@ -87,7 +87,7 @@ impl CostBook {
         CostTable::expecting(costs)
     }
 
-    /// Takes note of what a run of the stage, which had been [`CostBook::expected`], has measured.
+    /// Takes note of what a run of the stage, which had been [`CostHistory::expected`], has measured.
     pub fn note(&mut self, number: usize, index: usize, costs: CostTable) {
         let Some(keys) = self.keys.get(&number) else { return };
         for (class, ns) in costs.measured() {
@@ -99,18 +99,18 @@ impl CostBook {
     }
 
     /// What this rank has measured of kernel number `index`.
-    pub fn measured(&self, index: usize) -> &Known {
+    pub fn measured(&self, index: usize) -> &KnownCosts {
         &self.measured[index]
     }
 }
 
-fn notes(cache: &Cache, kernel: &Kernel) -> Known {
+fn notes(cache: &Cache, kernel: &Kernel) -> KnownCosts {
     cache.notes(kernel).and_then(|notes| serde_json::from_slice(&notes).ok()).unwrap_or_default()
 }
 
 /// Keeps what the ranks have measured for later runs. That it cannot be kept is no error: it is measured again.
 pub(in crate::exec) fn save(cache: &Cache, kernels: &[Kernel], ranks: &[RankReport]) {
-    let mut modules: BTreeMap<&str, (&Kernel, Known)> = BTreeMap::new();
+    let mut modules: BTreeMap<&str, (&Kernel, KnownCosts)> = BTreeMap::new();
     for (index, kernel) in kernels.iter().enumerate() {
         let (_, known) = modules.entry(kernel.hash()).or_insert_with(|| (kernel, notes(cache, kernel)));
         let mut measured: BTreeMap<&str, Vec<f64>> = BTreeMap::new();

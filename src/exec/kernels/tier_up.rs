@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::engine::{
     BackgroundCompile, Cache, Code, CompileLimits, Engine, EngineError, Kernel, OPTIMIZING_NS_PER_BYTE, Tier, optimize,
 };
-use crate::exec::comm::communicator::{Link, tag};
+use crate::exec::comm::communicator::{Communicator, tag};
 use crate::exec::error::RunError;
 use crate::exec::options::TierPolicy;
 use crate::fabric::{Backoff, Message, Payload, Rank};
@@ -20,7 +20,7 @@ const WORTH: f64 = 1.3;
 
 /// The kernels of a job and their code on this rank.
 #[derive(Debug)]
-pub(in crate::exec) struct Tiers {
+pub(in crate::exec) struct TierUp {
     engine: Engine,
     policy: TierPolicy,
     cache: Option<Cache>,
@@ -63,7 +63,7 @@ impl Compile {
     }
 }
 
-/// What a [`Tiers`] is made with.
+/// What a [`TierUp`] is made with.
 #[derive(Debug)]
 pub(in crate::exec) struct TierSetup {
     pub engine: Engine,
@@ -75,18 +75,18 @@ pub(in crate::exec) struct TierSetup {
     pub class: Vec<Rank>,
 }
 
-impl Tiers {
+impl TierUp {
     /// Begins, or begins again with what was `kept`: artifacts that are there, or in the cache, are sent out at once, the
     /// others queued for compiling. Collective.
     pub fn start<'a>(
-        link: &mut Link,
+        comm: &mut Communicator,
         setup: TierSetup,
         kernels: Vec<Kernel>,
-        kept: &'a mut Option<Tiers>,
-    ) -> Result<&'a mut Tiers, RunError> {
+        kept: &'a mut Option<TierUp>,
+    ) -> Result<&'a mut TierUp, RunError> {
         let class = setup.class.clone();
-        let tiers = kept.get_or_insert_with(|| Tiers::new(setup, kernels));
-        tiers.position = class.iter().position(|rank| *rank == link.rank()).unwrap_or(0);
+        let tiers = kept.get_or_insert_with(|| TierUp::new(setup, kernels));
+        tiers.position = class.iter().position(|rank| *rank == comm.rank()).unwrap_or(0);
         tiers.class = class;
         if tiers.policy == TierPolicy::Baseline {
             return Ok(tiers);
@@ -94,36 +94,36 @@ impl Tiers {
         let mut hits = vec![0u8; tiers.kernels.len()];
         if tiers.position == 0 {
             for (index, hit) in hits.iter_mut().enumerate() {
-                *hit = u8::from(tiers.send_out(link, index)?);
+                *hit = u8::from(tiers.send_out(comm, index)?);
             }
         }
         // Who will get code from the cache waits for it, so that the first task runs on it.
-        let all = link.allgather(hits)?;
+        let all = comm.allgather(hits)?;
         let leader = tiers.class.first().copied().unwrap_or(0);
         for (index, hit) in all[leader as usize].clone().into_iter().enumerate() {
             if hit == 1 {
-                tiers.wait_for(link, index)?;
+                tiers.wait_for(comm, index)?;
             }
         }
-        tiers.poll(link)?;
+        tiers.poll(comm)?;
         Ok(tiers)
     }
 
     /// Where ranks of this one's class get optimized code of a kernel from, unless it is to be compiled first. True if they
     /// get it now.
-    fn send_out(&mut self, link: &mut Link, index: usize) -> Result<bool, RunError> {
+    fn send_out(&mut self, comm: &mut Communicator, index: usize) -> Result<bool, RunError> {
         let state = &self.kernels[index];
         if let Some(message) = state.failed.clone() {
-            self.pass_on(link, index, 0, message.as_bytes())?;
+            self.pass_on(comm, index, 0, message.as_bytes())?;
             return Ok(false);
         }
         if let Some(artifact) = state.artifact.clone() {
-            self.pass_on(link, index, 1, &artifact)?;
+            self.pass_on(comm, index, 1, &artifact)?;
             return Ok(true);
         }
         if let Some(artifact) = self.cached(index, Tier::Optimized) {
             self.kernels[index].report.cache_hit = true;
-            self.arrived(link, index, artifact)?;
+            self.arrived(comm, index, artifact)?;
             return Ok(true);
         }
         let running = self.running.iter().map(|(running, _)| *running);
@@ -140,7 +140,7 @@ impl Tiers {
         self.cache.as_ref().and_then(|cache| cache.get(&wanted))
     }
 
-    fn new(setup: TierSetup, kernels: Vec<Kernel>) -> Tiers {
+    fn new(setup: TierSetup, kernels: Vec<Kernel>) -> TierUp {
         let state = |kernel: Kernel| {
             let report = KernelReport {
                 kernel: kernel.name().to_owned(),
@@ -151,7 +151,7 @@ impl Tiers {
             State { kernel, start: None, optimized: None, artifact: None, failed: None, report }
         };
         let TierSetup { engine, policy, cache, helper, limits, threads, class } = setup;
-        Tiers {
+        TierUp {
             engine,
             policy,
             cache,
@@ -176,10 +176,16 @@ impl Tiers {
     }
 
     /// The code to begin a stage with: the best that there is now, unless it is to be baseline code.
-    pub fn code(&mut self, link: &mut Link, index: usize, stage: &str, baseline: bool) -> Result<Code, RunError> {
+    pub fn code(
+        &mut self,
+        comm: &mut Communicator,
+        index: usize,
+        stage: &str,
+        baseline: bool,
+    ) -> Result<Code, RunError> {
         self.resume(index);
         if self.policy == TierPolicy::Optimized {
-            self.wait_for(link, index)?;
+            self.wait_for(comm, index)?;
         }
         if let Some(code) = self.best(index, baseline) {
             return Ok(code);
@@ -197,10 +203,10 @@ impl Tiers {
             Some(helper) => {
                 let artifact = match self.cached(index, Tier::Baseline) {
                     Some(artifact) => artifact,
-                    None => match self.compile_start(link, index, &helper, baseline)? {
+                    None => match self.compile_start(comm, index, &helper, baseline)? {
                         Some(compiled) => compiled.map_err(failed)?,
                         // Better code has come meanwhile.
-                        None => return self.code(link, index, stage, baseline),
+                        None => return self.code(comm, index, stage, baseline),
                     },
                 };
                 self.engine.load_start(&kernel, &artifact).map_err(failed)?
@@ -228,7 +234,7 @@ impl Tiers {
     /// other ranks end the wait, and the helper.
     fn compile_start(
         &mut self,
-        link: &mut Link,
+        comm: &mut Communicator,
         index: usize,
         helper: &Path,
         baseline: bool,
@@ -245,10 +251,10 @@ impl Tiers {
             if let Some(result) = compile.poll() {
                 return Ok(Some(result));
             }
-            while let Some(message) = link.poll(|tag| tag == tag::ARTIFACT)? {
-                self.receive(link, &message)?;
+            while let Some(message) = comm.poll(|tag| tag == tag::ARTIFACT)? {
+                self.receive(comm, &message)?;
             }
-            self.poll(link)?;
+            self.poll(comm)?;
             if self.best(index, baseline).is_some() {
                 return Ok(None);
             }
@@ -263,7 +269,7 @@ impl Tiers {
 
     /// Pauses the compiler of a kernel when it would take more than it can give: `left` is the CPU time that this rank
     /// would still need on baseline code.
-    pub fn judge(&mut self, index: usize, left: Duration) {
+    pub fn reconsider_compile(&mut self, index: usize, left: Duration) {
         let cost = Duration::from_nanos(self.kernels[index].kernel.code_bytes() * OPTIMIZING_NS_PER_BYTE);
         if left.mul_f64(self.class.len() as f64) > cost.mul_f64(WORTH) {
             return;
@@ -291,7 +297,7 @@ impl Tiers {
         }
     }
 
-    fn wait_for(&mut self, link: &mut Link, index: usize) -> Result<(), RunError> {
+    fn wait_for(&mut self, comm: &mut Communicator, index: usize) -> Result<(), RunError> {
         let mut backoff = Backoff::default();
         while self.kernels[index].optimized.is_none() {
             if let Some(message) = &self.kernels[index].failed {
@@ -299,17 +305,17 @@ impl Tiers {
                 let source = EngineError::Compile { name, compiler: "llvm", message: message.clone() };
                 return Err(RunError::NoOptimizedCode { source: Box::new(source) });
             }
-            while let Some(message) = link.poll(|tag| tag == tag::ARTIFACT)? {
-                self.receive(link, &message)?;
+            while let Some(message) = comm.poll(|tag| tag == tag::ARTIFACT)? {
+                self.receive(comm, &message)?;
             }
-            self.poll(link)?;
+            self.poll(comm)?;
             backoff.wait();
         }
         Ok(())
     }
 
     /// Moves compiling along; call it often.
-    pub fn poll(&mut self, link: &mut Link) -> Result<(), RunError> {
+    pub fn poll(&mut self, comm: &mut Communicator) -> Result<(), RunError> {
         if let Some((index, compile)) = &mut self.running {
             let index = *index;
             match compile.poll() {
@@ -317,11 +323,11 @@ impl Tiers {
                 Some(Ok(artifact)) => {
                     self.running = None;
                     self.kernels[index].report.optimizing_compiles += 1;
-                    self.arrived(link, index, artifact)?;
+                    self.arrived(comm, index, artifact)?;
                 }
                 Some(Err(error)) => {
                     self.running = None;
-                    self.fail(link, index, error.to_string())?;
+                    self.fail(comm, index, error.to_string())?;
                 }
             }
         }
@@ -330,7 +336,7 @@ impl Tiers {
         {
             match self.begin(index) {
                 Ok(compile) => self.running = Some((index, compile)),
-                Err(error) => self.fail(link, index, error.to_string())?,
+                Err(error) => self.fail(comm, index, error.to_string())?,
             }
         }
         Ok(())
@@ -364,7 +370,7 @@ impl Tiers {
     }
 
     /// An artifact, or the news that there is none, from the rank above in the tree.
-    pub fn receive(&mut self, link: &mut Link, message: &Message) -> Result<(), RunError> {
+    pub fn receive(&mut self, comm: &mut Communicator, message: &Message) -> Result<(), RunError> {
         let wrong = || RunError::Protocol { rank: message.source, what: "an artifact" };
         let (index, rest) = message.bytes.split_first_chunk::<4>().ok_or_else(wrong)?;
         let index = u32::from_le_bytes(*index) as usize;
@@ -373,13 +379,13 @@ impl Tiers {
             return Err(wrong());
         }
         match whole {
-            1 => self.arrived(link, index, rest.to_vec()),
-            _ => self.fail(link, index, String::from_utf8_lossy(rest).into_owned()),
+            1 => self.arrived(comm, index, rest.to_vec()),
+            _ => self.fail(comm, index, String::from_utf8_lossy(rest).into_owned()),
         }
     }
 
-    fn arrived(&mut self, link: &mut Link, index: usize, artifact: Vec<u8>) -> Result<(), RunError> {
-        self.pass_on(link, index, 1, &artifact)?;
+    fn arrived(&mut self, comm: &mut Communicator, index: usize, artifact: Vec<u8>) -> Result<(), RunError> {
+        self.pass_on(comm, index, 1, &artifact)?;
         let state = &mut self.kernels[index];
         if state.optimized.is_some() {
             return Ok(());
@@ -396,8 +402,8 @@ impl Tiers {
         Ok(())
     }
 
-    fn fail(&mut self, link: &mut Link, index: usize, message: String) -> Result<(), RunError> {
-        self.pass_on(link, index, 0, message.as_bytes())?;
+    fn fail(&mut self, comm: &mut Communicator, index: usize, message: String) -> Result<(), RunError> {
+        self.pass_on(comm, index, 0, message.as_bytes())?;
         self.note(index, message);
         Ok(())
     }
@@ -411,14 +417,14 @@ impl Tiers {
         state.failed = Some(message);
     }
 
-    fn pass_on(&self, link: &mut Link, index: usize, whole: u8, bytes: &[u8]) -> Result<(), RunError> {
+    fn pass_on(&self, comm: &mut Communicator, index: usize, whole: u8, bytes: &[u8]) -> Result<(), RunError> {
         let children = [2 * self.position + 1, 2 * self.position + 2];
         let mut message = (index as u32).to_le_bytes().to_vec();
         message.push(whole);
         message.extend_from_slice(bytes);
         let message = Payload::from(message);
         for child in children.into_iter().filter_map(|position| self.class.get(position)) {
-            link.send(*child, tag::ARTIFACT, message.clone())?;
+            comm.send(*child, tag::ARTIFACT, message.clone())?;
         }
         Ok(())
     }

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::encode::encode;
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error::RunError;
-use crate::exec::trace::recorder::What;
+use crate::exec::trace::recorder::TraceEventKind;
 use crate::exec::transfer::piece::Piece;
 use crate::exec::transfer::resident::{Holding, Resident};
 use crate::fabric::Payload;
@@ -33,7 +33,7 @@ const BYTES_PER_SECOND: f64 = 200e6;
 
 /// A checkpoint: what lies where.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::exec) struct Saved {
+pub(in crate::exec) struct CheckpointIndex {
     /// The stage that comes next.
     pub stage: String,
     /// Iterations so far, where that is an iterated stage.
@@ -68,7 +68,7 @@ pub(in crate::exec) struct Checkpoints {
 
 /// What rank 0 says at a look.
 #[derive(Serialize, Deserialize)]
-struct Word {
+struct CheckpointVote {
     signal: Option<usize>,
     is_due: bool,
     next_look: u64,
@@ -93,28 +93,28 @@ impl Checkpoints {
     /// Takes a checkpoint if one is due or the run is to end; ends it then. `next` is the stage that comes next. Collective.
     pub fn look(
         &mut self,
-        link: &mut Link,
+        comm: &mut Communicator,
         plan: &Plan,
         (next, iteration): (usize, u64),
         resident: &Resident,
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
         let wrong = |rank| RunError::Protocol { rank, what: "whether a checkpoint is due" };
-        let mine = Word {
-            signal: link.signal(),
-            is_due: link.rank() == 0 && self.is_due(resident, link.size()),
+        let mine = CheckpointVote {
+            signal: comm.signal(),
+            is_due: comm.rank() == 0 && self.is_due(resident, comm.size()),
             next_look: self.after(iteration),
         };
-        let all = link.allgather(encode(&mine)?)?;
+        let all = comm.allgather(encode(&mine)?)?;
         let words = (0..).zip(&all).map(|(rank, bytes)| serde_json::from_slice(bytes).map_err(|_| wrong(rank)));
-        let words: Vec<Word> = words.collect::<Result<_, _>>()?;
+        let words: Vec<CheckpointVote> = words.collect::<Result<_, _>>()?;
         let signal = words.iter().find_map(|word| word.signal);
         let first = words.first().ok_or_else(|| wrong(0))?;
         (self.next_look, self.looked) = (first.next_look, (iteration, Instant::now()));
         if (first.is_due || signal.is_some()) && stagings.manifest.lasts() && !resident.is_empty() {
-            self.take(link, plan, (next, iteration), resident, stagings)?;
+            self.take(comm, plan, (next, iteration), resident, stagings)?;
         }
-        signal.map_or(Ok(()), |signal| Err(link.end_by(signal)))
+        signal.map_or(Ok(()), |signal| Err(comm.end_by(signal)))
     }
 
     /// The iteration after which ranks look next, from how long those since the last look took.
@@ -133,7 +133,7 @@ impl Checkpoints {
     /// Writes all that is resident. Collective.
     fn take(
         &mut self,
-        link: &mut Link,
+        comm: &mut Communicator,
         plan: &Plan,
         (next, iteration): (usize, u64),
         resident: &Resident,
@@ -143,7 +143,7 @@ impl Checkpoints {
         let wrong = |rank| RunError::Protocol { rank, what: "its part of a checkpoint" };
         let holdings: Vec<(&String, &Holding)> = resident.all().collect();
         let (mut staging, mut encoded) = (None, None);
-        if link.rank() == 0 {
+        if comm.rank() == 0 {
             let (file, mut specs) = (stagings.manifest.checkpoint_file(self.taken), Vec::new());
             for (tensor, holding) in &holdings {
                 let operand = &plan.stages[holding.stage].operands[holding.operand];
@@ -154,7 +154,7 @@ impl Checkpoints {
             encoded = Some(Payload::from(encode(&begun.create(&specs)?)?));
             staging = Some((begun, file));
         }
-        let layouts: Vec<OutputLayout> = serde_json::from_slice(&link.broadcast(encoded)?).map_err(|_| wrong(0))?;
+        let layouts: Vec<OutputLayout> = serde_json::from_slice(&comm.broadcast(encoded)?).map_err(|_| wrong(0))?;
         let mut mine: Vec<Vec<(Region, u32)>> = Vec::with_capacity(holdings.len());
         for ((_, holding), layout) in holdings.iter().zip(&layouts) {
             let mut writer = Writer::open(layout)?;
@@ -165,7 +165,7 @@ impl Checkpoints {
             }
             mine.push(pieces);
         }
-        let all = link.gather(encode(&mine)?)?;
+        let all = comm.gather(encode(&mine)?)?;
         if let (Some(all), Some((mut staging, file))) = (all, staging) {
             let mut tensors: Vec<SavedTensor> = Vec::with_capacity(holdings.len());
             for ((tensor, holding), mut layout) in holdings.into_iter().zip(layouts) {
@@ -180,16 +180,16 @@ impl Checkpoints {
             }
             staging.publish()?;
             let stage = plan.stages[next].name.clone();
-            stagings.manifest.note_checkpoint(Saved { stage, iteration, file, tensors });
+            stagings.manifest.note_checkpoint(CheckpointIndex { stage, iteration, file, tensors });
         }
-        link.tracer.end(Some(started), || What::Part("checkpoint"));
+        comm.tracer.end(Some(started), || TraceEventKind::Part("checkpoint"));
         self.taken += 1;
         (self.last, self.cost) = (Instant::now(), Some(started.elapsed()));
         Ok(())
     }
 }
 
-impl Saved {
+impl CheckpointIndex {
     /// It lies in this folder, whatever else it says.
     pub fn move_to(&mut self, folder: &Path) {
         self.file = folder.join(self.file.file_name().unwrap_or_default());
@@ -253,8 +253,9 @@ mod tests {
         layout.temporary = file.clone();
         let (tensor, stage) = ("u".to_owned(), "s".to_owned());
         let tensors = vec![SavedTensor { tensor, stage: stage.clone(), operand: 1, layout, pieces }];
-        let mut saved = Saved { stage, iteration: 3, file: file.clone(), tensors };
-        let sound = |saved: &Saved, parts| (0..parts).map(|part| saved.is_sound(part, parts)).collect::<Vec<_>>();
+        let mut saved = CheckpointIndex { stage, iteration: 3, file: file.clone(), tensors };
+        let sound =
+            |saved: &CheckpointIndex, parts| (0..parts).map(|part| saved.is_sound(part, parts)).collect::<Vec<_>>();
         assert_eq!(sound(&saved, 3), [true; 3]);
         let whole = std::fs::read(&file).unwrap();
         let first = whole.windows(48).position(|bytes| bytes.iter().copied().eq(1..=48)).unwrap();

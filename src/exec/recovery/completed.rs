@@ -9,12 +9,12 @@ use crate::plan::{StagePlan, Tile};
 
 /// A record of the manifest: all outputs of a box are in their files, or beside the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::exec) struct Finished {
+pub(in crate::exec) struct CompletionRecord {
     pub stage: String,
     /// Of a reduction all of its reduced axes, unless it is a partial result.
     pub tile: Tile,
     /// In their order.
-    pub outputs: Vec<Stored>,
+    pub outputs: Vec<StoredAt>,
     /// Of a partial result: how many of its group's leaves are in it. The tile is their box.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaves: Option<u64>,
@@ -23,7 +23,7 @@ pub(in crate::exec) struct Finished {
 /// Where the bytes of an output are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(in crate::exec) enum Stored {
+pub(in crate::exec) enum StoredAt {
     /// At their places in the dataset; the CRC-32 of the packed region.
     InPlace(u32),
     /// Compressed chunks, which have no places before the file is whole; or the packed bytes of a partial result.
@@ -32,13 +32,13 @@ pub(in crate::exec) enum Stored {
 
 /// Finished boxes of a stage, which do not meet; and, of a reduction, what of its other cells is summed.
 #[derive(Clone, Debug, Default)]
-pub(in crate::exec) struct Done {
+pub(in crate::exec) struct CompletedTiles {
     tiles: Vec<Tile>,
     pub sums: Sums,
 }
 
-impl Done {
-    pub fn new(mut tiles: Vec<Tile>) -> Done {
+impl CompletedTiles {
+    pub fn new(mut tiles: Vec<Tile>) -> CompletedTiles {
         // Consecutive boxes of one shape are one box: blocks come in rows.
         for axis in (0..tiles.first().map_or(0, |tile| tile.0.rank())).rev() {
             let others = |tile: &Tile| -> Vec<(u64, u64)> {
@@ -57,7 +57,7 @@ impl Done {
             }
             tiles = joined;
         }
-        Done { tiles, sums: Sums::default() }
+        CompletedTiles { tiles, sums: Sums::default() }
     }
 
     pub fn tiles(&self) -> &[Tile] {
@@ -131,9 +131,9 @@ pub(in crate::exec) mod tests {
     #[test]
     fn rows_of_blocks_are_one_box() {
         let rows = (0..4).map(|row| tile(&[2 * row, 0], &[2, 5]));
-        assert_eq!(Done::new(rows.rev().collect()).tiles(), [tile(&[0, 0], &[8, 5])]);
+        assert_eq!(CompletedTiles::new(rows.rev().collect()).tiles(), [tile(&[0, 0], &[8, 5])]);
         let apart = vec![tile(&[0, 0], &[1, 5]), tile(&[2, 0], &[1, 5]), tile(&[3, 0], &[1, 4])];
-        assert_eq!(Done::new(apart).tiles().len(), 3);
+        assert_eq!(CompletedTiles::new(apart).tiles().len(), 3);
     }
 
     #[test]
@@ -144,7 +144,7 @@ pub(in crate::exec) mod tests {
             let before = stage(compute, "", 3);
             let blocks: Vec<Tile> = (0..3).flat_map(|rank| before.blocks(rank)).collect();
             assert!(blocks.len() > 6, "{name}: {}", blocks.len());
-            let done = Done::new(blocks.into_iter().step_by(2).collect());
+            let done = CompletedTiles::new(blocks.into_iter().step_by(2).collect());
             assert!(!done.is_all(&before));
             for ranks in [1, 2, 7] {
                 let now = stage(compute, "", ranks);
@@ -154,7 +154,7 @@ pub(in crate::exec) mod tests {
                 for (at, tile) in all.iter().enumerate() {
                     assert!(all[..at].iter().all(|other| other.0.intersect(&tile.0).is_none()), "{name}, {ranks}");
                 }
-                let everything = Done::new(all.into_iter().cloned().collect());
+                let everything = CompletedTiles::new(all.into_iter().cloned().collect());
                 assert!((0..ranks).all(|rank| everything.blocks_left(&now, rank).is_empty()));
             }
         }
@@ -167,10 +167,11 @@ pub(in crate::exec) mod tests {
         assert!(cells.len() > 1, "{}", cells.len());
         let mut part = cells[0].clone();
         part.0.extent[1] -= 1;
-        let left = |done: Vec<Tile>| (0..2).map(|rank| Done::new(done.clone()).blocks_left(&plan, rank).len()).sum();
+        let left =
+            |done: Vec<Tile>| (0..2).map(|rank| CompletedTiles::new(done.clone()).blocks_left(&plan, rank).len()).sum();
         let (all, without_a_part, without_a_cell): (usize, usize, usize) =
             (left(vec![]), left(vec![part]), left(vec![cells[0].clone()]));
         assert!(without_a_part == all && without_a_cell < all, "{all} {without_a_part} {without_a_cell}");
-        assert!(Done::new(cells).is_all(&plan));
+        assert!(CompletedTiles::new(cells).is_all(&plan));
     }
 }

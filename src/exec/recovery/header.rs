@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::exec::dataset::outputs::{destination, first_folder};
-use crate::exec::recovery::checkpoint::Saved;
-use crate::exec::recovery::completed::Finished;
+use crate::exec::recovery::checkpoint::CheckpointIndex;
+use crate::exec::recovery::completed::CompletionRecord;
 use crate::exec::recovery::fingerprint::{Identity, changes};
-use crate::exec::recovery::input_fingerprint::{Prints, Sources};
+use crate::exec::recovery::input_fingerprint::{Fingerprints, InputFiles};
 use crate::job::Job;
 use crate::manifest::{Folder, ManifestError, Records, write_whole};
 use crate::plan::{Plan, StagePlan};
@@ -63,13 +63,13 @@ struct StagedFile {
 pub(in crate::exec) struct Opening {
     pub path: PathBuf,
     pub generation: u64,
-    pub finished: Vec<Finished>,
+    pub finished: Vec<CompletionRecord>,
     pub layouts: BTreeMap<String, OutputLayout>,
-    pub saved: Option<Saved>,
+    pub saved: Option<CheckpointIndex>,
 }
 
 /// Whoever holds a manifest's folder.
-pub(in crate::exec) struct Keeper {
+pub(in crate::exec) struct ManifestHeader {
     folder: Folder,
     /// In the names of all that this job leaves, and of nothing else.
     id: String,
@@ -79,15 +79,15 @@ pub(in crate::exec) struct Keeper {
     fingerprints: Option<(JoinHandle<()>, Arc<AtomicBool>)>,
 }
 
-impl Keeper {
+impl ManifestHeader {
     pub fn open(
         job: &Job,
         plan: &Plan,
-        (stages, sources): (Vec<Identity>, &Sources),
+        (stages, sources): (Vec<Identity>, &InputFiles),
         fresh: bool,
         stagings: &mut BTreeMap<PathBuf, Staging>,
         notes: &mut Vec<String>,
-    ) -> Result<(Keeper, Opening), ManifestError> {
+    ) -> Result<(ManifestHeader, Opening), ManifestError> {
         let beside = first_folder(job);
         let path = real_path(&job.path).unwrap_or_else(|_| job.path.clone());
         let id = id(&path, &beside);
@@ -95,10 +95,10 @@ impl Keeper {
         let name: String = name.chars().take(NAME_CHARS).collect();
         let folder = Folder::open(&beside.join(format!(".{name}-{id}.exuvia")))?;
         let mut before: Header = folder.read(HEADER).unwrap_or_default();
-        let mut saved: Option<Saved> = folder.read(CHECKPOINT);
+        let mut saved: Option<CheckpointIndex> = folder.read(CHECKPOINT);
         before.stay_here(&id);
         saved.iter_mut().for_each(|saved| saved.move_to(folder.path()));
-        let mut records: Records<Finished> = Records::read(folder.path())?;
+        let mut records: Records<CompletionRecord> = Records::read(folder.path())?;
         let known = before.schema == SCHEMA && before.exuvia == env!("CARGO_PKG_VERSION") && before.job == path;
         if !known || fresh || (records.records.is_empty() && saved.is_none()) {
             saved = None;
@@ -116,7 +116,7 @@ impl Keeper {
             leftovers: before.leftovers.clone(),
             ..Header::default()
         };
-        let mut keeper = Keeper { folder, id, header, adopted: BTreeMap::new(), fingerprints: None };
+        let mut keeper = ManifestHeader { folder, id, header, adopted: BTreeMap::new(), fingerprints: None };
         let (path, generation) = (keeper.folder.path().to_owned(), keeper.header.generation);
         if records.records.is_empty() && saved.is_none() {
             keeper.take_fingerprints(sources);
@@ -124,7 +124,7 @@ impl Keeper {
             return Ok((keeper, Opening { path, generation, finished, layouts, saved }));
         }
         // Without them nothing counts.
-        let prints: Prints = keeper.folder.read(INPUTS).unwrap_or_default();
+        let prints: Fingerprints = keeper.folder.read(INPUTS).unwrap_or_default();
         let changed_inputs = sources.changed(&prints);
         let mut changed = changes(job, &before.stages, &keeper.header.stages, &changed_inputs);
         keeper.adopt_files(job, plan, &mut before, &mut changed, stagings, notes);
@@ -142,7 +142,7 @@ impl Keeper {
         if records.damaged > 0 {
             notes.push(format!("{} records of finished work are torn or damaged, and ignored", records.damaged));
         }
-        let counts = |finished: &Finished| {
+        let counts = |finished: &CompletionRecord| {
             !changed.contains_key(&finished.stage) && before.stages.iter().any(|stage| stage.stage == finished.stage)
         };
         // A part that was computed again counts as it is now.
@@ -151,7 +151,7 @@ impl Keeper {
             .into_iter()
             .filter(counts)
             .map(|finished| {
-                let Finished { stage, tile, leaves, .. } = &finished;
+                let CompletionRecord { stage, tile, leaves, .. } = &finished;
                 ((stage.clone(), tile.0.offset.clone(), tile.0.extent.clone(), *leaves), finished)
             })
             .collect();
@@ -292,7 +292,7 @@ impl Keeper {
     }
 
     /// Looks at the inputs on a thread of its own: nothing waits for that, only no run can go on with this one before.
-    fn take_fingerprints(&mut self, sources: &Sources) {
+    fn take_fingerprints(&mut self, sources: &InputFiles) {
         let (sources, folder) = (sources.clone(), self.folder.path().to_owned());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -306,7 +306,7 @@ impl Keeper {
     }
 
     /// Writes down a checkpoint.
-    pub fn note_checkpoint(&self, saved: &Saved) -> Result<(), ManifestError> {
+    pub fn note_checkpoint(&self, saved: &CheckpointIndex) -> Result<(), ManifestError> {
         // As long as there are no datasets, nobody has.
         self.begin_noting()?;
         self.folder.write(CHECKPOINT, saved)
@@ -348,7 +348,7 @@ impl Keeper {
 }
 
 /// Whether a checkpoint is of what the stages are now, those that are iterated or come before them.
-fn counts_still(saved: &Saved, job: &Job, plan: &Plan, changed: &BTreeMap<String, String>) -> bool {
+fn counts_still(saved: &CheckpointIndex, job: &Job, plan: &Plan, changed: &BTreeMap<String, String>) -> bool {
     let Some(next) = plan.stages.iter().position(|stage| stage.name == saved.stage) else { return false };
     let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
     let end = if iterated.contains(&next) { iterated.end } else { next };

@@ -19,15 +19,15 @@ const BUFFER_BYTES: usize = 1 << 20;
 
 /// The places that inputs come from, as rank 0 found them when it opened the datasets.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(in crate::exec) struct Sources {
-    files: Vec<Stat>,
+pub(in crate::exec) struct InputFiles {
+    files: Vec<FileStat>,
     /// By tensor: which of the files, and what in it.
     tensors: BTreeMap<String, Vec<(usize, String)>>,
 }
 
 /// What the file system says of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stat {
+struct FileStat {
     #[serde(with = "encode::path")]
     file: PathBuf,
     bytes: u64,
@@ -37,28 +37,28 @@ struct Stat {
 
 /// What tells whether the sources of inputs are what they were.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::exec) struct Prints {
+pub(in crate::exec) struct Fingerprints {
     files: Vec<Fingerprint>,
     tensors: BTreeMap<String, Vec<(usize, String)>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Fingerprint {
-    stat: Stat,
+    stat: FileStat,
     hash: Option<String>,
 }
 
-impl Sources {
+impl InputFiles {
     /// Of the datasets of a job, by tensor.
-    pub fn of(datasets: &BTreeMap<String, DatasetInfo>) -> Result<Sources, RunError> {
-        let (mut sources, mut known) = (Sources::default(), BTreeMap::new());
+    pub fn of(datasets: &BTreeMap<String, DatasetInfo>) -> Result<InputFiles, RunError> {
+        let (mut sources, mut known) = (InputFiles::default(), BTreeMap::new());
         for (tensor, info) in datasets {
             let mut places = Vec::with_capacity(info.sources.len());
             for source in &info.sources {
                 let next = sources.files.len();
                 let number = *known.entry(&source.file).or_insert(next);
                 if number == next {
-                    sources.files.push(Stat::of(&source.file)?);
+                    sources.files.push(FileStat::of(&source.file)?);
                 }
                 places.push((number, source.object.clone()));
             }
@@ -68,13 +68,13 @@ impl Sources {
     }
 
     /// Hashes the files; `None` if one cannot be read or is no longer what was opened, or `stop` is set meanwhile.
-    pub fn prints(&self, stop: &AtomicBool) -> Option<Prints> {
+    pub fn prints(&self, stop: &AtomicBool) -> Option<Fingerprints> {
         let files = self.files.iter().map(|stat| Fingerprint::take(stat, stop)).collect::<Option<_>>()?;
-        Some(Prints { files, tensors: self.tensors.clone() })
+        Some(Fingerprints { files, tensors: self.tensors.clone() })
     }
 
     /// The tensors that no longer come from the same content at the same places.
-    pub fn changed(&self, before: &Prints) -> Vec<String> {
+    pub fn changed(&self, before: &Fingerprints) -> Vec<String> {
         let mut held: BTreeMap<(usize, usize), bool> = BTreeMap::new();
         let mut is_as_before = |(number, object): &(usize, String), (print, earlier): &(usize, String)| {
             object == earlier
@@ -95,8 +95,8 @@ impl Sources {
     pub fn check(&self, outputs: &[PathBuf]) -> Result<(), RunError> {
         let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let outputs: Vec<PathBuf> = outputs.iter().map(|path| real(path)).collect();
-        let changed = |stat: &&Stat| Stat::of(&stat.file).ok().as_ref() != Some(*stat);
-        let is_input_alone = |stat: &&Stat| !outputs.contains(&real(&stat.file));
+        let changed = |stat: &&FileStat| FileStat::of(&stat.file).ok().as_ref() != Some(*stat);
+        let is_input_alone = |stat: &&FileStat| !outputs.contains(&real(&stat.file));
         match self.files.iter().filter(changed).find(is_input_alone) {
             Some(stat) => Err(RunError::InputChanged { file: stat.file.clone() }),
             None => Ok(()),
@@ -104,23 +104,23 @@ impl Sources {
     }
 }
 
-impl Stat {
-    fn of(file: &Path) -> Result<Stat, RunError> {
-        let stat = std::fs::metadata(file).map(|metadata| Stat::from(file, &metadata));
+impl FileStat {
+    fn of(file: &Path) -> Result<FileStat, RunError> {
+        let stat = std::fs::metadata(file).map(|metadata| FileStat::from(file, &metadata));
         stat.map_err(|_| RunError::InputChanged { file: file.to_owned() })
     }
 
-    fn from(file: &Path, metadata: &std::fs::Metadata) -> Stat {
+    fn from(file: &Path, metadata: &std::fs::Metadata) -> FileStat {
         let modified_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-        Stat { file: file.to_owned(), bytes: metadata.len(), modified_ns, inode: metadata.ino() }
+        FileStat { file: file.to_owned(), bytes: metadata.len(), modified_ns, inode: metadata.ino() }
     }
 }
 
 impl Fingerprint {
     /// `None` if the file is not what `stat` says, before or after it is read.
-    fn take(stat: &Stat, stop: &AtomicBool) -> Option<Fingerprint> {
+    fn take(stat: &FileStat, stop: &AtomicBool) -> Option<Fingerprint> {
         let mut opened = File::open(&stat.file).ok()?;
-        let is_same = |opened: &File| opened.metadata().is_ok_and(|found| Stat::from(&stat.file, &found) == *stat);
+        let is_same = |opened: &File| opened.metadata().is_ok_and(|found| FileStat::from(&stat.file, &found) == *stat);
         if !is_same(&opened) {
             return None;
         }
@@ -145,7 +145,7 @@ impl Fingerprint {
     }
 
     /// Whether the file has the same content: it is untouched, or has the same hash.
-    fn holds(&self, now: &Stat) -> bool {
+    fn holds(&self, now: &FileStat) -> bool {
         let again = || Fingerprint::take(now, &AtomicBool::new(false));
         let can_compare = self.hash.is_some() && now.bytes == self.stat.bytes;
         self.stat == *now || (can_compare && again().is_some_and(|now| now.hash == self.hash))
@@ -161,7 +161,7 @@ mod tests {
         let lab = tempfile::tempdir().unwrap();
         let file = lab.path().join("x");
         std::fs::write(&file, [1, 2, 3]).unwrap();
-        let (stop, stat) = (AtomicBool::new(false), |file: &Path| Stat::of(file).unwrap());
+        let (stop, stat) = (AtomicBool::new(false), |file: &Path| FileStat::of(file).unwrap());
         let opened = stat(&file);
         let print = Fingerprint::take(&opened, &stop).unwrap();
         assert!(print.holds(&opened));
@@ -184,11 +184,11 @@ mod tests {
         let path = lab.path().join("large");
         let file = File::create(&path).unwrap();
         file.set_len(HASHED_BYTES + 1).unwrap();
-        let opened = Stat::of(&path).unwrap();
+        let opened = FileStat::of(&path).unwrap();
         let print = Fingerprint::take(&opened, &AtomicBool::new(false)).unwrap();
         assert!(print.holds(&opened));
         file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        assert!(!print.holds(&Stat::of(&path).unwrap()));
+        assert!(!print.holds(&FileStat::of(&path).unwrap()));
     }
 
     #[test]
@@ -199,8 +199,8 @@ mod tests {
         let sources = |x: &[(usize, &str)]| {
             let places =
                 |all: &[(usize, &str)]| all.iter().map(|(file, object)| (*file, (*object).to_owned())).collect();
-            Sources {
-                files: files.iter().map(|file| Stat::of(file).unwrap()).collect(),
+            InputFiles {
+                files: files.iter().map(|file| FileStat::of(file).unwrap()).collect(),
                 tensors: [("x".to_owned(), places(x)), ("y".to_owned(), places(&[(2, "/y")]))].into(),
             }
         };
@@ -210,7 +210,7 @@ mod tests {
         for other in [&[(0, "/x")][..], &[(0, "/x"), (1, "/q")], &[(0, "/x"), (2, "/p")]] {
             assert_eq!(sources(other).changed(&before), ["x"]);
         }
-        assert_eq!(now.changed(&Prints::default()), ["x", "y"]);
+        assert_eq!(now.changed(&Fingerprints::default()), ["x", "y"]);
         std::fs::write(&files[1], "other").unwrap();
         assert_eq!(sources(&[(0, "/x"), (1, "/p")]).changed(&before), ["x"]);
         assert!(matches!(now.check(&[]), Err(RunError::InputChanged { file }) if file == files[1]));

@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 
 use crate::encode::encode;
 use crate::engine::Kernel;
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::error::RunError;
 use crate::exec::options::Resume;
-use crate::exec::recovery::checkpoint::Saved;
-use crate::exec::recovery::completed::{Done, Finished, Stored};
+use crate::exec::recovery::checkpoint::CheckpointIndex;
+use crate::exec::recovery::completed::{CompletedTiles, CompletionRecord, StoredAt};
 use crate::exec::recovery::fingerprint::identities;
-use crate::exec::recovery::header::{Keeper, Opening};
-use crate::exec::recovery::input_fingerprint::Sources;
+use crate::exec::recovery::header::{ManifestHeader, Opening};
+use crate::exec::recovery::input_fingerprint::InputFiles;
 use crate::exec::recovery::partial_sums::Sums;
-use crate::exec::recovery::skip::needless;
+use crate::exec::recovery::skip::skippable;
 use crate::exec::transfer::resident::Resident;
 use crate::fabric::{Payload, Rank};
 use crate::job::Job;
@@ -39,16 +39,16 @@ pub(in crate::exec) struct Manifest {
     /// Files that this rank writes to.
     writes: BTreeSet<PathBuf>,
     /// What earlier runs finished, by stage.
-    earlier: BTreeMap<String, Vec<Finished>>,
-    done: BTreeMap<String, Done>,
+    earlier: BTreeMap<String, Vec<CompletionRecord>>,
+    done: BTreeMap<String, CompletedTiles>,
     /// Stages that nobody needs to run again.
     skipped: BTreeSet<String>,
     /// The checkpoint to go on from.
-    saved: Option<Saved>,
+    saved: Option<CheckpointIndex>,
     /// Where they wrote it, by tensor.
     layouts: BTreeMap<String, OutputLayout>,
     /// Of rank 0.
-    keeper: Option<Keeper>,
+    keeper: Option<ManifestHeader>,
 }
 
 /// What became of an earlier run's work, for a person.
@@ -68,41 +68,46 @@ impl Manifest {
     /// Takes up what an earlier run of the job left, if it is to; puts the files that it left into
     /// `stagings`, by final name. Collective.
     pub fn open(
-        link: &mut Link,
-        (job, plan, sources): (&Job, &Plan, &Sources),
+        comm: &mut Communicator,
+        (job, plan, sources): (&Job, &Plan, &InputFiles),
         kernels: &[&Kernel],
         resume: Resume,
         stagings: &mut BTreeMap<PathBuf, Staging>,
     ) -> Result<(Manifest, Resumed), RunError> {
-        let mut manifest = Manifest { rank: link.rank(), ..Manifest::default() };
+        let mut manifest = Manifest { rank: comm.rank(), ..Manifest::default() };
         let (mut resumed, mut encoded) = (Resumed::default(), None);
         if resume == Resume::Never {
             return Ok((manifest, resumed));
         }
-        if link.rank() == 0 {
+        if comm.rank() == 0 {
             let stages = identities(job, plan, kernels);
-            let opened =
-                match Keeper::open(job, plan, (stages, sources), resume == Resume::Fresh, stagings, &mut resumed.notes)
-                {
-                    Ok((keeper, opening)) => {
-                        manifest.keeper = Some(keeper);
-                        Some(opening)
-                    }
-                    Err(busy @ ManifestError::Busy { .. }) => return Err(RunError::Manifest(busy)),
-                    Err(error) => {
-                        tracing::warn!("what this run finishes will not outlive it: {error}");
-                        None
-                    }
-                };
+            let opened = match ManifestHeader::open(
+                job,
+                plan,
+                (stages, sources),
+                resume == Resume::Fresh,
+                stagings,
+                &mut resumed.notes,
+            ) {
+                Ok((keeper, opening)) => {
+                    manifest.keeper = Some(keeper);
+                    Some(opening)
+                }
+                Err(busy @ ManifestError::Busy { .. }) => return Err(RunError::Manifest(busy)),
+                Err(error) => {
+                    tracing::warn!("what this run finishes will not outlive it: {error}");
+                    None
+                }
+            };
             encoded = Some(Payload::from(encode(&opened)?));
         }
-        let opening: Option<Opening> = serde_json::from_slice(&link.broadcast(encoded)?)
+        let opening: Option<Opening> = serde_json::from_slice(&comm.broadcast(encoded)?)
             .map_err(|_| RunError::Protocol { rank: 0, what: "what earlier runs finished" })?;
         let Some(opening) = opening else { return Ok((manifest, resumed)) };
         (manifest.path, manifest.generation, manifest.layouts) = (opening.path, opening.generation, opening.layouts);
         if let Some(saved) = opening.saved {
-            let sound = saved.is_sound(link.rank() as usize, link.size() as usize);
-            if link.allgather(vec![u8::from(sound)])?.iter().all(|sound| *sound == [1]) {
+            let sound = saved.is_sound(comm.rank() as usize, comm.size() as usize);
+            if comm.allgather(vec![u8::from(sound)])?.iter().all(|sound| *sound == [1]) {
                 resumed.bytes += saved.tensors.iter().map(|tensor| tensor.layout.bytes()).sum::<u64>();
                 resumed.iteration = saved.iteration;
                 manifest.saved = Some(saved);
@@ -110,7 +115,7 @@ impl Manifest {
                 resumed.notes.push(format!("the checkpoint {} is damaged, and ignored", saved.file.display()));
             }
         }
-        let (sound, damaged) = manifest.verify(link, plan, opening.finished)?;
+        let (sound, damaged) = manifest.verify(comm, plan, opening.finished)?;
         if damaged > 0 {
             resumed.notes.push(format!("{damaged} finished parts of outputs are damaged, and computed again"));
         }
@@ -121,10 +126,10 @@ impl Manifest {
             let Some(finished) = manifest.earlier.get_mut(&stage.name) else { continue };
             let sums = Sums::new(stage, finished);
             finished.retain(|finished| finished.leaves.is_none());
-            let mut done = Done::new(finished.iter().map(|finished| finished.tile.clone()).collect());
+            let mut done = CompletedTiles::new(finished.iter().map(|finished| finished.tile.clone()).collect());
             done.sums = sums;
-            if link.rank() == 0 && !done.sums.is_empty() {
-                let blocks = (0..link.size()).flat_map(|rank| stage.blocks(rank));
+            if comm.rank() == 0 && !done.sums.is_empty() {
+                let blocks = (0..comm.size()).flat_map(|rank| stage.blocks(rank));
                 let left = blocks.filter(|block| !done.has_cell_of(stage, block));
                 resumed.tasks += left.flat_map(|block| done.sums.leaves(stage, &block)).sum::<u64>();
             }
@@ -135,7 +140,7 @@ impl Manifest {
             manifest.done.insert(stage.name.clone(), done);
         }
         let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
-        manifest.skipped = needless(plan, iterated, &manifest.done, manifest.saved.as_ref());
+        manifest.skipped = skippable(plan, iterated, &manifest.done, manifest.saved.as_ref());
         Ok((manifest, resumed))
     }
 
@@ -143,22 +148,22 @@ impl Manifest {
     /// records, and how much is not. Collective.
     fn verify(
         &self,
-        link: &mut Link,
+        comm: &mut Communicator,
         plan: &Plan,
-        finished: Vec<Finished>,
-    ) -> Result<(Vec<Finished>, usize), RunError> {
+        finished: Vec<CompletionRecord>,
+    ) -> Result<(Vec<CompletionRecord>, usize), RunError> {
         if finished.is_empty() {
             return Ok((finished, 0));
         }
-        let mine = (0..finished.len()).skip(link.rank() as usize).step_by(link.size() as usize);
+        let mine = (0..finished.len()).skip(comm.rank() as usize).step_by(comm.size() as usize);
         let (mut writers, mut bad) = (Writers::default(), Vec::new());
         for at in mine {
-            link.look()?;
+            comm.look()?;
             if !self.is_sound(plan, &finished[at], &mut writers) {
                 bad.push(at);
             }
         }
-        let all = link.allgather(encode(&bad)?)?;
+        let all = comm.allgather(encode(&bad)?)?;
         let mut damaged = vec![false; finished.len()];
         for (rank, bytes) in (0..).zip(&all) {
             let wrong = || RunError::Protocol { rank, what: "which parts of outputs are damaged" };
@@ -172,14 +177,14 @@ impl Manifest {
     }
 
     /// Whether the bytes of which it speaks are there and what they were.
-    fn is_sound(&self, plan: &Plan, finished: &Finished, writers: &mut Writers) -> bool {
+    fn is_sound(&self, plan: &Plan, finished: &CompletionRecord, writers: &mut Writers) -> bool {
         let Some(stage) = plan.stages.iter().find(|stage| stage.name == finished.stage) else { return false };
         let outputs: Vec<usize> = stage.outputs().collect();
         let inside = finished.tile.0.rank() == stage.split.len()
             && (0..stage.split.len()).all(|axis| finished.tile.0.end(axis) <= stage.extent(axis));
-        let sound = |(output, stored): (&usize, &Stored)| match stored {
-            Stored::Beside(payload) => read_payload(&self.path, payload).is_some(),
-            Stored::InPlace(checksum) => {
+        let sound = |(output, stored): (&usize, &StoredAt)| match stored {
+            StoredAt::Beside(payload) => read_payload(&self.path, payload).is_some(),
+            StoredAt::InPlace(checksum) => {
                 let bytes = self
                     .layouts
                     .get(&stage.operands[*output].tensor)
@@ -191,12 +196,12 @@ impl Manifest {
     }
 
     /// What of a stage is finished.
-    pub fn done(&self, stage: &str) -> Done {
+    pub fn done(&self, stage: &str) -> CompletedTiles {
         self.done.get(stage).cloned().unwrap_or_default()
     }
 
     /// The records of it.
-    pub fn earlier(&self, stage: &str) -> &[Finished] {
+    pub fn earlier(&self, stage: &str) -> &[CompletionRecord] {
         self.earlier.get(stage).map_or(&[], Vec::as_slice)
     }
 
@@ -234,7 +239,7 @@ impl Manifest {
     }
 
     /// A checkpoint is complete: it is in place of the one before. On rank 0.
-    pub fn note_checkpoint(&mut self, saved: Saved) {
+    pub fn note_checkpoint(&mut self, saved: CheckpointIndex) {
         let Some(keeper) = &mut self.keeper else { return };
         if let Err(error) = keeper.note_checkpoint(&saved) {
             return self.give_up(&error);
@@ -294,13 +299,13 @@ impl Manifest {
     }
 
     /// Puts compressed chunks where a later run finds them; `None` if that cannot be.
-    pub fn store(&mut self, bytes: &[u8]) -> Option<Stored> {
+    pub fn store(&mut self, bytes: &[u8]) -> Option<StoredAt> {
         let stored = self.log()?.store(bytes);
-        self.heed(stored).map(Stored::Beside)
+        self.heed(stored).map(StoredAt::Beside)
     }
 
     /// Notes what this rank has written.
-    pub fn note(&mut self, finished: &Finished) {
+    pub fn note(&mut self, finished: &CompletionRecord) {
         if let Some(log) = self.log() {
             let noted = log.append(finished);
             self.heed(noted);
@@ -308,7 +313,7 @@ impl Manifest {
     }
 
     /// From time to time: what has been noted goes into the log.
-    pub fn tend(&mut self) {
+    pub fn flush_if_due(&mut self) {
         if let Some(log) = &mut self.log {
             let tended = log.tend();
             self.heed(tended);

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error::RunError;
-use crate::exec::recovery::completed::{Finished, Stored};
+use crate::exec::recovery::completed::{CompletionRecord, StoredAt};
 use crate::exec::recovery::manifest::Manifest;
-use crate::exec::reduce::chain::Key;
+use crate::exec::reduce::chain::GroupKey;
 use crate::exec::reduce::fold::{Fold, Results};
-use crate::exec::stage::Running;
+use crate::exec::stage::StageRun;
 use crate::exec::stage::incremental_save::SAVE_INTERVAL;
 use crate::exec::worker::shared_state::{BlockData, BlockOutputs, lock};
 use crate::plan::{StagePlan, Tile};
@@ -32,15 +32,15 @@ struct Sum {
     tile: Tile,
     /// So many of the first are in it.
     leaves: u64,
-    outputs: Vec<Stored>,
+    outputs: Vec<StoredAt>,
 }
 
 impl Sums {
     /// Of what is finished of the stage. Groups that the plan does not have count for nothing: where any order of adding gives
     /// the same bits they too are cut as suits the number of ranks.
-    pub fn new(plan: &StagePlan, finished: &[Finished]) -> Sums {
+    pub fn new(plan: &StagePlan, finished: &[CompletionRecord]) -> Sums {
         let mut groups: BTreeMap<Vec<u64>, Vec<Sum>> = BTreeMap::new();
-        for Finished { tile, outputs, leaves, .. } in finished {
+        for CompletionRecord { tile, outputs, leaves, .. } in finished {
             let Some(leaves) = *leaves else { continue };
             let group: Vec<u64> = plan.groups(tile).into_iter().map(|range| range.start).collect();
             if plan.leaves_along(&group, leaves).is_some_and(|along| tile.is_along(&along)) {
@@ -58,7 +58,7 @@ impl Sums {
     }
 
     /// Those that together are the sum of the first leaves of a group, of as many as there are; and how many that are.
-    fn of(&self, plan: &StagePlan, key: &Key) -> Option<(u64, Vec<&Sum>)> {
+    fn of(&self, plan: &StagePlan, key: &GroupKey) -> Option<(u64, Vec<&Sum>)> {
         let (sums, cell) = (self.0.get(&key.within)?, plan.cell_tile(key.cell)?);
         sums.chunk_by(|a, b| a.leaves == b.leaves).find_map(|alike| {
             let (mut left, mut parts) = (vec![cell.0.clone()], Vec::new());
@@ -75,7 +75,7 @@ impl Sums {
         if self.is_empty() {
             return Vec::new();
         }
-        Key::of_groups(plan, block).map(|key| self.of(plan, &key).map_or(0, |(leaves, _)| leaves)).collect()
+        GroupKey::of_groups(plan, block).map(|key| self.of(plan, &key).map_or(0, |(leaves, _)| leaves)).collect()
     }
 
     /// Whether all of a block is summed.
@@ -86,7 +86,7 @@ impl Sums {
     }
 
     /// What is summed of a group, to go on with; an error if it cannot be read any more.
-    fn load(&self, plan: &StagePlan, key: &Key, manifest: &Manifest) -> Result<Option<Fold>, RunError> {
+    fn load(&self, plan: &StagePlan, key: &GroupKey, manifest: &Manifest) -> Result<Option<Fold>, RunError> {
         let (Some((leaves, parts)), Some(cell)) = (self.of(plan, key), plan.cell_tile(key.cell)) else {
             return Ok(None);
         };
@@ -98,8 +98,8 @@ impl Sums {
                 let lost = || RunError::Lost { tensor: plan.operands[output].tensor.clone() };
                 let region = plan.region(output, &part.tile);
                 let stored = part.outputs.get(number).and_then(|stored| match stored {
-                    Stored::Beside(payload) => manifest.payload(payload),
-                    Stored::InPlace(_) => None,
+                    StoredAt::Beside(payload) => manifest.payload(payload),
+                    StoredAt::InPlace(_) => None,
                 });
                 let stored = stored.ok_or_else(lost)?;
                 if stored.len() as u64 != region.elements() * element_bytes as u64 {
@@ -117,20 +117,20 @@ impl Sums {
 
 /// One rank's part in it, in a run of a stage.
 #[derive(Debug, Default)]
-pub(in crate::exec) struct SumKeeper {
+pub(in crate::exec) struct SumRecorder {
     /// Whether sums are noted.
     notes: bool,
     /// Of groups of blocks that are not in memory yet.
-    loaded: BTreeMap<Key, Fold>,
+    loaded: BTreeMap<GroupKey, Fold>,
     /// Leaves that are in what is noted, of groups of blocks in memory.
-    noted: BTreeMap<Key, u64>,
+    noted: BTreeMap<GroupKey, u64>,
     spent: Duration,
 }
 
-impl SumKeeper {
+impl SumRecorder {
     /// Of a reduction whose sums are noted.
-    pub fn noting() -> SumKeeper {
-        SumKeeper { notes: true, ..SumKeeper::default() }
+    pub fn noting() -> SumRecorder {
+        SumRecorder { notes: true, ..SumRecorder::default() }
     }
 
     /// The outputs of an own block, with what is summed of them.
@@ -139,7 +139,7 @@ impl SumKeeper {
         if let BlockOutputs::Groups(_, groups) = &mut outputs
             && !self.loaded.is_empty()
         {
-            for (key, group) in Key::of_groups(plan, block).zip(groups) {
+            for (key, group) in GroupKey::of_groups(plan, block).zip(groups) {
                 if let Some(fold) = self.loaded.remove(&key) {
                     *group = fold;
                 }
@@ -149,23 +149,27 @@ impl SumKeeper {
     }
 }
 
-impl Running<'_> {
+impl StageRun<'_> {
     /// Takes up what earlier runs have summed of this rank's blocks; those that are complete go their way.
-    pub(in crate::exec) fn take_up_sums(&mut self, link: &mut Link, stagings: &mut Stagings) -> Result<(), RunError> {
-        let (rank, shared, done) = (link.rank(), self.shared.clone(), self.stealing.done().clone());
+    pub(in crate::exec) fn take_up_sums(
+        &mut self,
+        comm: &mut Communicator,
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
+        let (rank, shared, done) = (comm.rank(), self.shared.clone(), self.stealing.done().clone());
         let plan = shared.stage();
         if done.sums.is_empty() || self.reduction.is_none() {
             return Ok(());
         }
         for block in plan.blocks(rank).filter(|block| !done.has_cell_of(plan, block)) {
             let mut groups = Vec::new();
-            for key in Key::of_groups(plan, &block) {
+            for key in GroupKey::of_groups(plan, &block) {
                 groups.extend(done.sums.load(plan, &key, &stagings.manifest)?.map(|fold| (key, fold)));
             }
             if done.sums.have(plan, &block) {
                 let folds = groups.into_iter().map(|(_, fold)| fold).collect();
                 let outcomes = self.reduction.as_mut().map(|reduction| reduction.add(plan, &block, folds));
-                self.follow(link, outcomes.unwrap_or_default(), stagings)?;
+                self.follow(comm, outcomes.unwrap_or_default(), stagings)?;
             } else {
                 self.sums.loaded.extend(groups);
             }
@@ -182,9 +186,9 @@ impl Running<'_> {
         }
         let shared = self.shared.clone();
         let plan = shared.stage();
-        let mut sums: Vec<(Key, u64, Results)> = Vec::new();
+        let mut sums: Vec<(GroupKey, u64, Results)> = Vec::new();
         if let BlockOutputs::Groups(_, groups) = &*lock(&block.outputs) {
-            for (group, (key, fold)) in Key::of_groups(plan, &block.tile).zip(groups).enumerate() {
+            for (group, (key, fold)) in GroupKey::of_groups(plan, &block.tile).zip(groups).enumerate() {
                 let earlier = block.summed.get(group).copied().unwrap_or(0);
                 let noted = self.sums.noted.get(&key).copied().unwrap_or(earlier);
                 if let Some((leaves, sum)) = fold.so_far().filter(|(leaves, _)| *leaves > noted) {
@@ -198,9 +202,9 @@ impl Running<'_> {
                 continue;
             };
             tile.cut_along(&along);
-            let stored: Option<Vec<Stored>> = sum.iter().map(|bytes| stagings.manifest.store(bytes)).collect();
+            let stored: Option<Vec<StoredAt>> = sum.iter().map(|bytes| stagings.manifest.store(bytes)).collect();
             let Some(outputs) = stored else { return };
-            stagings.manifest.note(&Finished { stage: plan.name.clone(), tile, outputs, leaves: Some(leaves) });
+            stagings.manifest.note(&CompletionRecord { stage: plan.name.clone(), tile, outputs, leaves: Some(leaves) });
             self.sums.noted.insert(key, leaves);
         }
         self.sums.spent += began.elapsed();
@@ -211,7 +215,7 @@ impl Running<'_> {
         if self.sums.noted.is_empty() {
             return;
         }
-        for key in Key::of_groups(self.shared.clone().stage(), block) {
+        for key in GroupKey::of_groups(self.shared.clone().stage(), block) {
             self.sums.noted.remove(&key);
         }
     }
@@ -227,16 +231,21 @@ mod tests {
     }
 
     /// A record of each group of the stage with so many leaves, on so many ranks.
-    fn records(ranks: u32, leaves: impl Fn(&Key) -> u64) -> Vec<Finished> {
+    fn records(ranks: u32, leaves: impl Fn(&GroupKey) -> u64) -> Vec<CompletionRecord> {
         let plan = stage(ranks);
         let blocks = (0..ranks).flat_map(|rank| plan.blocks(rank).collect::<Vec<_>>());
-        let record = |key: Key| {
+        let record = |key: GroupKey| {
             let leaves = leaves(&key);
             let mut tile = plan.cell_tile(key.cell).unwrap();
             tile.cut_along(&plan.leaves_along(&key.within, leaves)?);
-            (leaves > 0).then(|| Finished { stage: "y".into(), tile, outputs: Vec::new(), leaves: Some(leaves) })
+            (leaves > 0).then(|| CompletionRecord {
+                stage: "y".into(),
+                tile,
+                outputs: Vec::new(),
+                leaves: Some(leaves),
+            })
         };
-        blocks.flat_map(|block| Key::of_groups(&plan, &block)).filter_map(record).collect()
+        blocks.flat_map(|block| GroupKey::of_groups(&plan, &block)).filter_map(record).collect()
     }
 
     #[test]
@@ -244,16 +253,16 @@ mod tests {
         let of = stage(2).reduce.unwrap().leaves;
         assert!(of > 1, "{of}");
         let whole = records(2, |_| of);
-        let other = |key: &Key| if key.within == [3] { of - 1 } else { of };
+        let other = |key: &GroupKey| if key.within == [3] { of - 1 } else { of };
         let without_a_leaf = records(2, other);
         let without_a_piece = records(2, |key| if key.within == [3] && key.cell == 0 { 0 } else { of });
         assert!(without_a_piece.len() + 1 == whole.len());
         for ranks in [1, 2, 3, 7] {
             let plan = stage(ranks);
             let blocks: Vec<Tile> = (0..ranks).flat_map(|rank| plan.blocks(rank).collect::<Vec<_>>()).collect();
-            let leaves = |records: &[Finished]| -> BTreeMap<Key, u64> {
+            let leaves = |records: &[CompletionRecord]| -> BTreeMap<GroupKey, u64> {
                 let sums = Sums::new(&plan, records);
-                let of_block = |block| Key::of_groups(&plan, block).zip(sums.leaves(&plan, block));
+                let of_block = |block| GroupKey::of_groups(&plan, block).zip(sums.leaves(&plan, block));
                 blocks.iter().flat_map(of_block).collect()
             };
             assert!(leaves(&whole).values().all(|leaves| *leaves == of), "{ranks}");

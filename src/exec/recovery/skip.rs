@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::exec::recovery::checkpoint::Saved;
-use crate::exec::recovery::completed::Done;
+use crate::exec::recovery::checkpoint::CheckpointIndex;
+use crate::exec::recovery::completed::CompletedTiles;
 use crate::plan::{Origin, Plan, Role, StagePlan};
 
 /// The stages that need not run: finished ones, and those whose outputs only such stages read.
-pub(in crate::exec) fn needless(
+pub(in crate::exec) fn skippable(
     plan: &Plan,
     iterated: std::ops::Range<usize>,
-    done: &BTreeMap<String, Done>,
-    saved: Option<&Saved>,
+    done: &BTreeMap<String, CompletedTiles>,
+    saved: Option<&CheckpointIndex>,
 ) -> BTreeSet<String> {
     let next = saved.and_then(|saved| plan.stages.iter().position(|stage| stage.name == saved.stage)).unwrap_or(0);
     let is_saved = |tensor: &String| saved.is_some_and(|saved| saved.tensors.iter().any(|t| t.tensor == *tensor));
@@ -62,7 +62,8 @@ mod tests {
         saved: Option<(&str, &[&str])>,
     ) -> Vec<&'static str> {
         let tile = |rows| Tile(Region { offset: vec![0], extent: vec![rows] });
-        let done = rows.iter().map(|(stage, rows)| ((*stage).to_owned(), Done::new(vec![tile(*rows)]))).collect();
+        let done =
+            rows.iter().map(|(stage, rows)| ((*stage).to_owned(), CompletedTiles::new(vec![tile(*rows)]))).collect();
         let tensor = |name: &&str| SavedTensor {
             tensor: (*name).to_owned(),
             stage: "one".to_owned(),
@@ -76,13 +77,13 @@ mod tests {
             },
             pieces: Vec::new(),
         };
-        let saved = saved.map(|(stage, tensors)| Saved {
+        let saved = saved.map(|(stage, tensors)| CheckpointIndex {
             stage: stage.to_owned(),
             iteration: 0,
             file: "f".into(),
             tensors: tensors.iter().map(tensor).collect(),
         });
-        let found = needless(&chain(), iterated, &done, saved.as_ref());
+        let found = skippable(&chain(), iterated, &done, saved.as_ref());
         ["one", "two", "three", "four"].into_iter().filter(|stage| found.contains(*stage)).collect()
     }
 

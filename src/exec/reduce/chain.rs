@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::exec::recovery::completed::Done;
+use crate::exec::recovery::completed::CompletedTiles;
 use crate::exec::reduce::fold::{Fold, Merge, Merger, Results};
 use crate::fabric::Rank;
 use crate::plan::{Role, StagePlan, Tile};
@@ -11,36 +11,36 @@ use crate::plan::{Role, StagePlan, Tile};
 /// A sum under way: that of a cell, along the reduced axis of this number, within the groups of the axes before it.
 /// After the last axis that is the sum of a group, of its leaves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::exec) struct Key {
+pub(in crate::exec) struct GroupKey {
     pub cell: u64,
     pub within: Vec<u64>,
 }
 
-impl Key {
+impl GroupKey {
     /// The groups of a block, in their order.
-    pub fn of_groups(plan: &StagePlan, block: &Tile) -> impl Iterator<Item = Key> + use<> {
+    pub fn of_groups(plan: &StagePlan, block: &Tile) -> impl Iterator<Item = GroupKey> + use<> {
         let (cell, ranges) = (plan.cell(block), plan.groups(block));
         let along = ranges.last().cloned().unwrap_or(0..0);
         let before: Vec<u64> = ranges.iter().rev().skip(1).rev().map(|range| range.start).collect();
-        along.map(move |group| Key { cell, within: before.iter().copied().chain([group]).collect() })
+        along.map(move |group| GroupKey { cell, within: before.iter().copied().chain([group]).collect() })
     }
 }
 
 /// What follows from a partial result.
 #[derive(Debug)]
-pub(in crate::exec) enum Outcome {
+pub(in crate::exec) enum ReductionStep {
     /// This rank's part of a sum is complete: the next rank goes on with it.
     Pass { to: Rank, bytes: Vec<u8> },
     /// A worker has to merge, and to give it back.
-    Merge(Box<Handed>),
+    Merge(Box<MergeRequest>),
     /// All of a cell is in: the outputs' bytes.
-    Done { tile: Tile, results: Results },
+    Complete { tile: Tile, results: Results },
 }
 
 /// Merging that only a worker can do, on the way there or back.
 #[derive(Debug)]
-pub(in crate::exec) struct Handed {
-    key: Key,
+pub(in crate::exec) struct MergeRequest {
+    key: GroupKey,
     /// The cell.
     pub tile: Tile,
     pub merge: Merge,
@@ -54,7 +54,7 @@ pub(in crate::exec) struct Reduction {
     /// Of a group.
     leaves: u64,
     rank: Rank,
-    sums: BTreeMap<Key, Fold>,
+    sums: BTreeMap<GroupKey, Fold>,
     /// Sums that this rank has yet to complete.
     left: u64,
 }
@@ -71,7 +71,7 @@ struct Axis {
 
 impl Reduction {
     /// Of a stage that reduces, without the cells that are done; none on ranks without a part in it.
-    pub fn new(plan: &StagePlan, rank: Rank, done: &Done) -> Option<Reduction> {
+    pub fn new(plan: &StagePlan, rank: Rank, done: &CompletedTiles) -> Option<Reduction> {
         let (reduce, grid) = (plan.reduce.as_ref()?, plan.process_grid.as_ref()?);
         let place = plan.place(rank)?;
         let axis = |axis: usize| Axis {
@@ -114,22 +114,22 @@ impl Reduction {
     }
 
     /// Takes the partial results of a block, whose leaves are all there, for each group along the last axis.
-    pub fn add(&mut self, plan: &StagePlan, block: &Tile, groups: Vec<Fold>) -> Vec<Outcome> {
-        let add = |(key, leaves): (Key, Fold)| {
+    pub fn add(&mut self, plan: &StagePlan, block: &Tile, groups: Vec<Fold>) -> Vec<ReductionStep> {
+        let add = |(key, leaves): (GroupKey, Fold)| {
             self.sums.insert(key.clone(), leaves);
             self.advance(plan, key)
         };
-        Key::of_groups(plan, block).zip(groups).filter_map(add).collect()
+        GroupKey::of_groups(plan, block).zip(groups).filter_map(add).collect()
     }
 
     /// Takes back what a worker has merged.
-    pub fn merged(&mut self, plan: &StagePlan, handed: Handed) -> Option<Outcome> {
+    pub fn merged(&mut self, plan: &StagePlan, handed: MergeRequest) -> Option<ReductionStep> {
         self.sums.get_mut(&handed.key)?.give_back(handed.merge);
         self.advance(plan, handed.key)
     }
 
     /// Takes what the rank before passed on. `None` if it makes no sense.
-    pub fn receive(&mut self, plan: &StagePlan, bytes: &[u8]) -> Option<Vec<Outcome>> {
+    pub fn receive(&mut self, plan: &StagePlan, bytes: &[u8]) -> Option<Vec<ReductionStep>> {
         let word = |bytes: &mut &[u8]| {
             let (word, rest) = bytes.split_first_chunk::<8>()?;
             *bytes = rest;
@@ -147,7 +147,7 @@ impl Reduction {
             results.push(bytes.to_vec());
             rest = after;
         }
-        rest.is_empty().then(|| self.take(plan, Key { cell, within }, before, results).into_iter().collect())
+        rest.is_empty().then(|| self.take(plan, GroupKey { cell, within }, before, results).into_iter().collect())
     }
 
     /// Bytes of a message that are no tensor's.
@@ -156,7 +156,7 @@ impl Reduction {
         16 + 8 * level as usize
     }
 
-    fn take(&mut self, plan: &StagePlan, key: Key, number: u64, results: Results) -> Option<Outcome> {
+    fn take(&mut self, plan: &StagePlan, key: GroupKey, number: u64, results: Results) -> Option<ReductionStep> {
         // What comes from the rank before has the number before this rank's first.
         let first = self.axes[key.within.len()].own.start.saturating_sub(1);
         let fold = self.sums.entry(key.clone()).or_insert_with(|| Fold::starting_at(first));
@@ -165,12 +165,12 @@ impl Reduction {
     }
 
     /// Goes on with a sum as far as it gets, and with those that it is part of.
-    fn advance(&mut self, plan: &StagePlan, key: Key) -> Option<Outcome> {
+    fn advance(&mut self, plan: &StagePlan, key: GroupKey) -> Option<ReductionStep> {
         let fold = self.sums.get_mut(&key)?;
         if let Some(mut merge) = fold.take_merge() {
             if !self.merger.merge(&mut merge) {
                 let tile = plan.cell_tile(key.cell)?;
-                return Some(Outcome::Merge(Box::new(Handed { key, tile, merge })));
+                return Some(ReductionStep::Merge(Box::new(MergeRequest { key, tile, merge })));
             }
             fold.give_back(merge);
         }
@@ -178,7 +178,7 @@ impl Reduction {
         let axis = self.axes.get(level);
         let sums = fold.take_up_to(axis.map_or(self.leaves, |axis| axis.own.end))?;
         self.sums.remove(&key);
-        let Key { cell, mut within } = key;
+        let GroupKey { cell, mut within } = key;
         if let Some(Axis { own, all, stride }) = axis {
             self.left -= 1;
             if own.end < *all {
@@ -186,12 +186,12 @@ impl Reduction {
                 bytes.extend_from_slice(&(level as u64).to_le_bytes());
                 within.iter().for_each(|group| bytes.extend_from_slice(&group.to_le_bytes()));
                 sums.iter().for_each(|sum| bytes.extend_from_slice(sum));
-                return Some(Outcome::Pass { to: self.rank + stride, bytes });
+                return Some(ReductionStep::Pass { to: self.rank + stride, bytes });
             }
         }
         match within.pop() {
-            Some(group) => self.take(plan, Key { cell, within }, group, sums),
-            None => Some(Outcome::Done { tile: plan.cell_tile(cell)?, results: sums }),
+            Some(group) => self.take(plan, GroupKey { cell, within }, group, sums),
+            None => Some(ReductionStep::Complete { tile: plan.cell_tile(cell)?, results: sums }),
         }
     }
 }

@@ -11,20 +11,20 @@ use super::Options;
 use super::stage::Context;
 use crate::encode::encode;
 use crate::engine::{Cache, Cpu, Engine, Kernel, Pipeline};
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::comm::monitor::Signal;
-use crate::exec::comm::shrink::{Dead, Regrouped};
+use crate::exec::comm::shrink::{FailedRank, ShrinkOutcome};
 use crate::exec::dataset::outputs::{Outputs, Stagings, publish};
 use crate::exec::error::{ExitCode, RunError};
 use crate::exec::kernels::cost_history;
-use crate::exec::kernels::cost_history::CostBook;
-use crate::exec::kernels::tier_up::{TierSetup, Tiers};
+use crate::exec::kernels::cost_history::CostHistory;
+use crate::exec::kernels::tier_up::{TierSetup, TierUp};
 use crate::exec::recovery::checkpoint::Checkpoints;
 use crate::exec::recovery::manifest::{Manifest, Resumed};
 use crate::exec::run::startup::{Loaded, Opening, agree, load_kernels, machine, open};
-use crate::exec::stage::carry_over::Data;
+use crate::exec::stage::carry_over::CarryOver;
 use crate::exec::stage::main_loop::run_wave;
-use crate::exec::trace::recorder::What;
+use crate::exec::trace::recorder::TraceEventKind;
 use crate::fabric::{Fabric, Payload};
 use crate::job::Iterate;
 use crate::live::Iteration;
@@ -53,7 +53,7 @@ struct Kept {
     /// The job as it was, and its modules by stage, whatever has become of their files.
     opening: Option<Opening>,
     modules: Vec<Payload>,
-    tiers: Option<Tiers>,
+    tiers: Option<TierUp>,
     /// By which it makes itself known: of its first rank 0.
     name: Option<String>,
     /// What earlier runs of the job have left, once that is taken up or cleared away.
@@ -64,10 +64,10 @@ struct Kept {
 }
 
 impl Kept {
-    fn note(&mut self, dead: &[Dead]) {
+    fn note(&mut self, dead: &[FailedRank]) {
         let at_ns = self.process_start.elapsed().as_nanos() as u64;
         let death =
-            |dead: &Dead| Death { rank: dead.rank, hostname: dead.hostname.clone(), at_ns, first_task_ns: None };
+            |dead: &FailedRank| Death { rank: dead.rank, hostname: dead.hostname.clone(), at_ns, first_task_ns: None };
         self.share.deaths.extend(dead.iter().map(death));
     }
 }
@@ -82,57 +82,57 @@ pub fn run(
     signal: Signal,
     conclude: impl FnOnce(&Report) -> ExitCode,
 ) -> Result<Option<Report>, Failure> {
-    let mut link = Link::new(fabric, signal);
+    let mut comm = Communicator::new(fabric, signal);
     let (process_start, share) = (process_start(), RankReport::default());
     let mut kept =
         Kept { process_start, opening: None, modules: Vec::new(), tiers: None, name: None, resumed: None, share };
     loop {
         let mut stagings = Stagings::default();
-        let result = run_rank(&mut link, path, options, &mut kept, &mut stagings);
+        let result = run_rank(&mut comm, path, options, &mut kept, &mut stagings);
         let regrouped = match result {
             Ok(report) => {
-                link.pulse.end();
+                comm.pulse.end();
                 let code = report.as_ref().map_or(ExitCode::Done, conclude);
-                leave(link, code);
+                leave(comm, code);
                 return Ok(report);
             }
-            Err(error) => link.regroup(error),
+            Err(error) => comm.regroup(error),
         };
         match regrouped {
-            Ok(Regrouped::Over) => {
-                link.pulse.end();
-                leave(link, ExitCode::Done);
+            Ok(ShrinkOutcome::Over) => {
+                comm.pulse.end();
+                leave(comm, ExitCode::Done);
                 return Ok(None);
             }
-            Ok(Regrouped::Without(dead)) => {
+            Ok(ShrinkOutcome::Without(dead)) => {
                 stagings.suspend();
                 kept.note(&dead);
-                dead.iter().for_each(|dead| link.tracer.mark(|| What::Died { rank: dead.rank }));
-                if link.rank() == 0 {
-                    tell(&[lament(&dead, link.size(), &link.hostnames())], options);
+                dead.iter().for_each(|dead| comm.tracer.mark(|| TraceEventKind::Died { rank: dead.rank }));
+                if comm.rank() == 0 {
+                    tell(&[format_deaths(&dead, comm.size(), &comm.hostnames())], options);
                 }
             }
             Err(error) => {
-                link.pulse.end();
-                link.await_others();
+                comm.pulse.end();
+                comm.await_others();
                 let note = stagings
                     .abandon()
                     .then_some("what is finished is kept: run the same command again to go on from there");
-                return Err(link.fail(&error, note, options.say));
+                return Err(comm.fail(&error, note, options.say));
             }
         }
     }
 }
 
 /// Everything is written and published; what goes wrong from here on changes no result.
-fn leave(link: Link, code: ExitCode) {
-    if let Err(error) = link.finalize(code) {
+fn leave(comm: Communicator, code: ExitCode) {
+    if let Err(error) = comm.finalize(code) {
         tracing::warn!("leaving MPI: {error}");
     }
 }
 
-fn lament(dead: &[Dead], left: u32, hostnames: &BTreeSet<String>) -> String {
-    let each = |dead: &Dead| match dead.hostname.as_str() {
+fn format_deaths(dead: &[FailedRank], left: u32, hostnames: &BTreeSet<String>) -> String {
+    let each = |dead: &FailedRank| match dead.hostname.as_str() {
         "" => format!("rank {}", dead.rank),
         hostname => format!("rank {} ({hostname})", dead.rank),
     };
@@ -143,42 +143,42 @@ fn lament(dead: &[Dead], left: u32, hostnames: &BTreeSet<String>) -> String {
 }
 
 fn run_rank(
-    link: &mut Link,
+    comm: &mut Communicator,
     path: &Path,
     options: &Options,
     kept: &mut Kept,
     stagings: &mut Stagings,
 ) -> Result<Option<Report>, RunError> {
     let (process_start, begun) = (kept.process_start, Instant::now());
-    let topology = link.topology()?;
-    link.watch(&topology);
+    let topology = comm.topology()?;
+    comm.watch(&topology);
     if let Some(watched) = options.watched {
         watched();
     }
-    let (opening, job) = open(link, path, options, &mut kept.opening)?;
+    let (opening, job) = open(comm, path, options, &mut kept.opening)?;
     let machine = machine(&topology, &opening, &job);
     let plan = Arc::new(plan(&job, &opening.layouts, &machine).map_err(Box::new)?);
-    let class = agree(link, &plan)?;
-    let Loaded { kernels, of_stage, merges } = load_kernels(link, &job, &mut kept.modules)?;
+    let class = agree(comm, &plan)?;
+    let Loaded { kernels, of_stage, merges } = load_kernels(comm, &job, &mut kept.modules)?;
     let of_stages: Vec<&Kernel> = of_stage.iter().map(|kernel| &kernels[*kernel]).collect();
     let again = kept.resumed.is_some();
     let resume = if again { options.resume.once_begun() } else { options.resume };
-    let opened = Manifest::open(link, (&job, &plan, &opening.sources), &of_stages, resume, &mut stagings.files);
+    let opened = Manifest::open(comm, (&job, &plan, &opening.sources), &of_stages, resume, &mut stagings.files);
     // They are an earlier run's, and stay so until this one has taken them up.
     let (manifest, resumed) = opened.inspect_err(|_| stagings.leave())?;
     stagings.manifest = manifest;
     let (resumed_bytes, resumed_tasks) = *kept.resumed.get_or_insert((resumed.bytes, resumed.tasks));
-    if link.rank() == 0 {
+    if comm.rank() == 0 {
         tell(&taken_up(&resumed, again), options);
         let undecided = plan.stages.iter().filter_map(|stage| Some((&stage.name, stage.undecided()?)));
         let notes = undecided.map(|(name, note)| format!("stage '{name}': {note}"));
         tell(&notes.filter(|_| !again).collect::<Vec<_>>(), options);
     }
     let cache = open_cache(options);
-    if link.rank() == 0 && options.suggest_check && !again {
+    if comm.rank() == 0 && options.suggest_check && !again {
         tell(unchecked(&kernels, cache.as_ref(), path).as_slice(), options);
     }
-    let costs = CostBook::load(link, cache.as_ref(), &kernels)?;
+    let costs = CostHistory::load(comm, cache.as_ref(), &kernels)?;
     let setup = TierSetup {
         engine: Engine::new(Cpu::host(), Pipeline::Full),
         policy: options.tier,
@@ -188,19 +188,19 @@ fn run_rank(
         threads: machine.threads as usize,
         class,
     };
-    let tiers = Tiers::start(link, setup, kernels.clone(), &mut kept.tiers)?;
+    let tiers = TierUp::start(comm, setup, kernels.clone(), &mut kept.tiers)?;
     let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
     let waves = plan.waves(iterated.clone());
     let (threads, width) = (machine.threads as usize, waves.iter().map(|wave| wave.len()).max().unwrap_or(1));
     if opening.trace {
-        link.record(&plan, threads * width);
-        link.tracer.end(Some(if again { begun } else { process_start }), || What::Part("start"));
+        comm.record(&plan, threads * width);
+        comm.tracer.end(Some(if again { begun } else { process_start }), || TraceEventKind::Part("start"));
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads * width).start_handler(|_| step_back());
     let pool = pool.build();
     let pool = pool.map_err(|e| RunError::Worker { message: e.to_string() })?;
     let share = &mut kept.share;
-    share.rank = link.rank();
+    share.rank = comm.rank();
     share.hostname = topology.host(share.rank).hostname.clone();
     let context = Context {
         job: &job,
@@ -215,29 +215,29 @@ fn run_rank(
     };
     let host = topology.host(0);
     let name = kept.name.get_or_insert_with(|| format!("{}-{}", host.hostname, host.pid));
-    link.begin_pulse(&context, name, share.deaths.len() as u32);
-    let mut data = Data::new(costs, Checkpoints::new(options.checkpoint_every));
+    comm.begin_pulse(&context, name, share.deaths.len() as u32);
+    let mut data = CarryOver::new(costs, Checkpoints::new(options.checkpoint_every));
     let gone_on = stagings.manifest.load(&plan, &mut data.resident)?;
     for wave in waves.into_iter().filter(|wave| wave.start == iterated.start || !iterated.contains(&wave.start)) {
         if wave.start > 0 {
-            data.checkpoints.look(link, &plan, (wave.start, 0), &data.resident, stagings)?;
+            data.checkpoints.look(comm, &plan, (wave.start, 0), &data.resident, stagings)?;
         }
         let runs = !stagings.manifest.skips(&plan.stages[wave.start].name);
         let iterate = job.iterate.as_ref().filter(|iterate| runs && iterate.stages.contains(&wave.start));
         if let Some(iterate) = iterate {
             let first = gone_on.filter(|(next, _)| *next == wave.start).map_or(0, |(_, iteration)| iteration);
-            link.wait_with_signals(true);
-            let iterations = run_iterations(link, tiers, &context, (iterate, first), &mut data, stagings, share)?;
-            link.wait_with_signals(false);
-            link.pulse.iteration = None;
+            comm.wait_with_signals(true);
+            let iterations = run_iterations(comm, tiers, &context, (iterate, first), &mut data, stagings, share)?;
+            comm.wait_with_signals(false);
+            comm.pulse.iteration = None;
             share.iterations = Some(iterations);
         } else if iterated.contains(&wave.start) {
             // All of them are finished: what they left is taken up.
             for stage in iterated.clone() {
-                run_wave(link, tiers, &context, stage..stage + 1, &mut data, stagings, share)?;
+                run_wave(comm, tiers, &context, stage..stage + 1, &mut data, stagings, share)?;
             }
         } else {
-            run_wave(link, tiers, &context, wave, &mut data, stagings, share)?;
+            run_wave(comm, tiers, &context, wave, &mut data, stagings, share)?;
         }
     }
     tiers.finish();
@@ -245,22 +245,22 @@ fn run_rank(
     for (index, kernel) in share.kernels.iter_mut().enumerate() {
         kernel.ns_per_slice = data.costs.measured(index).clone();
     }
-    share.fabric = link.traffic();
-    let shares = link.gather(encode(share)?)?;
+    share.fabric = comm.traffic();
+    let shares = comm.gather(encode(share)?)?;
     let Some(shares) = shares else {
         // Nobody leaves before the outputs are in place: a rank that fails now must still be heard.
-        link.part()?;
-        link.gather_trace(&topology, process_start);
+        comm.part()?;
+        comm.gather_trace(&topology, process_start);
         return Ok(None);
     };
     tell(&stagings.notes, options);
-    let begun = link.tracer.begin();
+    let begun = comm.tracer.begin();
     let targets: Vec<PathBuf> = stagings.files.keys().cloned().collect();
     opening.sources.check(&targets)?;
     let (outputs, notes) = publish(&job, &plan, stagings)?;
     tell(&notes, options);
-    link.tracer.end(begun, || What::Part("publish"));
-    link.part()?;
+    comm.tracer.end(begun, || TraceEventKind::Part("publish"));
+    comm.part()?;
     stagings.manifest.conclude();
     let mut ranks = Vec::new();
     for (rank, bytes) in (0..).zip(&shares) {
@@ -278,7 +278,7 @@ fn run_rank(
     report.outputs = outputs;
     report.resumed_bytes = resumed_bytes;
     report.resumed_tasks = resumed_tasks;
-    report.trace = link.gather_trace(&topology, process_start);
+    report.trace = comm.gather_trace(&topology, process_start);
     Ok(Some(report))
 }
 
@@ -317,11 +317,11 @@ fn taken_up(resumed: &Resumed, again: bool) -> Vec<String> {
 /// Runs the iterated stages until their condition holds, or as often as the job says, and writes what they left; `first` of these
 /// iterations were made by earlier runs. Returns the number of iterations, those included.
 fn run_iterations(
-    link: &mut Link,
-    tiers: &mut Tiers,
+    comm: &mut Communicator,
+    tiers: &mut TierUp,
     context: &Context<'_>,
     (iterate, first): (&Iterate, u64),
-    data: &mut Data,
+    data: &mut CarryOver,
     stagings: &mut Stagings,
     share: &mut RankReport,
 ) -> Result<u64, RunError> {
@@ -329,17 +329,17 @@ fn run_iterations(
     data.balance.begin();
     let mut iteration = first;
     data.checkpoints.begin_iterations(first);
-    link.pulse.iteration = Some(Iteration { done: first, most: iterate.count });
+    comm.pulse.iteration = Some(Iteration { done: first, most: iterate.count });
     loop {
-        let begun = link.tracer.begin();
+        let begun = comm.tracer.begin();
         for stage_index in iterate.stages.clone() {
-            run_wave(link, tiers, context, stage_index..stage_index + 1, data, stagings, share)?;
+            run_wave(comm, tiers, context, stage_index..stage_index + 1, data, stagings, share)?;
         }
         iteration += 1;
-        link.pulse.iteration = Some(Iteration { done: iteration, most: iterate.count });
-        link.tracer.end(begun, || What::Iteration(iteration));
+        comm.pulse.iteration = Some(Iteration { done: iteration, most: iterate.count });
+        comm.tracer.end(begun, || TraceEventKind::Iteration(iteration));
         let done = match &iterate.until {
-            Some(until) => until.holds(data.resident.scalar(link, &context.plan, &until.tensor)?),
+            Some(until) => until.holds(data.resident.scalar(comm, &context.plan, &until.tensor)?),
             None => false,
         };
         if done || iteration == iterate.count {
@@ -349,11 +349,11 @@ fn run_iterations(
             data.resident.exchange(&pair.read, &pair.written);
         }
         if context.options.steal {
-            data.balance.end_iteration(link)?;
+            data.balance.end_iteration(comm)?;
         }
         if data.checkpoints.looks_after(iteration) {
             let next = (iterate.stages.start, iteration);
-            data.checkpoints.look(link, &context.plan, next, &data.resident, stagings)?;
+            data.checkpoints.look(comm, &context.plan, next, &data.resident, stagings)?;
         }
     }
     data.deferred = false;
@@ -361,10 +361,10 @@ fn run_iterations(
         let plan = &context.plan.stages[stage_index];
         let (run, resident) = (data.begin_run(), &data.resident);
         let counts = &mut share.stage(&plan.name).counts;
-        let (begun, written_before) = (link.tracer.begin(), counts.written_bytes);
-        Outputs::flush(link, context.job, plan, run, resident, &mut data.places, stagings, counts)?;
+        let (begun, written_before) = (comm.tracer.begin(), counts.written_bytes);
+        Outputs::flush(comm, context.job, plan, run, resident, &mut data.places, stagings, counts)?;
         let written_bytes = counts.written_bytes - written_before;
-        link.tracer.end(begun, || What::Write { stage: stage_index, written_bytes });
+        comm.tracer.end(begun, || TraceEventKind::Write { stage: stage_index, written_bytes });
     }
     Ok(iteration)
 }

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::encode::{self, encode};
 use crate::engine::{Cpu, EngineError, Kernel};
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::dataset::target_files::{RealPath, real_outputs};
 use crate::exec::error::RunError;
 use crate::exec::options::Options;
-use crate::exec::recovery::input_fingerprint::Sources;
+use crate::exec::recovery::input_fingerprint::InputFiles;
 use crate::fabric::{Payload, Rank};
 use crate::job::{Job, Source, Stage};
 use crate::plan::{Layout, Machine, Plan};
@@ -30,7 +30,7 @@ pub(in crate::exec) struct Opening {
     /// Where the job's outputs really go, by tensor.
     outputs: BTreeMap<String, RealPath>,
     pub layouts: BTreeMap<String, Layout>,
-    pub sources: Sources,
+    pub sources: InputFiles,
     threads: Option<u32>,
     memory_bytes: Option<u64>,
     pub trace: bool,
@@ -45,20 +45,20 @@ struct Introduction {
 
 /// Rank 0 reads the job and looks at its datasets; everyone learns the outcome. Collective.
 pub(in crate::exec) fn open(
-    link: &mut Link,
+    comm: &mut Communicator,
     path: &Path,
     options: &Options,
     kept: &mut Option<Opening>,
 ) -> Result<(Opening, Job), RunError> {
     let mut encoded = None;
-    if link.rank() == 0 {
+    if comm.rank() == 0 {
         let opening = match kept.take() {
             Some(opening) => opening,
             None => read(path, options)?,
         };
         encoded = Some(Payload::from(encode(&opening)?));
     }
-    let encoded = link.broadcast(encoded)?;
+    let encoded = comm.broadcast(encoded)?;
     let opening: Opening =
         serde_json::from_slice(&encoded).map_err(|_| RunError::Protocol { rank: 0, what: "the job" })?;
     let mut job = Job::parse(&opening.text, &opening.path).map_err(Box::new)?;
@@ -103,7 +103,7 @@ fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
     let outputs = real_outputs(&job)?;
     let datasets = datasets(&job)?;
     let layouts = datasets.iter().map(|(name, info)| (name.clone(), layout(info))).collect();
-    let sources = Sources::of(&datasets)?;
+    let sources = InputFiles::of(&datasets)?;
     check_outputs(&job)?;
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let text = job.text().to_owned();
@@ -127,9 +127,9 @@ pub(in crate::exec) fn machine(topology: &Topology, opening: &Opening, job: &Job
 }
 
 /// All ranks must have made the same plan. Returns the ranks whose CPU is like this rank's. Collective.
-pub(in crate::exec) fn agree(link: &mut Link, plan: &Plan) -> Result<Vec<Rank>, RunError> {
+pub(in crate::exec) fn agree(comm: &mut Communicator, plan: &Plan) -> Result<Vec<Rank>, RunError> {
     let mine = Introduction { plan_hash: plan.hash(), cpu: Cpu::host() };
-    let all = link.allgather(encode(&mine)?)?;
+    let all = comm.allgather(encode(&mine)?)?;
     let mut introductions = Vec::new();
     for (rank, bytes) in (0..).zip(&all) {
         let one: Introduction =
@@ -175,18 +175,22 @@ pub(in crate::exec) struct Loaded {
 
 /// Rank 0 reads each module once and sends it to the others, so that all run the same bytes; when the run begins again, those
 /// that were `kept`, by stage. Collective.
-pub(in crate::exec) fn load_kernels(link: &mut Link, job: &Job, kept: &mut Vec<Payload>) -> Result<Loaded, RunError> {
+pub(in crate::exec) fn load_kernels(
+    comm: &mut Communicator,
+    job: &Job,
+    kept: &mut Vec<Payload>,
+) -> Result<Loaded, RunError> {
     let mut loaded = Loaded::default();
     let Loaded { kernels, of_stage, merges } = &mut loaded;
     for (index, stage) in job.stages.iter().enumerate() {
         let failed = engine_error(stage);
         let mut bytes = None;
-        if link.rank() == 0 && index < kept.len() {
+        if comm.rank() == 0 && index < kept.len() {
             bytes = Some(kept[index].clone());
-        } else if link.rank() == 0 {
+        } else if comm.rank() == 0 {
             bytes = Some(Payload::from(load_kernel(stage)?.bytes().to_vec()));
         }
-        let bytes = link.broadcast(bytes)?;
+        let bytes = comm.broadcast(bytes)?;
         if index == kept.len() {
             kept.push(bytes.clone());
         }

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use crate::exec::comm::communicator::{Link, tag};
-use crate::exec::comm::trailer::Stamp;
+use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::trailer::Trailer;
 use crate::exec::dataset::inputs::{BlockInput, Inputs};
 use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error::RunError;
-use crate::exec::kernels::tier_up::Tiers;
-use crate::exec::recovery::completed::Finished;
-use crate::exec::reduce::chain::{Outcome, Reduction};
-use crate::exec::stage::Running;
+use crate::exec::kernels::tier_up::TierUp;
+use crate::exec::recovery::completed::CompletionRecord;
+use crate::exec::reduce::chain::{Reduction, ReductionStep};
+use crate::exec::stage::StageRun;
 use crate::exec::stage::steal_transfer;
 use crate::exec::stage::steal_transfer::{Stealing, key};
-use crate::exec::trace::recorder::What;
+use crate::exec::trace::recorder::TraceEventKind;
 use crate::exec::worker::shared_state::{BlockData, BlockOutputs, lock};
 use crate::fabric::{Message, Rank};
 use crate::plan::{OperandPlan, Role, StagePlan, Tile};
@@ -23,25 +23,25 @@ use crate::topology::Topology;
 
 /// An action of the scheduler that reads inputs, and the transfers that it waits for.
 #[derive(Debug)]
-pub(in crate::exec) struct Held {
+pub(in crate::exec) struct DeferredAction {
     missing: Vec<usize>,
     action: Action,
 }
 
-impl Running<'_> {
+impl StageRun<'_> {
     /// Takes a part of an input from another rank, and does what has waited for it.
-    pub(in crate::exec) fn arrive(&mut self, link: &mut Link, message: Message) -> Result<(), RunError> {
+    pub(in crate::exec) fn arrive(&mut self, comm: &mut Communicator, message: Message) -> Result<(), RunError> {
         let counts = &mut self.report.counts;
-        let Some(arrived) = self.inputs.take(link, message, counts)? else { return Ok(()) };
+        let Some(arrived) = self.inputs.take(comm, message, counts)? else { return Ok(()) };
         if self.shared.has_begun() {
             counts.overlapped_bytes += arrived.bytes;
         }
         self.held.iter_mut().for_each(|held| held.missing.retain(|number| *number != arrived.number));
-        let ready: Vec<Held> = self.held.extract_if(.., |held| held.missing.is_empty()).collect();
+        let ready: Vec<DeferredAction> = self.held.extract_if(.., |held| held.missing.is_empty()).collect();
         for held in ready {
             match held.action {
                 Action::Fetch { block } => self.fetch(block)?,
-                Action::Send { to, message } => self.send(link, to, &message)?,
+                Action::Send { to, message } => self.send(comm, to, &message)?,
                 action => unreachable!("{action:?} reads no inputs"),
             }
         }
@@ -53,7 +53,7 @@ impl Running<'_> {
         let plan = self.shared.stage();
         let missing = self.inputs.missing(plan, &tile);
         if !missing.is_empty() {
-            self.held.push(Held { missing, action: Action::Fetch { block: number } });
+            self.held.push(DeferredAction { missing, action: Action::Fetch { block: number } });
             return Ok(());
         }
         let (begun, read_before) = (self.shared.setup.tracer.begin(), self.report.counts.read_bytes);
@@ -64,7 +64,7 @@ impl Running<'_> {
         }
         let (stage, read_bytes) = (self.shared.setup.stage_index, self.report.counts.read_bytes - read_before);
         let bytes = inputs.iter().map(BlockInput::packed_bytes).sum();
-        self.shared.setup.tracer.end_tile(begun, &tile, || What::Read { stage, bytes, read_bytes });
+        self.shared.setup.tracer.end_tile(begun, &tile, || TraceEventKind::Read { stage, bytes, read_bytes });
         let outputs = self.sums.outputs(plan, &tile).into();
         let (slices, summed) = (plan.slices(&tile), self.stealing.done().sums.leaves(plan, &tile));
         let block = Arc::new(BlockData { cover: tile.clone(), tile, inputs, outputs, summed });
@@ -75,7 +75,7 @@ impl Running<'_> {
 
     pub(in crate::exec) fn write(
         &mut self,
-        link: &mut Link,
+        comm: &mut Communicator,
         number: u64,
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
@@ -88,12 +88,12 @@ impl Running<'_> {
         match (&mut *lock(&block.outputs), &mut self.reduction) {
             (BlockOutputs::Tiles(tiles), _) => {
                 for (tile, results) in tiles.take_rest(plan, &block.tile) {
-                    self.emit(link, &tile, &results, stagings)?;
+                    self.emit(comm, &tile, &results, stagings)?;
                 }
             }
             (BlockOutputs::Groups(_, groups), Some(reduction)) => {
                 let outcomes = reduction.add(plan, &block.tile, std::mem::take(groups));
-                self.follow(link, outcomes, stagings)?;
+                self.follow(comm, outcomes, stagings)?;
             }
             (outputs, _) => unreachable!("an own block has no {outputs:?}"),
         }
@@ -105,7 +105,7 @@ impl Running<'_> {
     /// Sends a message of the scheduler, and what goes with it.
     pub(in crate::exec) fn send(
         &mut self,
-        link: &mut Link,
+        comm: &mut Communicator,
         to: Rank,
         message: &sched::Message,
     ) -> Result<(), RunError> {
@@ -115,31 +115,31 @@ impl Running<'_> {
             sched::Message::Grant { pieces, .. } => {
                 let missing = self.stealing.missing(shared.stage(), &self.inputs, pieces);
                 if !missing.is_empty() {
-                    self.held.push(Held { missing, action: Action::Send { to, message: message.clone() } });
+                    self.held.push(DeferredAction { missing, action: Action::Send { to, message: message.clone() } });
                     return Ok(());
                 }
                 for piece in pieces {
-                    let begun = link.tracer.begin();
+                    let begun = comm.tracer.begin();
                     let (plan, counts) = (shared.stage(), &mut self.report.counts);
                     let inputs = self.stealing.inputs_to_send(plan, &self.inputs, *piece, counts)?;
-                    link.sent(begun, to, Reason::Steal, steal_transfer::join(&inputs, &mut bytes));
+                    comm.sent(begun, to, Reason::Steal, steal_transfer::join(&inputs, &mut bytes));
                 }
             }
             sched::Message::Returned { piece, .. } => {
                 let block = lock(&shared.blocks).remove(&key(*piece));
                 let Some(block) = block else { panic!("{piece:?} is not in memory") };
-                let begun = link.tracer.begin();
+                let begun = comm.tracer.begin();
                 let outputs = Stealing::outputs_to_send(&block);
-                link.sent(begun, to, Reason::Steal, steal_transfer::join(&outputs, &mut bytes));
+                comm.sent(begun, to, Reason::Steal, steal_transfer::join(&outputs, &mut bytes));
             }
             _ => {}
         }
-        Stamp::run(self.run).put(&mut bytes);
-        link.send(to, tag::of_run(tag::SCHEDULER, self.run), bytes.into())
+        Trailer::run(self.run).put(&mut bytes);
+        comm.send(to, tag::of_run(tag::SCHEDULER, self.run), bytes.into())
     }
 
-    pub(in crate::exec) fn heed_scheduler(&mut self, mut message: Message) -> Result<(), RunError> {
-        Stamp::run(self.run).check(&mut message.bytes, message.source, "a message of its scheduler")?;
+    pub(in crate::exec) fn handle_scheduler(&mut self, mut message: Message) -> Result<(), RunError> {
+        Trailer::run(self.run).check(&mut message.bytes, message.source, "a message of its scheduler")?;
         let wrong = || RunError::Protocol { rank: message.source, what: "a message of its scheduler" };
         let decoded = sched::Message::decode(&message.bytes, message.source, self.owner);
         let (decoded, attached) = decoded.ok_or_else(wrong)?;
@@ -156,26 +156,26 @@ impl Running<'_> {
     }
 
     /// Gets a stolen piece ready for the workers.
-    pub(in crate::exec) fn take(&mut self, link: &Link, piece: Span) -> Result<(), RunError> {
+    pub(in crate::exec) fn take(&mut self, comm: &Communicator, piece: Span) -> Result<(), RunError> {
         let shared = self.shared.clone();
         let plan = shared.stage();
-        let (begun, counts) = (link.tracer.begin(), &mut self.report.counts);
+        let (begun, counts) = (comm.tracer.begin(), &mut self.report.counts);
         let read_before = counts.read_bytes;
         let (block, came) = self.stealing.block(plan, &self.inputs, piece, counts)?;
-        link.received(&mut counts.moved, Reason::Steal, piece.owner, came);
+        comm.received(&mut counts.moved, Reason::Steal, piece.owner, came);
         let (stage, read_bytes) = (shared.setup.stage_index, counts.read_bytes - read_before);
         let bytes = block.inputs.iter().map(BlockInput::packed_bytes).sum();
-        link.tracer.end_tile(begun, &block.cover, || What::Read { stage, bytes, read_bytes });
+        comm.tracer.end_tile(begun, &block.cover, || TraceEventKind::Read { stage, bytes, read_bytes });
         let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
         lock(&shared.blocks).insert(key(piece), Arc::new(block));
         let Span { owner, block, .. } = piece;
-        link.tracer.mark(|| What::Steal { stage: shared.setup.stage_index, owner, block, slices });
+        comm.tracer.mark(|| TraceEventKind::Steal { stage: shared.setup.stage_index, owner, block, slices });
         shared.event(Event::Taken { piece, slices });
         Ok(())
     }
 
     /// Adds what a thief has computed to the block that it is of, which is not in memory if all of it was stolen.
-    pub(in crate::exec) fn merge(&mut self, link: &Link, piece: Span, thief: Rank) -> Result<(), RunError> {
+    pub(in crate::exec) fn merge(&mut self, comm: &Communicator, piece: Span, thief: Rank) -> Result<(), RunError> {
         let shared = self.shared.clone();
         let plan = shared.stage();
         if piece.len == 0 {
@@ -187,32 +187,32 @@ impl Running<'_> {
         }
         let Some(block) = shared.block(piece) else { panic!("{piece:?} is not in memory") };
         let bytes = self.stealing.merge(plan, &block, piece)?;
-        link.received(&mut self.report.counts.moved, Reason::Steal, thief, bytes);
+        comm.received(&mut self.report.counts.moved, Reason::Steal, thief, bytes);
         Ok(())
     }
 
     /// Writes the outputs of a tile, in their order.
     pub(in crate::exec) fn emit(
         &mut self,
-        link: &mut Link,
+        comm: &mut Communicator,
         tile: &Tile,
         results: &[Vec<u8>],
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
         let plan = self.shared.stage();
-        let (begun, written_before) = (link.tracer.begin(), self.report.counts.written_bytes);
+        let (begun, written_before) = (comm.tracer.begin(), self.report.counts.written_bytes);
         let mut kept = Vec::with_capacity(results.len());
         for ((number, index), bytes) in plan.outputs().enumerate().zip(results) {
             let region = plan.region(index, tile);
-            let (written, stored) = self.outputs.write(link, number, &region, bytes, stagings)?;
+            let (written, stored) = self.outputs.write(comm, number, &region, bytes, stagings)?;
             self.report.counts.written_bytes += written;
             kept.extend(stored);
         }
         let (stage, written_bytes) = (self.shared.setup.stage_index, self.report.counts.written_bytes - written_before);
-        link.tracer.end_tile(begun, tile, || What::Write { stage, written_bytes });
+        comm.tracer.end_tile(begun, tile, || TraceEventKind::Write { stage, written_bytes });
         if kept.len() == results.len() {
             let (stage, tile) = (plan.name.clone(), tile.clone());
-            stagings.manifest.note(&Finished { stage, tile, outputs: kept, leaves: None });
+            stagings.manifest.note(&CompletionRecord { stage, tile, outputs: kept, leaves: None });
         }
         Ok(())
     }
@@ -220,20 +220,20 @@ impl Running<'_> {
     /// Does what follows from partial results.
     pub(in crate::exec) fn follow(
         &mut self,
-        link: &mut Link,
-        outcomes: Vec<Outcome>,
+        comm: &mut Communicator,
+        outcomes: Vec<ReductionStep>,
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
         for outcome in outcomes {
             match outcome {
-                Outcome::Merge(handed) => self.shared.hand(handed),
-                Outcome::Pass { to, mut bytes } => {
-                    let (begun, tensor_bytes) = (link.tracer.begin(), bytes.len() - Reduction::header_bytes(&bytes));
-                    Stamp::run(self.run).put(&mut bytes);
-                    link.send(to, tag::of_run(tag::PARTIAL, self.run), bytes.into())?;
-                    link.sent(begun, to, Reason::Reduce, tensor_bytes as u64);
+                ReductionStep::Merge(handed) => self.shared.hand(handed),
+                ReductionStep::Pass { to, mut bytes } => {
+                    let (begun, tensor_bytes) = (comm.tracer.begin(), bytes.len() - Reduction::header_bytes(&bytes));
+                    Trailer::run(self.run).put(&mut bytes);
+                    comm.send(to, tag::of_run(tag::PARTIAL, self.run), bytes.into())?;
+                    comm.sent(begun, to, Reason::Reduce, tensor_bytes as u64);
                 }
-                Outcome::Done { tile, results } => self.emit(link, &tile, &results, stagings)?,
+                ReductionStep::Complete { tile, results } => self.emit(comm, &tile, &results, stagings)?,
             }
         }
         Ok(())
@@ -247,7 +247,7 @@ pub(in crate::exec) fn team(topology: &Topology, rank: Rank) -> Team {
 
 /// What stealing a block costs: main threads look for messages that often, and bytes go through their hands.
 pub(in crate::exec) fn costs(plan: &StagePlan, inputs: &Inputs<'_>) -> Costs {
-    let latency_ns = Tiers::PATIENCE.as_nanos() as u64;
+    let latency_ns = TierUp::PATIENCE.as_nanos() as u64;
     let travels = |(index, operand): &(usize, &OperandPlan)| operand.role == Role::Output || inputs.travels(*index);
     let travelling = plan.operands.iter().enumerate().filter(travels);
     let block_bytes = travelling.map(|(index, _)| plan.operand_max_bytes(index)).sum();

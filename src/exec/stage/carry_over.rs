@@ -5,25 +5,25 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::exec::dataset::inputs::{Kept, Places};
-use crate::exec::kernels::cost_history::CostBook;
+use crate::exec::dataset::inputs::{DatasetPaths, Kept};
+use crate::exec::kernels::cost_history::CostHistory;
 use crate::exec::recovery::checkpoint::Checkpoints;
-use crate::exec::stage::steal_policy::Balance;
+use crate::exec::stage::steal_policy::StealPolicy;
 use crate::exec::transfer::resident::Resident;
 use crate::exec::worker::FromRun;
 use crate::exec::worker::instances::Instances;
 use crate::plan::Tile;
 
 /// Where tensors are while the run goes on, and what need not be made again.
-pub(in crate::exec) struct Data {
-    pub places: Places,
+pub(in crate::exec) struct CarryOver {
+    pub places: DatasetPaths,
     pub resident: Resident,
     /// What iterated stages keep from one iteration to the next, by stage: inputs that never change, instances of kernels.
     pub kept: Kept,
     pub instances: BTreeMap<usize, Vec<Instances>>,
-    pub costs: CostBook,
+    pub costs: CostHistory,
     /// Which iterated stages steal.
-    pub balance: Balance,
+    pub balance: StealPolicy,
     pub checkpoints: Checkpoints,
     /// Their blocks on this rank.
     pub tiles: BTreeMap<usize, Arc<Vec<Tile>>>,
@@ -36,16 +36,16 @@ pub(in crate::exec) struct Data {
     runs: u64,
 }
 
-impl Data {
-    pub fn new(costs: CostBook, checkpoints: Checkpoints) -> Data {
+impl CarryOver {
+    pub fn new(costs: CostHistory, checkpoints: Checkpoints) -> CarryOver {
         let (to_main, from_workers) = unbounded();
-        Data {
-            places: Places::default(),
+        CarryOver {
+            places: DatasetPaths::default(),
             resident: Resident::default(),
             kept: Kept::default(),
             instances: BTreeMap::new(),
             costs,
-            balance: Balance::default(),
+            balance: StealPolicy::default(),
             checkpoints,
             tiles: BTreeMap::new(),
             to_main,

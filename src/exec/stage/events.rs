@@ -3,16 +3,16 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::exec::comm::communicator::{Link, tag};
-use crate::exec::comm::trailer::Stamp;
+use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::trailer::Trailer;
 use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error;
 use crate::exec::error::RunError;
-use crate::exec::kernels::tier_up::Tiers;
+use crate::exec::kernels::tier_up::TierUp;
 use crate::exec::reduce::chain::Reduction;
 use crate::exec::stage::incremental_save::SAVE_INTERVAL;
-use crate::exec::stage::{Running, cpu_time};
-use crate::exec::trace::recorder::What;
+use crate::exec::stage::{StageRun, cpu_time};
+use crate::exec::trace::recorder::TraceEventKind;
 use crate::exec::worker::FromWorker;
 use crate::exec::worker::shared_state::{Call, lock};
 use crate::fabric::Message;
@@ -22,17 +22,22 @@ use crate::sched::{Action, Event};
 /// When it is judged whether the stage is long enough for the optimizing compiler to go before its workers.
 const JUDGEMENT: Duration = Duration::from_millis(500);
 
-impl Running<'_> {
+impl StageRun<'_> {
     /// Does what messages of other ranks, time and compilers ask for; notes when all is done: this rank's blocks are written
     /// and, on rank 0, all others'. Returns whether another rank has said something.
-    pub fn look(&mut self, link: &mut Link, tiers: &mut Tiers, stagings: &mut Stagings) -> Result<bool, RunError> {
+    pub fn look(
+        &mut self,
+        comm: &mut Communicator,
+        tiers: &mut TierUp,
+        stagings: &mut Stagings,
+    ) -> Result<bool, RunError> {
         let kernel = self.context.kernels[self.stage_index];
         let of_run = [tag::CHUNKS, tag::PARTIAL, tag::STAGE_DONE, tag::SCHEDULER, tag::SHARD];
         let of_run = of_run.map(|kind| tag::of_run(kind, self.run));
         let wanted = |tag| tag == tag::ARTIFACT || tag == tag::PROGRESS || of_run.contains(&tag);
         let mut heard = false;
-        while let Some(message) = link.poll(wanted)? {
-            self.heed_rank(link, tiers, message, stagings)?;
+        while let Some(message) = comm.poll(wanted)? {
+            self.handle_rank(comm, tiers, message, stagings)?;
             heard = true;
         }
         if self.wake_at_ns.is_some_and(|ns| self.shared.now_ns() >= ns) {
@@ -40,42 +45,42 @@ impl Running<'_> {
             self.shared.event(Event::Tick);
         }
         if self.last_save.elapsed() >= SAVE_INTERVAL {
-            self.save_parts(link, stagings, false)?;
+            self.save_parts(comm, stagings, false)?;
             self.last_save = Instant::now();
         }
-        tiers.poll(link)?;
+        tiers.poll(comm)?;
         if !self.optimized
             && let Some(code) = tiers.optimized(kernel)
         {
             self.optimized = true;
             self.shared.adopt(code.clone());
-            link.tracer.mark(|| What::Code { stage: self.stage_index });
+            comm.tracer.mark(|| TraceEventKind::Code { stage: self.stage_index });
         }
         self.judge_length(tiers);
-        self.check_time_limit(link)?;
-        let all_told = self.ranks_done + 1 == link.size() && self.outputs.all_received();
-        let others_done = link.rank() != 0 || !self.together || all_told;
+        self.check_time_limit(comm)?;
+        let all_told = self.ranks_done + 1 == comm.size() && self.outputs.all_received();
+        let others_done = comm.rank() != 0 || !self.together || all_told;
         let reduced = self.reduction.as_ref().is_none_or(Reduction::is_complete);
         if self.complete && reduced && !self.told {
             self.told = true;
-            if link.rank() != 0 && self.together {
+            if comm.rank() != 0 && self.together {
                 let sent = self.outputs.messages_sent().to_le_bytes().to_vec();
-                link.send(0, tag::of_run(tag::STAGE_DONE, self.run), sent.into())?;
+                comm.send(0, tag::of_run(tag::STAGE_DONE, self.run), sent.into())?;
             }
         }
         self.done = self.told && self.over && others_done && self.inputs.all_here();
         Ok(heard)
     }
 
-    pub fn heed_worker(
+    pub fn handle_worker(
         &mut self,
-        link: &mut Link,
+        comm: &mut Communicator,
         message: FromWorker,
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
         match message {
             FromWorker::Do(Action::Fetch { block }) => self.fetch(block),
-            FromWorker::Do(Action::Write { block }) => self.write(link, block, stagings),
+            FromWorker::Do(Action::Write { block }) => self.write(comm, block, stagings),
             FromWorker::Do(Action::Complete) => {
                 self.complete = true;
                 Ok(())
@@ -88,9 +93,9 @@ impl Running<'_> {
                 self.wake_at_ns = Some(ns);
                 Ok(())
             }
-            FromWorker::Do(Action::Send { to, message }) => self.send(link, to, &message),
-            FromWorker::Do(Action::Take { piece }) => self.take(link, piece),
-            FromWorker::Do(Action::Merge { piece, thief }) => self.merge(link, piece, thief),
+            FromWorker::Do(Action::Send { to, message }) => self.send(comm, to, &message),
+            FromWorker::Do(Action::Take { piece }) => self.take(comm, piece),
+            FromWorker::Do(Action::Merge { piece, thief }) => self.merge(comm, piece, thief),
             FromWorker::Do(Action::Drop { .. }) => {
                 unreachable!("a death ends the run before the scheduler hears of it")
             }
@@ -98,12 +103,12 @@ impl Running<'_> {
             FromWorker::Merged(handed) => {
                 let shared = self.shared.clone();
                 let outcome = self.reduction.as_mut().and_then(|r| r.merged(shared.stage(), *handed));
-                self.follow(link, outcome.into_iter().collect(), stagings)
+                self.follow(comm, outcome.into_iter().collect(), stagings)
             }
             FromWorker::Fault { task, tier, merges, fault } => Err(RunError::Task {
                 task,
-                rank: link.rank(),
-                hostname: self.context.topology.host(link.rank()).hostname.clone(),
+                rank: comm.rank(),
+                hostname: self.context.topology.host(comm.rank()).hostname.clone(),
                 kernel: self.shared.setup.kernel.name().to_owned(),
                 code: error::code_name(tier, merges),
                 source: Box::new(fault),
@@ -122,10 +127,10 @@ impl Running<'_> {
         }
     }
 
-    fn heed_rank(
+    fn handle_rank(
         &mut self,
-        link: &mut Link,
-        tiers: &mut Tiers,
+        comm: &mut Communicator,
+        tiers: &mut TierUp,
         mut message: Message,
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
@@ -133,18 +138,18 @@ impl Running<'_> {
         let wrong = |what| RunError::Protocol { rank: source, what };
         let kind = message.tag;
         match kind {
-            tag::ARTIFACT => tiers.receive(link, &message),
+            tag::ARTIFACT => tiers.receive(comm, &message),
             _ if kind == tag::of_run(tag::CHUNKS, self.run) => {
-                self.outputs.receive(link, message, stagings, &mut self.report.counts.moved)
+                self.outputs.receive(comm, message, stagings, &mut self.report.counts.moved)
             }
             _ if kind == tag::of_run(tag::PARTIAL, self.run) => {
-                Stamp::run(self.run).check(&mut message.bytes, message.source, "a partial result")?;
+                Trailer::run(self.run).check(&mut message.bytes, message.source, "a partial result")?;
                 let bytes = message.bytes.len().saturating_sub(Reduction::header_bytes(&message.bytes));
-                link.received(&mut self.report.counts.moved, Reason::Reduce, message.source, bytes as u64);
+                comm.received(&mut self.report.counts.moved, Reason::Reduce, message.source, bytes as u64);
                 let shared = self.shared.clone();
                 let received = self.reduction.as_mut().and_then(|r| r.receive(shared.stage(), &message.bytes));
                 let outcomes = received.ok_or_else(|| wrong("a partial result"))?;
-                self.follow(link, outcomes, stagings)
+                self.follow(comm, outcomes, stagings)
             }
             _ if kind == tag::of_run(tag::STAGE_DONE, self.run) => {
                 let sent = message.bytes.as_slice().try_into().map_err(|_| wrong("the end of its stage"))?;
@@ -153,22 +158,22 @@ impl Running<'_> {
                 Ok(())
             }
             tag::PROGRESS => {
-                link.pulse.hear(&message);
+                comm.pulse.hear(&message);
                 Ok(())
             }
-            _ if kind == tag::of_run(tag::SCHEDULER, self.run) => self.heed_scheduler(message),
-            _ if kind == self.inputs.tag() => self.arrive(link, message),
+            _ if kind == tag::of_run(tag::SCHEDULER, self.run) => self.handle_scheduler(message),
+            _ if kind == self.inputs.tag() => self.arrive(comm, message),
             _ => Err(wrong("a message of unknown kind")),
         }
     }
 
     /// A kernel that never returns cannot be stopped from within: naming it ends the run, and with it the process.
-    fn check_time_limit(&self, link: &Link) -> Result<(), RunError> {
+    fn check_time_limit(&self, comm: &Communicator) -> Result<(), RunError> {
         let limit = self.stage().limits.task_time;
         for current in &self.shared.current {
             let Some(current) = lock(current).clone() else { continue };
             if current.started.elapsed() > limit {
-                let (rank, kernel) = (link.rank(), self.shared.setup.kernel.name().to_owned());
+                let (rank, kernel) = (comm.rank(), self.shared.setup.kernel.name().to_owned());
                 let hostname = self.context.topology.host(rank).hostname.clone();
                 let code = error::code_name(current.tier, current.merges);
                 return Err(match current.call {
@@ -187,13 +192,13 @@ impl Running<'_> {
 
     /// A long stage gains most when its optimized code comes soon, a short one when its workers are left in peace. What is
     /// left is reckoned in CPU time, since the compiler may have taken much of the time on the clock.
-    fn judge_length(&mut self, tiers: &mut Tiers) {
+    fn judge_length(&mut self, tiers: &mut TierUp) {
         let Some((_, cpu_at_start)) = self.to_judge.filter(|(started, _)| started.elapsed() >= JUDGEMENT) else {
             return;
         };
         self.to_judge = None;
         let done = self.shared.counts[2].load(Ordering::Relaxed) as f64 / self.bytes().max(1) as f64;
         let left = cpu_time().saturating_sub(cpu_at_start).as_secs_f64() * (1.0 - done) / done.max(1e-6);
-        tiers.judge(self.context.kernels[self.stage_index], Duration::from_secs_f64(left.max(0.0)));
+        tiers.reconsider_compile(self.context.kernels[self.stage_index], Duration::from_secs_f64(left.max(0.0)));
     }
 }

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error::RunError;
-use crate::exec::stage::Running;
+use crate::exec::stage::StageRun;
 use crate::exec::worker::shared_state::{BlockData, BlockOutputs, lock};
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::copy_region;
@@ -106,11 +106,11 @@ impl TileOutputs {
     }
 }
 
-impl Running<'_> {
+impl StageRun<'_> {
     /// Writes what of this rank's blocks in memory is computed, if what is written outlives the run; at its end whatever that takes.
     pub(in crate::exec) fn save_parts(
         &mut self,
-        link: &mut Link,
+        comm: &mut Communicator,
         stagings: &mut Stagings,
         at_end: bool,
     ) -> Result<(), RunError> {
@@ -125,7 +125,7 @@ impl Running<'_> {
         for block in blocks {
             self.note_sums(&block, stagings, at_end);
             for (tile, results) in parts(shared.stage(), &block) {
-                self.emit(link, &tile, &results, stagings)?;
+                self.emit(comm, &tile, &results, stagings)?;
             }
         }
         Ok(())

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error::{ExitCode, RunError};
-use crate::exec::kernels::tier_up::Tiers;
-use crate::exec::stage::carry_over::Data;
-use crate::exec::stage::{Context, Running, StageOutcome};
+use crate::exec::kernels::tier_up::TierUp;
+use crate::exec::stage::carry_over::CarryOver;
+use crate::exec::stage::{Context, StageOutcome, StageRun};
 use crate::exec::worker::{FromRun, FromWorker};
 use crate::fabric::Backoff;
 use crate::report::RankReport;
@@ -27,37 +27,37 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// Runs the stages of a wave to their ends on all ranks. What this rank does in them is in its share of the report, also if a death
 /// cuts them short.
 pub(in crate::exec) fn run_wave(
-    link: &mut Link,
-    tiers: &mut Tiers,
+    comm: &mut Communicator,
+    tiers: &mut TierUp,
     context: &Context<'_>,
     wave: Range<usize>,
-    data: &mut Data,
+    data: &mut CarryOver,
     stagings: &mut Stagings,
     share: &mut RankReport,
 ) -> Result<(), RunError> {
-    link.forget_late(data.next_run());
+    comm.forget_late(data.next_run());
     let mut stages = Vec::with_capacity(wave.len());
     let begun = { wave }.try_for_each(|stage_index| {
-        stages.push(Running::begin(link, tiers, context, stage_index, data, stagings)?);
+        stages.push(StageRun::begin(comm, tiers, context, stage_index, data, stagings)?);
         Ok(())
     });
     let from_workers = data.from_workers.clone();
-    let watched = begun.and_then(|()| watch(link, tiers, context, &mut stages, &from_workers, stagings));
+    let watched = begun.and_then(|()| watch(comm, tiers, context, &mut stages, &from_workers, stagings));
     if let Err(error) = &watched
-        && (error.code() == ExitCode::Resumable || link.outlives(error))
+        && (error.code() == ExitCode::Resumable || comm.outlives(error))
     {
-        drain(link, &mut stages, &from_workers, stagings);
+        drain(comm, &mut stages, &from_workers, stagings);
     }
-    let finished = watched.and_then(|()| stages.iter_mut().try_for_each(|stage| stage.finish(link, data, stagings)));
+    let finished = watched.and_then(|()| stages.iter_mut().try_for_each(|stage| stage.finish(comm, data, stagings)));
     for stage in stages {
-        add(link, share, stage.outcome(), context.process_start);
+        add(comm, share, stage.outcome(), context.process_start);
     }
     finished
 }
 
 /// Adds what a stage did to the rank's share of the report; a stage that ran before adds to its own.
-fn add(link: &mut Link, share: &mut RankReport, outcome: StageOutcome, process_start: Instant) {
-    link.pulse.add(&outcome.report.counts);
+fn add(comm: &mut Communicator, share: &mut RankReport, outcome: StageOutcome, process_start: Instant) {
+    comm.pulse.add(&outcome.report.counts);
     let since_start = |at: Instant| at.duration_since(process_start).as_nanos() as u64;
     let total = share.stage(&outcome.report.stage);
     total.started_ns = total.started_ns.or(Some(since_start(outcome.started)));
@@ -74,43 +74,43 @@ fn add(link: &mut Link, share: &mut RankReport, outcome: StageOutcome, process_s
 
 /// Looks after stages until all is done and their workers have left.
 fn watch(
-    link: &mut Link,
-    tiers: &mut Tiers,
+    comm: &mut Communicator,
+    tiers: &mut TierUp,
     context: &Context<'_>,
-    stages: &mut [Running<'_>],
+    stages: &mut [StageRun<'_>],
     from_workers: &Receiver<FromRun>,
     stagings: &mut Stagings,
 ) -> Result<(), RunError> {
     let mut backoff = Backoff::default();
     while stages.iter().any(|stage| !stage.is_done()) {
         // While workers are at work they wake this thread; after that it waits for other ranks alone.
-        let waits = stages.iter().all(Running::waits_for_ranks);
-        let patience = if waits { Duration::ZERO } else { Tiers::PATIENCE };
+        let waits = stages.iter().all(StageRun::waits_for_ranks);
+        let patience = if waits { Duration::ZERO } else { TierUp::PATIENCE };
         let first = from_workers.recv_timeout(patience).ok();
         for (run, message) in first.into_iter().chain(from_workers.try_iter()).take(MESSAGES_AT_ONCE) {
             // What the scheduler of an earlier run said last, nobody needs.
             if let Some(stage) = stages.iter_mut().find(|stage| stage.run == run) {
-                stage.heed_worker(link, message, stagings)?;
+                stage.handle_worker(comm, message, stagings)?;
             }
         }
-        stagings.manifest.tend();
+        stagings.manifest.flush_if_due();
         for stage in stages.iter_mut().filter(|stage| !stage.is_done()) {
-            if stage.look(link, tiers, stagings)? {
+            if stage.look(comm, tiers, stagings)? {
                 backoff.reset();
             }
         }
-        link.beat(stages, context)?;
+        comm.beat(stages, context)?;
         if waits {
             backoff.wait();
         }
     }
-    stages.iter_mut().for_each(Running::release);
-    while stages.iter().any(Running::has_workers) {
+    stages.iter_mut().for_each(StageRun::release);
+    while stages.iter().any(StageRun::has_workers) {
         let Ok((run, message)) = from_workers.recv_timeout(LEAVE) else {
             return Err(RunError::Worker { message: "it did not end".to_owned() });
         };
         if let Some(stage) = stages.iter_mut().find(|stage| stage.run == run) {
-            stage.heed_worker(link, message, stagings)?;
+            stage.handle_worker(comm, message, stagings)?;
         }
     }
     Ok(())
@@ -118,21 +118,26 @@ fn watch(
 
 /// The run is asked to end, or to go on without some ranks: finishes the tasks that workers are at, as long as that takes no longer than one may wait, and
 /// writes what is computed.
-fn drain(link: &mut Link, stages: &mut [Running<'_>], from_workers: &Receiver<FromRun>, stagings: &mut Stagings) {
+fn drain(
+    comm: &mut Communicator,
+    stages: &mut [StageRun<'_>],
+    from_workers: &Receiver<FromRun>,
+    stagings: &mut Stagings,
+) {
     stagings.manifest.flush();
-    link.pass_on_ending();
+    comm.pass_on_ending();
     let until = Instant::now() + DRAIN;
-    stages.iter_mut().for_each(Running::release);
+    stages.iter_mut().for_each(StageRun::release);
     let finish = || -> Result<(), RunError> {
-        while stages.iter().any(Running::has_workers) && Instant::now() < until {
+        while stages.iter().any(StageRun::has_workers) && Instant::now() < until {
             let Ok((run, message)) = from_workers.recv_timeout(Duration::from_millis(20)) else { continue };
             let begins =
                 matches!(message, FromWorker::Do(Action::Fetch { .. } | Action::Take { .. } | Action::Send { .. }));
             if let Some(stage) = stages.iter_mut().find(|stage| stage.run == run && !begins) {
-                stage.heed_worker(link, message, stagings)?;
+                stage.handle_worker(comm, message, stagings)?;
             }
         }
-        stages.iter_mut().try_for_each(|stage| stage.save_parts(link, stagings, true))
+        stages.iter_mut().try_for_each(|stage| stage.save_parts(comm, stagings, true))
     };
     if let Err(error) = { finish }() {
         tracing::warn!("while finishing what was begun: {error}");

@@ -16,17 +16,17 @@ use std::time::{Duration, Instant};
 use super::Options;
 use super::worker::{WorkerReport, work};
 use crate::engine::{Kernel, Tier};
-use crate::exec::comm::communicator::{Link, tag};
-use crate::exec::dataset::inputs::{Inputs, Origins};
+use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::dataset::inputs::{InputSources, Inputs};
 use crate::exec::dataset::outputs::{Outputs, Stagings};
 use crate::exec::error::RunError;
-use crate::exec::kernels::tier_up::Tiers;
-use crate::exec::recovery::partial_sums::SumKeeper;
+use crate::exec::kernels::tier_up::TierUp;
+use crate::exec::recovery::partial_sums::SumRecorder;
 use crate::exec::reduce::chain::Reduction;
-use crate::exec::stage::blocks::{Held, costs, team};
-use crate::exec::stage::carry_over::Data;
+use crate::exec::stage::blocks::{DeferredAction, costs, team};
+use crate::exec::stage::carry_over::CarryOver;
 use crate::exec::stage::steal_transfer::Stealing;
-use crate::exec::trace::recorder::What;
+use crate::exec::trace::recorder::TraceEventKind;
 use crate::exec::worker::shared_state::{Setup, Shared, lock};
 use crate::fabric::Rank;
 use crate::job::{Job, Stage};
@@ -47,7 +47,7 @@ pub(super) struct Context<'a> {
     /// Workers of a stage.
     pub threads: usize,
     pub process_start: Instant,
-    /// Kernel of each stage, as [`Tiers`] numbers them.
+    /// Kernel of each stage, as [`TierUp`] numbers them.
     pub kernels: Vec<usize>,
     /// What merges the partial results of each stage, where that is a kernel.
     pub merges: Vec<Option<Kernel>>,
@@ -61,7 +61,7 @@ pub(super) struct StageOutcome {
     pub first_task: Option<Instant>,
 }
 
-pub(super) struct Running<'a> {
+pub(super) struct StageRun<'a> {
     /// This rank, as its scheduler knows it: 0 where it is alone.
     pub owner: Rank,
     pub context: &'a Context<'a>,
@@ -71,10 +71,10 @@ pub(super) struct Running<'a> {
     pub inputs: Inputs<'a>,
     pub outputs: Outputs,
     pub reduction: Option<Reduction>,
-    pub sums: SumKeeper,
+    pub sums: SumRecorder,
     pub stealing: Stealing,
     /// What is put off until its inputs have come.
-    pub held: Vec<Held>,
+    pub held: Vec<DeferredAction>,
     /// When the scheduler wants to be woken.
     pub wake_at_ns: Option<u64>,
     /// Whether every rank's blocks are computed; always, where ranks do not steal and need not know.
@@ -105,44 +105,44 @@ pub(super) struct Running<'a> {
     pub left: Vec<WorkerReport>,
 }
 
-impl<'a> Running<'a> {
+impl<'a> StageRun<'a> {
     /// Begins with a stage: on all ranks, which send their inputs to one another. Its workers are at work when this returns, on
     /// blocks that need nothing of what is still on its way. Collective.
     pub fn begin(
-        link: &mut Link,
-        tiers: &mut Tiers,
+        comm: &mut Communicator,
+        tiers: &mut TierUp,
         context: &'a Context<'a>,
         stage_index: usize,
-        data: &mut Data,
+        data: &mut CarryOver,
         stagings: &mut Stagings,
-    ) -> Result<Running<'a>, RunError> {
+    ) -> Result<StageRun<'a>, RunError> {
         let started = Instant::now();
         let (stage, plan) = (&context.job.stages[stage_index], &context.plan.stages[stage_index]);
         let kernel = context.kernels[stage_index];
         // Before anything slow: whoever compiles can start while inputs are read.
-        let code = tiers.code(link, kernel, &stage.name, context.options.swap_before_task.is_some())?;
+        let code = tiers.code(comm, kernel, &stage.name, context.options.swap_before_task.is_some())?;
         let run = data.begin_run();
-        let mut outputs = Outputs::create(link, context.job, plan, !data.deferred, run, &mut data.places, stagings)?;
-        outputs.recover(link, plan, stagings)?;
+        let mut outputs = Outputs::create(comm, context.job, plan, !data.deferred, run, &mut data.places, stagings)?;
+        outputs.recover(comm, plan, stagings)?;
         // What goes into files is complete for all ranks at once; what stays in memory is fetched when it is needed.
         let together = outputs.has_datasets() || run.is_multiple_of(tag::RUNS / 2);
         let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
-        let from = Origins { places: &data.places, resident: &data.resident, kept: &mut data.kept };
+        let from = InputSources { places: &data.places, resident: &data.resident, kept: &mut data.kept };
         let this = (stage_index, run);
         let skips = stagings.manifest.skips(&plan.name);
-        let begun = link.tracer.begin();
+        let begun = comm.tracer.begin();
         let mut inputs = match skips {
             true => Inputs::none(plan, this),
-            false => Inputs::gather(link, context.job, &context.plan, this, from, &mut report.counts)?,
+            false => Inputs::gather(comm, context.job, &context.plan, this, from, &mut report.counts)?,
         };
-        link.tracer.end(begun, || What::Inputs { stage: stage_index, read_bytes: report.counts.read_bytes });
+        comm.tracer.end(begun, || TraceEventKind::Inputs { stage: stage_index, read_bytes: report.counts.read_bytes });
         let done = stagings.manifest.done(&plan.name);
-        let blocks = || if skips { Vec::new() } else { done.blocks_left(plan, link.rank()) };
+        let blocks = || if skips { Vec::new() } else { done.blocks_left(plan, comm.rank()) };
         let tiles = data.tiles.remove(&stage_index).unwrap_or_else(|| Arc::new(blocks()));
         if data.deferred {
             data.tiles.insert(stage_index, tiles.clone());
         }
-        let reduction = if skips { None } else { Reduction::new(plan, link.rank(), &done) };
+        let reduction = if skips { None } else { Reduction::new(plan, comm.rank(), &done) };
         // Those of an iteration are soon another's.
         let keeps_sums = reduction.is_some() && !data.deferred;
         if keeps_sums && !outputs.has_datasets() {
@@ -153,13 +153,13 @@ impl<'a> Running<'a> {
         // Where every block reads what is on its way, workers would wake up for nothing, and again when it is here.
         let waits = |tile: &Tile| !inputs.missing(plan, tile).is_empty();
         if tiles.len() as u64 <= in_flight && !inputs.all_here() && tiles.iter().all(waits) {
-            inputs.wait(link, &mut report.counts)?;
+            inputs.wait(comm, &mut report.counts)?;
         }
         let mut scheduler = Scheduler::new(tiles.len() as u64, in_flight, workers, context.options.granularity)
             .expecting(data.costs.expected((stage_index, plan), kernel, tiers.kernel(kernel)));
-        let steals = context.options.steal && link.size() > 1 && (!data.deferred || data.balance.steals(stage_index));
+        let steals = context.options.steal && comm.size() > 1 && (!data.deferred || data.balance.steals(stage_index));
         if steals {
-            scheduler = scheduler.in_team(team(context.topology, link.rank())).stealing(costs(plan, &inputs));
+            scheduler = scheduler.in_team(team(context.topology, comm.rank())).stealing(costs(plan, &inputs));
         }
         let setup = Setup {
             plan: context.plan.clone(),
@@ -172,15 +172,15 @@ impl<'a> Running<'a> {
             swap_before_task: context.options.swap_before_task,
             process_start: context.process_start,
             to_main: data.to_main.clone(),
-            tracer: link.tracer.clone(),
+            tracer: comm.tracer.clone(),
             run,
         };
         let optimized = code.tier() == Tier::Optimized;
         let kept = data.instances.remove(&stage_index).unwrap_or_default().into_iter().map(Some);
         let instances = kept.chain(std::iter::repeat_with(|| None)).take(workers).collect();
         let shared = Arc::new(Shared::new(setup, scheduler, code, instances));
-        let mut running = Running {
-            owner: if steals { link.rank() } else { 0 },
+        let mut running = StageRun {
+            owner: if steals { comm.rank() } else { 0 },
             context,
             stage_index,
             shared: shared.clone(),
@@ -188,7 +188,7 @@ impl<'a> Running<'a> {
             inputs,
             outputs,
             reduction,
-            sums: if keeps_sums { SumKeeper::noting() } else { SumKeeper::default() },
+            sums: if keeps_sums { SumRecorder::noting() } else { SumRecorder::default() },
             stealing: Stealing::new(done),
             held: Vec::new(),
             wake_at_ns: None,
@@ -215,12 +215,12 @@ impl<'a> Running<'a> {
             context.pool.spawn(move || work(&shared, worker));
         }
         shared.begin();
-        running.take_up_sums(link, stagings)?;
+        running.take_up_sums(comm, stagings)?;
         Ok(running)
     }
 }
 
-impl Running<'_> {
+impl StageRun<'_> {
     pub fn stage(&self) -> &Stage {
         &self.context.job.stages[self.stage_index]
     }
@@ -289,11 +289,16 @@ impl Running<'_> {
     }
 
     /// Leaves everything as the stages after it need it. Its workers have left. Collective.
-    pub fn finish(&mut self, link: &mut Link, data: &mut Data, stagings: &mut Stagings) -> Result<(), RunError> {
+    pub fn finish(
+        &mut self,
+        comm: &mut Communicator,
+        data: &mut CarryOver,
+        stagings: &mut Stagings,
+    ) -> Result<(), RunError> {
         let (stage_index, context, shared) = (self.stage_index, self.context, self.shared.clone());
         let plan = &context.plan.stages[stage_index];
         if self.together {
-            link.barrier()?;
+            comm.barrier()?;
             stagings.settle()?;
         }
         self.outputs.keep(stage_index, !stagings.manifest.skips(&plan.name), &mut data.resident);
@@ -302,7 +307,7 @@ impl Running<'_> {
             data.balance.note(stage_index, shared.load_ns(), bytes);
         }
         data.costs.note(stage_index, context.kernels[stage_index], shared.take_costs());
-        link.tracer.end(Some(self.started), || What::Stage(stage_index));
+        comm.tracer.end(Some(self.started), || TraceEventKind::Stage(stage_index));
         // A forced swap starts each run of a stage on baseline code.
         if plan.keeps && context.options.swap_before_task.is_none() {
             let kept = self.left.iter_mut().filter_map(|worker| worker.instances.take());

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::error::RunError;
 
 /// A run of a stage has to become shorter by so much: grants of less are not made (`sched`) ...
@@ -39,7 +39,7 @@ const NUMBERS: usize = 3;
 
 /// The loads of iterated stages, and what follows from them.
 #[derive(Debug, Default)]
-pub(in crate::exec) struct Balance {
+pub(in crate::exec) struct StealPolicy {
     /// This rank's, by stage.
     loads: BTreeMap<usize, Loads>,
     steals: BTreeMap<usize, bool>,
@@ -80,7 +80,7 @@ fn next_comparison(iteration: u64, iteration_ns: u64) -> u64 {
     iteration + iteration.min((COMPARE_EVERY_NS / iteration_ns.max(1)).max(1))
 }
 
-impl Balance {
+impl StealPolicy {
     pub fn steals(&self, stage: usize) -> bool {
         self.steals.get(&stage).copied().unwrap_or(false)
     }
@@ -96,24 +96,24 @@ impl Balance {
 
     /// The iterations begin.
     pub fn begin(&mut self) {
-        *self = Balance { next: 1, since: Some(Instant::now()), ..Balance::default() };
+        *self = StealPolicy { next: 1, since: Some(Instant::now()), ..StealPolicy::default() };
     }
 
     /// An iteration is over and another one follows: compares with the other ranks, if it is time for that. Collective.
-    pub fn end_iteration(&mut self, link: &mut Link) -> Result<(), RunError> {
+    pub fn end_iteration(&mut self, comm: &mut Communicator) -> Result<(), RunError> {
         self.iteration += 1;
-        if self.iteration < self.next || link.size() == 1 {
+        if self.iteration < self.next || comm.size() == 1 {
             return Ok(());
         }
         let runs = self.iteration - self.compared;
         let took_ns = self.since.map_or(0, |since| since.elapsed().as_nanos() as u64);
         let mine = self.loads.values().flat_map(|loads| [loads.max_ns, loads.sum_ns, loads.max_bytes]);
-        let all = link.allreduce(mine.chain([took_ns]).collect(), combine)?;
+        let all = comm.allreduce(mine.chain([took_ns]).collect(), combine)?;
         let iteration_ns = all.last().copied().unwrap_or(0) / runs;
         for ((stage, loads), all) in self.loads.iter_mut().zip(all.chunks_exact(NUMBERS)) {
             let [max_ns, sum_ns, max_bytes] = *all else { continue };
             let (steals, all) = (self.steals.entry(*stage).or_default(), Loads { max_ns, sum_ns, max_bytes });
-            *steals = all.pay(runs, link.size(), iteration_ns, *steals);
+            *steals = all.pay(runs, comm.size(), iteration_ns, *steals);
             tracing::debug!(
                 "stage {stage} after iteration {}: steals {steals}, {all:?} in {runs} runs",
                 self.iteration
@@ -203,12 +203,12 @@ mod tests {
         // What two ranks take for a stage in each iteration: they compare after the first, the second and the fourth.
         let times = [[60, 0], [30, 30], [8, 0], [8, 0]];
         let iterate = |rank: usize, fabric| {
-            let mut link = Link::new(fabric, crate::exec::comm::monitor::Signal::default());
-            let (mut balance, mut decided) = (Balance::default(), Vec::new());
+            let mut comm = Communicator::new(fabric, crate::exec::comm::monitor::Signal::default());
+            let (mut balance, mut decided) = (StealPolicy::default(), Vec::new());
             balance.begin();
             for ms in times {
                 balance.note(4, ms[rank] * MS, 0);
-                balance.end_iteration(&mut link).unwrap();
+                balance.end_iteration(&mut comm).unwrap();
                 decided.push((balance.steals(4), balance.steals(3)));
             }
             decided

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::exec::dataset::inputs::{BlockInput, Inputs};
 use crate::exec::error::RunError;
-use crate::exec::recovery::completed::Done;
+use crate::exec::recovery::completed::CompletedTiles;
 use crate::exec::worker::shared_state::{BlockData, BlockKey, BlockOutputs, lock};
 use crate::fabric::Rank;
 use crate::plan::{StagePlan, Tile};
@@ -21,7 +21,7 @@ pub(in crate::exec) struct Stealing {
     attached: BTreeMap<BlockKey, Vec<Vec<u8>>>,
     tiles: BTreeMap<Rank, Vec<Tile>>,
     /// What earlier runs have finished.
-    done: Done,
+    done: CompletedTiles,
 }
 
 pub(in crate::exec) fn key(piece: Span) -> BlockKey {
@@ -29,12 +29,12 @@ pub(in crate::exec) fn key(piece: Span) -> BlockKey {
 }
 
 impl Stealing {
-    pub fn new(done: Done) -> Stealing {
+    pub fn new(done: CompletedTiles) -> Stealing {
         Stealing { done, ..Stealing::default() }
     }
 
     /// What earlier runs have finished of the stage.
-    pub fn done(&self) -> &Done {
+    pub fn done(&self) -> &CompletedTiles {
         &self.done
     }
 

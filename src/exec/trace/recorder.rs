@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::encode::encode;
 use crate::engine::Tier;
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::error::RunError;
 use crate::exec::trace::render::render;
 use crate::exec::worker::shared_state::lock;
@@ -39,7 +39,7 @@ pub(in crate::exec) const MAIN: usize = 0;
 
 /// Something that a thread did or that happened to it.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::exec) enum What {
+pub(in crate::exec) enum TraceEventKind {
     /// A part of a run that has a name of its own.
     Part(&'static str),
     Iteration(u64),
@@ -117,7 +117,7 @@ pub(in crate::exec) struct Event {
     pub times: u32,
     /// Of the first time: where the offset and the extent of its tile begin in the numbers of the track, and how many axes it has.
     tile: Option<(u32, u32)>,
-    pub what: What,
+    pub what: TraceEventKind,
 }
 
 #[derive(Debug)]
@@ -131,7 +131,7 @@ pub(in crate::exec) struct Track {
 
 /// What is recorded from the beginning of a run, or from when it began again without ranks that died.
 #[derive(Debug)]
-pub(in crate::exec) struct Life {
+pub(in crate::exec) struct Incarnation {
     pub tracks: Arc<Vec<Mutex<Track>>>,
     pub plan: Arc<Plan>,
     /// What its ranks were at the start.
@@ -151,27 +151,31 @@ struct Clock {
     started_ns: i64,
 }
 
-impl What {
+impl TraceEventKind {
     /// Adds what was done next, if it is more of the same. What touches a file, moves between ranks or takes no time stays an
     /// event of its own: each of these is of interest by itself.
-    fn add(&mut self, next: &What) -> bool {
+    fn add(&mut self, next: &TraceEventKind) -> bool {
         match (self, next) {
             (
-                What::Task { run, tier, slices, kernel_ns, .. },
-                What::Task { run: next_run, tier: next_tier, slices: more, kernel_ns: more_ns, .. },
+                TraceEventKind::Task { run, tier, slices, kernel_ns, .. },
+                TraceEventKind::Task { run: next_run, tier: next_tier, slices: more, kernel_ns: more_ns, .. },
             ) if run == next_run && tier == next_tier => {
                 *slices += more;
                 *kernel_ns += more_ns;
                 true
             }
-            (What::Read { stage, bytes, read_bytes: 0 }, What::Read { stage: next, bytes: more, read_bytes: 0 })
-                if stage == next =>
-            {
+            (
+                TraceEventKind::Read { stage, bytes, read_bytes: 0 },
+                TraceEventKind::Read { stage: next, bytes: more, read_bytes: 0 },
+            ) if stage == next => {
                 *bytes += more;
                 true
             }
-            (What::Write { stage, written_bytes: 0 }, What::Write { stage: next, written_bytes: 0 }) => stage == next,
-            (What::Merge { run, .. }, What::Merge { run: next, .. }) => run == next,
+            (
+                TraceEventKind::Write { stage, written_bytes: 0 },
+                TraceEventKind::Write { stage: next, written_bytes: 0 },
+            ) => stage == next,
+            (TraceEventKind::Merge { run, .. }, TraceEventKind::Merge { run: next, .. }) => run == next,
             _ => false,
         }
     }
@@ -179,7 +183,7 @@ impl What {
 
 impl Event {
     /// Adds what the thread did next, if it is more of the same, as short and right behind it.
-    fn add(&mut self, at: Instant, ns: u64, what: &What) -> bool {
+    fn add(&mut self, at: Instant, ns: u64, what: &TraceEventKind) -> bool {
         let end = self.at + Duration::from_nanos(self.ns);
         let (pause, new) = (at.checked_duration_since(end), Duration::from_nanos(ns));
         let short = self.ns <= SHORT.as_nanos() as u64 || self.times > 1;
@@ -208,56 +212,56 @@ impl Tracer {
     }
 
     /// Records what this thread has done since [`Tracer::begin`].
-    pub fn end(&self, begun: Option<Instant>, what: impl FnOnce() -> What) {
+    pub fn end(&self, begun: Option<Instant>, what: impl FnOnce() -> TraceEventKind) {
         if let (Some(tracks), Some(at)) = (&self.0, begun) {
             record(tracks, at, at.elapsed().as_nanos() as u64, None, what());
         }
     }
 
     /// Records what this thread has done with `tile` since then.
-    pub fn end_tile(&self, begun: Option<Instant>, tile: &Tile, what: impl FnOnce() -> What) {
+    pub fn end_tile(&self, begun: Option<Instant>, tile: &Tile, what: impl FnOnce() -> TraceEventKind) {
         if let (Some(tracks), Some(at)) = (&self.0, begun) {
             record(tracks, at, at.elapsed().as_nanos() as u64, Some(tile), what());
         }
     }
 
     /// Records what a worker has done with `tile` since `at`, in so long.
-    pub fn task(&self, at: Instant, ns: u64, tile: &Tile, what: impl FnOnce() -> What) {
+    pub fn task(&self, at: Instant, ns: u64, tile: &Tile, what: impl FnOnce() -> TraceEventKind) {
         if let Some(tracks) = &self.0 {
             record(tracks, at, ns, Some(tile), what());
         }
     }
 
     /// Records what has just happened.
-    pub fn mark(&self, what: impl FnOnce() -> What) {
+    pub fn mark(&self, what: impl FnOnce() -> TraceEventKind) {
         if let Some(tracks) = &self.0 {
             record(tracks, Instant::now(), 0, None, what());
         }
     }
 }
 
-impl Link {
+impl Communicator {
     /// Counts bytes of a tensor that are here now and that `from`, which may be this rank, had.
     pub fn received(&self, moved: &mut Moved, reason: Reason, from: Rank, bytes: u64) {
         moved.count(reason, self.distance(from), bytes);
         if from != self.rank() {
-            self.tracer.mark(|| What::Received { from, reason, bytes });
+            self.tracer.mark(|| TraceEventKind::Received { from, reason, bytes });
         }
     }
 
-    /// Records that bytes of a tensor have been sent since then. Their receiver says that they are [`Link::received`].
+    /// Records that bytes of a tensor have been sent since then. Their receiver says that they are [`Communicator::received`].
     pub fn sent(&self, begun: Option<Instant>, to: Rank, reason: Reason, bytes: u64) {
-        self.tracer.end(begun, || What::Sent { to, reason, bytes });
+        self.tracer.end(begun, || TraceEventKind::Sent { to, reason, bytes });
     }
 
     /// From now on what this rank and so many workers do is recorded, as a life of its own.
     pub fn record(&mut self, plan: &Arc<Plan>, workers: usize) {
-        let used = |life: &Life| life.tracks.iter().map(|track| lock(track).events.len()).max().unwrap_or(0);
+        let used = |life: &Incarnation| life.tracks.iter().map(|track| lock(track).events.len()).max().unwrap_or(0);
         let used: usize = self.lives.iter().map(used).sum();
         let room = (EVENTS / (self.size() as usize * (workers + 1))).min(MOST).saturating_sub(used).max(LEAST);
         self.tracer = Tracer::new(workers, room);
         if let Some(tracks) = self.tracer.0.clone() {
-            self.lives.push(Life { tracks, plan: plan.clone(), members: self.senses.members.clone() });
+            self.lives.push(Incarnation { tracks, plan: plan.clone(), members: self.monitor.members.clone() });
         }
     }
 
@@ -274,7 +278,7 @@ impl Link {
 
     fn gather_lives(
         &mut self,
-        lives: &[Life],
+        lives: &[Incarnation],
         topology: &Topology,
         process_start: Instant,
     ) -> Result<Option<Trace>, RunError> {
@@ -296,7 +300,7 @@ impl Link {
             let ns = now_ns - now.saturating_duration_since(at).as_nanos() as i64 - origin_ns;
             u64::try_from(ns).unwrap_or(0)
         };
-        let at_the_start = self.senses.members[self.rank() as usize];
+        let at_the_start = self.monitor.members[self.rank() as usize];
         let lists = lives.iter().flat_map(|life| life.tracks.iter());
         // A task is an event in another.
         let events = lists.map(|track| 2 * lock(track).events.len()).sum();
@@ -311,7 +315,7 @@ impl Link {
 }
 
 /// Workers are the threads of a pool, each rank's own.
-fn record(tracks: &[Mutex<Track>], at: Instant, ns: u64, tile: Option<&Tile>, what: What) {
+fn record(tracks: &[Mutex<Track>], at: Instant, ns: u64, tile: Option<&Tile>, what: TraceEventKind) {
     let track = rayon::current_thread_index().map_or(MAIN, |index| index + 1);
     let Some(track) = tracks.get(track) else { return };
     let mut track = lock(track);
@@ -366,19 +370,19 @@ mod tests {
         Tile(Region { offset: vec![at, 2], extent: vec![3, 4] })
     }
 
-    fn task(run: u64, tier: Tier) -> What {
-        What::Task { stage: 0, run, tier, slices: 3, kernel_after_ns: 1000, kernel_ns: 5000 }
+    fn task(run: u64, tier: Tier) -> TraceEventKind {
+        TraceEventKind::Task { stage: 0, run, tier, slices: 3, kernel_after_ns: 1000, kernel_ns: 5000 }
     }
 
-    const READ: What = What::Read { stage: 0, bytes: 8, read_bytes: 0 };
-    const FROM_FILE: What = What::Read { stage: 0, bytes: 8, read_bytes: 8 };
-    const WRITE: What = What::Write { stage: 0, written_bytes: 0 };
-    const MERGE: What = What::Merge { stage: 0, run: 1 };
-    const SWAP: What = What::Swap { stage: 0, worker: 0, held_ns: 10, after_tasks: 1 };
+    const READ: TraceEventKind = TraceEventKind::Read { stage: 0, bytes: 8, read_bytes: 0 };
+    const FROM_FILE: TraceEventKind = TraceEventKind::Read { stage: 0, bytes: 8, read_bytes: 8 };
+    const WRITE: TraceEventKind = TraceEventKind::Write { stage: 0, written_bytes: 0 };
+    const MERGE: TraceEventKind = TraceEventKind::Merge { stage: 0, run: 1 };
+    const SWAP: TraceEventKind = TraceEventKind::Swap { stage: 0, worker: 0, held_ns: 10, after_tasks: 1 };
 
     /// What a thread did, each so many microseconds after the last and so long: as often, and as long in microseconds, as it is
     /// recorded.
-    fn recorded(done: &[(u64, u64, What)]) -> Vec<(u32, u64)> {
+    fn recorded(done: &[(u64, u64, TraceEventKind)]) -> Vec<(u32, u64)> {
         let (tracer, mut at) = (Tracer::new(0, LEAST), Instant::now());
         let tracks = tracer.0.unwrap();
         for (number, (pause_us, us, what)) in (0..).zip(done) {
@@ -414,7 +418,7 @@ mod tests {
         let track = lock(&tracks[MAIN]);
         let [event] = &track.events[..] else { panic!("{:?}", track.events) };
         assert_eq!((event.at, event.ns, event.times, track.tile(event)), (begun, 236_000, 12, Some(tile(0))));
-        let What::Task { slices: 36, kernel_after_ns: 1000, kernel_ns: 60_000, .. } = event.what else {
+        let TraceEventKind::Task { slices: 36, kernel_after_ns: 1000, kernel_ns: 60_000, .. } = event.what else {
             panic!("{event:?}")
         };
         for what in [READ, WRITE, MERGE] {
@@ -439,10 +443,10 @@ mod tests {
         assert_eq!(recorded(&[first, task(2, Tier::Baseline)]), [(1, 10); 2]);
         assert_eq!(recorded(&[first, first, (0, 0, SWAP), second, second]), [(2, 20), (1, 0), (2, 20)]);
         assert_eq!(recorded(&[(0, 10, FROM_FILE), (0, 10, FROM_FILE), (0, 10, READ), (0, 10, WRITE)]), [(1, 10); 4]);
-        let of_another = What::Read { stage: 1, bytes: 8, read_bytes: 0 };
+        let of_another = TraceEventKind::Read { stage: 1, bytes: 8, read_bytes: 0 };
         assert_eq!(recorded(&[(0, 10, READ), (0, 10, of_another)]), [(1, 10); 2]);
-        assert_eq!(recorded(&[(0, 0, What::Code { stage: 0 }); 2]), [(1, 0); 2]);
-        let sent = What::Sent { to: 1, reason: Reason::Halo, bytes: 8 };
+        assert_eq!(recorded(&[(0, 0, TraceEventKind::Code { stage: 0 }); 2]), [(1, 0); 2]);
+        let sent = TraceEventKind::Sent { to: 1, reason: Reason::Halo, bytes: 8 };
         assert_eq!(recorded(&[(0, 5, sent), (0, 5, sent)]), [(1, 5); 2]);
         // Merging is within the task that it belongs to, which is recorded when it is over.
         let tracer = Tracer::new(0, LEAST);

@@ -3,14 +3,14 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-use crate::exec::trace::recorder::{Life, MAIN, Track, What};
+use crate::exec::trace::recorder::{Incarnation, MAIN, TraceEventKind, Track};
 use crate::exec::worker::shared_state::lock;
 use crate::fabric::Rank;
 use crate::report::{Args, RankTrace, Span, Transfer, nest};
 
 /// Tracks of a rank: its main thread's, one for each worker, one for the iterations, and as many as it takes for stages.
 struct Rendering<'a, F> {
-    life: &'a Life,
+    life: &'a Incarnation,
     /// Whether transfers have arrows. In a life that ended with a death not all of them have both ends.
     arrows: bool,
     trace: &'a mut RankTrace,
@@ -18,7 +18,11 @@ struct Rendering<'a, F> {
 }
 
 /// The part of a rank, for rank 0.
-pub(in crate::exec) fn render(lives: &[Life], mut trace: RankTrace, since_start: impl Fn(Instant) -> u64) -> Vec<u8> {
+pub(in crate::exec) fn render(
+    lives: &[Incarnation],
+    mut trace: RankTrace,
+    since_start: impl Fn(Instant) -> u64,
+) -> Vec<u8> {
     let threads = lives.iter().map(|life| life.tracks.len()).max().unwrap_or(0);
     let (iterations, stages) = (threads, threads + 1);
     // Stages of a wave run at the same time: each has a track of its own, until then.
@@ -44,13 +48,13 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
         for (index, event) in track.events.iter().enumerate() {
             let span = Span { at_ns: (self.since_start)(event.at), ns: event.ns, event: index };
             match event.what {
-                What::Stage(stage) => {
+                TraceEventKind::Stage(stage) => {
                     let free = lanes.iter().position(|end_ns| *end_ns <= span.at_ns).unwrap_or(lanes.len());
                     lanes.resize(lanes.len().max(free + 1), 0);
                     lanes[free] = span.at_ns + span.ns;
                     self.trace.span(stages + free, span, (&self.life.plan.stages[stage].name, "stage"), None);
                 }
-                What::Iteration(iteration) => {
+                TraceEventKind::Iteration(iteration) => {
                     let name = format!("iteration {iteration}");
                     self.trace.span(iterations, span, (&name, "iteration"), None);
                 }
@@ -68,7 +72,7 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
 
     fn event(&mut self, number: usize, span: Span, track: &Track) {
         let event = &track.events[span.event];
-        let Rendering { life: Life { plan, members, .. }, arrows, trace, .. } = self;
+        let Rendering { life: Incarnation { plan, members, .. }, arrows, trace, .. } = self;
         let of_stage = |stage: usize| {
             let tile = track.tile(event).map(|tile| plan.stages[stage].tile_name(&tile));
             let times = (event.times > 1).then_some(event.times);
@@ -76,21 +80,21 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
         };
         let at_the_start = |rank: Rank| members.get(rank as usize).copied().unwrap_or(rank);
         match event.what {
-            What::Part(name) => trace.span(number, span, (name, "run"), None),
-            What::Stage(_) | What::Iteration(_) => {}
-            What::Inputs { stage, read_bytes } => {
+            TraceEventKind::Part(name) => trace.span(number, span, (name, "run"), None),
+            TraceEventKind::Stage(_) | TraceEventKind::Iteration(_) => {}
+            TraceEventKind::Inputs { stage, read_bytes } => {
                 let args = Args { read_bytes: Some(read_bytes), ..of_stage(stage) };
                 trace.span(number, span, ("inputs", "io"), Some(&args));
             }
-            What::Read { stage, bytes, read_bytes } => {
+            TraceEventKind::Read { stage, bytes, read_bytes } => {
                 let args = Args { bytes: Some(bytes), read_bytes: Some(read_bytes), ..of_stage(stage) };
                 trace.span(number, span, ("read", "io"), Some(&args));
             }
-            What::Write { stage, written_bytes } => {
+            TraceEventKind::Write { stage, written_bytes } => {
                 let args = Args { written_bytes: Some(written_bytes), ..of_stage(stage) };
                 trace.span(number, span, ("write", "io"), Some(&args));
             }
-            What::Task { stage, tier, slices, kernel_after_ns, kernel_ns, .. } => {
+            TraceEventKind::Task { stage, tier, slices, kernel_after_ns, kernel_ns, .. } => {
                 let tier = tier.name();
                 let args = Args { stage: None, tier: Some(tier), slices: Some(slices), ..of_stage(stage) };
                 trace.span(number, span, (&plan.stages[stage].name, "task"), Some(&args));
@@ -99,22 +103,24 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
                 let kernel = Span { at_ns: span.at_ns + after_ns, ns: kernel_ns.clamp(1, span.ns - after_ns), ..span };
                 trace.span(number, kernel, (tier, "kernel"), None);
             }
-            What::Merge { stage, .. } => trace.span(number, span, ("merge", "task"), Some(&of_stage(stage))),
-            What::Swap { stage, worker, held_ns, after_tasks } => {
+            TraceEventKind::Merge { stage, .. } => trace.span(number, span, ("merge", "task"), Some(&of_stage(stage))),
+            TraceEventKind::Swap { stage, worker, held_ns, after_tasks } => {
                 let (worker, held_ns, after_tasks) = (Some(worker as u64), Some(held_ns), Some(after_tasks));
                 let args = Args { worker, held_ns, after_tasks, ..of_stage(stage) };
                 trace.instant(number, span.at_ns, "swap", Some(&args));
             }
-            What::Died { rank } => {
+            TraceEventKind::Died { rank } => {
                 trace.instant(number, span.at_ns, &format!("rank {rank} died"), None);
             }
-            What::Code { stage } => trace.instant(number, span.at_ns, "optimized code", Some(&of_stage(stage))),
-            What::Steal { stage, owner, block, slices } => {
+            TraceEventKind::Code { stage } => {
+                trace.instant(number, span.at_ns, "optimized code", Some(&of_stage(stage)))
+            }
+            TraceEventKind::Steal { stage, owner, block, slices } => {
                 let owner = Some(at_the_start(owner));
                 let args = Args { owner, block: Some(block), slices: Some(slices), ..of_stage(stage) };
                 trace.instant(number, span.at_ns, "steal", Some(&args));
             }
-            What::Sent { to, reason, bytes } => {
+            TraceEventKind::Sent { to, reason, bytes } => {
                 let to = at_the_start(to);
                 let args = Args { to: Some(to), reason: Some(reason.name()), bytes: Some(bytes), ..Args::default() };
                 trace.span(number, span, ("send", "transfer"), Some(&args));
@@ -122,7 +128,7 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
                     trace.transfer(number, span.at_ns, Transfer { from: trace.rank(), to, reason, bytes });
                 }
             }
-            What::Received { from, reason, bytes } => {
+            TraceEventKind::Received { from, reason, bytes } => {
                 let from = at_the_start(from);
                 let args =
                     Args { from: Some(from), reason: Some(reason.name()), bytes: Some(bytes), ..Args::default() };

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::engine::{Mapped, SharedBytes};
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::comm::trailer::STAMP_BYTES;
 use crate::exec::error::RunError;
 use crate::exec::transfer::node_memory::Offer;
-use crate::exec::transfer::pending_receives::{Arrivals, Transfer};
+use crate::exec::transfer::pending_receives::{PendingReceives, Transfer};
 use crate::exec::transfer::piece::{Piece, pack, packed_bytes};
 use crate::fabric::{Payload, Rank};
 use crate::plan::StagePlan;
@@ -33,21 +33,21 @@ impl Exchange {
     /// share, and what this rank has made so; notes what comes as messages.
     pub fn carry_out(
         self,
-        link: &mut Link,
+        comm: &mut Communicator,
         pieces: &[Piece],
         sends: &[Parts],
         receives: &[Parts],
-        arrivals: &mut Arrivals,
+        arrivals: &mut PendingReceives,
         moved: &mut Moved,
     ) -> Result<(Vec<Piece>, Vec<SharedBytes>), RunError> {
         let Exchange { operand, element_bytes, reason } = self;
         // Who waits for halos has other things to do meanwhile.
-        let is_near = |link: &Link, (rank, regions): &Parts| {
-            reason != Reason::Halo && link.shares(*rank, packed_bytes(regions, element_bytes))
+        let is_near = |comm: &Communicator, (rank, regions): &Parts| {
+            reason != Reason::Halo && comm.shares(*rank, packed_bytes(regions, element_bytes))
         };
-        let (near, mut sends): (Vec<_>, Vec<_>) = sends.iter().partition(|parts| is_near(link, parts));
-        let (near_from, mut receives): (Vec<_>, Vec<_>) = receives.iter().partition(|parts| is_near(link, parts));
-        let begun = link.tracer.begin();
+        let (near, mut sends): (Vec<_>, Vec<_>) = sends.iter().partition(|parts| is_near(comm, parts));
+        let (near_from, mut receives): (Vec<_>, Vec<_>) = receives.iter().partition(|parts| is_near(comm, parts));
+        let begun = comm.tracer.begin();
         let mut offers: Vec<(&[Region], Offer)> = Vec::new();
         for (to, regions) in &near {
             match offers.iter_mut().find(|(offered, _)| *offered == &**regions) {
@@ -61,12 +61,12 @@ impl Exchange {
         }
         let (_, offers): (Vec<_>, Vec<_>) = offers.into_iter().unzip();
         let from: Vec<Rank> = near_from.iter().map(|(from, _)| *from).collect();
-        let exchanged = link.exchange_on_node(arrivals.stamp(operand), &offers, &from, Mapped::open)?;
+        let exchanged = comm.exchange_on_node(arrivals.trailer(operand), &offers, &from, Mapped::open)?;
         let is_refused = |rank: &Rank| exchanged.refused.iter().any(|refused| refused.contains(rank));
         for parts in near {
             match is_refused(&parts.0) {
                 true => sends.push(parts),
-                false => link.sent(begun, parts.0, reason, packed_bytes(&parts.1, element_bytes) as u64),
+                false => comm.sent(begun, parts.0, reason, packed_bytes(&parts.1, element_bytes) as u64),
             }
         }
         let mut came = Vec::new();
@@ -75,11 +75,11 @@ impl Exchange {
                 receives.push(parts);
                 continue;
             };
-            link.received(moved, reason, parts.0, mapped.len() as u64);
+            comm.received(moved, reason, parts.0, mapped.len() as u64);
             came.extend(Piece::of_mapped(mapped, &parts.1, element_bytes));
         }
         for (to, regions) in sends {
-            send(link, *to, pieces, regions, element_bytes, (arrivals, operand, reason))?;
+            send(comm, *to, pieces, regions, element_bytes, (arrivals, operand, reason))?;
         }
         for (from, regions) in receives {
             arrivals.expect(Transfer { from: *from, operand, regions: regions.clone(), element_bytes, reason });
@@ -91,43 +91,43 @@ impl Exchange {
 /// Gives this rank's share of an input that several ranks need alike to the others, and returns all shares. Every sharer calls
 /// it.
 pub(in crate::exec) fn share(
-    link: &mut Link,
+    comm: &mut Communicator,
     plan: &StagePlan,
     operand: usize,
     mine: Piece,
-    arrivals: &mut Arrivals,
+    arrivals: &mut PendingReceives,
     moved: &mut Moved,
 ) -> Result<Vec<Piece>, RunError> {
     let others: Vec<Rank> =
-        plan.sharers(operand, link.rank()).into_iter().filter(|rank| *rank != link.rank()).collect();
+        plan.sharers(operand, comm.rank()).into_iter().filter(|rank| *rank != comm.rank()).collect();
     let my_region: Arc<[Region]> = [mine.region.clone()].into();
     let sends: Vec<Parts> = others.iter().map(|to| (*to, my_region.clone())).collect();
     let receives: Vec<Parts> = others.iter().map(|from| (*from, [plan.share(operand, *from)].into())).collect();
     let element_bytes = plan.operands[operand].dtype.size_bytes();
     let this = Exchange { operand, element_bytes, reason: Reason::Input };
     let mut pieces = vec![mine];
-    let (came, shared) = this.carry_out(link, &pieces, &sends, &receives, arrivals, moved)?;
+    let (came, shared) = this.carry_out(comm, &pieces, &sends, &receives, arrivals, moved)?;
     // The node has one copy, this rank's own not excepted.
     if let Some(mapped) = shared.first().and_then(|shared| shared.map().ok()) {
         pieces = Piece::of_mapped(mapped, &my_region, element_bytes);
     }
     pieces.extend(came);
     // Every block needs all of them, or nearly so.
-    pieces.extend(arrivals.wait(link, operand, moved)?);
+    pieces.extend(arrivals.wait(comm, operand, moved)?);
     Ok(pieces)
 }
 
 /// Nothing is sent where there is nothing to send: the other side knows. The arrivals are those of the same run: they say how
 /// the transfers of an input are told apart.
 fn send(
-    link: &mut Link,
+    comm: &mut Communicator,
     to: Rank,
     pieces: &[Piece],
     regions: &[Region],
     element_bytes: usize,
-    (arrivals, operand, reason): (&Arrivals, usize, Reason),
+    (arrivals, operand, reason): (&PendingReceives, usize, Reason),
 ) -> Result<(), RunError> {
-    let begun = link.tracer.begin();
+    let begun = comm.tracer.begin();
     let tensor_bytes = packed_bytes(regions, element_bytes);
     if tensor_bytes == 0 {
         return Ok(());
@@ -135,12 +135,12 @@ fn send(
     let mut bytes = Vec::with_capacity(tensor_bytes + STAMP_BYTES);
     bytes.resize(tensor_bytes, 0);
     pack(&mut bytes, pieces, regions, element_bytes);
-    arrivals.stamp(operand).put(&mut bytes);
+    arrivals.trailer(operand).put(&mut bytes);
     let (length, bytes) = (bytes.len(), Payload::from(bytes));
     for start in (0..length).step_by(MESSAGE_BYTES) {
-        link.send(to, arrivals.tag(), bytes.slice(start..length.min(start + MESSAGE_BYTES)))?;
+        comm.send(to, arrivals.tag(), bytes.slice(start..length.min(start + MESSAGE_BYTES)))?;
     }
-    link.sent(begun, to, reason, tensor_bytes as u64);
+    comm.sent(begun, to, reason, tensor_bytes as u64);
     Ok(())
 }
 
@@ -156,8 +156,8 @@ mod tests {
     const THIS: Exchange = Exchange { operand: 3, element_bytes: 8, reason: Reason::Operand };
     const HALF: u64 = SHARED_BYTES / 8;
 
-    fn arrivals() -> Arrivals {
-        Arrivals::new(2, 5)
+    fn arrivals() -> PendingReceives {
+        PendingReceives::new(2, 5)
     }
 
     /// A part of a vector that is as large as parts that are shared must be, or smaller by `less` elements.
@@ -177,17 +177,18 @@ mod tests {
     }
 
     /// Does `first` as rank 0 while rank 1 gives it all it has and takes as much; returns what rank 1 has come by.
-    fn trade(less: u64, first: impl FnOnce(&mut Link) + Send + 'static) -> (Vec<Piece>, Moved, u64) {
+    fn trade(less: u64, first: impl FnOnce(&mut Communicator) + Send + 'static) -> (Vec<Piece>, Moved, u64) {
         let mut ends = local(2).into_iter();
         let (left, right) = (ends.next().unwrap(), ends.next().unwrap());
-        let other = std::thread::spawn(move || first(&mut Link::new(left, Signal::default())));
-        let (mut link, mut arrivals, mut moved) = (Link::new(right, Signal::default()), arrivals(), Moved::default());
+        let other = std::thread::spawn(move || first(&mut Communicator::new(left, Signal::default())));
+        let (mut comm, mut arrivals, mut moved) =
+            (Communicator::new(right, Signal::default()), arrivals(), Moved::default());
         let (sends, receives) = ([(0, [part(1, less)].into())], [(0, cut(&part(0, less)))]);
         let mine = [piece(part(1, less))];
-        let (mut came, _) = THIS.carry_out(&mut link, &mine, &sends, &receives, &mut arrivals, &mut moved).unwrap();
-        came.extend(arrivals.wait(&mut link, THIS.operand, &mut moved).unwrap());
+        let (mut came, _) = THIS.carry_out(&mut comm, &mine, &sends, &receives, &mut arrivals, &mut moved).unwrap();
+        came.extend(arrivals.wait(&mut comm, THIS.operand, &mut moved).unwrap());
         other.join().unwrap();
-        (came, moved, link.traffic().bytes_sent)
+        (came, moved, comm.traffic().bytes_sent)
     }
 
     fn is_mapped(pieces: &[Piece]) -> bool {
@@ -205,16 +206,16 @@ mod tests {
     }
 
     /// What rank 0 does, whose pieces are others than those that rank 1 gets.
-    fn left(less: u64) -> impl FnOnce(&mut Link) + Send + 'static {
-        move |link| {
+    fn left(less: u64) -> impl FnOnce(&mut Communicator) + Send + 'static {
+        move |comm| {
             let piece_of = |from, to| piece(Region { offset: vec![from], extent: vec![to - from] });
             let mine = [piece_of(HALF / 2, HALF - less), piece_of(0, HALF / 2)];
             let (sends, receives) = ([(1, cut(&part(0, less)))], [(1, [part(1, less)].into())]);
             let (mut arrivals, mut moved) = (arrivals(), Moved::default());
-            let (came, shared) = THIS.carry_out(link, &mine, &sends, &receives, &mut arrivals, &mut moved).unwrap();
+            let (came, shared) = THIS.carry_out(comm, &mine, &sends, &receives, &mut arrivals, &mut moved).unwrap();
             assert_eq!((came.len(), shared.len()), (usize::from(less == 0), usize::from(less == 0)));
             assert!(is_mapped(&came));
-            arrivals.wait(link, THIS.operand, &mut moved).unwrap();
+            arrivals.wait(comm, THIS.operand, &mut moved).unwrap();
         }
     }
 
@@ -231,20 +232,20 @@ mod tests {
 
     #[test]
     fn what_the_host_does_not_let_ranks_share_is_sent() {
-        let (came, moved, sent_bytes) = trade(0, |link| {
+        let (came, moved, sent_bytes) = trade(0, |comm| {
             // Of nothing, by now.
             let mut name = serde_json::to_vec(&SharedBytes::new(&[1]).unwrap().name()).unwrap();
-            arrivals().stamp(THIS.operand).put(&mut name);
-            link.send(1, tag::SHARED, name.into()).unwrap();
-            link.receive(1, tag::SHARED).unwrap();
+            arrivals().trailer(THIS.operand).put(&mut name);
+            comm.send(1, tag::SHARED, name.into()).unwrap();
+            comm.receive(1, tag::SHARED).unwrap();
             // Nor does this rank see the other's.
-            link.send(1, tag::SHARED, vec![0].into()).unwrap();
-            assert_eq!(link.receive(1, tag::SHARED).unwrap(), [0]);
+            comm.send(1, tag::SHARED, vec![0].into()).unwrap();
+            assert_eq!(comm.receive(1, tag::SHARED).unwrap(), [0]);
             let mut bytes = piece(part(0, 0)).bytes.to_vec();
-            arrivals().stamp(THIS.operand).put(&mut bytes);
-            link.send(1, arrivals().tag(), bytes.into()).unwrap();
-            let mut got = link.receive(1, arrivals().tag()).unwrap();
-            arrivals().stamp(THIS.operand).check(&mut got, 1, "a part").unwrap();
+            arrivals().trailer(THIS.operand).put(&mut bytes);
+            comm.send(1, arrivals().tag(), bytes.into()).unwrap();
+            let mut got = comm.receive(1, arrivals().tag()).unwrap();
+            arrivals().trailer(THIS.operand).check(&mut got, 1, "a part").unwrap();
             assert!(*got == *piece(part(1, 0)).bytes);
         });
         assert!(is_all(&came, 0) && !is_mapped(&came));

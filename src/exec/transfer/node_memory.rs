@@ -6,8 +6,8 @@ use std::io;
 
 use crate::encode::encode;
 use crate::engine::{SharedBytes, SharedName};
-use crate::exec::comm::communicator::{Link, tag};
-use crate::exec::comm::trailer::Stamp;
+use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::trailer::Trailer;
 use crate::exec::error::RunError;
 use crate::fabric::Rank;
 use crate::plan::SHARED_BYTES;
@@ -37,7 +37,7 @@ fn shared_or_not<T>(shared: io::Result<T>) -> Option<T> {
     shared.inspect_err(|error| tracing::debug!("memory is not shared: {error}")).ok()
 }
 
-impl Link {
+impl Communicator {
     /// Whether this rank shares so many bytes with that one, if one of them needs what the other has.
     pub fn shares(&self, rank: Rank, bytes: usize) -> bool {
         bytes as u64 >= SHARED_BYTES && self.distance(rank) == Distance::Node
@@ -47,7 +47,7 @@ impl Link {
     /// in one another's calls, and go on when all have answered.
     pub fn exchange_on_node<T>(
         &mut self,
-        stamp: Stamp,
+        trailer: Trailer,
         offers: &[Offer],
         from: &[Rank],
         open: impl Fn(SharedName) -> io::Result<T>,
@@ -56,7 +56,7 @@ impl Link {
             let name = shared.as_ref().map(SharedBytes::name);
             for rank in to {
                 let mut message = encode(&name)?;
-                stamp.put(&mut message);
+                trailer.put(&mut message);
                 self.send(*rank, tag::SHARED, message.into())?;
             }
         }
@@ -64,7 +64,7 @@ impl Link {
         for rank in from {
             let what = "an input of its node";
             let mut message = self.receive(*rank, tag::SHARED)?;
-            stamp.check(&mut message, *rank, what)?;
+            trailer.check(&mut message, *rank, what)?;
             let name: Option<SharedName> =
                 serde_json::from_slice(&message).map_err(|_| RunError::Protocol { rank: *rank, what })?;
             let opened = name.and_then(|name| shared_or_not(open(name)));

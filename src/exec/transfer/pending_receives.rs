@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use crate::exec::comm::communicator::{Link, tag};
-use crate::exec::comm::trailer::{STAMP_BYTES, Stamp};
+use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::trailer::{STAMP_BYTES, Trailer};
 use crate::exec::error::RunError;
 use crate::exec::transfer::piece::{Piece, packed_bytes};
 use crate::fabric::{Message, Rank};
@@ -26,7 +26,7 @@ pub(in crate::exec) struct Transfer {
 
 /// A transfer of which something is yet to come.
 #[derive(Debug)]
-struct Awaited {
+struct PendingReceive {
     number: usize,
     transfer: Transfer,
     /// What has come of it.
@@ -35,12 +35,12 @@ struct Awaited {
 
 /// What a rank awaits in a run of a stage.
 #[derive(Debug)]
-pub(in crate::exec) struct Arrivals {
+pub(in crate::exec) struct PendingReceives {
     stage: usize,
     run: u64,
     /// Transfers noted so far, which numbers them.
     noted: usize,
-    awaited: Vec<Awaited>,
+    awaited: Vec<PendingReceive>,
     /// What has come and nobody has taken, by operand.
     came: Vec<(usize, Piece)>,
 }
@@ -58,9 +58,9 @@ impl Transfer {
     }
 }
 
-impl Arrivals {
-    pub fn new(stage: usize, run: u64) -> Arrivals {
-        Arrivals { stage, run, noted: 0, awaited: Vec::new(), came: Vec::new() }
+impl PendingReceives {
+    pub fn new(stage: usize, run: u64) -> PendingReceives {
+        PendingReceives { stage, run, noted: 0, awaited: Vec::new(), came: Vec::new() }
     }
 
     /// The tag of their messages.
@@ -69,14 +69,14 @@ impl Arrivals {
     }
 
     /// What stands behind the bytes of input `operand`.
-    pub fn stamp(&self, operand: usize) -> Stamp {
-        Stamp::operand(self.stage, operand)
+    pub fn trailer(&self, operand: usize) -> Trailer {
+        Trailer::operand(self.stage, operand)
     }
 
     /// From now on `transfer` is awaited. Nothing is sent where there is nothing to send.
     pub fn expect(&mut self, transfer: Transfer) {
         if transfer.bytes() > 0 {
-            self.awaited.push(Awaited { number: self.noted, transfer, bytes: Vec::new() });
+            self.awaited.push(PendingReceive { number: self.noted, transfer, bytes: Vec::new() });
             self.noted += 1;
         }
     }
@@ -87,7 +87,7 @@ impl Arrivals {
 
     /// The transfers still awaited that have elements of these parts of input `operand`.
     pub fn missing(&self, operand: usize, parts: &[HaloPart]) -> Vec<usize> {
-        let of_parts = |awaited: &&Awaited| {
+        let of_parts = |awaited: &&PendingReceive| {
             let regions = &awaited.transfer.regions;
             let meets = |part: &HaloPart| regions.iter().any(|region| region.intersect(&part.source).is_some());
             awaited.transfer.operand == operand && parts.iter().any(meets)
@@ -96,11 +96,16 @@ impl Arrivals {
     }
 
     /// Takes a message with their tag, and says which transfer is whole with it, if one is.
-    pub fn take(&mut self, link: &Link, message: Message, moved: &mut Moved) -> Result<Option<Arrived>, RunError> {
+    pub fn take(
+        &mut self,
+        comm: &Communicator,
+        message: Message,
+        moved: &mut Moved,
+    ) -> Result<Option<Arrived>, RunError> {
         let wrong = RunError::Protocol { rank: message.source, what: "its part of a tensor" };
         let first = self.awaited.iter().position(|awaited| awaited.transfer.from == message.source);
         let Some(at) = first else { return Err(wrong) };
-        let Awaited { transfer, bytes, .. } = &mut self.awaited[at];
+        let PendingReceive { transfer, bytes, .. } = &mut self.awaited[at];
         let (length, part) = (transfer.bytes(), message.bytes);
         if part.is_empty() || bytes.len() + part.len() > length + STAMP_BYTES {
             return Err(wrong);
@@ -114,9 +119,9 @@ impl Arrivals {
         if bytes.len() < length + STAMP_BYTES {
             return Ok(None);
         }
-        let Awaited { number, transfer, mut bytes } = self.awaited.remove(at);
-        self.stamp(transfer.operand).check(&mut bytes, transfer.from, "a part of a tensor")?;
-        link.received(moved, transfer.reason, transfer.from, length as u64);
+        let PendingReceive { number, transfer, mut bytes } = self.awaited.remove(at);
+        self.trailer(transfer.operand).check(&mut bytes, transfer.from, "a part of a tensor")?;
+        comm.received(moved, transfer.reason, transfer.from, length as u64);
         for region in &*transfer.regions {
             let rest = bytes.split_off(region.elements() as usize * transfer.element_bytes);
             self.came.push((transfer.operand, Piece { region: region.clone(), bytes: bytes.into() }));
@@ -131,11 +136,11 @@ impl Arrivals {
     }
 
     /// Waits for all that was noted of input `operand`, and returns it.
-    pub fn wait(&mut self, link: &mut Link, operand: usize, moved: &mut Moved) -> Result<Vec<Piece>, RunError> {
+    pub fn wait(&mut self, comm: &mut Communicator, operand: usize, moved: &mut Moved) -> Result<Vec<Piece>, RunError> {
         while let Some(first) = self.awaited.iter().find(|awaited| awaited.transfer.operand == operand) {
             let (source, tag) = (first.transfer.from, self.tag());
-            let bytes = link.receive(source, tag)?;
-            self.take(link, Message { source, tag, bytes }, moved)?;
+            let bytes = comm.receive(source, tag)?;
+            self.take(comm, Message { source, tag, bytes }, moved)?;
         }
         let (wanted, others) = self.came().into_iter().partition(|(of, _)| *of == operand);
         self.came = others;
@@ -158,19 +163,19 @@ mod tests {
         Transfer { from, operand, regions: regions.into(), element_bytes: 1, reason: Reason::Halo }
     }
 
-    fn message(arrivals: &Arrivals, source: Rank, operand: usize, bytes: &[u8]) -> Message {
+    fn message(arrivals: &PendingReceives, source: Rank, operand: usize, bytes: &[u8]) -> Message {
         let mut bytes = bytes.to_vec();
-        arrivals.stamp(operand).put(&mut bytes);
+        arrivals.trailer(operand).put(&mut bytes);
         Message { source, tag: arrivals.tag(), bytes }
     }
 
-    fn link() -> Link {
-        Link::new(fabric::local(3).remove(0), Signal::default())
+    fn comm() -> Communicator {
+        Communicator::new(fabric::local(3).remove(0), Signal::default())
     }
 
     #[test]
     fn transfers_come_in_the_order_of_their_source_whatever_others_do() {
-        let (link, mut moved, mut arrivals) = (link(), Moved::default(), Arrivals::new(4, 9));
+        let (comm, mut moved, mut arrivals) = (comm(), Moved::default(), PendingReceives::new(4, 9));
         arrivals.expect(transfer(1, 0, &[region(0, 1), region(5, 2)]));
         arrivals.expect(transfer(2, 0, &[region(9, 3)]));
         arrivals.expect(transfer(2, 0, &[]));
@@ -181,12 +186,12 @@ mod tests {
         assert_eq!(arrivals.missing(2, &part(0, 4)), [2]);
 
         let late = message(&arrivals, 2, 0, &[7, 8, 9]);
-        assert_eq!(arrivals.take(&link, late, &mut moved).unwrap(), Some(Arrived { number: 1, bytes: 3 }));
+        assert_eq!(arrivals.take(&comm, late, &mut moved).unwrap(), Some(Arrived { number: 1, bytes: 3 }));
         // In two parts.
         let mut first = message(&arrivals, 1, 0, &[1, 2, 3]);
         let rest = Message { bytes: first.bytes.split_off(2), ..first.clone() };
-        assert_eq!(arrivals.take(&link, first, &mut moved).unwrap(), None);
-        assert_eq!(arrivals.take(&link, rest, &mut moved).unwrap(), Some(Arrived { number: 0, bytes: 3 }));
+        assert_eq!(arrivals.take(&comm, first, &mut moved).unwrap(), None);
+        assert_eq!(arrivals.take(&comm, rest, &mut moved).unwrap(), Some(Arrived { number: 0, bytes: 3 }));
         assert!(arrivals.missing(0, &part(0, 20)).is_empty());
         let came = arrivals.came().into_iter().map(|(operand, piece)| (operand, piece.region, piece.bytes.to_vec()));
         let expected = [(0, region(9, 3), vec![7, 8, 9]), (0, region(0, 1), vec![1]), (0, region(5, 2), vec![2, 3])];
@@ -196,24 +201,24 @@ mod tests {
         assert!(!arrivals.all_here());
         // Of another operand than the one that is due.
         let wrong = message(&arrivals, 1, 0, &[4]);
-        assert!(matches!(arrivals.take(&link, wrong, &mut moved), Err(RunError::Damaged { rank: 1, .. })));
+        assert!(matches!(arrivals.take(&comm, wrong, &mut moved), Err(RunError::Damaged { rank: 1, .. })));
         assert!(arrivals.all_here());
         let unasked = message(&arrivals, 1, 2, &[4]);
-        assert!(matches!(arrivals.take(&link, unasked, &mut moved), Err(RunError::Protocol { rank: 1, .. })));
+        assert!(matches!(arrivals.take(&comm, unasked, &mut moved), Err(RunError::Protocol { rank: 1, .. })));
     }
 
     #[test]
     fn who_waits_for_one_input_keeps_what_comes_of_others() {
         let mut fabrics = fabric::local(2);
         let mut sender = fabrics.pop().unwrap();
-        let mut link = Link::new(fabrics.remove(0), Signal::default());
-        let (mut moved, mut arrivals) = (Moved::default(), Arrivals::new(0, 1));
+        let mut comm = Communicator::new(fabrics.remove(0), Signal::default());
+        let (mut moved, mut arrivals) = (Moved::default(), PendingReceives::new(0, 1));
         for operand in [0, 1] {
             arrivals.expect(transfer(1, operand, &[region(operand as u64, 2)]));
             let Message { tag, bytes, .. } = message(&arrivals, 1, operand, &[operand as u8; 2]);
             sender.send(0, tag, bytes.into()).unwrap();
         }
-        let pieces = arrivals.wait(&mut link, 1, &mut moved).unwrap();
+        let pieces = arrivals.wait(&mut comm, 1, &mut moved).unwrap();
         assert_eq!(pieces.iter().map(|piece| piece.bytes.to_vec()).collect::<Vec<_>>(), [[1, 1]]);
         assert_eq!(arrivals.came().len(), 1);
         assert!(arrivals.all_here());

@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::exec::comm::communicator::Link;
+use crate::exec::comm::communicator::Communicator;
 use crate::exec::error::RunError;
 use crate::exec::transfer::exchange::{Exchange, Parts};
-use crate::exec::transfer::pending_receives::Arrivals;
+use crate::exec::transfer::pending_receives::PendingReceives;
 use crate::exec::transfer::piece::Piece;
 use crate::fabric::{Payload, Rank};
 use crate::plan::{OperandPlan, Plan, StagePlan};
@@ -96,15 +96,15 @@ impl Resident {
     }
 
     /// The value of a resident scalar, on every rank. Collective.
-    pub fn scalar(&self, link: &mut Link, plan: &Plan, tensor: &str) -> Result<f64, RunError> {
-        let missing = || RunError::Protocol { rank: link.rank(), what: "the scalar of 'until'" };
+    pub fn scalar(&self, comm: &mut Communicator, plan: &Plan, tensor: &str) -> Result<f64, RunError> {
+        let missing = || RunError::Protocol { rank: comm.rank(), what: "the scalar of 'until'" };
         let holding = self.holdings.get(tensor).ok_or_else(missing)?;
         let owned = |rank: &Rank| !plan.stages[holding.stage].owned(holding.operand, *rank).is_empty();
-        let owner = (0..link.size()).find(owned).ok_or_else(missing)?;
+        let owner = (0..comm.size()).find(owned).ok_or_else(missing)?;
         let mine =
-            (link.rank() == owner).then(|| holding.pieces.iter().flat_map(|piece| piece.bytes.to_vec()).collect());
-        let members = link.all_from(owner);
-        let (bytes, _) = link.broadcast_among(&members, mine.map(|bytes: Vec<u8>| bytes.into()), None)?;
+            (comm.rank() == owner).then(|| holding.pieces.iter().flat_map(|piece| piece.bytes.to_vec()).collect());
+        let members = comm.all_from(owner);
+        let (bytes, _) = comm.broadcast_among(&members, mine.map(|bytes: Vec<u8>| bytes.into()), None)?;
         let dtype = plan.stages[holding.stage].operands[holding.operand].dtype;
         dtype.to_f64(&bytes).ok_or(RunError::Protocol { rank: owner, what: "the scalar of 'until'" })
     }
@@ -113,47 +113,53 @@ impl Resident {
     /// here; none if the tensor is not resident (an iterated one is not at first). Collective.
     pub fn gather(
         &self,
-        link: &mut Link,
+        comm: &mut Communicator,
         plan: &Plan,
         (stage, operand): (usize, usize),
-        arrivals: &mut Arrivals,
+        arrivals: &mut PendingReceives,
         moved: &mut Moved,
     ) -> Result<Option<Vec<Piece>>, RunError> {
         let input = &plan.stages[stage].operands[operand];
         let Some(holding) = self.holdings.get(&input.tensor) else { return Ok(None) };
-        let routes = self.routes(link, plan, (stage, operand), holding);
+        let routes = self.routes(comm, plan, (stage, operand), holding);
         let (sends, receives, here_bytes) = match &*routes {
-            Routes::Broadcast { members } => return self.broadcast(link, holding, members, input, moved).map(Some),
+            Routes::Broadcast { members } => return self.broadcast(comm, holding, members, input, moved).map(Some),
             Routes::Direct { sends, receives, here_bytes } => (sends, receives, *here_bytes),
         };
         let element_bytes = input.dtype.size_bytes();
         let reason = reason(&plan.stages[stage], input);
         moved.count(reason, Distance::Rank, here_bytes);
         let this = Exchange { operand, element_bytes, reason };
-        let (came, _) = this.carry_out(link, &holding.pieces, sends, receives, arrivals, moved)?;
+        let (came, _) = this.carry_out(comm, &holding.pieces, sends, receives, arrivals, moved)?;
         Ok(Some([holding.pieces.clone(), came].concat()))
     }
 
     /// The rank that has all of an input that everyone needs whole, if one alone has any of it.
-    pub fn only_owner(&self, link: &Link, plan: &Plan, stage: usize, operand: usize) -> Option<Rank> {
+    pub fn only_owner(&self, comm: &Communicator, plan: &Plan, stage: usize, operand: usize) -> Option<Rank> {
         let holding = self.holdings.get(&plan.stages[stage].operands[operand].tensor)?;
-        match &*self.routes(link, plan, (stage, operand), holding) {
+        match &*self.routes(comm, plan, (stage, operand), holding) {
             Routes::Broadcast { members } => members.first().copied(),
             Routes::Direct { .. } => None,
         }
     }
 
-    fn routes(&self, link: &Link, plan: &Plan, (stage, operand): (usize, usize), holding: &Holding) -> Arc<Routes> {
+    fn routes(
+        &self,
+        comm: &Communicator,
+        plan: &Plan,
+        (stage, operand): (usize, usize),
+        holding: &Holding,
+    ) -> Arc<Routes> {
         let key = [stage, operand, holding.stage, holding.operand];
         let make = || {
             let owned = |rank: Rank| plan.stages[holding.stage].owned(holding.operand, rank);
             let mut receivers = None;
             if plan.stages[stage].is_broadcast(operand) {
-                let mut owners = (0..link.size()).filter(|rank| !owned(*rank).is_empty());
+                let mut owners = (0..comm.size()).filter(|rank| !owned(*rank).is_empty());
                 let only = owners.next().filter(|_| owners.next().is_none());
                 let members = match plan.stages[stage].is_on_node(operand) {
-                    true => link.one_per_node(only.unwrap_or(0)),
-                    false => link.all_from(only.unwrap_or(0)),
+                    true => comm.one_per_node(only.unwrap_or(0)),
+                    false => comm.all_from(only.unwrap_or(0)),
                 };
                 if only.is_some() {
                     return Arc::new(Routes::Broadcast { members });
@@ -162,7 +168,7 @@ impl Resident {
             }
             let receives = |rank: Rank| receivers.as_ref().is_none_or(|receivers| receivers.contains(&rank));
             let needs = |rank: Rank| if receives(rank) { plan.stages[stage].needs(operand, rank) } else { Vec::new() };
-            let (me, mine, size) = (link.rank(), needs(link.rank()), link.size());
+            let (me, mine, size) = (comm.rank(), needs(comm.rank()), comm.size());
             let to = (1..size).map(|offset| (me + offset) % size);
             let sends = to.map(|to| (to, common(&needs(to), holding.pieces.iter().map(|piece| &piece.region)).into()));
             let from = (1..size).map(|offset| (me + size - offset) % size);
@@ -181,25 +187,25 @@ impl Resident {
     /// All of a tensor to `members`, of whom the first has it.
     fn broadcast(
         &self,
-        link: &mut Link,
+        comm: &mut Communicator,
         holding: &Holding,
         members: &[Rank],
         input: &OperandPlan,
         moved: &mut Moved,
     ) -> Result<Vec<Piece>, RunError> {
         let whole = Region::whole(&input.shape);
-        if !members.contains(&link.rank()) {
+        if !members.contains(&comm.rank()) {
             return Ok(Vec::new());
         }
-        let mine = (link.rank() == members[0]).then(|| {
+        let mine = (comm.rank() == members[0]).then(|| {
             let mut piece = vec![0; input.bytes() as usize];
             for part in &holding.pieces {
                 part.copy_to(&whole, &mut piece, input.dtype.size_bytes());
             }
             Payload::from(piece)
         });
-        let (bytes, source) = link.broadcast_among(members, mine, Some(Reason::Operand))?;
-        link.received(moved, Reason::Operand, source, bytes.len() as u64);
+        let (bytes, source) = comm.broadcast_among(members, mine, Some(Reason::Operand))?;
+        comm.received(moved, Reason::Operand, source, bytes.len() as u64);
         Ok(vec![Piece { region: whole, bytes: bytes.into_vec().into() }])
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::engine::{Access, Code, EngineError, Instance, OperandSpec, Tier, View};
 use crate::exec::reduce::fold::Merge;
-use crate::exec::trace::recorder::{Tracer, What};
+use crate::exec::trace::recorder::{TraceEventKind, Tracer};
 use crate::exec::worker::FromWorker;
 use crate::exec::worker::shared_state::{BlockData, BlockOutputs, Call, Current, Shared, lock};
 use crate::plan::{StagePlan, Tile};
@@ -56,7 +56,7 @@ impl Instances {
         merge: &mut Merge,
     ) -> Result<(), Box<FromWorker>> {
         let begun = shared.setup.tracer.begin();
-        let what = || What::Merge { stage: shared.setup.stage_index, run: shared.setup.run };
+        let what = || TraceEventKind::Merge { stage: shared.setup.stage_index, run: shared.setup.run };
         let merged = |tracer: &Tracer| tracer.end_tile(begun, tile, what);
         if shared.merger.as_ref().is_none_or(|merger| merger.merge(merge)) {
             merged(&shared.setup.tracer);

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use crate::engine::{EngineError, KernelFault, Tier, View};
 use crate::exec::dataset::inputs::BlockInput;
-use crate::exec::reduce::chain::Handed;
-use crate::exec::trace::recorder::What;
+use crate::exec::reduce::chain::MergeRequest;
+use crate::exec::trace::recorder::TraceEventKind;
 use crate::exec::transfer::resident::fill;
 use crate::exec::worker::instances::{Instances, merge_group, view};
 use crate::exec::worker::shared_state::{BlockData, BlockOutputs, Call, Current, Shared, Work, lock};
@@ -32,7 +32,7 @@ pub(super) enum FromWorker {
         fault: KernelFault,
     },
     /// Partial results that the main thread had handed out.
-    Merged(Box<Handed>),
+    Merged(Box<MergeRequest>),
     Engine(EngineError),
     Panicked(String),
     Ended(Box<WorkerReport>),
@@ -90,7 +90,7 @@ fn run(shared: &Shared, worker: usize) -> Result<WorkerReport, Box<FromWorker>> 
         if code.tier() != instances.tier() && !early {
             let held_ns = instances.swap(&code).map_err(engine_error)?;
             let (stage, after_tasks) = (shared.setup.stage_index, report.counts.tasks());
-            shared.setup.tracer.mark(|| What::Swap { stage, worker, held_ns, after_tasks });
+            shared.setup.tracer.mark(|| TraceEventKind::Swap { stage, worker, held_ns, after_tasks });
             report.swaps.push(Swap {
                 stage: shared.stage().name.clone(),
                 worker: worker as u32,
@@ -214,7 +214,7 @@ fn task(
     }
     report.first_task.get_or_insert_with(Instant::now);
     let elapsed_ns = started.elapsed().as_nanos() as u64;
-    shared.setup.tracer.task(started, elapsed_ns, tile, || What::Task {
+    shared.setup.tracer.task(started, elapsed_ns, tile, || TraceEventKind::Task {
         stage: shared.setup.stage_index,
         run: shared.setup.run,
         tier,

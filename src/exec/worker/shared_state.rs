@@ -10,11 +10,11 @@ use crossbeam_channel::Sender;
 
 use crate::engine::{Access, Code, Engine, Kernel, OperandSpec, StartFunction, Tier};
 use crate::exec::dataset::inputs::BlockInput;
-use crate::exec::reduce::chain::Handed;
+use crate::exec::reduce::chain::MergeRequest;
 use crate::exec::reduce::fold::{Fold, Merger};
 use crate::exec::stage::incremental_save::TileOutputs;
 use crate::exec::trace::recorder::Tracer;
-use crate::exec::transfer::broadcast::Whole;
+use crate::exec::transfer::broadcast::BroadcastInput;
 use crate::exec::worker::instances::Instances;
 use crate::exec::worker::{FromRun, FromWorker};
 use crate::fabric::Rank;
@@ -105,7 +105,7 @@ pub(in crate::exec) struct Setup {
     pub merge_kernel: Option<Kernel>,
     pub memory_limit_bytes: u64,
     /// Shared operands, by operand.
-    pub whole: Vec<Option<Whole>>,
+    pub whole: Vec<Option<BroadcastInput>>,
     pub swap_before_task: Option<u64>,
     pub process_start: Instant,
     pub to_main: Sender<FromRun>,
@@ -130,19 +130,19 @@ pub(in crate::exec) struct Shared {
     begun: AtomicBool,
     /// The code that the stage begins with.
     pub start: Code,
-    board: Mutex<Board>,
+    board: Mutex<TaskQueue>,
     /// Signalled when the board changes.
     changed: Condvar,
 }
 
 /// What the workers and the main thread hand to each other under one lock.
 #[derive(Debug)]
-struct Board {
+struct TaskQueue {
     scheduler: Scheduler,
     /// The next span of each worker.
     next: Vec<Option<Span>>,
     /// What the main thread has to have merged; whoever is free takes the first.
-    merges: VecDeque<Box<Handed>>,
+    merges: VecDeque<Box<MergeRequest>>,
     code: Code,
     ended: bool,
 }
@@ -150,7 +150,7 @@ struct Board {
 /// What a worker has to do.
 pub(in crate::exec) enum Work {
     Span(Span),
-    Merge(Box<Handed>),
+    Merge(Box<MergeRequest>),
 }
 
 /// A lock whose holder panicked is still consistent here: the panic ends the run anyway.
@@ -180,7 +180,7 @@ impl Shared {
             counts: Default::default(),
             begun: AtomicBool::new(false),
             start: code.clone(),
-            board: Mutex::new(Board {
+            board: Mutex::new(TaskQueue {
                 scheduler,
                 next: vec![None; workers],
                 merges: VecDeque::new(),
@@ -227,7 +227,7 @@ impl Shared {
     }
 
     /// `caller` is the worker that this thread is, if it is one: it need not be woken.
-    fn dispatch(&self, board: &mut Board, actions: Vec<Action>, caller: Option<usize>) {
+    fn dispatch(&self, board: &mut TaskQueue, actions: Vec<Action>, caller: Option<usize>) {
         for action in actions {
             match action {
                 Action::Start { worker, span } => {
@@ -260,7 +260,7 @@ impl Shared {
     }
 
     /// Hands partial results to the workers, who send them back merged.
-    pub fn hand(&self, handed: Box<Handed>) {
+    pub fn hand(&self, handed: Box<MergeRequest>) {
         lock(&self.board).merges.push_back(handed);
         self.changed.notify_all();
     }
