@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::tensors::Tensors;
-use super::{Bench, CheckError, Finding, Options, watched};
+use super::{Bench, CheckError, Options, watched};
+use crate::check::finding::Finding;
 use crate::job::Job;
 use crate::plan::Role;
 use crate::tensor::{Dtype, Region, Shape};

@@ -3,7 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Finding, Report};
+use super::Report;
+use crate::check::finding::Finding;
 
 /// The report as it grows, and the call under way.
 #[derive(Debug)]

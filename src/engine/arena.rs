@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::{Access, OperandSpec, View};
+use crate::engine::view::{Access, OperandSpec, View};
 
 /// Protection works on the host's pages.
 pub(super) const HOST_PAGE: u64 = 4_096;

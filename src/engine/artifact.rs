@@ -1,8 +1,11 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Cpu, EngineError, Kernel, Tier};
 use crate::encode::{EncodeError, encode};
+use crate::engine::code::Tier;
+use crate::engine::error::EngineError;
+use crate::engine::kernel::Kernel;
 use crate::engine::module_rewrite::REWRITE_VERSION;
+use crate::engine::pipeline::Cpu;
 
 const MAGIC: &[u8; 8] = b"exuvia\0\x01";
 /// wasmer's version is pinned in Cargo.toml; LLVM's is the one that wasmer's compiler crate is built for.

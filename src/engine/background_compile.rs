@@ -19,10 +19,15 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::artifact::{Artifact, Fingerprint};
-use super::{Cache, Cpu, Engine, EngineError, Kernel, Pipeline, Tier, optimize, start_artifact};
 use crate::encode::encode;
+use crate::engine::artifact::Pipeline;
+use crate::engine::cache::Cache;
+use crate::engine::code::{Engine, Tier, optimize, start_artifact};
+use crate::engine::error::EngineError;
+use crate::engine::kernel::Kernel;
 use crate::engine::orphans;
 use crate::engine::orphans::Slot;
+use crate::engine::pipeline::Cpu;
 
 /// The hidden command-line verb that runs [`compile_helper_main`].
 pub const HELPER_VERB: &str = "compile-kernel";

@@ -4,7 +4,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::artifact::{Artifact, Fingerprint};
-use super::{EngineError, Kernel};
+use crate::engine::error::EngineError;
+use crate::engine::kernel::Kernel;
 
 /// Artifacts on disk, one file per fingerprint, and what runs noted of kernels, in a directory that only its owner can write.
 #[derive(Clone, Debug)]
@@ -146,8 +147,10 @@ fn default_directory() -> Option<PathBuf> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::{Cpu, Engine, Pipeline, Tier, optimize};
     use super::*;
+    use crate::engine::artifact::Pipeline;
+    use crate::engine::code::{Engine, Tier, optimize};
+    use crate::engine::pipeline::Cpu;
 
     #[test]
     fn keeps_what_is_whole_and_forgets_what_is_damaged() {

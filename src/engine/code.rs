@@ -11,8 +11,10 @@ use wasmer_compiler_singlepass::Singlepass;
 
 use super::artifact::{Artifact, Fingerprint, Pipeline};
 use super::pipeline::Pipeline as FullPipeline;
-use super::{Cpu, EngineError, Kernel};
+use crate::engine::error::EngineError;
+use crate::engine::kernel::Kernel;
 use crate::engine::module_rewrite::{HostState, rewrite};
+use crate::engine::pipeline::Cpu;
 
 /// Which of the two kinds of code runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use super::StartFunction;
+use crate::engine::instance::StartFunction;
 
 /// Why a module cannot become running code.
 #[derive(Debug, thiserror::Error)]

@@ -11,8 +11,12 @@ use super::code::Code;
 use super::memory::{GuestMemory, WASM_PAGE};
 use super::unwritten::{Suspicion, first_unwritten, looks_unwritten};
 use super::window::Window;
-use super::{Access, Engine, EngineError, Kernel, KernelFault, OperandSpec, SharedBytes, Tier, View};
+use crate::engine::code::{Engine, Tier};
+use crate::engine::error::{EngineError, KernelFault};
+use crate::engine::kernel::Kernel;
 use crate::engine::module_rewrite::{HOST_MODULE, Initial, MEMORY, START, global_name};
+use crate::engine::shared_memory::SharedBytes;
+use crate::engine::view::{Access, OperandSpec, View};
 
 /// What stands beside tiles that the kernel writes, so that it is seen when that changes.
 const FENCE: u8 = 0xA5;

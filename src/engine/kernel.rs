@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use wasmparser::{ExternalKind, Parser, Payload, Validator};
 
-use super::EngineError;
 use super::restrict::{FEATURES, baseline_obstacle, refusal};
+use crate::engine::error::EngineError;
 use crate::{regular_file, text};
 
 /// The longest module that is read.

@@ -43,7 +43,7 @@ pub(super) fn place(bytes: &[u8], offset: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Kernel;
+    use crate::engine::kernel::Kernel;
 
     #[test]
     fn a_type_error_is_found_by_function_and_instruction() {

@@ -14,9 +14,9 @@ use rustix::process::{Resource, getrlimit};
 use wasmer::{AsStoreMut, AsStoreRef, Memory, MemoryError, MemoryType, Pages};
 use wasmer_vm::{LinearMemory, MemoryStyle, VMMemory, VMMemoryDefinition};
 
-use super::SharedBytes;
 use super::arena::{Arena, HOST_PAGE, Slot};
 use super::window::Window;
+use crate::engine::shared_memory::SharedBytes;
 
 pub(super) const WASM_PAGE: u64 = 65_536;
 /// First address that no access of compiled code reaches, counted from the start of a memory.

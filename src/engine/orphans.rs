@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::Cache;
+use crate::engine::cache::Cache;
 
 /// How many there may be.
 pub const MOST: usize = 2;

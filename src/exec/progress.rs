@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::Progress;
 use super::stage::{Context, StageRun};
 use crate::encode::encode;
 use crate::exec::comm::communicator::{Communicator, tag};
 use crate::exec::error::RunError;
+use crate::exec::options::Progress;
 use crate::fabric::{Message, Rank};
 use crate::live::{Iteration, Publisher, RankSnapshot, Share, Snapshot, StageShare, StageSnapshot};
 use crate::report::Counts;

@@ -6,8 +6,11 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::{Backoff, Fabric, FabricError, Message, Payload, Rank, TAG_LIMIT};
+use super::{Fabric, Message, Rank, TAG_LIMIT};
 use crate::encode::encode;
+use crate::fabric::backoff::Backoff;
+use crate::fabric::error::FabricError;
+use crate::fabric::payload::Payload;
 use crate::topology::{Host, Topology};
 
 const BROADCAST: u32 = TAG_LIMIT;
@@ -277,8 +280,8 @@ fn receive(fabric: &mut dyn Fabric, source: Rank, tag: u32, idle: Idle<'_>) -> R
 mod tests {
     use std::thread;
 
-    use super::super::local;
     use super::*;
+    use crate::fabric::local::local;
 
     const SIZES: [u32; 5] = [1, 2, 3, 4, 7];
 

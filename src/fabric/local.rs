@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::abort::end_all_ranks;
 use super::members::{Judgement, Members};
-use super::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, TAG_LIMIT, check_send};
+use super::{Counters, Fabric, Message, Rank, TAG_LIMIT, check_send};
+use crate::fabric::backoff::Backoff;
+use crate::fabric::error::FabricError;
+use crate::fabric::payload::Payload;
 
 /// One rank alone, without MPI.
 pub fn solo() -> Box<dyn Fabric> {
@@ -246,7 +249,7 @@ mod tests {
         two.keep(&[0, 2, 3]);
         assert_eq!((two.rank(), two.size()), (1, 3));
         two.send(2, 5, vec![2].into()).unwrap();
-        two.send(0, super::super::LASTING_TAG, vec![3].into()).unwrap();
+        two.send(0, crate::fabric::members::LASTING_TAG, vec![3].into()).unwrap();
         assert_eq!(zero.poll().unwrap().map(|message| (message.source, message.bytes)), Some((2, vec![3])));
         // From before the death, and not from after it.
         assert_eq!(receive(&mut **three).bytes, [1]);

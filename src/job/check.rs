@@ -1,6 +1,8 @@
 //! What can be wrong between the tables of a job file.
 
-use super::{Combine, Job, JobError, Operand, Source, Stage};
+use super::{Combine, Job, Source, Stage};
+use crate::job::error::JobError;
+use crate::job::notation::Operand;
 use crate::text::nearest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -2,8 +2,10 @@
 //!
 //! That follows from the job file alone: neither extents nor ranks decide whether an index may be cut.
 
+use super::Stage;
 use super::table::{Table, Value};
-use super::{JobError, Notation, Operand, Stage};
+use crate::job::error::JobError;
+use crate::job::notation::{Notation, Operand};
 use crate::text::suggest;
 use serde::{Serialize, Serializer};
 use std::fmt;

@@ -1,4 +1,4 @@
-use super::Excerpt;
+use crate::job::snippet::Excerpt;
 use crate::tensor::Dtype;
 use std::path::PathBuf;
 

@@ -1,7 +1,8 @@
 //! The table `[iterate]`: which stages are repeated, how often, and what is fed back.
 
 use super::table::Value;
-use super::{Job, JobError, Source, Stage};
+use super::{Job, Source, Stage};
+use crate::job::error::JobError;
 use std::ops::Range;
 
 /// Stages that run again and again.

@@ -1,6 +1,7 @@
 //! A TOML table read key by key, with the place of every key and value, so that each fault can be shown.
 
-use super::{Excerpt, JobError};
+use crate::job::error::JobError;
+use crate::job::snippet::Excerpt;
 use crate::text::suggest;
 use std::fmt::Display;
 use std::ops::Range;

@@ -31,7 +31,7 @@ impl Publisher {
         let (lives, gone) = bounded(0);
         let folder = folder.to_owned();
         std::thread::Builder::new().name("live".to_owned()).spawn(move || {
-            super::list(&folder);
+            crate::live::folder::list(&folder);
             keep(&file, &to_write);
             drop::<Sender<()>>(lives);
         })?;
@@ -95,7 +95,7 @@ mod tests {
         let snapshot = Snapshot { schema: Snapshot::SCHEMA, job: "j".into(), rank_0, ..Snapshot::default() };
         publisher.publish(snapshot.clone());
         let read = loop {
-            if let [read] = &super::super::list(&folder)[..] {
+            if let [read] = &crate::live::folder::list(&folder)[..] {
                 break read.clone();
             }
             std::thread::yield_now();

@@ -111,8 +111,8 @@ impl FileTimes {
 #[cfg(test)]
 mod tests {
     use super::super::trace::Args;
-    use super::super::{RankTrace, Span, Trace};
     use super::*;
+    use crate::report::trace::{RankTrace, Span, Trace};
 
     #[test]
     fn what_a_trace_says_of_workers_is_read_back() {

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 
 use serde::{Serialize, Serializer};
 
-use super::Reason;
+use crate::report::traffic::Reason;
 
 /// A moment is drawn as long as this, where there is room.
 const MOMENT_NS: u64 = 1000;

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::message::Question;
-use super::{Action, Block, Message, Scheduler, Span, TARGET_TASK_NS};
+use super::{Action, Block, Scheduler, Span, TARGET_TASK_NS};
 use crate::sched::grant::{Costs, GrantRequest, Leases};
+use crate::sched::message::Message;
 use crate::sched::victim::{Step, VictimSearch};
 
 /// Thieves whose pace an owner remembers.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Action, Message, Scheduler};
+use super::{Action, Scheduler};
+use crate::sched::message::Message;
 
 /// What a rank knows of the end of the stage.
 #[derive(Debug, Default)]

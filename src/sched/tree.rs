@@ -5,7 +5,7 @@
 //! every live rank below it. Since a rank looks through dead ones at their children, and never takes a live one for
 //! dead, this holds whatever the order in which ranks learn of deaths: nobody live is ever left out.
 
-use super::Team;
+use crate::sched::peers::Team;
 
 impl Team {
     /// Whom this rank tells that its branch is done; `None` for the root.

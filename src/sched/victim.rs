@@ -2,8 +2,9 @@
 
 use smallvec::SmallVec;
 
-use super::{TARGET_TASK_NS, Team};
+use super::TARGET_TASK_NS;
 use crate::sched::peers::ROUND;
+use crate::sched::peers::Team;
 
 /// The first pause after a round in which nobody had work to give ...
 const PAUSE_NS: u64 = 2_000_000;

@@ -1,9 +1,11 @@
 //! The blocks of a stage and what they cost.
 
-use super::{Machine, Setup, StageCosts};
+use super::Setup;
 use crate::plan::{Origin, Plan, Role, StagePlan, Tile};
 use crate::sched::Span;
+use crate::simulate::calibrate::StageCosts;
 use crate::simulate::contention::{Slowdown, crowd};
+use crate::simulate::machine::Machine;
 use crate::simulate::placement::BlockPlacement;
 use crate::simulate::random::{Draw, bits, lognormal, symmetric};
 

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Machine, Placement, Policy, Setup, simulate};
+use super::{Policy, Setup, simulate};
 use crate::plan::Plan;
 use crate::simulate::contention::{Crowd, Crowding, crowd};
+use crate::simulate::machine::Machine;
+use crate::simulate::placement::Placement;
 
 /// Corrections of the estimate; each simulates every run again.
 const ROUNDS: usize = 6;

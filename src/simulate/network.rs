@@ -1,7 +1,7 @@
 //! What ranks of a node share: its way to the file system, and its network interface, each way by itself. Bytes pass
 //! one transfer after the other, in the order in which they were sent.
 
-use super::Machine;
+use crate::simulate::machine::Machine;
 
 /// When each link of a node is free again.
 #[derive(Clone, Copy, Debug, Default)]

@@ -2,10 +2,11 @@
 //! where files are written, waits for all.
 
 use super::exchange::Prelude;
-use super::{Placement, Setup, Simulation};
+use super::{Setup, Simulation};
 use crate::plan::Plan;
 use crate::sched::{Event, Message};
 use crate::simulate::main_thread::MainThreadJob;
+use crate::simulate::placement::Placement;
 use crate::simulate::simulator::{Simulator, TensorMessage};
 
 /// Iterations that are simulated; those after them take as long as the last, unless optimized code is still to come.

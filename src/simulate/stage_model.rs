@@ -1,10 +1,11 @@
 //! A stage as the simulator sees it: everything that does not change while it runs.
 
 use super::exchange::{Deals, Exchange, Level, Prelude};
-use super::{Machine, Policy, Setup};
+use super::{Policy, Setup};
 use crate::plan::{Origin, Plan, Role};
 use crate::sched::{Costs, Path};
 use crate::simulate::block_costs::Work;
+use crate::simulate::machine::Machine;
 
 /// A stage and all that is known of it before it runs.
 pub(super) struct StageWorld {

@@ -2,7 +2,7 @@ use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::process::{Command, Stdio};
 
-use super::SlurmError;
+use crate::slurm::error::SlurmError;
 
 /// What all of Slurm's programs say where it is installed, but not configured or not running.
 const NOBODY: [&str; 3] = ["configuration source", "unable to contact slurm controller", "connect failure"];

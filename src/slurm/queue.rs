@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::SlurmError;
 use super::program::output;
+use crate::slurm::error::SlurmError;
 
 /// Fields of a line, the name last: it alone may contain the separator.
 const SQUEUE_FIELDS: &str =

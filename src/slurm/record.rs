@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{SlurmError, TASK_PLACE};
+use crate::slurm::error::SlurmError;
+use crate::slurm::script::TASK_PLACE;
 
 /// What `submit` leaves beside the script: which job became which of Slurm's, and where it writes. Slurm forgets finished
 /// jobs, after minutes where it keeps no accounts.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::SlurmError;
+use crate::slurm::error::SlurmError;
 
 /// `MINUTES`, `MINUTES:SECONDS`, `HOURS:MINUTES:SECONDS`, `DAYS-HOURS`, `DAYS-HOURS:MINUTES[:SECONDS]`; `None` for anything
 /// else, such as `UNLIMITED`.

@@ -6,8 +6,11 @@ use flate2::Compression;
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 
+use super::raw;
 use super::raw::guard::guard;
-use super::{OutputLayout, Staging, Storage, StoreError, raw};
+use crate::store::create::{OutputLayout, Storage};
+use crate::store::error::StoreError;
+use crate::store::staging::Staging;
 use crate::tensor::{Region, chunks_of, copy_region};
 
 impl Staging {

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::place::{self, Chunk, Frame, Place};
+use super::raw;
 use super::raw::guard::guard;
 use super::replace::replace;
 use super::staging::private;
 use super::standing::{Standing, look};
-use super::{Staging, StoreError, raw};
+use crate::store::error::StoreError;
+use crate::store::staging::Staging;
 use crate::tensor::{Dtype, Shape, chunk_count};
 
 /// A dataset to be written.

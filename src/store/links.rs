@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::StoreError;
 use super::error::nearest;
 use super::listing::{Listing, list_opened};
 use super::raw::guard::Held;
 use super::raw::source::{self, Kind, Link, path_of};
 use crate::encode;
+use crate::store::error::StoreError;
 
 /// Links that are followed for one name. HDF5 itself follows 16.
 const MOST_LINKS: usize = 64;

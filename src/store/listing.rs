@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::StoreError;
 use super::links::Opened;
 use super::raw::source::{self, Kind, Link};
+use crate::store::error::StoreError;
 
 /// What is in a file, in the order of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,10 @@
 //! Finished datasets brought from one file to another: when the file that a run was to replace is no longer what it was.
 
-use super::{OutputLayout, Staging, Storage, StoreError, Writer, raw};
+use super::raw;
+use crate::store::create::{OutputLayout, Storage};
+use crate::store::error::StoreError;
+use crate::store::staging::Staging;
+use crate::store::writer::Writer;
 use crate::tensor::{Region, chunk_count, chunks_of};
 
 /// Read and written at a time.

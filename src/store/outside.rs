@@ -2,8 +2,8 @@ use std::io::Result;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::OutputLayout;
 use super::staging::open_own;
+use crate::store::create::OutputLayout;
 
 /// More than this takes too long to look at whenever a dataset is created.
 const MOST_BYTES: u64 = 256 << 20;

@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::StoreError;
 use super::grid::{Axis, grid};
 use super::links::{Opened, Source, with_causes};
 use super::raw::guard::Held;
 use super::raw::source::{self, Mapping, Selection};
 use super::read::{Above, Reader};
+use crate::store::error::StoreError;
 use crate::tensor::{Dtype, Region};
 
 /// Parts that are open at a time.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::StoreError;
 use super::grid::Axis;
 use super::links::{Found, Opened, Source, check_regular};
 use super::parts::Virtual;
 use super::raw::guard::Held;
 use super::raw::source::{self, Filter, Kind, RawFile, Slab};
 use crate::encode;
+use crate::store::error::StoreError;
 use crate::tensor::{Dtype, Region, Shape, copy_region};
 
 /// Chunks that a reader keeps decompressed: a block of whole chunks is then decompressed once.

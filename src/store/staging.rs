@@ -13,10 +13,12 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::create::{Made, OutputLayout};
+use super::merge;
 use super::path::{real_path, short_name};
 use super::standing::{Standing, look};
 use super::turn::{Held, Seen, Turn, is_at};
-use super::{OutputSpec, StoreError, merge};
+use crate::store::create::OutputSpec;
+use crate::store::error::StoreError;
 
 /// How long a run waits for programs that have a file open for writing: before it has computed anything, and after that.
 const PATIENCE: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(60)];

@@ -14,8 +14,8 @@ use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
 use super::path::short_name;
+use crate::store::error::StoreError;
 
 const GLANCE: Duration = Duration::from_millis(20);
 /// Who waits longer is told.

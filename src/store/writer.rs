@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 use super::chunks::pad;
 use super::create::offset_of;
 use super::staging::open_own;
-use super::{OutputLayout, Storage, StoreError};
+use crate::store::create::{OutputLayout, Storage};
+use crate::store::error::StoreError;
 use crate::tensor::{Region, chunks_of, copy_region};
 
 /// Chunks that lie side by side are written at once, up to about so many bytes.

@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use bytesize::ByteSize;
 use plotters::style::RGBColor;
 
-use super::{Figures, Load, Metg, MetgOf, Point, Rate, Row, Spread};
+use super::Point;
 use crate::report::html::charts::{self, Axis, Bar, COLOURS, bars, key};
 use crate::report::html::lines::{Mark, Series, Style, lines};
 use crate::report::html::page::Page;
+use crate::sweep::statistics::{Figures, Metg, MetgOf, Rate, Row, Spread};
+use crate::sweep::timeline::Load;
 
 /// How many settings have a timeline.
 const TIMELINES: usize = 48;

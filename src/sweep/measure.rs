@@ -4,14 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Growth, Identity, Kind, Launcher, Load, Point, Setting, SweepError, Variant};
+use super::{Identity, Kind, Point, Setting, SweepError};
 use crate::exec::Signal;
 use crate::exec::{TierPolicy, layouts};
 use crate::job::Job;
 use crate::plan::{Machine, plan};
 use crate::report::{FileTimes, Report, Timeline};
 use crate::sweep::disk_baseline::{Disk, forget};
+use crate::sweep::runner::Launcher;
 use crate::sweep::runner::{Work, start_and_await};
+use crate::sweep::timeline::Load;
+use crate::sweep::variant::Variant;
+use crate::sweep::weak_scaling::Growth;
 
 /// What all runs of a sweep have in common.
 #[derive(Debug)]

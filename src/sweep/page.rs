@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Figures, Kind, Point};
+use super::{Kind, Point};
 use crate::report::html::page::Page;
 use crate::sweep::charts::SweepCharts;
+use crate::sweep::statistics::Figures;
 
 /// A page with charts and figures of one sweep, of all the points that there are.
 pub fn page(figures: &Figures, points: &[Point]) -> String {

@@ -190,7 +190,7 @@ fn row(kind: Kind, points: &[Point], setting: Setting, (base, times): (Setting, 
     let share = f64::from(base.workers()) / f64::from(workers);
     let growth = setting.size as f64 / base.size as f64;
     let spread = |value: &dyn Fn(&Point) -> f64| Spread::of(runs.iter().map(|run| value(run)));
-    let rate = |bytes: fn(&Point) -> u64, times: fn(&super::Disk) -> (u64, u64)| {
+    let rate = |bytes: fn(&Point) -> u64, times: fn(&crate::sweep::disk_baseline::Disk) -> (u64, u64)| {
         let rates = |pick: &dyn Fn((u64, u64)) -> f64| {
             Spread::of(runs.iter().filter(|run| bytes(run) > 0).filter_map(|run| Some(pick(times(run.disk.as_ref()?)))))
         };
@@ -234,8 +234,9 @@ fn half_efficiency(curve: Vec<(f64, f64)>) -> Metg {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::{Disk, Identity};
+    use super::super::Identity;
     use super::*;
+    use crate::sweep::disk_baseline::Disk;
 
     pub fn identity() -> Identity {
         Identity {

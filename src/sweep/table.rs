@@ -2,7 +2,8 @@
 
 use bytesize::ByteSize;
 
-use super::{Figures, Kind, Rate, Row, Spread};
+use super::Kind;
+use crate::sweep::statistics::{Figures, Rate, Row, Spread};
 
 impl Figures {
     /// Heads of columns, and rows: medians, in parentheses the least and the most.

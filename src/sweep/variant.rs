@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::{Growth, SweepError};
+use super::SweepError;
 use crate::job::{Job, Source};
 use crate::store;
+use crate::sweep::weak_scaling::Growth;
 use crate::sweep::weak_scaling::repeat;
 
 /// A job in a folder of its own, which is removed when it is dropped.
@@ -165,7 +166,7 @@ fn text_of(path: &Path) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sweep::growth;
+    use crate::sweep::weak_scaling::growth;
 
     #[test]
     fn a_variant_is_the_same_job_with_other_files() {

@@ -1,4 +1,5 @@
-use super::{MAX_RANK, Region};
+use crate::tensor::region::Region;
+use crate::tensor::shape::MAX_RANK;
 
 /// A packed row-major buffer that holds the elements of one region.
 #[derive(Clone, Copy, Debug)]

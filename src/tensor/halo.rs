@@ -1,4 +1,5 @@
-use super::{Region, Shape};
+use crate::tensor::region::Region;
+use crate::tensor::shape::Shape;
 use serde::{Deserialize, Serialize};
 
 /// What lies beyond the edge of a tensor, for a kernel that reads neighbours.
@@ -97,8 +98,8 @@ pub fn clamp_edges(bytes: &mut [u8], padded: &Region, part: &HaloPart, element_b
 
 #[cfg(test)]
 mod tests {
-    use super::super::copy_box;
     use super::*;
+    use crate::tensor::copy::copy_box;
     use proptest::prelude::*;
 
     /// What a kernel must find at `at` of the padded box.

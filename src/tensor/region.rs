@@ -1,4 +1,4 @@
-use super::Shape;
+use crate::tensor::shape::Shape;
 use std::fmt;
 
 /// An axis-aligned box inside a tensor: `offset[d] .. offset[d] + extent[d]` in every dimension, in elements.

@@ -80,8 +80,9 @@ mod tests {
     use std::process::Command;
 
     use super::super::process::start_ticks;
-    use super::super::{Host, LivenessListener, host};
     use super::*;
+    use crate::topology::host::{Host, host};
+    use crate::topology::keepalive::LivenessListener;
 
     #[test]
     fn a_closed_door_is_a_death_also_after_ranks_were_numbered_anew() {

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::CpuClass;
 use super::process::{Process, start_ticks};
 use super::slurm::Grant;
+use crate::topology::cpu::CpuClass;
 
 /// What one rank knows of the machine it runs on. Gathered from every rank into a [`super::Topology`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Options;
 use super::stage::Context;
 use crate::encode::encode;
 use crate::engine::{Cache, Cpu, Engine, Kernel, Pipeline};
@@ -19,6 +18,7 @@ use crate::exec::error::{ExitCode, RunError};
 use crate::exec::kernels::cost_history;
 use crate::exec::kernels::cost_history::CostHistory;
 use crate::exec::kernels::tier_up::{TierSetup, TierUp};
+use crate::exec::options::Options;
 use crate::exec::recovery::checkpoint::Checkpoints;
 use crate::exec::recovery::manifest::{Manifest, Resumed};
 use crate::exec::run::startup::{Loaded, Opening, agree, load_kernels, machine, open};

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::Options;
 use super::worker::{WorkerReport, work};
 use crate::engine::{Kernel, Tier};
 use crate::exec::comm::communicator::{Communicator, tag};
@@ -21,6 +20,7 @@ use crate::exec::dataset::inputs::{InputSources, Inputs};
 use crate::exec::dataset::outputs::{Outputs, Stagings};
 use crate::exec::error::RunError;
 use crate::exec::kernels::tier_up::TierUp;
+use crate::exec::options::Options;
 use crate::exec::recovery::partial_sums::SumRecorder;
 use crate::exec::reduce::chain::Reduction;
 use crate::exec::stage::blocks::{DeferredAction, costs, team};

@@ -12,7 +12,10 @@ use ::mpi::Threading;
 use self::raw::{Communicator, Pending, Receive, Send};
 use super::abort::{end_all_ranks, exit_now, flush_output, set_mpi_live};
 use super::members::{Judgement, LASTING_TAG, Members};
-use super::{Backoff, Counters, Fabric, FabricError, Message, Payload, Rank, TAG_LIMIT, check_send};
+use super::{Counters, Fabric, Message, Rank, TAG_LIMIT, check_send};
+use crate::fabric::backoff::Backoff;
+use crate::fabric::error::FabricError;
+use crate::fabric::payload::Payload;
 use crate::topology::{Launcher, launcher, launcher_outlives_ranks};
 
 /// Messages being received for [`Fabric::poll`]; the rest wait inside MPI, which slows their senders down.

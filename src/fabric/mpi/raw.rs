@@ -11,7 +11,9 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 
 use mpi::ffi;
 
-use super::super::{FabricError, Payload, Rank};
+use super::super::Rank;
+use crate::fabric::error::FabricError;
+use crate::fabric::payload::Payload;
 
 /// A communicator. `Copy`, as the handle is.
 #[derive(Clone, Copy, Debug)]
