@@ -149,6 +149,19 @@ pub(super) fn code_name(tier: Tier, merges: bool) -> &'static str {
     }
 }
 
+/// A failed run, as one rank reports it.
+#[derive(Debug)]
+pub struct RunFailure {
+    /// The exit status of the run.
+    pub code: ExitCode,
+    /// The text to print, if this rank is the one to print it and has not done so yet ([`Options::print_error`]).
+    ///
+    /// [`Options::print_error`]: crate::exec::Options::print_error
+    pub text: Option<String>,
+    /// Whether the cause was, or may have been, a failed rank.
+    pub died: bool,
+}
+
 /// Exit statuses of the program; the only list of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(i32)]

@@ -79,8 +79,8 @@ pub struct Options {
     pub checkpoint_every: Option<Duration>,
     /// Whether to record what every thread does, for [`Report::trace`](crate::report::Report).
     pub trace: bool,
-    /// Tells a person at once why the run failed; without it, [`Failure`] has the text.
-    pub say: Option<fn(&str)>,
+    /// Tells a person at once why the run failed; without it, [`RunFailure`](crate::exec::RunFailure) has the text.
+    pub print_error: Option<fn(&str)>,
     /// Tells a person what is worth knowing, but no error.
     pub note: Option<fn(&str)>,
     /// Whether to tell of kernels that `exuvia check` has not passed.
@@ -108,7 +108,7 @@ impl Default for Options {
             resume: Resume::default(),
             checkpoint_every: None,
             trace: false,
-            say: None,
+            print_error: None,
             note: None,
             suggest_check: false,
             progress: None,

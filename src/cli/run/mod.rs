@@ -184,7 +184,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         },
         checkpoint_every: arguments.checkpoint_every,
         trace: arguments.trace.is_some(),
-        say: Some(say),
+        print_error: Some(print_error),
         note: Some(note),
         // In a batch nobody reads it in time.
         suggest_check: std::io::stderr().is_terminal(),
@@ -210,7 +210,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
                 status_files::ended(failure.code);
             }
             if let Some(text) = failure.text {
-                say(&text);
+                print_error(&text);
             }
             // Workers may be in a kernel that never returns, and MPI may have lost ranks: leave without asking them.
             std::process::exit(leave(rank, failure.code) as i32);
@@ -260,7 +260,7 @@ fn leave(rank: fabric::Rank, code: ExitCode) -> ExitCode {
     code
 }
 
-fn say(error: &str) {
+fn print_error(error: &str) {
     progress::clear();
     eprintln!("{error}");
 }

@@ -297,7 +297,12 @@ impl Communicator {
     /// prints for all, rank 1 where rank 0 is gone, and others only when nobody hears them. Rank 0 gives it to `say`, if there
     /// is one, before it tells the others: once they leave, the launcher may end this process at any moment.
     /// `note` goes with the text of whichever rank rank 0 prints.
-    pub fn fail(mut self, error: &RunError, note: Option<&str>, say: Option<fn(&str)>) -> crate::exec::run::Failure {
+    pub fn fail(
+        mut self,
+        error: &RunError,
+        note: Option<&str>,
+        say: Option<fn(&str)>,
+    ) -> crate::exec::error::RunFailure {
         let text = error.render();
         // From here on only messages count.
         self.monitor.signal = Signal::default();
@@ -320,7 +325,7 @@ impl Communicator {
         // Some libraries fail where a rank or its node is gone.
         let died = died || matches!(error, RunError::Fabric(FabricError::Mpi { .. }));
         let (code, died) = heard.as_ref().map_or((error.code(), died), |(code, died, _)| (*code, *died));
-        let failure = |text| crate::exec::run::Failure { code, text, died };
+        let failure = |text| crate::exec::error::RunFailure { code, text, died };
         if self.rank() == 0 {
             let text = heard.map(|(.., text)| text).filter(|heard| !heard.is_empty()).unwrap_or(text);
             let note = note.map(|note| format!("\nnote: {note}")).unwrap_or_default();

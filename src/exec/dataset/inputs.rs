@@ -10,8 +10,7 @@ use crate::exec::error::RunError;
 use crate::exec::transfer::broadcast::{BroadcastInput, NodeBroadcast};
 use crate::exec::transfer::exchange;
 use crate::exec::transfer::pending_receives::{Arrived, PendingReceives};
-use crate::exec::transfer::piece::Piece;
-use crate::exec::transfer::resident;
+use crate::exec::transfer::piece::{BlockInput, Piece, fill};
 use crate::exec::transfer::resident::Resident;
 use crate::fabric::{Message, Payload, Rank};
 use crate::job::{self, Job};
@@ -51,25 +50,6 @@ enum Source<'a> {
 enum ExternalSource<'a> {
     File(Reader),
     Inline { bytes: &'a [u8], whole: Region },
-}
-
-/// What a block has of an input.
-#[derive(Debug)]
-pub(in crate::exec) enum BlockInput {
-    /// The bytes of its region with its halo; none of outputs and of what all tasks share.
-    Packed(Vec<u8>),
-    /// In this rank's memory, where each task takes its own: nothing is copied twice.
-    Here(Vec<Piece>),
-}
-
-impl BlockInput {
-    /// Those that it has for itself.
-    pub fn packed_bytes(&self) -> u64 {
-        match self {
-            BlockInput::Packed(bytes) => bytes.len() as u64,
-            BlockInput::Here(_) => 0,
-        }
-    }
 }
 
 /// The inputs of a stage on one rank, by operand; outputs have neither.
@@ -342,7 +322,7 @@ impl Source<'_> {
         let outside = match self {
             Source::Memory(pieces) => {
                 bytes.resize(outer.elements() as usize * element_bytes, 0);
-                resident::fill(&mut bytes, pieces, stage, operand, region);
+                fill(&mut bytes, pieces, stage, operand, region);
                 return Ok(bytes);
             }
             Source::External(outside) => outside,

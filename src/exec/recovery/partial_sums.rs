@@ -15,7 +15,8 @@ use crate::exec::reduce::chain::GroupKey;
 use crate::exec::reduce::fold::{Fold, Results};
 use crate::exec::stage::StageRun;
 use crate::exec::stage::incremental_save::SAVE_INTERVAL;
-use crate::exec::worker::shared_state::{BlockData, BlockOutputs, lock};
+use crate::exec::sync::lock;
+use crate::exec::worker::shared_state::{BlockData, BlockOutputs};
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::copy_region;
 

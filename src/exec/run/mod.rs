@@ -14,7 +14,7 @@ use crate::exec::comm::communicator::Communicator;
 use crate::exec::comm::monitor::Signal;
 use crate::exec::comm::shrink::{FailedRank, ShrinkOutcome};
 use crate::exec::dataset::outputs::{Outputs, Stagings, publish};
-use crate::exec::error::{ExitCode, RunError};
+use crate::exec::error::{ExitCode, RunError, RunFailure};
 use crate::exec::kernels::cost_history;
 use crate::exec::kernels::cost_history::CostHistory;
 use crate::exec::kernels::tier_up::{TierSetup, TierUp};
@@ -36,16 +36,6 @@ use crate::topology::Topology;
 /// How much a worker gives way (on Linux a priority is a thread's own): to the main thread, which other ranks wait for,
 /// and to the optimizing compiler, whose code will be many times faster than what the worker runs meanwhile.
 const WORKER_NICENESS: i32 = 5;
-
-/// A failed run: its exit status, and what this rank has to print, if it is the one to do so.
-#[derive(Debug)]
-pub struct Failure {
-    pub code: ExitCode,
-    /// Nothing where it has been said already ([`Options::say`]).
-    pub text: Option<String>,
-    /// Whether it was the death of a rank, or may have been.
-    pub died: bool,
-}
 
 /// What a rank takes along when the run begins again without ranks that died.
 struct Kept {
@@ -81,7 +71,7 @@ pub fn run(
     options: &Options,
     signal: Signal,
     conclude: impl FnOnce(&Report) -> ExitCode,
-) -> Result<Option<Report>, Failure> {
+) -> Result<Option<Report>, RunFailure> {
     let mut comm = Communicator::new(fabric, signal);
     let (process_start, share) = (process_start(), RankReport::default());
     let mut kept =
@@ -118,7 +108,7 @@ pub fn run(
                 let note = stagings
                     .abandon()
                     .then_some("what is finished is kept: run the same command again to go on from there");
-                return Err(comm.fail(&error, note, options.say));
+                return Err(comm.fail(&error, note, options.print_error));
             }
         }
     }

@@ -7,7 +7,8 @@ use crate::exec::comm::communicator::Communicator;
 use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error::RunError;
 use crate::exec::stage::StageRun;
-use crate::exec::worker::shared_state::{BlockData, BlockOutputs, lock};
+use crate::exec::sync::lock;
+use crate::exec::worker::shared_state::{BlockData, BlockOutputs};
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::copy_region;
 

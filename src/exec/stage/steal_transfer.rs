@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::exec::dataset::inputs::{BlockInput, Inputs};
+use crate::exec::dataset::inputs::Inputs;
 use crate::exec::error::RunError;
 use crate::exec::recovery::completed::CompletedTiles;
-use crate::exec::worker::shared_state::{BlockData, BlockKey, BlockOutputs, lock};
+use crate::exec::sync::lock;
+use crate::exec::transfer::piece::BlockInput;
+use crate::exec::worker::shared_state::{BlockData, BlockKey, BlockOutputs};
 use crate::fabric::Rank;
 use crate::plan::{StagePlan, Tile};
 use crate::report::Counts;

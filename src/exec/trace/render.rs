@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
+use crate::exec::sync::lock;
 use crate::exec::trace::recorder::{Incarnation, MAIN, TraceEventKind, Track};
-use crate::exec::worker::shared_state::lock;
 use crate::fabric::Rank;
 use crate::report::{Args, RankTrace, Span, Transfer, nest};
 

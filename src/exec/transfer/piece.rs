@@ -4,13 +4,33 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use crate::engine::Mapped;
-use crate::tensor::{Region, copy_box, copy_region};
+use crate::plan::StagePlan;
+use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded};
 
 /// A region of a tensor and its elements, packed.
 #[derive(Clone, Debug)]
 pub(in crate::exec) struct Piece {
     pub region: Region,
     pub bytes: PieceBytes,
+}
+
+/// A block's part of one input.
+#[derive(Debug)]
+pub(in crate::exec) enum BlockInput {
+    /// The packed bytes of its region, halo included; empty for outputs and for inputs that all tasks share.
+    Packed(Vec<u8>),
+    /// Pieces in this rank's memory, from which each task takes its own part: nothing is copied twice.
+    Here(Vec<Piece>),
+}
+
+impl BlockInput {
+    /// The number of bytes that the block holds for itself.
+    pub fn packed_bytes(&self) -> u64 {
+        match self {
+            BlockInput::Packed(bytes) => bytes.len() as u64,
+            BlockInput::Here(_) => 0,
+        }
+    }
 }
 
 /// The elements of a [`Piece`].
@@ -66,6 +86,31 @@ impl Piece {
         let to_at: Vec<u64> = inside.iter().zip(at).map(|(inside, at)| inside + at).collect();
         let from = &self.region.extent;
         copy_box(&self.bytes, from, &from_at, target, extent, &to_at, &common.extent, element_bytes);
+    }
+}
+
+/// Fills `target` with `region` of input `operand`, halo included and packed, from pieces that have all of its elements.
+/// Elements beyond the tensor's edge follow from the stage's boundary.
+pub(in crate::exec) fn fill(target: &mut [u8], pieces: &[Piece], stage: &StagePlan, operand: usize, region: &Region) {
+    let input = &stage.operands[operand];
+    let element_bytes = input.dtype.size_bytes();
+    if input.halo.iter().all(|width| *width == 0) {
+        return pieces.iter().for_each(|piece| piece.copy_to(region, target, element_bytes));
+    }
+    let outer = padded(region, &input.halo);
+    let parts = stage.sources(operand, region);
+    let clamps = stage.boundary == Some(Boundary::Clamp);
+    if !clamps && parts.iter().map(|part| part.source.elements()).sum::<u64>() < outer.elements() {
+        // Beyond the edge.
+        target.fill(0);
+    }
+    for part in &parts {
+        for piece in pieces {
+            piece.copy_into(&part.source, target, &outer.extent, &part.at, element_bytes);
+        }
+    }
+    if let (true, [part]) = (clamps, parts.as_slice()) {
+        clamp_edges(target, &outer, part, element_bytes);
     }
 }
 

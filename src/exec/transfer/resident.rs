@@ -12,32 +12,7 @@ use crate::exec::transfer::piece::Piece;
 use crate::fabric::{Payload, Rank};
 use crate::plan::{OperandPlan, Plan, StagePlan};
 use crate::report::{Distance, Moved, Reason};
-use crate::tensor::{Boundary, Region, clamp_edges, padded};
-
-/// Makes `target` the elements of `region` of input `operand` with its halo, packed, from pieces that have all of them that
-/// are in the tensor.
-pub(in crate::exec) fn fill(target: &mut [u8], pieces: &[Piece], stage: &StagePlan, operand: usize, region: &Region) {
-    let input = &stage.operands[operand];
-    let element_bytes = input.dtype.size_bytes();
-    if input.halo.iter().all(|width| *width == 0) {
-        return pieces.iter().for_each(|piece| piece.copy_to(region, target, element_bytes));
-    }
-    let outer = padded(region, &input.halo);
-    let parts = stage.sources(operand, region);
-    let clamps = stage.boundary == Some(Boundary::Clamp);
-    if !clamps && parts.iter().map(|part| part.source.elements()).sum::<u64>() < outer.elements() {
-        // Beyond the edge.
-        target.fill(0);
-    }
-    for part in &parts {
-        for piece in pieces {
-            piece.copy_into(&part.source, target, &outer.extent, &part.at, element_bytes);
-        }
-    }
-    if let (true, [part]) = (clamps, parts.as_slice()) {
-        clamp_edges(target, &outer, part, element_bytes);
-    }
-}
+use crate::tensor::Region;
 
 /// What this rank has of a tensor, and which output of which stage it was, which tells what other ranks have.
 #[derive(Debug)]

@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use crate::engine::{Access, Code, EngineError, Instance, OperandSpec, Tier, View};
 use crate::exec::reduce::fold::Merge;
+use crate::exec::sync::lock;
 use crate::exec::trace::recorder::{TraceEventKind, Tracer};
 use crate::exec::worker::FromWorker;
-use crate::exec::worker::shared_state::{BlockData, BlockOutputs, Call, Current, Shared, lock};
+use crate::exec::worker::shared_state::{BlockData, BlockOutputs, Call, Current, Shared};
 use crate::plan::{StagePlan, Tile};
 
 /// Lives on one worker; goes on to the next run of an iterated stage.

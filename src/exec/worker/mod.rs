@@ -9,12 +9,12 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::engine::{EngineError, KernelFault, Tier, View};
-use crate::exec::dataset::inputs::BlockInput;
 use crate::exec::reduce::chain::MergeRequest;
+use crate::exec::sync::lock;
 use crate::exec::trace::recorder::TraceEventKind;
-use crate::exec::transfer::resident::fill;
+use crate::exec::transfer::piece::{BlockInput, fill};
 use crate::exec::worker::instances::{Instances, merge_group, view};
-use crate::exec::worker::shared_state::{BlockData, BlockOutputs, Call, Current, Shared, Work, lock};
+use crate::exec::worker::shared_state::{BlockData, BlockOutputs, Call, Current, Shared, Work};
 use crate::report::{Counts, Swap};
 use crate::sched::{Action, CostClass, Event};
 use crate::tensor::{copy_box, copy_region};

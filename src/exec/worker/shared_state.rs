@@ -3,18 +3,19 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
 use crate::engine::{Access, Code, Engine, Kernel, OperandSpec, StartFunction, Tier};
-use crate::exec::dataset::inputs::BlockInput;
 use crate::exec::reduce::chain::MergeRequest;
 use crate::exec::reduce::fold::{Fold, Merger};
 use crate::exec::stage::incremental_save::TileOutputs;
+use crate::exec::sync::lock;
 use crate::exec::trace::recorder::Tracer;
 use crate::exec::transfer::broadcast::BroadcastInput;
+use crate::exec::transfer::piece::BlockInput;
 use crate::exec::worker::instances::Instances;
 use crate::exec::worker::{FromRun, FromWorker};
 use crate::fabric::Rank;
@@ -151,11 +152,6 @@ struct TaskQueue {
 pub(in crate::exec) enum Work {
     Span(Span),
     Merge(Box<MergeRequest>),
-}
-
-/// A lock whose holder panicked is still consistent here: the panic ends the run anyway.
-pub(in crate::exec) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
