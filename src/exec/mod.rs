@@ -9,6 +9,7 @@
 
 mod comm;
 mod dataset;
+mod dataset_paths;
 mod error;
 mod kernels;
 mod options;
@@ -18,13 +19,15 @@ mod reduce;
 mod run;
 mod stage;
 mod sync;
+#[cfg(test)]
+mod test_plans;
 mod trace;
 mod transfer;
 mod worker;
 
 pub use comm::monitor::Signal;
-pub use dataset::outputs::first_folder;
 pub use dataset::target_files::real_outputs;
+pub use dataset_paths::first_folder;
 pub use error::{ExitCode, RunError, RunFailure, render};
 pub use kernels::cost_history::known_ns_per_slice;
 pub use options::{Options, Progress, Resume, TierPolicy};

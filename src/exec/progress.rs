@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::stage::{Context, StageRun};
 use crate::encode::encode;
 use crate::exec::comm::communicator::{Communicator, tag};
 use crate::exec::error::RunError;
 use crate::exec::options::Progress;
+use crate::exec::stage::context::Context;
+use crate::exec::stage::stage_run::StageRun;
 use crate::fabric::{Message, Rank};
 use crate::live::{Iteration, Publisher, RankSnapshot, Share, Snapshot, StageShare, StageSnapshot};
 use crate::report::Counts;

@@ -1,11 +1,10 @@
 //! Where a stage's inputs come from: datasets, the memory of the ranks, constants of the job.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use crate::exec::comm::communicator::Communicator;
 use crate::exec::comm::trailer::Trailer;
-use crate::exec::dataset::outputs::destination;
+use crate::exec::dataset_paths::{DatasetPaths, place};
 use crate::exec::error::RunError;
 use crate::exec::transfer::broadcast::{BroadcastInput, NodeBroadcast};
 use crate::exec::transfer::exchange;
@@ -21,9 +20,6 @@ use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded
 
 /// Of what may be long to read, so much at once.
 const PART_BYTES: u64 = 64 << 20;
-
-/// Where datasets are that are not where the job says: tensors that a stage of this run wrote lie in a staging file.
-pub(in crate::exec) type DatasetPaths = BTreeMap<String, (PathBuf, String)>;
 
 /// What an iterated stage reads once and keeps, by stage and operand.
 #[derive(Default)]
@@ -407,12 +403,4 @@ fn read_and_send(
     let (bytes, source) = comm.broadcast_among(members, bytes, Some(Reason::Input))?;
     comm.received(&mut counts.moved, Reason::Input, source, bytes.len() as u64);
     Ok(Some(Piece { region, bytes: bytes.into_vec().into() }))
-}
-
-fn place(job: &Job, tensor: &str, places: &DatasetPaths) -> (PathBuf, String) {
-    match (places.get(tensor), job.tensors.get(tensor).map(|decl| &decl.source)) {
-        (Some(place), _) => place.clone(),
-        (None, Some(job::Source::File { file, dataset })) => (file.clone(), dataset.clone()),
-        _ => destination(job, tensor),
-    }
 }

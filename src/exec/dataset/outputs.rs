@@ -1,64 +1,24 @@
 //! Where a stage's outputs go: into the memory of the rank, and into datasets. Every rank writes its bytes into the staging
 //! file itself, but compressed chunks, whose places depend on one another, go through rank 0.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::path::PathBuf;
 
 use crate::encode::encode;
 use crate::exec::comm::communicator::{Communicator, tag};
 use crate::exec::comm::trailer::Trailer;
-use crate::exec::dataset::inputs::DatasetPaths;
+use crate::exec::dataset_paths::DatasetPaths;
+use crate::exec::dataset_paths::destination;
 use crate::exec::error::RunError;
-use crate::exec::recovery::completed::{CompletionRecord, StoredAt};
-use crate::exec::recovery::manifest::Manifest;
+use crate::exec::recovery::record::{CompletionRecord, StoredAt};
+use crate::exec::recovery::staging::Stagings;
 use crate::exec::transfer::piece::Piece;
 use crate::exec::transfer::resident::{Holding, Resident};
 use crate::fabric::{Message, Payload};
 use crate::job::{Job, Source};
 use crate::plan::{OperandPlan, Origin, Plan, Role, StagePlan};
 use crate::report::{Counts, Moved, OutputReport, Reason};
-use crate::store::{OutputLayout, OutputSpec, Staging, Storage, StoreError, Writer, compress_chunks, expand_chunks};
+use crate::store::{OutputLayout, OutputSpec, Staging, Storage, Writer, compress_chunks, expand_chunks};
 use crate::tensor::{Region, copy_region};
-
-/// Files under way, and the record of what in them is finished.
-#[derive(Default)]
-pub(in crate::exec) struct Stagings {
-    /// By final name; rank 0's.
-    pub files: BTreeMap<PathBuf, Staging>,
-    pub manifest: Manifest,
-    /// What became of datasets that stood in the way of outputs, for a person.
-    pub notes: Vec<String>,
-}
-
-impl Stagings {
-    /// After a failure: leaves what a later run can go on with, and says whether there is anything.
-    pub fn abandon(&mut self) -> bool {
-        let stays = self.manifest.abandon();
-        if stays {
-            self.leave();
-        }
-        stays
-    }
-
-    /// Leaves everything for the run to go on with, when it begins again on fewer ranks.
-    pub fn suspend(mut self) {
-        if self.manifest.lasts() {
-            self.leave();
-        }
-        self.manifest.suspend();
-    }
-
-    /// Leaves the files where they are.
-    pub fn leave(&mut self) {
-        std::mem::take(&mut self.files).into_values().for_each(Staging::leave);
-    }
-
-    /// Closes all files, so that others can read what is in them so far.
-    pub fn settle(&mut self) -> Result<(), StoreError> {
-        self.files.values_mut().try_for_each(Staging::settle)
-    }
-}
 
 /// Number and stored bytes of a chunk.
 type StoredChunk = (u64, Vec<u8>);
@@ -368,24 +328,6 @@ fn create_dataset(job: &Job, operand: &OperandPlan, stagings: &mut Stagings) -> 
     stagings.notes.extend(staging.take_notes());
     stagings.manifest.begin_writing(staging, &operand.tensor, &layout);
     Ok(layout)
-}
-
-/// The file and dataset that a tensor is written to. Scratch tensors lie in a file of their own beside the first output,
-/// which is never published.
-pub(in crate::exec) fn destination(job: &Job, tensor: &str) -> (PathBuf, String) {
-    match job.tensors.get(tensor).map(|decl| &decl.source) {
-        Some(Source::Create { file, dataset, .. }) => (file.clone(), dataset.clone()),
-        _ => (first_folder(job).join(".scratch"), tensor.to_owned()),
-    }
-}
-
-/// The folder of the first output, where whatever else a run needs lies too.
-pub fn first_folder(job: &Job) -> PathBuf {
-    let created = job.tensors.values().find_map(|decl| match &decl.source {
-        Source::Create { file, .. } => file.parent().filter(|folder| !folder.as_os_str().is_empty()),
-        _ => None,
-    });
-    created.unwrap_or_else(|| ".".as_ref()).to_owned()
 }
 
 /// Gives every output its name and says where it is, and what a person should know of that.

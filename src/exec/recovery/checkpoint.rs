@@ -4,17 +4,16 @@
 //! hundredth of the time; where the allocation has an end, more often towards it. Rank 0 decides, at points that all ranks agree
 //! on beforehand, so that iterations of microseconds are not held up.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::encode::encode;
 use crate::exec::comm::communicator::Communicator;
-use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error::RunError;
+use crate::exec::recovery::manifest::Manifest;
+use crate::exec::recovery::snapshot::{CheckpointIndex, SavedTensor};
 use crate::exec::trace::recorder::TraceEventKind;
-use crate::exec::transfer::piece::Piece;
 use crate::exec::transfer::resident::{Holding, Resident};
 use crate::fabric::Payload;
 use crate::plan::Plan;
@@ -30,28 +29,6 @@ const BETWEEN_FAILURES: Duration = Duration::from_secs(24 * 3600);
 const SHARE: u32 = 100;
 /// What is written in a second, as long as none has been.
 const BYTES_PER_SECOND: f64 = 200e6;
-
-/// A checkpoint: what lies where.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::exec) struct CheckpointIndex {
-    /// The stage that comes next.
-    pub stage: String,
-    /// Iterations so far, where that is an iterated stage.
-    pub iteration: u64,
-    pub file: PathBuf,
-    pub tensors: Vec<SavedTensor>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::exec) struct SavedTensor {
-    pub tensor: String,
-    /// Whose output it was, and which.
-    pub stage: String,
-    pub operand: usize,
-    pub layout: OutputLayout,
-    /// Regions and their checksums.
-    pub pieces: Vec<(Region, u32)>,
-}
 
 /// When checkpoints are taken.
 #[derive(Debug)]
@@ -97,7 +74,7 @@ impl Checkpoints {
         plan: &Plan,
         (next, iteration): (usize, u64),
         resident: &Resident,
-        stagings: &mut Stagings,
+        manifest: &mut Manifest,
     ) -> Result<(), RunError> {
         let wrong = |rank| RunError::Protocol { rank, what: "whether a checkpoint is due" };
         let mine = CheckpointVote {
@@ -111,8 +88,8 @@ impl Checkpoints {
         let signal = words.iter().find_map(|word| word.signal);
         let first = words.first().ok_or_else(|| wrong(0))?;
         (self.next_look, self.looked) = (first.next_look, (iteration, Instant::now()));
-        if (first.is_due || signal.is_some()) && stagings.manifest.lasts() && !resident.is_empty() {
-            self.take(comm, plan, (next, iteration), resident, stagings)?;
+        if (first.is_due || signal.is_some()) && manifest.lasts() && !resident.is_empty() {
+            self.take(comm, plan, (next, iteration), resident, manifest)?;
         }
         signal.map_or(Ok(()), |signal| Err(comm.end_by(signal)))
     }
@@ -137,14 +114,14 @@ impl Checkpoints {
         plan: &Plan,
         (next, iteration): (usize, u64),
         resident: &Resident,
-        stagings: &mut Stagings,
+        manifest: &mut Manifest,
     ) -> Result<(), RunError> {
         let started = Instant::now();
         let wrong = |rank| RunError::Protocol { rank, what: "its part of a checkpoint" };
         let holdings: Vec<(&String, &Holding)> = resident.all().collect();
         let (mut staging, mut encoded) = (None, None);
         if comm.rank() == 0 {
-            let (file, mut specs) = (stagings.manifest.checkpoint_file(self.taken), Vec::new());
+            let (file, mut specs) = (manifest.checkpoint_file(self.taken), Vec::new());
             for (tensor, holding) in &holdings {
                 let operand = &plan.stages[holding.stage].operands[holding.operand];
                 let (dtype, shape) = (operand.dtype, operand.shape.clone());
@@ -180,46 +157,12 @@ impl Checkpoints {
             }
             staging.publish()?;
             let stage = plan.stages[next].name.clone();
-            stagings.manifest.note_checkpoint(CheckpointIndex { stage, iteration, file, tensors });
+            manifest.note_checkpoint(CheckpointIndex { stage, iteration, file, tensors });
         }
         comm.tracer.end(Some(started), || TraceEventKind::Part("checkpoint"));
         self.taken += 1;
         (self.last, self.cost) = (Instant::now(), Some(started.elapsed()));
         Ok(())
-    }
-}
-
-impl CheckpointIndex {
-    /// It lies in this folder, whatever else it says.
-    pub fn move_to(&mut self, folder: &Path) {
-        self.file = folder.join(self.file.file_name().unwrap_or_default());
-        self.tensors.iter_mut().for_each(|tensor| tensor.layout.temporary.clone_from(&self.file));
-    }
-
-    /// What of these tensors this rank has by the plan.
-    pub fn load(&self, plan: &Plan, rank: u32, resident: &mut Resident) -> Result<(), RunError> {
-        for saved in &self.tensors {
-            let lost = || RunError::Lost { tensor: saved.tensor.clone() };
-            let stage = plan.stages.iter().position(|stage| stage.name == saved.stage).ok_or_else(lost)?;
-            let writer = Writer::open(&saved.layout)?;
-            let read = |region: Region| Ok(Piece { bytes: writer.read(&region)?.into(), region });
-            let pieces = plan.stages[stage].owned(saved.operand, rank).into_iter().map(read);
-            let pieces = pieces.collect::<Result<_, RunError>>()?;
-            resident.keep(&saved.tensor, Holding { stage, operand: saved.operand, pieces });
-        }
-        Ok(())
-    }
-
-    /// Whether the `part`th of `parts` is what it was.
-    pub fn is_sound(&self, part: usize, parts: usize) -> bool {
-        self.tensors.iter().all(|saved| {
-            let Ok(writer) = Writer::open(&saved.layout) else { return false };
-            let is_sound = |(region, checksum): &(Region, u32)| {
-                writer.read(region).is_ok_and(|bytes| crc32fast::hash(&bytes) == *checksum)
-            };
-            let elements: u64 = saved.pieces.iter().map(|(region, _)| region.elements()).sum();
-            elements == saved.layout.shape.elements() && saved.pieces.iter().skip(part).step_by(parts).all(is_sound)
-        })
     }
 }
 
@@ -233,49 +176,6 @@ fn interval(cost: Duration, left: Option<Duration>) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::{Dtype, Shape};
-
-    #[test]
-    fn a_checkpoint_with_any_byte_changed_is_not_sound() {
-        let lab = tempfile::tempdir().unwrap();
-        let (file, shape) = (lab.path().join("checkpoint.h5"), Shape::new([6, 4]).unwrap());
-        let spec = OutputSpec { dataset: "u".into(), dtype: Dtype::U16, shape, chunk: None, deflate: None };
-        let mut staging = Staging::begin(&file, "new").unwrap();
-        let mut layout = staging.create(&[spec]).unwrap().remove(0);
-        let piece = |offset: u64, extent: u64| Region { offset: vec![offset, 0], extent: vec![extent, 4] };
-        let (regions, mut pieces) = ([piece(0, 1), piece(1, 3), piece(4, 2)], Vec::new());
-        for region in &regions {
-            let bytes: Vec<u8> = (0..8 * region.extent[0]).map(|at| (region.offset[0] * 8 + at + 1) as u8).collect();
-            Writer::open(&layout).unwrap().write(region, &bytes).unwrap();
-            pieces.push((region.clone(), crc32fast::hash(&bytes)));
-        }
-        staging.publish().unwrap();
-        layout.temporary = file.clone();
-        let (tensor, stage) = ("u".to_owned(), "s".to_owned());
-        let tensors = vec![SavedTensor { tensor, stage: stage.clone(), operand: 1, layout, pieces }];
-        let mut saved = CheckpointIndex { stage, iteration: 3, file: file.clone(), tensors };
-        let sound =
-            |saved: &CheckpointIndex, parts| (0..parts).map(|part| saved.is_sound(part, parts)).collect::<Vec<_>>();
-        assert_eq!(sound(&saved, 3), [true; 3]);
-        let whole = std::fs::read(&file).unwrap();
-        let first = whole.windows(48).position(|bytes| bytes.iter().copied().eq(1..=48)).unwrap();
-        for at in 0..48 {
-            let mut flipped = whole.clone();
-            flipped[first + at] ^= 16;
-            std::fs::write(&file, flipped).unwrap();
-            // Whoever looks at that part sees it, and nobody else.
-            let part = regions.iter().position(|region| (at as u64) < 8 * region.end(0)).unwrap();
-            assert_eq!(sound(&saved, 3), [0, 1, 2].map(|other| other != part), "byte {at}");
-            assert_eq!(sound(&saved, 1), [false]);
-        }
-        for length in [first + 47, first, 9] {
-            std::fs::write(&file, &whole[..length]).unwrap();
-            assert!(sound(&saved, 2).contains(&false), "cut to {length}");
-        }
-        std::fs::write(&file, &whole).unwrap();
-        saved.tensors[0].pieces.pop();
-        assert_eq!(sound(&saved, 2), [false; 2], "a rank's part is missing");
-    }
 
     #[test]
     fn cheap_checkpoints_come_often_and_the_end_brings_them_closer() {

@@ -1,34 +1,8 @@
 //! What of a stage is finished: boxes of its split indices whose outputs are safe, and what they leave to do.
 
-use serde::{Deserialize, Serialize};
-
 use crate::exec::recovery::partial_sums::Sums;
 use crate::fabric::Rank;
-use crate::manifest::Payload;
 use crate::plan::{StagePlan, Tile};
-
-/// A record of the manifest: all outputs of a box are in their files, or beside the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::exec) struct CompletionRecord {
-    pub stage: String,
-    /// Of a reduction all of its reduced axes, unless it is a partial result.
-    pub tile: Tile,
-    /// In their order.
-    pub outputs: Vec<StoredAt>,
-    /// Of a partial result: how many of its group's leaves are in it. The tile is their box.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub leaves: Option<u64>,
-}
-
-/// Where the bytes of an output are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(in crate::exec) enum StoredAt {
-    /// At their places in the dataset; the CRC-32 of the packed region.
-    InPlace(u32),
-    /// Compressed chunks, which have no places before the file is whole; or the packed bytes of a partial result.
-    Beside(Payload),
-}
 
 /// Finished boxes of a stage, which do not meet; and, of a reduction, what of its other cells is summed.
 #[derive(Clone, Debug, Default)]
@@ -101,31 +75,13 @@ impl CompletedTiles {
 }
 
 #[cfg(test)]
-pub(in crate::exec) mod tests {
+mod tests {
     use super::*;
-    use crate::job::Job;
-    use crate::plan::{Layout, Machine, plan};
-    use crate::tensor::{Dtype, Region, Shape};
+    use crate::exec::test_plans::stage;
+    use crate::tensor::Region;
 
     fn tile(offset: &[u64], extent: &[u64]) -> Tile {
         Tile(Region { offset: offset.to_vec(), extent: extent.to_vec() })
-    }
-
-    /// A stage on 600 x 500 numbers.
-    pub fn stage(compute: &str, output: &str, ranks: u32) -> StagePlan {
-        stage_on([600, 500], compute, output, ranks)
-    }
-
-    pub fn stage_on(shape: [u64; 2], compute: &str, output: &str, ranks: u32) -> StagePlan {
-        let text = format!(
-            "[tensors]\nx = {{ file = \"i\", dataset = \"x\" }}\n\
-             y = {{ create = \"o\", dataset = \"y\", dtype = \"f64\"{output} }}\n\
-             [[stages]]\nkernel = \"k\"\ncompute = {compute}\n"
-        );
-        let job = Job::parse(&text, "job.toml".as_ref()).unwrap();
-        let layout = Layout { dtype: Dtype::F64, shape: Shape::new(shape).unwrap(), chunk: None };
-        let machine = Machine { ranks, ranks_per_node: ranks, threads: 4, memory_bytes: 16 << 20 };
-        plan(&job, &[("x".to_owned(), layout)].into(), &machine).unwrap().stages.remove(0)
     }
 
     #[test]

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::exec::dataset::outputs::{destination, first_folder};
-use crate::exec::recovery::checkpoint::CheckpointIndex;
-use crate::exec::recovery::completed::CompletionRecord;
+use crate::exec::dataset_paths::{destination, first_folder};
 use crate::exec::recovery::fingerprint::{Identity, changes};
 use crate::exec::recovery::input_fingerprint::{Fingerprints, InputFiles};
+use crate::exec::recovery::record::CompletionRecord;
+use crate::exec::recovery::snapshot::CheckpointIndex;
 use crate::job::Job;
 use crate::manifest::{Folder, ManifestError, Records, write_whole};
 use crate::plan::{Plan, StagePlan};

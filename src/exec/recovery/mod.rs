@@ -7,4 +7,7 @@ pub mod header;
 pub mod input_fingerprint;
 pub mod manifest;
 pub mod partial_sums;
+pub mod record;
 pub mod skip;
+pub mod snapshot;
+pub mod staging;

@@ -4,24 +4,14 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use crate::exec::comm::communicator::Communicator;
-use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error::RunError;
-use crate::exec::recovery::completed::{CompletionRecord, StoredAt};
-use crate::exec::recovery::manifest::Manifest;
-use crate::exec::reduce::chain::GroupKey;
+use crate::exec::recovery::record::{CompletionRecord, StoredAt};
 use crate::exec::reduce::fold::{Fold, Results};
-use crate::exec::stage::StageRun;
-use crate::exec::stage::incremental_save::SAVE_INTERVAL;
-use crate::exec::sync::lock;
-use crate::exec::worker::shared_state::{BlockData, BlockOutputs};
+use crate::exec::reduce::group::GroupKey;
+use crate::manifest::Payload;
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::copy_region;
-
-/// Noting them takes at most this part of a stage's time.
-const COST_PART: u32 = 20;
 
 /// What earlier runs have of the groups of a stage, by their steps along the reduced axes; the same on all ranks.
 #[derive(Clone, Debug, Default)]
@@ -87,7 +77,12 @@ impl Sums {
     }
 
     /// What is summed of a group, to go on with; an error if it cannot be read any more.
-    fn load(&self, plan: &StagePlan, key: &GroupKey, manifest: &Manifest) -> Result<Option<Fold>, RunError> {
+    pub fn load(
+        &self,
+        plan: &StagePlan,
+        key: &GroupKey,
+        read: impl Fn(&Payload) -> Option<Vec<u8>>,
+    ) -> Result<Option<Fold>, RunError> {
         let (Some((leaves, parts)), Some(cell)) = (self.of(plan, key), plan.cell_tile(key.cell)) else {
             return Ok(None);
         };
@@ -99,7 +94,7 @@ impl Sums {
                 let lost = || RunError::Lost { tensor: plan.operands[output].tensor.clone() };
                 let region = plan.region(output, &part.tile);
                 let stored = part.outputs.get(number).and_then(|stored| match stored {
-                    StoredAt::Beside(payload) => manifest.payload(payload),
+                    StoredAt::Beside(payload) => read(payload),
                     StoredAt::InPlace(_) => None,
                 });
                 let stored = stored.ok_or_else(lost)?;
@@ -116,116 +111,10 @@ impl Sums {
     }
 }
 
-/// One rank's part in it, in a run of a stage.
-#[derive(Debug, Default)]
-pub(in crate::exec) struct SumRecorder {
-    /// Whether sums are noted.
-    notes: bool,
-    /// Of groups of blocks that are not in memory yet.
-    loaded: BTreeMap<GroupKey, Fold>,
-    /// Leaves that are in what is noted, of groups of blocks in memory.
-    noted: BTreeMap<GroupKey, u64>,
-    spent: Duration,
-}
-
-impl SumRecorder {
-    /// Of a reduction whose sums are noted.
-    pub fn noting() -> SumRecorder {
-        SumRecorder { notes: true, ..SumRecorder::default() }
-    }
-
-    /// The outputs of an own block, with what is summed of them.
-    pub fn outputs(&mut self, plan: &StagePlan, block: &Tile) -> BlockOutputs {
-        let mut outputs = BlockOutputs::own(plan, block);
-        if let BlockOutputs::Groups(_, groups) = &mut outputs
-            && !self.loaded.is_empty()
-        {
-            for (key, group) in GroupKey::of_groups(plan, block).zip(groups) {
-                if let Some(fold) = self.loaded.remove(&key) {
-                    *group = fold;
-                }
-            }
-        }
-        outputs
-    }
-}
-
-impl StageRun<'_> {
-    /// Takes up what earlier runs have summed of this rank's blocks; those that are complete go their way.
-    pub(in crate::exec) fn take_up_sums(
-        &mut self,
-        comm: &mut Communicator,
-        stagings: &mut Stagings,
-    ) -> Result<(), RunError> {
-        let (rank, shared, done) = (comm.rank(), self.shared.clone(), self.stealing.done().clone());
-        let plan = shared.stage();
-        if done.sums.is_empty() || self.reduction.is_none() {
-            return Ok(());
-        }
-        for block in plan.blocks(rank).filter(|block| !done.has_cell_of(plan, block)) {
-            let mut groups = Vec::new();
-            for key in GroupKey::of_groups(plan, &block) {
-                groups.extend(done.sums.load(plan, &key, &stagings.manifest)?.map(|fold| (key, fold)));
-            }
-            if done.sums.have(plan, &block) {
-                let folds = groups.into_iter().map(|(_, fold)| fold).collect();
-                let outcomes = self.reduction.as_mut().map(|reduction| reduction.add(plan, &block, folds));
-                self.follow(comm, outcomes.unwrap_or_default(), stagings)?;
-            } else {
-                self.sums.loaded.extend(groups);
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes the sums of an own block in memory, as far as they go and are not noted; unless that takes too much of the
-    /// stage's time, or the stage is so young that little would be lost.
-    pub(in crate::exec) fn note_sums(&mut self, block: &BlockData, stagings: &mut Stagings, at_end: bool) {
-        let (began, age) = (Instant::now(), self.age());
-        if !self.sums.notes || !at_end && (age < SAVE_INTERVAL || self.sums.spent * COST_PART > age) {
-            return;
-        }
-        let shared = self.shared.clone();
-        let plan = shared.stage();
-        let mut sums: Vec<(GroupKey, u64, Results)> = Vec::new();
-        if let BlockOutputs::Groups(_, groups) = &*lock(&block.outputs) {
-            for (group, (key, fold)) in GroupKey::of_groups(plan, &block.tile).zip(groups).enumerate() {
-                let earlier = block.summed.get(group).copied().unwrap_or(0);
-                let noted = self.sums.noted.get(&key).copied().unwrap_or(earlier);
-                if let Some((leaves, sum)) = fold.so_far().filter(|(leaves, _)| *leaves > noted) {
-                    sums.push((key, leaves, sum.clone()));
-                }
-            }
-        }
-        for (key, leaves, sum) in sums {
-            let (Some(mut tile), Some(along)) = (plan.cell_tile(key.cell), plan.leaves_along(&key.within, leaves))
-            else {
-                continue;
-            };
-            tile.cut_along(&along);
-            let stored: Option<Vec<StoredAt>> = sum.iter().map(|bytes| stagings.manifest.store(bytes)).collect();
-            let Some(outputs) = stored else { return };
-            stagings.manifest.note(&CompletionRecord { stage: plan.name.clone(), tile, outputs, leaves: Some(leaves) });
-            self.sums.noted.insert(key, leaves);
-        }
-        self.sums.spent += began.elapsed();
-    }
-
-    /// A block has left the memory.
-    pub(in crate::exec) fn forget_sums(&mut self, block: &Tile) {
-        if self.sums.noted.is_empty() {
-            return;
-        }
-        for key in GroupKey::of_groups(self.shared.clone().stage(), block) {
-            self.sums.noted.remove(&key);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::recovery::completed::tests::stage_on;
+    use crate::exec::test_plans::stage_on;
 
     fn stage(ranks: u32) -> StagePlan {
         stage_on([4_000_000, 90], "\"x[a,b] -> y[b]\"\ncombine = \"sum\"", "", ranks)

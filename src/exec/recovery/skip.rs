@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::exec::recovery::checkpoint::CheckpointIndex;
 use crate::exec::recovery::completed::CompletedTiles;
+use crate::exec::recovery::snapshot::CheckpointIndex;
 use crate::plan::{Origin, Plan, Role, StagePlan};
 
 /// The stages that need not run: finished ones, and those whose outputs only such stages read.
@@ -35,7 +35,7 @@ pub(in crate::exec) fn skippable(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::recovery::checkpoint::SavedTensor;
+    use crate::exec::recovery::snapshot::SavedTensor;
     use crate::job::Job;
     use crate::plan::{Layout, Machine, Tile, plan};
     use crate::store::{OutputLayout, Storage};

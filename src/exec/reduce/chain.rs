@@ -3,28 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::exec::recovery::completed::CompletedTiles;
 use crate::exec::reduce::fold::{Fold, Merge, Merger, Results};
+use crate::exec::reduce::group::GroupKey;
 use crate::fabric::Rank;
 use crate::plan::{Role, StagePlan, Tile};
-
-/// A sum under way: that of a cell, along the reduced axis of this number, within the groups of the axes before it.
-/// After the last axis that is the sum of a group, of its leaves.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::exec) struct GroupKey {
-    pub cell: u64,
-    pub within: Vec<u64>,
-}
-
-impl GroupKey {
-    /// The groups of a block, in their order.
-    pub fn of_groups(plan: &StagePlan, block: &Tile) -> impl Iterator<Item = GroupKey> + use<> {
-        let (cell, ranges) = (plan.cell(block), plan.groups(block));
-        let along = ranges.last().cloned().unwrap_or(0..0);
-        let before: Vec<u64> = ranges.iter().rev().skip(1).rev().map(|range| range.start).collect();
-        along.map(move |group| GroupKey { cell, within: before.iter().copied().chain([group]).collect() })
-    }
-}
 
 /// What follows from a partial result.
 #[derive(Debug)]
@@ -70,8 +52,9 @@ struct Axis {
 }
 
 impl Reduction {
-    /// Of a stage that reduces, without the cells that are done; none on ranks without a part in it.
-    pub fn new(plan: &StagePlan, rank: Rank, done: &CompletedTiles) -> Option<Reduction> {
+    /// Makes the reduction of a stage that reduces, on a rank that has a part in it. `is_finished` tells the cells that an
+    /// earlier run has completed, if there are any.
+    pub fn new(plan: &StagePlan, rank: Rank, is_finished: Option<&dyn Fn(&Tile) -> bool>) -> Option<Reduction> {
         let (reduce, grid) = (plan.reduce.as_ref()?, plan.process_grid.as_ref()?);
         let place = plan.place(rank)?;
         let axis = |axis: usize| Axis {
@@ -83,16 +66,10 @@ impl Reduction {
         let axes: Vec<Axis> = (first..plan.split.len()).map(axis).collect();
         let cells: Vec<Range<u64>> = (0..first).map(|axis| grid.steps_of(axis, place[axis])).collect();
         let mut chains: u64 = cells.iter().map(|steps| steps.end - steps.start).product();
-        if !done.tiles().is_empty() {
+        if let Some(is_finished) = is_finished {
             let is_left = |number: &u64| {
-                let (mut rest, mut cell, mut stride) = (*number, 0, 1);
-                for (axis, steps) in cells.iter().enumerate().rev() {
-                    let length = steps.end - steps.start;
-                    cell += (steps.start + rest % length) * stride;
-                    rest /= length;
-                    stride *= grid.steps[axis];
-                }
-                plan.cell_tile(cell).is_none_or(|tile| !done.has(&tile))
+                let cell = cell_number(&cells, &grid.steps, *number);
+                plan.cell_tile(cell).is_none_or(|tile| !is_finished(&tile))
             };
             chains = (0..chains).filter(is_left).count() as u64;
         }
@@ -194,4 +171,16 @@ impl Reduction {
             None => Some(ReductionStep::Complete { tile: plan.cell_tile(cell)?, results: sums }),
         }
     }
+}
+
+/// Returns the number of a cell among all cells. `number` counts this rank's cells, which lie in `own` along each axis.
+fn cell_number(own: &[Range<u64>], steps: &[u64], mut number: u64) -> u64 {
+    let (mut cell, mut stride) = (0, 1);
+    for (own, steps) in own.iter().zip(steps).rev() {
+        let length = own.end - own.start;
+        cell += (own.start + number % length) * stride;
+        number /= length;
+        stride *= steps;
+    }
+    cell
 }

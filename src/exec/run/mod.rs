@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::stage::Context;
 use crate::encode::encode;
 use crate::engine::{Cache, Cpu, Engine, Kernel, Pipeline};
 use crate::exec::comm::communicator::Communicator;
 use crate::exec::comm::monitor::Signal;
 use crate::exec::comm::shrink::{FailedRank, ShrinkOutcome};
-use crate::exec::dataset::outputs::{Outputs, Stagings, publish};
+use crate::exec::dataset::outputs::{Outputs, publish};
 use crate::exec::error::{ExitCode, RunError, RunFailure};
 use crate::exec::kernels::cost_history;
 use crate::exec::kernels::cost_history::CostHistory;
@@ -21,8 +20,10 @@ use crate::exec::kernels::tier_up::{TierSetup, TierUp};
 use crate::exec::options::Options;
 use crate::exec::recovery::checkpoint::Checkpoints;
 use crate::exec::recovery::manifest::{Manifest, Resumed};
+use crate::exec::recovery::staging::Stagings;
 use crate::exec::run::startup::{Loaded, Opening, agree, load_kernels, machine, open};
 use crate::exec::stage::carry_over::CarryOver;
+use crate::exec::stage::context::Context;
 use crate::exec::stage::main_loop::run_wave;
 use crate::exec::trace::recorder::TraceEventKind;
 use crate::fabric::{Fabric, Payload};
@@ -210,7 +211,7 @@ fn run_rank(
     let gone_on = stagings.manifest.load(&plan, &mut data.resident)?;
     for wave in waves.into_iter().filter(|wave| wave.start == iterated.start || !iterated.contains(&wave.start)) {
         if wave.start > 0 {
-            data.checkpoints.look(comm, &plan, (wave.start, 0), &data.resident, stagings)?;
+            data.checkpoints.look(comm, &plan, (wave.start, 0), &data.resident, &mut stagings.manifest)?;
         }
         let runs = !stagings.manifest.skips(&plan.stages[wave.start].name);
         let iterate = job.iterate.as_ref().filter(|iterate| runs && iterate.stages.contains(&wave.start));
@@ -343,7 +344,7 @@ fn run_iterations(
         }
         if data.checkpoints.looks_after(iteration) {
             let next = (iterate.stages.start, iteration);
-            data.checkpoints.look(comm, &context.plan, next, &data.resident, stagings)?;
+            data.checkpoints.look(comm, &context.plan, next, &data.resident, &mut stagings.manifest)?;
         }
     }
     data.deferred = false;

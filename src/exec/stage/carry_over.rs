@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::exec::dataset::inputs::{DatasetPaths, Kept};
+use crate::exec::dataset::inputs::Kept;
+use crate::exec::dataset_paths::DatasetPaths;
 use crate::exec::kernels::cost_history::CostHistory;
 use crate::exec::recovery::checkpoint::Checkpoints;
 use crate::exec::stage::steal_policy::StealPolicy;
 use crate::exec::transfer::resident::Resident;
-use crate::exec::worker::FromRun;
 use crate::exec::worker::instances::Instances;
+use crate::exec::worker::message::FromRun;
 use crate::plan::Tile;
 
 /// Where tensors are while the run goes on, and what need not be made again.

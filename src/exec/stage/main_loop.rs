@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use crate::exec::comm::communicator::Communicator;
-use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error::{ExitCode, RunError};
 use crate::exec::kernels::tier_up::TierUp;
+use crate::exec::recovery::staging::Stagings;
 use crate::exec::stage::carry_over::CarryOver;
-use crate::exec::stage::{Context, StageOutcome, StageRun};
-use crate::exec::worker::{FromRun, FromWorker};
+use crate::exec::stage::context::Context;
+use crate::exec::stage::stage_run::{StageOutcome, StageRun};
+use crate::exec::worker::message::{FromRun, FromWorker};
 use crate::fabric::Backoff;
 use crate::report::RankReport;
 use crate::sched::Action;
@@ -89,7 +90,7 @@ fn watch(
         let first = from_workers.recv_timeout(patience).ok();
         for (run, message) in first.into_iter().chain(from_workers.try_iter()).take(MESSAGES_AT_ONCE) {
             // What the scheduler of an earlier run said last, nobody needs.
-            if let Some(stage) = stages.iter_mut().find(|stage| stage.run == run) {
+            if let Some(stage) = stages.iter_mut().find(|stage| stage.run() == run) {
                 stage.handle_worker(comm, message, stagings)?;
             }
         }
@@ -109,7 +110,7 @@ fn watch(
         let Ok((run, message)) = from_workers.recv_timeout(LEAVE) else {
             return Err(RunError::Worker { message: "it did not end".to_owned() });
         };
-        if let Some(stage) = stages.iter_mut().find(|stage| stage.run == run) {
+        if let Some(stage) = stages.iter_mut().find(|stage| stage.run() == run) {
             stage.handle_worker(comm, message, stagings)?;
         }
     }
@@ -133,7 +134,7 @@ fn drain(
             let Ok((run, message)) = from_workers.recv_timeout(Duration::from_millis(20)) else { continue };
             let begins =
                 matches!(message, FromWorker::Do(Action::Fetch { .. } | Action::Take { .. } | Action::Send { .. }));
-            if let Some(stage) = stages.iter_mut().find(|stage| stage.run == run && !begins) {
+            if let Some(stage) = stages.iter_mut().find(|stage| stage.run() == run && !begins) {
                 stage.handle_worker(comm, message, stagings)?;
             }
         }

@@ -7,15 +7,17 @@ use std::collections::BTreeMap;
 
 use crate::exec::dataset::inputs::Inputs;
 use crate::exec::error::RunError;
+use crate::exec::kernels::tier_up::TierUp;
 use crate::exec::recovery::completed::CompletedTiles;
 use crate::exec::sync::lock;
 use crate::exec::transfer::piece::BlockInput;
-use crate::exec::worker::shared_state::{BlockData, BlockKey, BlockOutputs};
+use crate::exec::worker::block::{BlockData, BlockKey, BlockOutputs};
 use crate::fabric::Rank;
-use crate::plan::{StagePlan, Tile};
+use crate::plan::{OperandPlan, Role, StagePlan, Tile};
 use crate::report::Counts;
-use crate::sched::Span;
+use crate::sched::{Costs, Path, Span, Team};
 use crate::tensor::copy_region;
+use crate::topology::Topology;
 
 /// What has come with messages and waits for the scheduler's word, and the blocks of other ranks.
 #[derive(Debug, Default)]
@@ -161,6 +163,25 @@ impl Stealing {
             BlockOutputs::Slices(..) => unreachable!("an owner has all slices"),
         }
         Ok(came)
+    }
+}
+
+/// All ranks, as thieves and owners see them.
+pub(in crate::exec) fn team(topology: &Topology, rank: Rank) -> Team {
+    Team::new(rank, topology.size(), topology.ranks_on_node(rank).iter().copied(), 0..topology.size())
+}
+
+/// What stealing a block costs: main threads look for messages that often, and bytes go through their hands.
+pub(in crate::exec) fn costs(plan: &StagePlan, inputs: &Inputs<'_>) -> Costs {
+    let latency_ns = TierUp::PATIENCE.as_nanos() as u64;
+    let travels = |(index, operand): &(usize, &OperandPlan)| operand.role == Role::Output || inputs.travels(*index);
+    let travelling = plan.operands.iter().enumerate().filter(travels);
+    let block_bytes = travelling.map(|(index, _)| plan.operand_max_bytes(index)).sum();
+    Costs {
+        node: Path { latency_ns, ns_per_byte: 0.5 },
+        network: Path { latency_ns, ns_per_byte: 1.0 },
+        unfetched_block_bytes: block_bytes,
+        fetched_block_bytes: block_bytes,
     }
 }
 

@@ -1,17 +1,18 @@
-//! The kernels of a stage on one worker: the one that computes tiles and, where partial results are merged by a kernel,
-//! that one too, in an instance of its own, so that neither can disturb the other.
+//! The kernel instances of one worker: one computes tiles. Where a kernel merges partial results, a second instance runs
+//! it, so that neither can disturb the other.
 
 use std::time::Instant;
 
-use crate::engine::{Access, Code, EngineError, Instance, OperandSpec, Tier, View};
-use crate::exec::reduce::fold::Merge;
+use crate::engine::{Access, Code, EngineError, Instance, Kernel, OperandSpec, Tier, View};
+use crate::exec::reduce::fold::{Merge, Results};
 use crate::exec::sync::lock;
-use crate::exec::trace::recorder::{TraceEventKind, Tracer};
-use crate::exec::worker::FromWorker;
-use crate::exec::worker::shared_state::{BlockData, BlockOutputs, Call, Current, Shared};
+use crate::exec::trace::recorder::TraceEventKind;
+use crate::exec::worker::block::{BlockData, BlockOutputs};
+use crate::exec::worker::fault::TaskError;
+use crate::exec::worker::setup::{CallSlot, CurrentCall, KernelCall, StageSetup};
 use crate::plan::{StagePlan, Tile};
 
-/// Lives on one worker; goes on to the next run of an iterated stage.
+/// A worker's kernel instances. Runs of an iterated stage pass them on.
 #[derive(Debug)]
 pub(in crate::exec) struct Instances {
     pub task: Instance,
@@ -19,93 +20,137 @@ pub(in crate::exec) struct Instances {
 }
 
 impl Instances {
-    /// With room for the operands of the stage's tasks; those that all tasks share are yet to be written. What modules run
-    /// as they start is held to the limits of a task.
-    pub fn new(shared: &Shared, worker: usize) -> Result<Instances, EngineError> {
-        let (engine, limit_bytes) = (&shared.setup.engine, shared.setup.memory_limit_bytes);
-        let new = |kernel, operands: &[_], merges| {
-            Instance::watched(engine, kernel, &shared.start, limit_bytes, operands, |function| {
-                let tier = shared.start.tier();
-                let current = |function| Current { started: Instant::now(), call: Call::Start(function), tier, merges };
-                *lock(&shared.current[worker]) = function.map(current);
+    /// Makes instances with room for the operands of the stage's tasks. The operands that all tasks share are not written
+    /// yet. Start functions of modules are held to the limits of a task.
+    pub fn new(setup: &StageSetup, slot: &CallSlot) -> Result<Instances, EngineError> {
+        let new = |kernel: &Kernel, operands: &[OperandSpec], merges: bool| {
+            let (code, limit_bytes) = (&setup.first_code, setup.memory_limit_bytes);
+            Instance::watched(&setup.engine, kernel, code, limit_bytes, operands, |function| {
+                let call = |function| CurrentCall {
+                    started: Instant::now(),
+                    call: KernelCall::Start(function),
+                    tier: code.tier(),
+                    merges,
+                };
+                *lock(slot) = function.map(call);
             })
         };
-        let merge = shared.setup.merge_kernel.as_ref();
-        let merge = merge.map(|kernel| new(kernel, &merge_operands(shared.stage()), true));
-        let mut task = new(&shared.setup.kernel, &shared.operands, false)?;
+        let merge = setup.merge_kernel.as_ref();
+        let merge = merge.map(|kernel| new(kernel, &merge_operands(setup.stage()), true)).transpose()?;
+        let mut task = new(&setup.kernel, &setup.operands(), false)?;
         task.expect_all_written();
-        Ok(Instances { task, merge: merge.transpose()? })
+        Ok(Instances { task, merge })
     }
 
-    /// Of the code that the next call runs.
+    /// Returns the tier of the code that the next call runs.
     pub fn tier(&self) -> Tier {
         self.task.tier()
     }
 
-    /// Makes `code` current. Returns what it took in nanoseconds.
+    /// Makes `code` current. Returns how long that took, in nanoseconds.
     pub fn swap(&mut self, code: &Code) -> Result<u64, EngineError> {
         let merge_ns = self.merge.as_mut().map_or(Ok(0), |merge| merge.swap(code))?;
         Ok(self.task.swap(code)? + merge_ns)
     }
 
-    /// Merges partial results of `tile` into one. Each call of a kernel is held to the limits of a task.
+    /// Merges partial results of `tile`. Each call of a kernel is held to the limits of a task.
     pub fn merge(
         &mut self,
-        shared: &Shared,
-        worker: usize,
+        setup: &StageSetup,
+        slot: &CallSlot,
         tile: &Tile,
         merge: &mut Merge,
-    ) -> Result<(), Box<FromWorker>> {
-        let begun = shared.setup.tracer.begin();
-        let what = || TraceEventKind::Merge { stage: shared.setup.stage_index, run: shared.setup.run };
-        let merged = |tracer: &Tracer| tracer.end_tile(begun, tile, what);
-        if shared.merger.as_ref().is_none_or(|merger| merger.merge(merge)) {
-            merged(&shared.setup.tracer);
-            return Ok(());
+    ) -> Result<(), TaskError> {
+        let begun = setup.tracer.begin();
+        if !setup.merger.as_ref().is_none_or(|merger| merger.merge(merge)) {
+            self.merge_by_kernel(setup, slot, tile, merge)?;
         }
+        let (stage, run) = (setup.stage_index, setup.run);
+        setup.tracer.end_tile(begun, tile, || TraceEventKind::Merge { stage, run });
+        Ok(())
+    }
+
+    fn merge_by_kernel(
+        &mut self,
+        setup: &StageSetup,
+        slot: &CallSlot,
+        tile: &Tile,
+        merge: &mut Merge,
+    ) -> Result<(), TaskError> {
         let Some(instance) = &mut self.merge else { panic!("no kernel merges partial results") };
-        let (stage, tier) = (shared.stage(), instance.tier());
-        let count = merge.sum.len();
+        let (stage, tier, count) = (setup.stage(), instance.tier(), merge.sum.len());
         let views: Vec<View> = stage.outputs().chain(stage.outputs()).map(|index| view(stage, index, tile)).collect();
-        let put = |instance: &mut Instance, first: usize, results: &[Vec<u8>]| {
-            for (operand, bytes) in (first..).zip(results) {
-                let Some(target) = instance.operand_mut(operand, bytes.len() as u64) else {
-                    panic!("a partial result of {} does not fit its slot", stage.task_name(tile))
-                };
-                target.copy_from_slice(bytes);
-            }
-        };
-        // The sum stays in the outputs' places from one call to the next.
-        put(instance, count, &merge.sum);
+        // The sum stays in the operands of the outputs from one call to the next.
+        write_operands(instance, count, &merge.sum);
         for next in merge.next.drain(..) {
-            put(instance, 0, &next);
-            let current = Current { started: Instant::now(), call: Call::Task(tile.clone()), tier, merges: true };
-            *lock(&shared.current[worker]) = Some(current);
+            write_operands(instance, 0, &next);
+            let call = KernelCall::Task(tile.clone());
+            *lock(slot) = Some(CurrentCall { started: Instant::now(), call, tier, merges: true });
             let result = instance.call(&views);
-            *lock(&shared.current[worker]) = None;
-            result.map_err(|fault| FromWorker::Fault { task: stage.task_name(tile), tier, merges: true, fault })?;
+            *lock(slot) = None;
+            result.map_err(|fault| TaskError::Fault {
+                task: stage.task_name(tile),
+                tier,
+                merges: true,
+                fault: Box::new(fault),
+            })?;
         }
         for (operand, sum) in (count..).zip(&mut merge.sum) {
             let Some(bytes) = instance.operand(operand, sum.len() as u64) else {
-                panic!("a sum of {} does not fit its slot", stage.task_name(tile))
+                panic!("operand {operand} of a merge has no room for {} bytes", sum.len())
             };
             sum.copy_from_slice(bytes);
         }
-        merged(&shared.setup.tracer);
+        Ok(())
+    }
+
+    /// Merges as much as possible now of the group that slice `start` of a block belongs to. Other workers may add to the
+    /// group meanwhile.
+    pub fn merge_group(
+        &mut self,
+        setup: &StageSetup,
+        slot: &CallSlot,
+        block: &BlockData,
+        start: u64,
+    ) -> Result<(), TaskError> {
+        let next = |merged: Option<Merge>| match &mut *lock(&block.outputs) {
+            BlockOutputs::Groups(reduce, groups) => {
+                let group = &mut groups[(start / reduce.leaves) as usize];
+                merged.into_iter().for_each(|merge| group.give_back(merge));
+                group.take_merge()
+            }
+            _ => None,
+        };
+        let mut merge = next(None);
+        while let Some(mut taken) = merge {
+            self.merge(setup, slot, &block.tile, &mut taken)?;
+            merge = next(Some(taken));
+        }
         Ok(())
     }
 }
 
-/// The outputs of the stage twice: what is merged in, and what it is merged into.
+/// Writes partial results into the operands from number `first` on.
+fn write_operands(instance: &mut Instance, first: usize, results: &Results) {
+    for (operand, bytes) in (first..).zip(results) {
+        let Some(target) = instance.operand_mut(operand, bytes.len() as u64) else {
+            panic!("operand {operand} of a merge has no room for {} bytes", bytes.len())
+        };
+        target.copy_from_slice(bytes);
+    }
+}
+
+/// Returns the operands of a merging kernel: the outputs of the stage twice, first the partial result that it adds, then
+/// the sum that it adds it to.
 fn merge_operands(stage: &StagePlan) -> Vec<OperandSpec> {
-    let of = |access| {
+    let outputs = |access| {
         let spec = move |index| OperandSpec { max_bytes: stage.operand_max_bytes(index), access };
         stage.outputs().map(spec)
     };
-    of(Access::In).chain(of(Access::InOut)).collect()
+    outputs(Access::In).chain(outputs(Access::InOut)).collect()
 }
 
-/// What a kernel sees of operand `index` for `tile`.
+/// Returns a kernel's view of operand `index` for `tile`.
 pub(in crate::exec) fn view(stage: &StagePlan, index: usize, tile: &Tile) -> View {
     let operand = &stage.operands[index];
     View {
@@ -114,29 +159,4 @@ pub(in crate::exec) fn view(stage: &StagePlan, index: usize, tile: &Tile) -> Vie
         halo: operand.halo.clone(),
         shape: operand.shape.clone(),
     }
-}
-
-/// Merges what can be merged now of the group that slice `start` of a block belongs to. Other workers add to it
-/// meanwhile.
-pub(in crate::exec) fn merge_group(
-    shared: &Shared,
-    worker: usize,
-    instances: &mut Instances,
-    block: &BlockData,
-    start: u64,
-) -> Result<(), Box<FromWorker>> {
-    let next = |merged: Option<Merge>| match &mut *lock(&block.outputs) {
-        BlockOutputs::Groups(reduce, groups) => {
-            let group = &mut groups[(start / reduce.leaves) as usize];
-            merged.into_iter().for_each(|merge| group.give_back(merge));
-            group.take_merge()
-        }
-        _ => None,
-    };
-    let mut merge = next(None);
-    while let Some(mut taken) = merge {
-        instances.merge(shared, worker, &block.tile, &mut taken)?;
-        merge = next(Some(taken));
-    }
-    Ok(())
 }

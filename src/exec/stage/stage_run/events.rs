@@ -5,17 +5,19 @@ use std::time::{Duration, Instant};
 
 use crate::exec::comm::communicator::{Communicator, tag};
 use crate::exec::comm::trailer::Trailer;
-use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error;
 use crate::exec::error::RunError;
 use crate::exec::kernels::tier_up::TierUp;
+use crate::exec::recovery::staging::Stagings;
 use crate::exec::reduce::chain::Reduction;
-use crate::exec::stage::incremental_save::SAVE_INTERVAL;
-use crate::exec::stage::{StageRun, cpu_time};
+use crate::exec::stage::stage_run::StageRun;
+use crate::exec::stage::stage_run::cpu_time;
+use crate::exec::stage::sum_recorder::SAVE_INTERVAL;
 use crate::exec::sync::lock;
 use crate::exec::trace::recorder::TraceEventKind;
-use crate::exec::worker::FromWorker;
-use crate::exec::worker::shared_state::Call;
+use crate::exec::worker::fault::TaskError;
+use crate::exec::worker::message::FromWorker;
+use crate::exec::worker::setup::KernelCall;
 use crate::fabric::Message;
 use crate::report::Reason;
 use crate::sched::{Action, Event};
@@ -106,18 +108,18 @@ impl StageRun<'_> {
                 let outcome = self.reduction.as_mut().and_then(|r| r.merged(shared.stage(), *handed));
                 self.follow(comm, outcome.into_iter().collect(), stagings)
             }
-            FromWorker::Fault { task, tier, merges, fault } => Err(RunError::Task {
+            FromWorker::Failed(TaskError::Fault { task, tier, merges, fault }) => Err(RunError::Task {
                 task,
                 rank: comm.rank(),
                 hostname: self.context.topology.host(comm.rank()).hostname.clone(),
                 kernel: self.shared.setup.kernel.name().to_owned(),
                 code: error::code_name(tier, merges),
-                source: Box::new(fault),
+                source: fault,
             }),
-            FromWorker::Engine(source) => Err(RunError::Engine {
+            FromWorker::Failed(TaskError::Engine(source)) => Err(RunError::Engine {
                 kernel: self.shared.setup.kernel.name().to_owned(),
                 stage: self.stage().name.clone(),
-                source: Box::new(source),
+                source,
             }),
             FromWorker::Panicked(message) => Err(RunError::Worker { message }),
             FromWorker::Ended(report) if self.released || self.shared.is_spent() => {
@@ -178,10 +180,10 @@ impl StageRun<'_> {
                 let hostname = self.context.topology.host(rank).hostname.clone();
                 let code = error::code_name(current.tier, current.merges);
                 return Err(match current.call {
-                    Call::Task(tile) => {
+                    KernelCall::Task(tile) => {
                         RunError::TimeLimit { task: self.plan().task_name(&tile), rank, hostname, kernel, code, limit }
                     }
-                    Call::Start(function) => {
+                    KernelCall::Start(function) => {
                         let stage = self.stage().name.clone();
                         RunError::StartTimeLimit { function, stage, rank, hostname, kernel, code, limit }
                     }
@@ -198,7 +200,7 @@ impl StageRun<'_> {
             return;
         };
         self.to_judge = None;
-        let done = self.shared.counts[2].load(Ordering::Relaxed) as f64 / self.bytes().max(1) as f64;
+        let done = self.shared.progress.processed_bytes.load(Ordering::Relaxed) as f64 / self.bytes().max(1) as f64;
         let left = cpu_time().saturating_sub(cpu_at_start).as_secs_f64() * (1.0 - done) / done.max(1e-6);
         tiers.reconsider_compile(self.context.kernels[self.stage_index], Duration::from_secs_f64(left.max(0.0)));
     }

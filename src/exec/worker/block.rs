@@ -1,19 +1,67 @@
-//! Parts of blocks: what of a block is computed goes into its files while the rest still is, so that little is lost where blocks
-//! take long.
+//! Blocks in memory, and what their tasks have computed so far.
 
-use std::time::Duration;
+use std::sync::Mutex;
 
-use crate::exec::comm::communicator::Communicator;
-use crate::exec::dataset::outputs::Stagings;
-use crate::exec::error::RunError;
-use crate::exec::stage::StageRun;
-use crate::exec::sync::lock;
-use crate::exec::worker::shared_state::{BlockData, BlockOutputs};
-use crate::plan::{StagePlan, Tile};
+use crate::exec::reduce::fold::{Fold, Results};
+use crate::exec::transfer::piece::BlockInput;
+use crate::fabric::Rank;
+use crate::plan::{Reduce, StagePlan, Tile};
 use crate::tensor::copy_region;
 
-/// How much of a run may be lost because it was not written yet, roughly.
-pub(in crate::exec) const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Owner, number and first slice of a block in memory, or of a stolen piece of one.
+pub(in crate::exec) type BlockKey = (Rank, u64, u64);
+
+/// A block in memory, or a stolen piece of another rank's.
+#[derive(Debug)]
+pub(in crate::exec) struct BlockData {
+    /// The whole block: slices are counted in it.
+    pub tile: Tile,
+    /// What of it the inputs and outputs are of.
+    pub cover: Tile,
+    /// By operand.
+    pub inputs: Vec<BlockInput>,
+    pub outputs: Mutex<BlockOutputs>,
+    /// By group, how many of its first leaves earlier runs have summed; empty if none is.
+    pub summed: Vec<u64>,
+}
+
+impl BlockData {
+    /// Whether there is nothing to do for this slice.
+    pub fn is_summed(&self, plan: &StagePlan, slice: u64) -> bool {
+        let leaves = plan.reduce.map_or(1, |reduce| reduce.leaves);
+        self.summed.get((slice / leaves) as usize).is_some_and(|summed| slice % leaves < *summed)
+    }
+}
+
+/// What the tasks of a block have made so far.
+#[derive(Debug)]
+pub(in crate::exec) enum BlockOutputs {
+    Tiles(TileOutputs),
+    /// Partial results of each group, merged in the order of its leaves.
+    Groups(Reduce, Vec<Fold>),
+    /// Partial results of each slice from this one on, for their owner to combine.
+    Slices(u64, Vec<Vec<Vec<u8>>>),
+}
+
+impl BlockOutputs {
+    /// Of a block of this rank's.
+    pub fn own(plan: &StagePlan, tile: &Tile) -> BlockOutputs {
+        match plan.reduce {
+            None => BlockOutputs::tiles(plan, tile),
+            Some(reduce) => {
+                let groups = plan.slices(tile) / reduce.leaves;
+                BlockOutputs::Groups(reduce, (0..groups).map(|_| Fold::default()).collect())
+            }
+        }
+    }
+
+    /// Zeros for what a map makes of `cover`.
+    pub fn tiles(plan: &StagePlan, cover: &Tile) -> BlockOutputs {
+        let bytes =
+            |index| vec![0; plan.region(index, cover).elements() as usize * plan.operands[index].dtype.size_bytes()];
+        BlockOutputs::Tiles(TileOutputs::new(plan.outputs().map(bytes).collect()))
+    }
+}
 
 /// Slices of a block: disjoint runs in ascending order, no two of which touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,8 +105,12 @@ pub(in crate::exec) struct TileOutputs {
     written: Slices,
 }
 
-/// A box of outputs, and their bytes.
-pub(in crate::exec) type Part = (Tile, Vec<Vec<u8>>);
+/// A computed part of a block: its tile, and the bytes of each output.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::exec) struct ComputedTile {
+    pub tile: Tile,
+    pub results: Results,
+}
 
 impl TileOutputs {
     pub fn new(buffers: Vec<Vec<u8>>) -> TileOutputs {
@@ -66,7 +118,7 @@ impl TileOutputs {
     }
 
     /// What of `block` is computed and not written, in whole units, as boxes. It counts as written from now on.
-    fn take_parts(&mut self, plan: &StagePlan, block: &Tile) -> Vec<Part> {
+    pub fn take_whole_units(&mut self, plan: &StagePlan, block: &Tile) -> Vec<ComputedTile> {
         let axis = plan.task_axis(block);
         let Some(unit) = plan.unit.get(axis).copied() else { return Vec::new() };
         let offset = block.0.offset[axis];
@@ -83,7 +135,7 @@ impl TileOutputs {
         parts
     }
 
-    fn part(&self, plan: &StagePlan, block: &Tile, (start, end): (u64, u64)) -> Part {
+    fn part(&self, plan: &StagePlan, block: &Tile, (start, end): (u64, u64)) -> ComputedTile {
         let tile = plan.task(block, start, end - start);
         let copy = |(index, buffer): (usize, &Vec<u8>)| {
             let element_bytes = plan.operands[index].dtype.size_bytes();
@@ -92,14 +144,14 @@ impl TileOutputs {
             copy_region(buffer, &whole, &mut bytes, &part, &part, element_bytes);
             bytes
         };
-        let buffers = plan.outputs().zip(&self.buffers).map(copy).collect();
-        (tile, buffers)
+        let results = plan.outputs().zip(&self.buffers).map(copy).collect();
+        ComputedTile { tile, results }
     }
 
     /// All of a computed block that is not written yet.
-    pub fn take_rest(&mut self, plan: &StagePlan, block: &Tile) -> Vec<Part> {
+    pub fn take_rest(&mut self, plan: &StagePlan, block: &Tile) -> Vec<ComputedTile> {
         if self.written.0.is_empty() {
-            return vec![(block.clone(), std::mem::take(&mut self.buffers))];
+            return vec![ComputedTile { tile: block.clone(), results: std::mem::take(&mut self.buffers) }];
         }
         let mut all = Slices::default();
         all.add(0, plan.slices(block));
@@ -107,43 +159,10 @@ impl TileOutputs {
     }
 }
 
-impl StageRun<'_> {
-    /// Writes what of this rank's blocks in memory is computed, if what is written outlives the run; at its end whatever that takes.
-    pub(in crate::exec) fn save_parts(
-        &mut self,
-        comm: &mut Communicator,
-        stagings: &mut Stagings,
-        at_end: bool,
-    ) -> Result<(), RunError> {
-        let lasts = self.outputs.has_datasets() || self.reduction.is_some();
-        if !lasts || !stagings.manifest.lasts() {
-            return Ok(());
-        }
-        let shared = self.shared.clone();
-        let is_own = |(owner, ..): &(u32, u64, u64)| *owner == self.owner;
-        let blocks: Vec<_> =
-            lock(&shared.blocks).iter().filter(|(key, _)| is_own(key)).map(|(_, b)| b.clone()).collect();
-        for block in blocks {
-            self.note_sums(&block, stagings, at_end);
-            for (tile, results) in parts(shared.stage(), &block) {
-                self.emit(comm, &tile, &results, stagings)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn parts(plan: &StagePlan, block: &BlockData) -> Vec<Part> {
-    match &mut *lock(&block.outputs) {
-        BlockOutputs::Tiles(tiles) => tiles.take_parts(plan, &block.tile),
-        _ => Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::recovery::completed::tests::stage;
+    use crate::exec::test_plans::stage;
     use crate::tensor::Region;
 
     /// What is computed in two goes is written once, whole units first, each element where it belongs.
@@ -164,15 +183,15 @@ mod tests {
                 let (mut parts, middle) = (Vec::new(), slices / 2 + 1);
                 for (start, end) in [(1, middle), (middle + 1, slices)] {
                     tiles.computed.add(start, end);
-                    parts.extend(tiles.take_parts(&plan, block));
+                    parts.extend(tiles.take_whole_units(&plan, block));
                 }
                 assert_eq!(parts.len(), 2);
-                assert_eq!(tiles.take_parts(&plan, block), [], "they count as written");
+                assert_eq!(tiles.take_whole_units(&plan, block), [], "they count as written");
                 tiles.computed.add(0, slices);
                 parts.extend(tiles.take_rest(&plan, block));
-                parts.sort_by_key(|(tile, _)| tile.0.offset[0]);
+                parts.sort_by_key(|part| part.tile.0.offset[0]);
                 let mut next = offset;
-                for (tile, results) in &parts {
+                for ComputedTile { tile, results } in &parts {
                     assert_eq!(tile.0.offset[0], next, "each slice once");
                     assert!(next % unit == 0 && (tile.0.end(0) % unit == 0 || tile.0.end(0) == 600), "{tile:?}");
                     assert!(results[0] == numbers(&plan.region(output, tile)), "{tile:?}");

@@ -4,31 +4,22 @@ use std::sync::Arc;
 
 use crate::exec::comm::communicator::{Communicator, tag};
 use crate::exec::comm::trailer::Trailer;
-use crate::exec::dataset::inputs::Inputs;
-use crate::exec::dataset::outputs::Stagings;
 use crate::exec::error::RunError;
-use crate::exec::kernels::tier_up::TierUp;
-use crate::exec::recovery::completed::CompletionRecord;
+use crate::exec::recovery::record::CompletionRecord;
+use crate::exec::recovery::staging::Stagings;
 use crate::exec::reduce::chain::{Reduction, ReductionStep};
-use crate::exec::stage::StageRun;
+use crate::exec::stage::deferred::DeferredAction;
+use crate::exec::stage::stage_run::StageRun;
 use crate::exec::stage::steal_transfer;
 use crate::exec::stage::steal_transfer::{Stealing, key};
 use crate::exec::sync::lock;
 use crate::exec::trace::recorder::TraceEventKind;
 use crate::exec::transfer::piece::BlockInput;
-use crate::exec::worker::shared_state::{BlockData, BlockOutputs};
+use crate::exec::worker::block::{BlockData, BlockOutputs, ComputedTile};
 use crate::fabric::{Message, Rank};
-use crate::plan::{OperandPlan, Role, StagePlan, Tile};
+use crate::plan::Tile;
 use crate::report::Reason;
-use crate::sched::{self, Action, Costs, Event, Path, Span, Team};
-use crate::topology::Topology;
-
-/// An action of the scheduler that reads inputs, and the transfers that it waits for.
-#[derive(Debug)]
-pub(in crate::exec) struct DeferredAction {
-    missing: Vec<usize>,
-    action: Action,
-}
+use crate::sched::{self, Action, Event, Span};
 
 impl StageRun<'_> {
     /// Takes a part of an input from another rank, and does what has waited for it.
@@ -89,7 +80,7 @@ impl StageRun<'_> {
         self.forget_sums(&block.tile);
         match (&mut *lock(&block.outputs), &mut self.reduction) {
             (BlockOutputs::Tiles(tiles), _) => {
-                for (tile, results) in tiles.take_rest(plan, &block.tile) {
+                for ComputedTile { tile, results } in tiles.take_rest(plan, &block.tile) {
                     self.emit(comm, &tile, &results, stagings)?;
                 }
             }
@@ -228,7 +219,7 @@ impl StageRun<'_> {
     ) -> Result<(), RunError> {
         for outcome in outcomes {
             match outcome {
-                ReductionStep::Merge(handed) => self.shared.hand(handed),
+                ReductionStep::Merge(handed) => self.shared.hand_out(handed),
                 ReductionStep::Pass { to, mut bytes } => {
                     let (begun, tensor_bytes) = (comm.tracer.begin(), bytes.len() - Reduction::header_bytes(&bytes));
                     Trailer::run(self.run).put(&mut bytes);
@@ -239,24 +230,5 @@ impl StageRun<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// All ranks, as thieves and owners see them.
-pub(in crate::exec) fn team(topology: &Topology, rank: Rank) -> Team {
-    Team::new(rank, topology.size(), topology.ranks_on_node(rank).iter().copied(), 0..topology.size())
-}
-
-/// What stealing a block costs: main threads look for messages that often, and bytes go through their hands.
-pub(in crate::exec) fn costs(plan: &StagePlan, inputs: &Inputs<'_>) -> Costs {
-    let latency_ns = TierUp::PATIENCE.as_nanos() as u64;
-    let travels = |(index, operand): &(usize, &OperandPlan)| operand.role == Role::Output || inputs.travels(*index);
-    let travelling = plan.operands.iter().enumerate().filter(travels);
-    let block_bytes = travelling.map(|(index, _)| plan.operand_max_bytes(index)).sum();
-    Costs {
-        node: Path { latency_ns, ns_per_byte: 0.5 },
-        network: Path { latency_ns, ns_per_byte: 1.0 },
-        unfetched_block_bytes: block_bytes,
-        fetched_block_bytes: block_bytes,
     }
 }
