@@ -6,12 +6,12 @@ use flate2::Compression;
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 
-use super::raw;
+use super::error::StoreError;
+use super::output_layout::{OutputLayout, Storage};
 use super::raw::guard::guard;
-use crate::store::create::{OutputLayout, Storage};
-use crate::store::error::StoreError;
-use crate::store::staging::Staging;
-use crate::tensor::{Region, chunks_of, copy_region};
+use super::raw::output;
+use super::staging::Staging;
+use crate::tensor::{Region, chunk_count, chunks_of, copy_region};
 
 impl Staging {
     /// Writes chunks that [`compress_chunks`] made, on any rank. Returns their bytes.
@@ -25,24 +25,27 @@ impl Staging {
         };
         let what = || format!("write to '{}'", layout.dataset);
         let dataset = file.dataset(&layout.dataset).map_err(StoreError::hdf5(&target, what()))?;
-        let grid = crate::tensor::chunk_count(&layout.shape, chunk);
+        let grid = chunk_count(&layout.shape, chunk);
         for (linear, stored) in chunks {
             let offset = chunk_offset(*linear, &grid, chunk);
-            raw::write_chunk(&dataset, &offset, stored).map_err(StoreError::hdf5(&target, what()))?;
+            output::write_chunk(&dataset, &offset, stored).map_err(StoreError::hdf5(&target, what()))?;
         }
         self.open = Some(file);
         Ok(chunks.iter().map(|(_, stored)| stored.len() as u64).sum())
     }
 }
 
+/// A region and its elements in row-major order.
+#[derive(Clone, Copy)]
+pub(super) struct PackedRegion<'a> {
+    pub region: &'a Region,
+    pub bytes: &'a [u8],
+    pub element_bytes: usize,
+}
+
 /// Puts a chunk of a region, `clipped` to the dataset, into zeros of its full extent.
-pub(super) fn pad(
-    chunk: &[u64],
-    (region, bytes): (&Region, &[u8]),
-    clipped: &Region,
-    element_bytes: usize,
-    stored: &mut [u8],
-) {
+pub(super) fn pad(packed: PackedRegion<'_>, chunk: &[u64], clipped: &Region, stored: &mut [u8]) {
+    let PackedRegion { region, bytes, element_bytes } = packed;
     assert!(region.contains(clipped), "{region} must be whole chunks of {chunk:?}");
     let full = Region { offset: clipped.offset.clone(), extent: chunk.to_vec() };
     copy_region(bytes, region, stored, &full, clipped, element_bytes);
@@ -56,10 +59,11 @@ pub fn compress_chunks(
 ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
     let Storage::Compressed { chunk, deflate } = &layout.storage else { return Ok(Vec::new()) };
     let element_bytes = layout.dtype.size_bytes();
+    let packed = PackedRegion { region, bytes, element_bytes };
     let mut full = vec![0; chunk.iter().product::<u64>() as usize * element_bytes];
     let compress = |(linear, clipped): (u64, Region)| {
         full.fill(0);
-        pad(chunk, (region, bytes), &clipped, element_bytes, &mut full);
+        pad(packed, chunk, &clipped, &mut full);
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::new(u32::from(*deflate)));
         encoder.write_all(&full)?;
         Ok((linear, encoder.finish()?))
@@ -72,7 +76,7 @@ pub fn compress_chunks(
 pub fn expand_chunks(layout: &OutputLayout, chunks: &[(u64, Vec<u8>)]) -> Result<Vec<(Region, Vec<u8>)>, StoreError> {
     let Storage::Compressed { chunk, .. } = &layout.storage else { return Ok(Vec::new()) };
     let element_bytes = layout.dtype.size_bytes();
-    let grid = crate::tensor::chunk_count(&layout.shape, chunk);
+    let grid = chunk_count(&layout.shape, chunk);
     let expand = |(linear, stored): &(u64, Vec<u8>)| {
         let mut bytes = vec![0; chunk.iter().product::<u64>() as usize * element_bytes];
         ZlibDecoder::new(&stored[..]).read_exact(&mut bytes)?;

@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -114,4 +115,15 @@ pub(super) fn nearest(name: &str, candidates: &[String]) -> Option<String> {
     let similar = candidates.iter().map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
     let (similarity, best) = similar.max_by(|a, b| a.0.total_cmp(&b.0))?;
     (similarity > 0.6).then(|| best.clone())
+}
+
+/// An error in one line, with why.
+pub(super) fn with_causes(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let _ = write!(text, ": {inner}");
+        cause = inner.source();
+    }
+    text
 }

@@ -1,7 +1,7 @@
 //! Places along the axes of an array that a virtual dataset maps onto one another: regular or irregular, but always a set of
 //! places for each axis, so that the selected elements are a grid.
 
-use super::raw::source::{Selection, Slab};
+use super::raw::dataset::{Selection, Slab};
 
 /// The places that are selected along one axis, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::links::Opened;
-use super::raw::source::{self, Kind, Link};
-use crate::store::error::StoreError;
+use super::error::StoreError;
+use super::links::{leads, text};
+use super::open_file::OpenFile;
+use super::raw::links::{self, Link, ObjectKind};
 
 /// What is in a file, in the order of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,39 +43,39 @@ impl Listing {
 
 /// Lists a file. Links to other files are not followed, and each group is looked into once.
 pub fn list(file: &Path) -> Result<Listing, StoreError> {
-    list_opened(&Opened::open(file, 0)?)
+    list_file(&OpenFile::open(file, 0)?)
 }
 
-pub(super) fn list_opened(opened: &Arc<Opened>) -> Result<Listing, StoreError> {
+pub(super) fn list_file(opened: &Arc<OpenFile>) -> Result<Listing, StoreError> {
     let mut listing = Listing::default();
     let (mut seen, mut groups) = (HashSet::new(), vec![b"/".to_vec()]);
     let (_, root) =
-        source::kind(&opened.file, b"/").map_err(StoreError::hdf5(&opened.path, "look at the root group"))?;
+        links::kind(&opened.file, b"/").map_err(StoreError::hdf5(&opened.path, "look at the root group"))?;
     seen.insert(root);
     while let Some(group) = groups.pop() {
         let what = || format!("list '{}'", String::from_utf8_lossy(&group));
-        let links = match source::links(&opened.file, &group) {
-            Ok(links) => links,
+        let found = match links::links(&opened.file, &group) {
+            Ok(found) => found,
             Err(error) if group == b"/" => return Err(StoreError::hdf5(&opened.path, what())(error)),
             Err(_) => {
                 listing.damaged.push(shown(&group));
                 continue;
             }
         };
-        for (name, link) in links {
+        for (name, link) in found {
             let mut path = if group == b"/" { Vec::new() } else { group.clone() };
             path.push(b'/');
             path.extend_from_slice(&name);
             match link {
-                Link::Hard(address) => match source::kind(&opened.file, &path) {
-                    Ok((Kind::Dataset, _)) => listing.datasets.push(shown(&path)),
-                    Ok((Kind::Group, _)) if seen.insert(address) => groups.push(path),
+                Link::Hard(address) => match links::kind(&opened.file, &path) {
+                    Ok((ObjectKind::Dataset, _)) => listing.datasets.push(shown(&path)),
+                    Ok((ObjectKind::Group, _)) if seen.insert(address) => groups.push(path),
                     Ok(_) => {}
                     Err(_) => listing.damaged.push(shown(&path)),
                 },
                 Link::Soft(target) => {
                     let from = if target.starts_with(b"/") { Vec::new() } else { [&group[..], b"/"].concat() };
-                    let leads = opened.leads(&[&from[..], &target[..]].concat());
+                    let leads = leads(opened, &[&from[..], &target[..]].concat());
                     listing.links.push(ListedLink { path: shown(&path), file: None, target: text(&target), leads });
                 }
                 Link::External { file, object } => {
@@ -89,10 +90,6 @@ pub(super) fn list_opened(opened: &Arc<Opened>) -> Result<Listing, StoreError> {
     listing.damaged.sort_unstable();
     listing.links.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(listing)
-}
-
-fn text(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
 }
 
 /// A path without the slash that all begin with.

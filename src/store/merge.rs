@@ -1,10 +1,11 @@
 //! Finished datasets brought from one file to another: when the file that a run was to replace is no longer what it was.
 
-use super::raw;
-use crate::store::create::{OutputLayout, Storage};
-use crate::store::error::StoreError;
-use crate::store::staging::Staging;
-use crate::store::writer::Writer;
+use super::chunks::chunk_offset;
+use super::error::StoreError;
+use super::output_layout::{OutputLayout, Storage};
+use super::raw::output;
+use super::staging::Staging;
+use super::writer::Writer;
 use crate::tensor::{Region, chunk_count, chunks_of};
 
 /// Read and written at a time.
@@ -12,8 +13,10 @@ const PART_BYTES: u64 = 32 << 20;
 
 /// Copies the elements of a dataset of `from` to its like in `to`.
 pub(super) fn copy(
-    (from, source): (&Staging, &OutputLayout),
-    (to, target): (&mut Staging, &OutputLayout),
+    from: &Staging,
+    source: &OutputLayout,
+    to: &mut Staging,
+    target: &OutputLayout,
 ) -> Result<(), StoreError> {
     let Storage::Compressed { chunk, .. } = &source.storage else {
         let (reader, mut writer) = (Writer::open(source)?, Writer::open(target)?);
@@ -33,7 +36,7 @@ pub(super) fn copy(
     let mut pending = Vec::new();
     let mut bytes = 0;
     for (linear, _) in chunks_of(&source.shape, chunk, &Region::whole(&source.shape)) {
-        let stored = raw::read_chunk(&dataset, &super::chunks::chunk_offset(linear, &grid, chunk)).map_err(failed())?;
+        let stored = output::read_chunk(&dataset, &chunk_offset(linear, &grid, chunk)).map_err(failed())?;
         let Some(stored) = stored else { continue };
         bytes += stored.len() as u64;
         pending.push((linear, stored));

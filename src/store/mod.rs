@@ -7,44 +7,47 @@
 //! Refuses to do: MPI, deciding who writes what. Invariant: a file keeps its old content, or has all of the new, at
 //! every moment.
 
+mod catalog;
 mod chunks;
-mod create;
+mod creation;
+mod dataset_info;
 mod error;
+mod existing_object;
+mod file_layout;
+mod file_lock;
+mod filters;
 mod grid;
 mod links;
 mod listing;
+mod lookup;
 mod merge;
-mod outside;
-mod parts;
+mod metadata_checksum;
+mod open_file;
+mod output_layout;
 mod path;
-mod place;
+mod publish;
 mod raw;
-mod read;
+mod reader;
 mod replace;
+mod resume;
 mod staging;
-mod standing;
-mod turn;
+mod virtual_dataset;
 mod writer;
 
+pub use catalog::{Catalog, describe};
 pub use chunks::{compress_chunks, expand_chunks};
-pub use create::{ChunkRun, OutputLayout, OutputSpec, Storage, may_create};
+pub use creation::may_create;
+pub use dataset_info::DatasetInfo;
 pub use error::StoreError;
-pub use links::Source;
+pub use links::DataSource;
 pub use listing::{ListedLink, Listing, list};
-pub use outside::checksum_outside;
-pub use path::{FileId, Place, real_path};
-pub use read::{Catalog, DatasetInfo, Reader, describe};
+pub use metadata_checksum::metadata_checksum;
+pub use output_layout::{ChunkRun, OutputLayout, OutputSpec, Storage};
+pub use path::{FileId, PathIdentity, real_path};
+pub use raw::guard::{CALL_LIMIT, contain_crashes};
+pub use reader::Reader;
 pub use staging::{Staging, Unfinished, is_unfinished};
 pub use writer::Writer;
-
-/// CPU time after which HDF5 is taken to be in an endless loop, while it says what is in a file.
-pub const CALL_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
-
-/// From now on a crash of HDF5 on a damaged file, or a call of it without an end, ends the process with exit status 1 and an
-/// error that names the file. `word`, if there is one, is told the status. To be called once, before kernels are compiled.
-pub fn contain_crashes(word: Option<std::fs::File>, call_limit: std::time::Duration) {
-    raw::guard::contain_crashes(word, call_limit);
-}
 
 /// Version of the HDF5 library at run time.
 pub fn library_version() -> String {

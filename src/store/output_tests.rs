@@ -320,7 +320,7 @@ fn a_file_damaged_on_its_way_is_neither_taken_up_nor_published() {
     let layouts: Vec<&OutputLayout> = layouts.iter().collect();
     let (temporary, unfinished) = (staging.temporary().to_owned(), staging.unfinished());
     staging.leave();
-    let (whole, sum) = (fs::read(&temporary).unwrap(), checksum_outside(&temporary, &layouts));
+    let (whole, sum) = (fs::read(&temporary).unwrap(), metadata_checksum(&temporary, &layouts));
     let is_data = |at: usize| {
         let parts: Vec<(u64, u64)> = layouts.iter().flat_map(|layout| layout.parts()).collect();
         parts.iter().any(|(start, length)| (*start..*start + *length).contains(&(at as u64)))
@@ -330,7 +330,7 @@ fn a_file_damaged_on_its_way_is_neither_taken_up_nor_published() {
         let mut flipped = whole.clone();
         flipped[at] ^= 0x5a;
         fs::write(&temporary, &flipped).unwrap();
-        assert_eq!(checksum_outside(&temporary, &layouts) == sum, is_data(at), "byte {at}");
+        assert_eq!(metadata_checksum(&temporary, &layouts) == sum, is_data(at), "byte {at}");
     }
     for at in [0, 1] {
         let mut cut = whole.clone();

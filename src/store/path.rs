@@ -64,17 +64,17 @@ impl FileId {
 /// What a real path leads to, also before it is there: the nearest folder that exists, and the way from there. A folder may be
 /// mounted in two places, and then one place has two paths.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct PathIdentity {
     folder: Option<FileId>,
     rest: PathBuf,
 }
 
-impl Place {
-    pub fn of(real: &Path) -> Place {
+impl PathIdentity {
+    pub fn of(real: &Path) -> PathIdentity {
         let folders = real.ancestors().skip(1);
         let found = folders.map(|folder| (FileId::of(folder), folder)).find(|(id, _)| id.is_some());
         let (folder, above) = found.unwrap_or((None, Path::new("/")));
-        Place { folder, rest: real.strip_prefix(above).unwrap_or(real).to_owned() }
+        PathIdentity { folder, rest: real.strip_prefix(above).unwrap_or(real).to_owned() }
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
     fn names_of_one_file_are_known() {
         let lab = tempfile::tempdir().unwrap();
         let at = |name: &str| lab.path().join(name);
-        let (place, id) = (|name: &str| Place::of(&at(name)), |name: &str| FileId::of(&at(name)));
+        let (place, id) = (|name: &str| PathIdentity::of(&at(name)), |name: &str| FileId::of(&at(name)));
         fs::write(at("a"), "").unwrap();
         fs::hard_link(at("a"), at("b")).unwrap();
         assert!(id("a").is_some() && id("a") == id("b") && id("c").is_none());

@@ -4,8 +4,9 @@
 use hdf5::types::VarLenArray;
 use hdf5::{Dataset, File, ObjectReference1};
 
-use super::create::{OutputSpec, create};
-use super::raw::{self, Attached};
+use super::output_layout::OutputSpec;
+use super::raw::attributes::{Attached, address, shelf};
+use super::raw::types::has_type;
 
 /// For each axis of a dataset the scales that are attached to it.
 const SCALES: &str = "DIMENSION_LIST";
@@ -21,9 +22,9 @@ const FILL: &str = "_FillValue";
 /// Replaces the dataset at `path`, and says what that has changed.
 pub(super) fn replace(file: &File, path: &str, spec: &OutputSpec) -> hdf5::Result<String> {
     let old = file.dataset(path)?;
-    let before = raw::address(file.reference(path)?);
+    let before = address(file.reference(path)?);
     let shape: Vec<u64> = old.shape().into_iter().map(|extent| extent as u64).collect();
-    let (same_type, same_rank) = (raw::is_of(&old, spec.dtype)?, shape.len() == spec.shape.rank());
+    let (same_type, same_rank) = (has_type(&old, spec.dtype)?, shape.len() == spec.shape.rank());
     let same_shape = shape[..] == spec.shape[..];
     let stays = |axis: usize| same_rank && shape.get(axis).zip(spec.shape.get(axis)).is_some_and(|(was, is)| was == is);
     let names = old.attr_names()?;
@@ -33,7 +34,7 @@ pub(super) fn replace(file: &File, path: &str, spec: &OutputSpec) -> hdf5::Resul
     let users = if has(USERS) { users(&old).unwrap_or_default() } else { Vec::new() };
     let is_scale = has(USERS) || (has("CLASS") && has("NAME"));
     let mut dropped = Vec::new();
-    let shelf = raw::shelf(file)?;
+    let shelf = shelf(file)?;
     let mut kept = Vec::new();
     for name in &names {
         let goes = match name.as_str() {
@@ -56,7 +57,7 @@ pub(super) fn replace(file: &File, path: &str, spec: &OutputSpec) -> hdf5::Resul
     // Its room is free for the new one.
     drop(old);
     file.unlink(path)?;
-    create(file, path, spec)?;
+    spec.create_in(file, path)?;
     let new = file.dataset(path)?;
     for name in &kept {
         if shelf.give(&new, name).is_err() {
@@ -79,7 +80,7 @@ pub(super) fn replace(file: &File, path: &str, spec: &OutputSpec) -> hdf5::Resul
     }
     for user in &users {
         if let Some(dataset) = open(file, &user.dataset) {
-            edit_scales(&dataset, |axis, scale| match raw::address(scale) == before {
+            edit_scales(&dataset, |axis, scale| match address(scale) == before {
                 true if axis == user.dimension as usize => Some(after).filter(|_| same_shape),
                 _ => Some(scale),
             })?;
@@ -124,7 +125,7 @@ fn open(file: &File, reference: &ObjectReference1) -> Option<Dataset> {
 /// In a scale: what was attached to `axis` of the dataset at `before` is attached to that axis of another, or of none.
 fn edit_users(scale: &Dataset, axis: usize, before: u64, after: Option<ObjectReference1>) -> hdf5::Result<()> {
     let Ok(users) = users(scale) else { return Ok(()) };
-    let edit = |user: &Attached| match raw::address(user.dataset) == before && user.dimension as usize == axis {
+    let edit = |user: &Attached| match address(user.dataset) == before && user.dimension as usize == axis {
         true => after.map(|dataset| Attached { dataset, ..*user }),
         false => Some(*user),
     };

@@ -4,11 +4,10 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use super::chunks::pad;
-use super::create::offset_of;
+use super::chunks::{PackedRegion, pad};
+use super::error::StoreError;
+use super::output_layout::{OutputLayout, Storage, offset_of};
 use super::staging::open_own;
-use crate::store::create::{OutputLayout, Storage};
-use crate::store::error::StoreError;
 use crate::tensor::{Region, chunks_of, copy_region};
 
 /// Chunks that lie side by side are written at once, up to about so many bytes.
@@ -40,6 +39,7 @@ impl Writer {
                 Ok(bytes.len() as u64)
             }
             Storage::Chunked { chunk, runs } => {
+                let packed = PackedRegion { region, bytes, element_bytes };
                 let chunk_bytes = chunk.iter().product::<u64>() as usize * element_bytes;
                 let (mut written, mut begin, mut buffer) = (0, 0, Vec::new());
                 let mut flush = |buffer: &mut Vec<u8>, begin: u64| {
@@ -57,7 +57,7 @@ impl Writer {
                     }
                     let at = buffer.len();
                     buffer.resize(at + chunk_bytes, 0);
-                    pad(chunk, (region, bytes), &clipped, element_bytes, &mut buffer[at..]);
+                    pad(packed, chunk, &clipped, &mut buffer[at..]);
                 }
                 flush(&mut buffer, begin).map_err(&failed)?;
                 Ok(written)

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::encode;
 use crate::exec::error::RunError;
 use crate::job::{Job, JobError, Source};
-use crate::store::{FileId, Place, StoreError, real_path};
+use crate::store::{FileId, PathIdentity, StoreError, real_path};
 
 /// A path as ranks exchange it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,14 +27,14 @@ pub fn real_outputs(job: &Job) -> Result<BTreeMap<String, RealPath>, RunError> {
     let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
     // Each file is looked at once. Names of one place are one name, the first.
     let mut found: HashMap<&Path, (PathBuf, Option<FileId>)> = HashMap::new();
-    let mut places: HashMap<Place, PathBuf> = HashMap::new();
+    let mut places: HashMap<PathIdentity, PathBuf> = HashMap::new();
     let mut written: HashMap<FileId, PathBuf> = HashMap::new();
     for decl in job.tensors.values() {
         let Some(file) = decl.source.file() else { continue };
         if !found.contains_key(file) {
             let failed = |source| StoreError::Io { file: file.to_owned(), what: "find", source };
             let real = real_path(file).map_err(failed)?;
-            let name = places.entry(Place::of(&real)).or_insert(real).clone();
+            let name = places.entry(PathIdentity::of(&real)).or_insert(real).clone();
             let id = FileId::of(&name);
             found.insert(file, (name, id));
         }

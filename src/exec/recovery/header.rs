@@ -20,7 +20,7 @@ use crate::exec::recovery::snapshot::CheckpointIndex;
 use crate::job::Job;
 use crate::manifest::{Folder, ManifestError, Records, write_whole};
 use crate::plan::{Plan, StagePlan};
-use crate::store::{OutputLayout, Staging, Storage, Unfinished, checksum_outside, is_unfinished, real_path};
+use crate::store::{OutputLayout, Staging, Storage, Unfinished, is_unfinished, metadata_checksum, real_path};
 
 const HEADER: &str = "header.json";
 const INPUTS: &str = "inputs.json";
@@ -209,7 +209,7 @@ impl ManifestHeader {
                 None if !file.unfinished.is_at(temporary) => None,
                 None => {
                     let references: Vec<&OutputLayout> = layouts.iter().collect();
-                    let is_sound = !is_anew && checksum_outside(temporary, &references) == file.outside;
+                    let is_sound = !is_anew && metadata_checksum(temporary, &references) == file.outside;
                     let adopt = || Staging::adopt(target, &self.tag(), &file.unfinished, &references).ok();
                     let adopted = is_sound.then(adopt).flatten();
                     if adopted.is_none() {
@@ -283,7 +283,7 @@ impl ManifestHeader {
         let layouts: Vec<&OutputLayout> =
             self.header.layouts.values().filter(|layout| layout.temporary == *temporary).collect();
         let is_compressed = layouts.iter().any(|layout| matches!(layout.storage, Storage::Compressed { .. }));
-        file.outside = if is_compressed { None } else { checksum_outside(temporary, &layouts) };
+        file.outside = if is_compressed { None } else { metadata_checksum(temporary, &layouts) };
     }
 
     /// Without a header records count for nothing.

@@ -29,6 +29,8 @@ thread_local! {
 }
 /// CPU time that one call may take, in seconds; 0: as long as it likes.
 static LIMIT: AtomicI64 = AtomicI64::new(0);
+/// CPU time after which HDF5 is taken to be in an endless loop while it describes a file.
+pub const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// What a timer sends.
 const OUT_OF_TIME: c_int = libc::SIGVTALRM;
 /// A call that reads elements may decompress large chunks and takes so many times as long.
@@ -41,7 +43,7 @@ static BEFORE: OnceLock<Vec<(c_int, libc::sigaction)>> = OnceLock::new();
 /// From now on it is an error if HDF5 crashes on a file that is read, or computes for longer than `limit` to say what is in it:
 /// exit status 1, which `word` is told too. To be called before other handlers of these signals are installed, which hand on
 /// what is not theirs.
-pub(in crate::store) fn contain_crashes(word: Option<File>, limit: Duration) {
+pub fn contain_crashes(word: Option<File>, limit: Duration) {
     BEFORE.get_or_init(|| {
         WORD.store(word.map_or(-1, IntoRawFd::into_raw_fd), Ordering::Relaxed);
         LIMIT.store(limit.as_secs() as i64, Ordering::Relaxed);
@@ -157,17 +159,17 @@ pub(in crate::store) fn guard(path: &Path) -> Guard {
 
 /// Something of HDF5's that is used, and in the end closed, under a guard.
 #[derive(Debug)]
-pub(in crate::store) struct Held<T> {
+pub(in crate::store) struct Guarded<T> {
     inner: ManuallyDrop<T>,
     message: Arc<[u8]>,
 }
 
-impl<T> Held<T> {
+impl<T> Guarded<T> {
     /// Opens it.
-    pub fn open<E>(message: Arc<[u8]>, open: impl FnOnce() -> Result<T, E>) -> Result<Held<T>, E> {
+    pub fn open<E>(message: Arc<[u8]>, open: impl FnOnce() -> Result<T, E>) -> Result<Guarded<T>, E> {
         let _guard = Guard::new(&message, 1);
         let inner = ManuallyDrop::new(open()?);
-        Ok(Held { inner, message })
+        Ok(Guarded { inner, message })
     }
 
     /// To be held while HDF5 works on it.
@@ -185,7 +187,7 @@ impl<T> Held<T> {
     }
 }
 
-impl<T> Deref for Held<T> {
+impl<T> Deref for Guarded<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -193,7 +195,7 @@ impl<T> Deref for Held<T> {
     }
 }
 
-impl<T> Drop for Held<T> {
+impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
         let _guard = Guard::new(&self.message, 1);
         // SAFETY: this is the only place that drops it, once.

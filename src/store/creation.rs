@@ -2,132 +2,38 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
-use super::place::{self, Chunk, Frame, Place};
-use super::raw;
+use super::chunks::chunk_offset;
+use super::error::StoreError;
+use super::existing_object::{ExistingObject, find_existing};
+use super::file_layout::{self, AddressFormat, DataLocation, StoredChunk};
+use super::output_layout::{ChunkRun, Made, OutputLayout, OutputSpec, Storage, offset_of};
+use super::raw::attributes::address;
 use super::raw::guard::guard;
+use super::raw::output;
+use super::raw::types::has_type;
 use super::replace::replace;
-use super::staging::private;
-use super::standing::{Standing, look};
-use crate::store::error::StoreError;
-use crate::store::staging::Staging;
-use crate::tensor::{Dtype, Shape, chunk_count};
-
-/// A dataset to be written.
-#[derive(Clone, Debug)]
-pub struct OutputSpec {
-    pub dataset: String,
-    pub dtype: Dtype,
-    pub shape: Shape,
-    pub chunk: Option<Vec<u64>>,
-    /// Level 1 to 9; needs `chunk`.
-    pub deflate: Option<u8>,
-}
-
-impl OutputSpec {
-    /// Of all its elements.
-    fn bytes(&self) -> u64 {
-        self.shape.elements() * self.dtype.size_bytes() as u64
-    }
-
-    fn chunk_bytes(&self) -> u64 {
-        self.chunk.iter().flatten().product::<u64>() * self.dtype.size_bytes() as u64
-    }
-}
-
-/// Where a dataset's bytes go: all that a rank needs to write its part.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutputLayout {
-    /// The file they go to until it is published.
-    pub temporary: PathBuf,
-    pub dataset: String,
-    pub dtype: Dtype,
-    pub shape: Shape,
-    pub storage: Storage,
-}
-
-impl OutputLayout {
-    /// Of all its elements.
-    pub fn bytes(&self) -> u64 {
-        self.shape.elements() * self.dtype.size_bytes() as u64
-    }
-
-    pub(super) fn spec(&self) -> OutputSpec {
-        let (chunk, deflate) = match &self.storage {
-            Storage::Contiguous { .. } => (None, None),
-            Storage::Chunked { chunk, .. } => (Some(chunk.clone()), None),
-            Storage::Compressed { chunk, deflate } => (Some(chunk.clone()), Some(*deflate)),
-        };
-        OutputSpec { dataset: self.dataset.clone(), dtype: self.dtype, shape: self.shape.clone(), chunk, deflate }
-    }
-
-    /// The parts of the file that are its alone: where each begins, and its length.
-    pub(super) fn parts(&self) -> Vec<(u64, u64)> {
-        match &self.storage {
-            Storage::Contiguous { offset_bytes } => vec![(*offset_bytes, self.bytes())],
-            Storage::Chunked { chunk, runs } => {
-                let spec = self.spec();
-                let count = chunk_count(&self.shape, chunk).iter().product();
-                let ends = runs.iter().skip(1).map(|run| run.first).chain([count]);
-                let length =
-                    |run: &ChunkRun, end: u64| end.saturating_sub(run.first).saturating_mul(spec.chunk_bytes());
-                runs.iter().zip(ends).map(|(run, end)| (run.offset_bytes, length(run, end))).collect()
-            }
-            Storage::Compressed { .. } => Vec::new(),
-        }
-    }
-}
-
-/// How a dataset lies in its file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Storage {
-    Contiguous {
-        offset_bytes: u64,
-    },
-    Chunked {
-        chunk: Vec<u64>,
-        /// In the order of their chunks.
-        runs: Vec<ChunkRun>,
-    },
-    /// Rank 0 writes the chunks that all ranks compress.
-    Compressed {
-        chunk: Vec<u64>,
-        deflate: u8,
-    },
-}
-
-/// Chunks that lie one behind the other in the file, in row-major order, up to the first of the next run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChunkRun {
-    /// Number of its first chunk.
-    pub first: u64,
-    pub offset_bytes: u64,
-}
-
-/// A dataset that this run has made, or has taken up from an earlier one.
-#[derive(Debug)]
-pub(super) struct Made {
-    pub(super) layout: OutputLayout,
-    /// Where its header is.
-    header: u64,
-}
+use super::staging::{Staging, private};
+use crate::tensor::chunk_count;
 
 /// A file that HDF5 has open, and its bytes.
-struct Opened<'a> {
+struct WritableFile<'a> {
     file: &'a hdf5::File,
     bytes: &'a File,
-    frame: Frame,
+    format: AddressFormat,
 }
 
-impl<'a> Opened<'a> {
-    fn new(file: &'a hdf5::File, bytes: &'a File) -> hdf5::Result<Opened<'a>> {
+impl<'a> WritableFile<'a> {
+    fn new(file: &'a hdf5::File, bytes: &'a File) -> hdf5::Result<WritableFile<'a>> {
         let creation = file.fcpl()?;
         let sizes = creation.get_sizes()?;
         let (address_bytes, length_bytes) = (sizes.sizeof_addr.into(), sizes.sizeof_size.into());
-        Ok(Opened { file, bytes, frame: Frame { base: creation.get_userblock()?, address_bytes, length_bytes } })
+        Ok(WritableFile {
+            file,
+            bytes,
+            format: AddressFormat { base: creation.get_userblock()?, address_bytes, length_bytes },
+        })
     }
 }
 
@@ -143,7 +49,7 @@ pub fn may_create(file: &Path, dataset: &str) -> Result<(), StoreError> {
     match private().open(file).map_err(StoreError::hdf5(file, "open the file")) {
         Ok(opened) => {
             let refused = |message| StoreError::Refused { file: file.to_owned(), dataset: dataset.to_owned(), message };
-            look(&opened, dataset).map(|_| ()).map_err(refused)
+            find_existing(&opened, dataset).map(|_| ()).map_err(refused)
         }
         Err(error @ StoreError::Divided { .. }) => Err(error),
         // Somebody may be writing it just now.
@@ -163,7 +69,7 @@ impl Staging {
         let room = specs.iter().map(|spec| spec.bytes().max(spec.chunk_bytes())).max().unwrap_or(0);
         options.with_fapl(|access| access.small_data_block_size(room).chunk_cache(1, 0, 1.0));
         let file = options.open_rw(self.own_path()).map_err(StoreError::hdf5(&self.target, "open the file"))?;
-        let opened = Opened::new(&file, &bytes).map_err(StoreError::hdf5(&self.target, "look at the file"))?;
+        let opened = WritableFile::new(&file, &bytes).map_err(StoreError::hdf5(&self.target, "look at the file"))?;
         let mut layouts = Vec::new();
         for spec in specs {
             let is_own = self.made.remove(&spec.dataset).is_some();
@@ -199,16 +105,16 @@ impl Staging {
     }
 
     /// Makes a dataset, or takes one that is there. Says whether one was there.
-    fn make(&mut self, opened: &Opened<'_>, spec: &OutputSpec) -> Result<bool, StoreError> {
+    fn make(&mut self, opened: &WritableFile<'_>, spec: &OutputSpec) -> Result<bool, StoreError> {
         let refused =
             |message| StoreError::Refused { file: self.target.clone(), dataset: spec.dataset.clone(), message };
         let failed = |what: &str| StoreError::hdf5(&self.target, format!("{what} dataset '{}'", spec.dataset));
-        match look(opened.file, &spec.dataset).map_err(refused)? {
-            Standing::Nothing { path } => {
-                create(opened.file, &path, spec).map_err(failed("create"))?;
+        match find_existing(opened.file, &spec.dataset).map_err(refused)? {
+            ExistingObject::Nothing { path } => {
+                spec.create_in(opened.file, &path).map_err(failed("create"))?;
                 Ok(false)
             }
-            Standing::Dataset { path } => {
+            ExistingObject::Dataset { path } => {
                 let header = header(opened.file, &path).map_err(failed("find"))?;
                 if let Some((other, _)) = self.made.iter().find(|(_, made)| made.header == header) {
                     return Err(refused(format!("it is '{other}' by another name, which this job creates too")));
@@ -233,7 +139,7 @@ impl Staging {
     }
 
     /// Where a dataset lies; nothing if not all of it does in a way that ranks can write to.
-    fn place(&self, opened: &Opened<'_>, spec: &OutputSpec) -> Result<Option<Made>, StoreError> {
+    fn place(&self, opened: &WritableFile<'_>, spec: &OutputSpec) -> Result<Option<Made>, StoreError> {
         let what = || format!("find dataset '{}'", spec.dataset);
         let header = header(opened.file, &spec.dataset).map_err(StoreError::hdf5(&self.target, what()))?;
         let storage = storage(opened, header, spec).map_err(StoreError::io(&self.target, "read"))?;
@@ -246,12 +152,12 @@ impl Staging {
 
     /// Whether all that ranks write has a place of its own in the file: in a damaged one HDF5 may give one away twice, or one
     /// that is far beyond the end.
-    fn keep_apart(&self, opened: &Opened<'_>, spec: &OutputSpec) -> Result<(), StoreError> {
+    fn keep_apart(&self, opened: &WritableFile<'_>, spec: &OutputSpec) -> Result<(), StoreError> {
         let mut parts: Vec<(u64, u64)> = self.made.values().flat_map(|made| made.layout.parts()).collect();
         parts.retain(|(_, length)| *length > 0);
         parts.sort_unstable();
         let end = |(start, length): &(u64, u64)| start.saturating_add(*length);
-        let file_end = opened.file.size().saturating_add(opened.frame.base);
+        let file_end = opened.file.size().saturating_add(opened.format.base);
         if parts.windows(2).all(|pair| end(&pair[0]) <= pair[1].0) && parts.iter().all(|part| end(part) <= file_end) {
             return Ok(());
         }
@@ -262,7 +168,7 @@ impl Staging {
 
     /// Writes some elements through HDF5 and looks whether they turn up where the layout says: nothing else is known to be
     /// true of all versions of HDF5 and of all files.
-    fn prove(&self, opened: &Opened<'_>, layout: &OutputLayout) -> Result<(), StoreError> {
+    fn prove(&self, opened: &WritableFile<'_>, layout: &OutputLayout) -> Result<(), StoreError> {
         let samples = samples(layout);
         if samples.is_empty() {
             return Ok(());
@@ -272,7 +178,7 @@ impl Staging {
         // Only where it is written does the file follow both. Zeros stay.
         for byte in [0xff, 0] {
             for (at, _) in &samples {
-                let written = raw::write_element(&dataset, layout.dtype, at, byte);
+                let written = output::write_element(&dataset, layout.dtype, at, byte);
                 written.map_err(StoreError::hdf5(&self.target, what()))?;
             }
             opened.file.flush().map_err(StoreError::hdf5(&self.target, "write"))?;
@@ -292,7 +198,7 @@ impl Staging {
         let _guard = guard(&self.temporary);
         let bytes = self.file.try_clone().map_err(StoreError::io(&self.temporary, "open"))?;
         let file = private().open(self.own_path()).map_err(StoreError::hdf5(&self.temporary, "open the file"))?;
-        let opened = Opened::new(&file, &bytes).map_err(StoreError::hdf5(&self.temporary, "look at the file"))?;
+        let opened = WritableFile::new(&file, &bytes).map_err(StoreError::hdf5(&self.temporary, "look at the file"))?;
         for made in self.made.values() {
             let layout = &made.layout;
             let damaged = |message: String| StoreError::Damaged {
@@ -337,12 +243,8 @@ impl Staging {
     }
 }
 
-pub(super) fn create(file: &hdf5::File, path: &str, spec: &OutputSpec) -> hdf5::Result<()> {
-    raw::create(file, path, spec.dtype, &spec.shape, spec.chunk.as_deref(), spec.deflate)
-}
-
 fn header(file: &hdf5::File, path: &str) -> hdf5::Result<u64> {
-    Ok(raw::address(file.reference(path)?))
+    Ok(address(file.reference(path)?))
 }
 
 /// Whether a dataset is what would be created: to write on it changes nothing but its data.
@@ -351,7 +253,7 @@ fn fits(file: &hdf5::File, path: &str, spec: &OutputSpec) -> hdf5::Result<bool> 
     use hdf5::filters::Filter;
     let dataset = file.dataset(path)?;
     let creation = dataset.dcpl()?;
-    let same_shape = raw::is_of(&dataset, spec.dtype)?
+    let same_shape = has_type(&dataset, spec.dtype)?
         && dataset.shape().iter().map(|extent| *extent as u64).eq(spec.shape.iter().copied());
     let chunk = dataset.chunk().map(|chunk| chunk.into_iter().map(|extent| extent as u64).collect::<Vec<_>>());
     let layout = if spec.chunk.is_some() { Layout::Chunked } else { Layout::Contiguous };
@@ -361,7 +263,7 @@ fn fits(file: &hdf5::File, path: &str, spec: &OutputSpec) -> hdf5::Result<bool> 
     Ok(same_shape && same_storage && same_filters)
 }
 
-fn storage(opened: &Opened<'_>, header: u64, spec: &OutputSpec) -> std::io::Result<Option<Storage>> {
+fn storage(opened: &WritableFile<'_>, header: u64, spec: &OutputSpec) -> std::io::Result<Option<Storage>> {
     let chunk = match (&spec.chunk, spec.deflate) {
         (Some(chunk), Some(deflate)) => return Ok(Some(Storage::Compressed { chunk: chunk.clone(), deflate })),
         (Some(chunk), None) => chunk.clone(),
@@ -369,25 +271,29 @@ fn storage(opened: &Opened<'_>, header: u64, spec: &OutputSpec) -> std::io::Resu
         (None, _) => Vec::new(),
     };
     let count = if spec.chunk.is_some() { chunk_count(&spec.shape, &chunk).iter().product() } else { 0 };
-    let runs = match place::find(opened.bytes, opened.frame, header, count)? {
-        Place::Contiguous { offset, bytes } if spec.chunk.is_none() && bytes == spec.bytes() => {
+    let runs = match file_layout::locate(opened.bytes, opened.format, header, count)? {
+        DataLocation::Contiguous { offset, bytes } if spec.chunk.is_none() && bytes == spec.bytes() => {
             return Ok(Some(Storage::Contiguous { offset_bytes: offset }));
         }
-        Place::Row { chunk: found, offset } if found == chunk => vec![ChunkRun { first: 0, offset_bytes: offset }],
-        Place::Chunks { chunk: extents, found } if extents == chunk => match in_order(spec, &chunk, count, &found) {
-            Some(runs) => runs,
-            None => return Ok(None),
-        },
+        DataLocation::Consecutive { chunk: found, offset } if found == chunk => {
+            vec![ChunkRun { first: 0, offset_bytes: offset }]
+        }
+        DataLocation::Chunks { chunk: extents, found } if extents == chunk => {
+            match in_order(spec, &chunk, count, &found) {
+                Some(runs) => runs,
+                None => return Ok(None),
+            }
+        }
         _ => return Ok(None),
     };
     Ok(Some(Storage::Chunked { chunk, runs }))
 }
 
 /// The runs of chunks that were found in any order; nothing if they are not all there, each once.
-fn in_order(spec: &OutputSpec, chunk: &[u64], count: u64, found: &[Chunk]) -> Option<Vec<ChunkRun>> {
+fn in_order(spec: &OutputSpec, chunk: &[u64], count: u64, found: &[StoredChunk]) -> Option<Vec<ChunkRun>> {
     let grid = chunk_count(&spec.shape, chunk);
     let mut offsets: Vec<Option<u64>> = vec![None; usize::try_from(count).ok()?];
-    for Chunk { first, offset, bytes } in found {
+    for StoredChunk { first, offset, bytes } in found {
         let mut number = 0;
         for ((first, extent), count) in first.iter().zip(chunk).zip(&grid) {
             if first % extent != 0 || first / extent >= *count {
@@ -427,16 +333,10 @@ fn samples(layout: &OutputLayout) -> Vec<(Vec<u64>, u64)> {
             let count: u64 = grid.iter().product();
             let sample = |number: u64| {
                 let offset = offset_of(runs, layout.spec().chunk_bytes(), number)?;
-                Some((super::chunks::chunk_offset(number, &grid, chunk), offset))
+                Some((chunk_offset(number, &grid, chunk), offset))
             };
             [0, count / 2, count - 1].into_iter().filter_map(sample).collect()
         }
         Storage::Compressed { .. } => Vec::new(),
     }
-}
-
-/// Where the chunk of this number is.
-pub(super) fn offset_of(runs: &[ChunkRun], chunk_bytes: u64, number: u64) -> Option<u64> {
-    let run = runs.get(runs.partition_point(|run| run.first <= number).checked_sub(1)?)?;
-    run.offset_bytes.checked_add((number - run.first).checked_mul(chunk_bytes)?)
 }

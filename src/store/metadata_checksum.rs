@@ -2,8 +2,8 @@ use std::io::Result;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::output_layout::OutputLayout;
 use super::staging::open_own;
-use crate::store::create::OutputLayout;
 
 /// More than this takes too long to look at whenever a dataset is created.
 const MOST_BYTES: u64 = 256 << 20;
@@ -11,7 +11,7 @@ const AT_ONCE: usize = 1 << 20;
 
 /// A checksum of all bytes of a file but those of these datasets, which ranks write: of what HDF5 needs to find its way, and
 /// of all that was there before. Nothing if that is too much, or cannot be read.
-pub fn checksum_outside(file: &Path, layouts: &[&OutputLayout]) -> Option<u32> {
+pub fn metadata_checksum(file: &Path, layouts: &[&OutputLayout]) -> Option<u32> {
     checksum(file, layouts.iter().flat_map(|layout| layout.parts()).collect()).ok().flatten()
 }
 

@@ -1,39 +1,83 @@
-//! Virtual datasets: the parts that they are made of, found, checked and read one by one. HDF5 itself would put fill values
+//! VirtualDataset datasets: the parts that they are made of, found, checked and read one by one. HDF5 itself would put fill values
 //! where a part cannot be read.
 
 use std::collections::VecDeque;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::dataset_info::DatasetInfo;
+use super::error::{StoreError, with_causes};
 use super::grid::{Axis, grid};
-use super::links::{Opened, Source, with_causes};
-use super::raw::guard::Held;
-use super::raw::source::{self, Mapping, Selection};
-use super::read::{Above, Reader};
-use crate::store::error::StoreError;
+use super::links::{DataSource, FoundObject, leads};
+use super::open_file::OpenFile;
+use super::raw::dataset::{self, Dataspace, Mapping, Selection};
+use super::raw::guard::Guarded;
 use crate::tensor::{Dtype, Region};
 
 /// Parts that are open at a time.
 const OPEN_PARTS: usize = 8;
 /// Chunks that each keeps decompressed.
 const CACHE_BYTES: usize = 8 << 20;
+/// So deep may virtual datasets be made of virtual datasets.
+const MOST_LEVELS: usize = 16;
+
+/// The virtual datasets that one is a part of, so that none is a part of itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ancestors {
+    /// Device, inode and address in the file of each.
+    places: Vec<(u64, u64, u64)>,
+    innermost: String,
+}
+
+impl Ancestors {
+    /// With the dataset of this name at this place.
+    pub fn with(&self, name: &[u8], found: &FoundObject) -> Result<Ancestors, String> {
+        let metadata = std::fs::metadata(&found.opened.path).map_err(|error| error.to_string())?;
+        let place = (metadata.dev(), metadata.ino(), found.address);
+        if self.places.contains(&place) || self.places.len() == MOST_LEVELS {
+            return Err("it is a part of itself".to_owned());
+        }
+        let places = [&self.places[..], &[place]].concat();
+        Ok(Ancestors { places, innermost: String::from_utf8_lossy(name).into_owned() })
+    }
+
+    /// The innermost of them.
+    pub fn name(&self) -> String {
+        self.innermost.clone()
+    }
+}
+
+/// A dataset that is a part of a virtual one, and may itself be virtual.
+pub(super) trait PartReader: Sized {
+    /// Opens the dataset of this name; `ancestors` are the virtual datasets that it is a part of.
+    fn open_in(file: &Arc<OpenFile>, name: &[u8], ancestors: &Ancestors) -> Result<Self, StoreError>;
+
+    fn info(&self) -> &DatasetInfo;
+
+    /// Checks that all parts can be read. Returns where the elements come from, each place once.
+    fn sources(&self) -> Result<Vec<DataSource>, StoreError>;
+
+    /// Reads the elements at the places of `axes` whose numbers lie in `wanted`, packed.
+    fn read_grid(&self, dtype: Dtype, axes: &[Axis], wanted: &[(u64, u64)]) -> Result<Vec<u8>, StoreError>;
+}
 
 /// A virtual dataset.
 #[derive(Debug)]
-pub(super) struct Virtual {
-    opened: Arc<Opened>,
+pub(super) struct VirtualDataset<R> {
+    opened: Arc<OpenFile>,
     dtype: Dtype,
     extents: Vec<u64>,
     /// Later ones lie over earlier ones.
-    parts: Vec<Part>,
+    parts: Vec<VirtualPart>,
     /// The element where there is no part.
     fill: Vec<u8>,
-    above: Above,
-    open: Mutex<VecDeque<(usize, Arc<OpenPart>)>>,
+    ancestors: Ancestors,
+    open: Mutex<VecDeque<(usize, Arc<OpenPart<R>>)>>,
 }
 
 #[derive(Debug)]
-struct Part {
+struct VirtualPart {
     file: Vec<u8>,
     dataset: Vec<u8>,
     target: Vec<Axis>,
@@ -41,31 +85,31 @@ struct Part {
 }
 
 #[derive(Debug)]
-struct OpenPart {
-    reader: Reader,
+struct OpenPart<R> {
+    reader: R,
     source: Vec<Axis>,
     target: Vec<Axis>,
 }
 
-impl Virtual {
+impl<R: PartReader> VirtualDataset<R> {
     /// Takes the map of a dataset. Says its extents too, for which parts of a map without an end have to be looked at.
     pub fn open(
-        opened: &Arc<Opened>,
-        dataset: &Held<hdf5::Dataset>,
+        opened: &Arc<OpenFile>,
+        handle: &Guarded<hdf5::Dataset>,
         mappings: Vec<Mapping>,
         dtype: Dtype,
-        above: &Above,
-    ) -> Result<Virtual, String> {
+        ancestors: &Ancestors,
+    ) -> Result<VirtualDataset<R>, String> {
         let mut series = Vec::new();
         for mapping in mappings.iter().filter(|mapping| !has_end(mapping)) {
             // Before HDF5 looks at them, which takes what it cannot read for the end.
-            series.push(Series::probe(opened, mapping, dtype, above)?);
+            series.push(PartSeries::probe::<R>(opened, mapping, dtype, ancestors)?);
         }
         let in_short = |what: &str| format!("HDF5 cannot read its {what}");
-        let space = source::space(dataset).map_err(|error| format!("{}: {error}", in_short("extents")))?;
-        let source::Space::Extents(extents) = space else { return Err("it has no extents".to_owned()) };
+        let space = dataset::space(handle).map_err(|error| format!("{}: {error}", in_short("extents")))?;
+        let Dataspace::Extents(extents) = space else { return Err("it has no extents".to_owned()) };
         let fill =
-            source::fill_value(dataset, dtype).map_err(|error| format!("{}: {error}", in_short("fill value")))?;
+            dataset::fill_value(handle, dtype).map_err(|error| format!("{}: {error}", in_short("fill value")))?;
         let (mut parts, mut series) = (Vec::new(), series.into_iter());
         for mapping in mappings {
             let named = |message| format!("its part {}: {message}", part_name(&mapping.file, &mapping.dataset));
@@ -78,12 +122,12 @@ impl Virtual {
                 _ => {
                     let file = numbered(&mapping.file, 0);
                     let dataset = numbered(&mapping.dataset, 0);
-                    parts.push(Part { file, dataset, target, source: mapping.source });
+                    parts.push(VirtualPart { file, dataset, target, source: mapping.source });
                 }
             }
         }
-        let (opened, above) = (opened.clone(), above.clone());
-        Ok(Virtual { opened, dtype, extents, parts, fill, above, open: Mutex::default() })
+        let (opened, ancestors) = (opened.clone(), ancestors.clone());
+        Ok(VirtualDataset { opened, dtype, extents, parts, fill, ancestors, open: Mutex::default() })
     }
 
     pub fn extents(&self) -> &[u64] {
@@ -91,23 +135,23 @@ impl Virtual {
     }
 
     /// Checks that all parts can be read; adds where they are.
-    pub fn check(&self, sources: &mut Vec<Source>) -> Result<(), StoreError> {
+    pub fn add_sources(&self, sources: &mut Vec<DataSource>) -> Result<(), StoreError> {
         for part in 0..self.parts.len() {
-            sources.extend(self.part(part)?.reader.check()?);
+            sources.extend(self.part(part)?.reader.sources()?);
         }
         Ok(())
     }
 
-    fn part(&self, number: usize) -> Result<Arc<OpenPart>, StoreError> {
+    fn part(&self, number: usize) -> Result<Arc<OpenPart<R>>, StoreError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = open.iter().position(|(other, _)| *other == number) {
             let found = open.remove(at);
             open.extend(found);
         } else {
             let part = &self.parts[number];
-            let opened = part.open(&self.opened, self.dtype, &self.extents, &self.above).map_err(|message| {
+            let opened = part.open(&self.opened, self.dtype, &self.extents, &self.ancestors).map_err(|message| {
                 let message = format!("its part {}: {message}", part_name(&part.file, &part.dataset));
-                let (file, dataset) = (self.opened.path.clone(), self.above.name());
+                let (file, dataset) = (self.opened.path.clone(), self.ancestors.name());
                 StoreError::Unusable { file, dataset, message }
             })?;
             if open.len() == OPEN_PARTS {
@@ -145,9 +189,15 @@ fn within(axis: &Axis, region: &Region, d: usize) -> Option<(u64, u64)> {
     (from < to).then_some((from, to))
 }
 
-impl Part {
-    fn open(&self, opened: &Arc<Opened>, dtype: Dtype, extents: &[u64], above: &Above) -> Result<OpenPart, String> {
-        let reader = reader_of(opened, &self.file, &self.dataset, dtype, above)?;
+impl VirtualPart {
+    fn open<R: PartReader>(
+        &self,
+        opened: &Arc<OpenFile>,
+        dtype: Dtype,
+        extents: &[u64],
+        ancestors: &Ancestors,
+    ) -> Result<OpenPart<R>, String> {
+        let reader: R = reader_of(opened, &self.file, &self.dataset, dtype, ancestors)?;
         let shape = reader.info().shape.to_vec();
         let mut source = grid(&self.source, &shape)?;
         let mut target = self.target.clone();
@@ -177,15 +227,21 @@ impl Part {
 }
 
 /// Opens a dataset of the file that another one means, which is to be read as elements of `dtype`.
-fn reader_of(opened: &Arc<Opened>, file: &[u8], dataset: &[u8], dtype: Dtype, above: &Above) -> Result<Reader, String> {
+fn reader_of<R: PartReader>(
+    opened: &Arc<OpenFile>,
+    file: &[u8],
+    dataset: &[u8],
+    dtype: Dtype,
+    ancestors: &Ancestors,
+) -> Result<R, String> {
     let in_short = |error: StoreError| with_causes(&error);
     let file = if file == b"." {
         opened.clone()
     } else {
         let path = opened.beside(file, &["HDF5_VDS_PREFIX"]).map_err(in_short)?;
-        Opened::open(&path, CACHE_BYTES).map_err(in_short)?
+        OpenFile::open(&path, CACHE_BYTES).map_err(in_short)?
     };
-    let reader = Reader::open_in(&file, dataset, above).map_err(in_short)?;
+    let reader = R::open_in(&file, dataset, ancestors).map_err(in_short)?;
     let found = reader.info().dtype;
     if !dtype.holds(found) {
         return Err(format!("its elements are {found}, not all of which are {dtype} as well"));
@@ -197,7 +253,7 @@ fn part_name(file: &[u8], dataset: &[u8]) -> String {
     format!("'{}' in {}", String::from_utf8_lossy(dataset), String::from_utf8_lossy(file))
 }
 
-impl OpenPart {
+impl<R: PartReader> OpenPart<R> {
     /// Puts the elements that lie in `region` to their places in `out`.
     fn read(&self, dtype: Dtype, region: &Region, out: &mut [u8]) -> Result<(), StoreError> {
         let ranges: Vec<(u64, u64)> =
@@ -274,14 +330,19 @@ fn has_end(mapping: &Mapping) -> bool {
 }
 
 /// What there is of a mapping without an end.
-struct Series {
+struct PartSeries {
     /// Whether the parts have numbers in their names.
     is_numbered: bool,
     found: u64,
 }
 
-impl Series {
-    fn probe(opened: &Arc<Opened>, mapping: &Mapping, dtype: Dtype, above: &Above) -> Result<Series, String> {
+impl PartSeries {
+    fn probe<R: PartReader>(
+        opened: &Arc<OpenFile>,
+        mapping: &Mapping,
+        dtype: Dtype,
+        ancestors: &Ancestors,
+    ) -> Result<PartSeries, String> {
         let is_numbered = has_number(&mapping.file) || has_number(&mapping.dataset);
         let mut found = 0;
         loop {
@@ -293,20 +354,20 @@ impl Series {
                     Err(error) => return Err(named(with_causes(&error))),
                     // The end of a series of datasets in one file.
                     Ok(path) if !has_number(&mapping.file) => {
-                        let file = Opened::open(&path, 0).map_err(|error| named(with_causes(&error)))?;
-                        if file.leads(&dataset) == Some(false) {
+                        let file = OpenFile::open(&path, 0).map_err(|error| named(with_causes(&error)))?;
+                        if leads(&file, &dataset) == Some(false) {
                             break;
                         }
                     }
                     Ok(_) => {}
                 }
-            } else if is_numbered && opened.leads(&dataset) == Some(false) {
+            } else if is_numbered && leads(opened, &dataset) == Some(false) {
                 break;
             }
-            reader_of(opened, &file, &dataset, dtype, above).map_err(named)?;
+            reader_of::<R>(opened, &file, &dataset, dtype, ancestors).map_err(named)?;
             found += 1;
             if !is_numbered {
-                return Ok(Series { is_numbered, found });
+                return Ok(PartSeries { is_numbered, found });
             }
         }
         if let Some(later) = later_file(opened, &mapping.file, found) {
@@ -314,11 +375,11 @@ impl Series {
             let missing = String::from_utf8_lossy(&file);
             return Err(format!("its part {missing} is missing, though {later} is there"));
         }
-        Ok(Series { is_numbered, found })
+        Ok(PartSeries { is_numbered, found })
     }
 
     /// The parts that HDF5 has made the extent of.
-    fn parts(&self, mapping: &Mapping, target: &[Axis], axis: usize, extent: u64) -> Result<Vec<Part>, String> {
+    fn parts(&self, mapping: &Mapping, target: &[Axis], axis: usize, extent: u64) -> Result<Vec<VirtualPart>, String> {
         let Axis::Even(slab) = &target[axis] else { return Err("its map has no numbered parts".to_owned()) };
         let blocks = extent.saturating_sub(slab.start).div_ceil(slab.stride);
         if blocks < self.found {
@@ -329,7 +390,7 @@ impl Series {
             let mut target = target.to_vec();
             target[axis] = Axis::box_of(slab.start + block * slab.stride, slab.block);
             let (file, dataset) = (numbered(&mapping.file, block), numbered(&mapping.dataset, block));
-            Part { file, dataset, target, source: mapping.source.clone() }
+            VirtualPart { file, dataset, target, source: mapping.source.clone() }
         };
         Ok((0..blocks).map(part).collect())
     }
@@ -358,7 +419,7 @@ fn numbered(name: &[u8], block: u64) -> Vec<u8> {
 }
 
 /// A file of a series that comes after one that is missing.
-fn later_file(opened: &Opened, pattern: &[u8], missing: u64) -> Option<String> {
+fn later_file(opened: &OpenFile, pattern: &[u8], missing: u64) -> Option<String> {
     let first = numbered(pattern, 0);
     let path = opened.beside(&first, &["HDF5_VDS_PREFIX"]).ok()?;
     let name = pattern.rsplit(|byte| *byte == b'/').next()?;

@@ -4,41 +4,41 @@ use std::collections::VecDeque;
 
 use hdf5::{File, LocationType};
 
-use super::raw::source::{self, Link};
+use super::raw::links::{self, Link};
 
 /// As many soft links lead from one to the next before they are taken for a circle.
 const MOST_LINKS: usize = 32;
 
 /// What stands there. Paths are without soft links.
-pub(super) enum Standing {
+pub(super) enum ExistingObject {
     Nothing { path: String },
     Dataset { path: String },
 }
 
 /// Goes along the path as HDF5 would, but stops where a dataset would get to a place that nobody means. Soft links are followed;
 /// errors say why nothing can be created there.
-pub(super) fn look(file: &File, name: &str) -> Result<Standing, String> {
+pub(super) fn find_existing(file: &File, name: &str) -> Result<ExistingObject, String> {
     let parts = |path: &str, of_link: bool| -> Vec<(String, bool)> {
         let parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
         parts.map(|part| (part.to_owned(), of_link)).collect()
     };
     let mut rest = VecDeque::from(parts(name, false));
-    let (mut group, mut links) = (String::new(), 0);
+    let (mut group, mut followed) = (String::new(), 0);
     while let Some((part, of_link)) = rest.pop_front() {
         let path = format!("{group}/{part}");
         let shown = path.trim_start_matches('/');
-        match source::link_in(file, path.as_bytes()).map_err(|e| format!("'{shown}' cannot be looked at: {e}"))? {
+        match links::link_in(file, path.as_bytes()).map_err(|e| format!("'{shown}' cannot be looked at: {e}"))? {
             None if of_link => {
                 return Err(format!("it leads through a soft link to '{path}', which is not there; remove that link"));
             }
             None => {
                 let path = rest.iter().fold(path, |path, (part, _)| format!("{path}/{part}"));
-                return Ok(Standing::Nothing { path });
+                return Ok(ExistingObject::Nothing { path });
             }
             Some(Link::Soft(target)) => {
                 let target = String::from_utf8_lossy(&target).into_owned();
-                links += 1;
-                if links > MOST_LINKS {
+                followed += 1;
+                if followed > MOST_LINKS {
                     return Err(format!("'{shown}' is a soft link in a circle; remove it"));
                 }
                 if target.starts_with('/') {
@@ -64,7 +64,7 @@ pub(super) fn look(file: &File, name: &str) -> Result<Standing, String> {
                         return Err(format!("'{shown}' is a group; choose another name, or remove the group"));
                     }
                     LocationType::Group => group = path,
-                    LocationType::Dataset if rest.is_empty() => return Ok(Standing::Dataset { path }),
+                    LocationType::Dataset if rest.is_empty() => return Ok(ExistingObject::Dataset { path }),
                     LocationType::Dataset => {
                         return Err(format!("'{shown}' is a dataset, in which nothing can be; choose another name"));
                     }

@@ -23,7 +23,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 /// What tells whether a file is the one that it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
+pub struct FileVersion {
     pub inode: u64,
     bytes: u64,
     modified_s: i64,
@@ -32,15 +32,15 @@ pub struct Seen {
 
 /// A file, open, with the lock of a reader.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct ReadLock {
     pub file: File,
 }
 
-impl Held {
+impl ReadLock {
     /// Waits as long as `patience` for programs that write to the file; `None` if there is none.
-    pub fn take(target: &Path, patience: Duration) -> Result<Option<Held>, StoreError> {
+    pub fn take(target: &Path, patience: Duration) -> Result<Option<ReadLock>, StoreError> {
         let failed = StoreError::io(target, "open");
-        let mut waiting = Waiting::begin(target, "the program that has it open for writing");
+        let mut waiting = LockWait::begin(target, "the program that has it open for writing");
         loop {
             let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
             let file = match File::options().read(true).custom_flags(flags).open(target) {
@@ -59,15 +59,15 @@ impl Held {
                 return Err(StoreError::OutputLocked { file: target.to_owned() });
             }
             if !is_locked && is_at(&file, target) {
-                return Ok(Some(Held { file }));
+                return Ok(Some(ReadLock { file }));
             }
             waiting.wait();
         }
     }
 
-    pub fn seen(&self) -> std::io::Result<Seen> {
+    pub fn version(&self) -> std::io::Result<FileVersion> {
         let metadata = self.file.metadata()?;
-        Ok(Seen {
+        Ok(FileVersion {
             inode: metadata.ino(),
             bytes: metadata.len(),
             modified_s: metadata.mtime(),
@@ -78,17 +78,17 @@ impl Held {
 
 /// The right to replace a file, which one run has at a time.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct RunLock {
     path: PathBuf,
     _lock: File,
 }
 
-impl Turn {
+impl RunLock {
     /// Waits for other runs, however long they take: a lock ends with its process.
-    pub fn take(target: &Path) -> Result<Turn, StoreError> {
+    pub fn take(target: &Path) -> Result<RunLock, StoreError> {
         let folder = target.parent().unwrap_or(Path::new("/"));
         let path = folder.join(format!(".{}.exuvia-lock", short_name(target)));
-        let mut waiting = Waiting::begin(target, "another run that is replacing it");
+        let mut waiting = LockWait::begin(target, "another run that is replacing it");
         loop {
             let lock = match open_lock(&path) {
                 // It has just come, or gone.
@@ -97,14 +97,14 @@ impl Turn {
             };
             // Whoever had it before has removed it.
             if self::lock(&lock, FlockOperation::NonBlockingLockExclusive) && is_at(&lock, &path) {
-                return Ok(Turn { path, _lock: lock });
+                return Ok(RunLock { path, _lock: lock });
             }
             waiting.wait();
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for RunLock {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
@@ -145,16 +145,16 @@ pub(super) fn is_at(file: &File, path: &Path) -> bool {
 }
 
 /// A wait that is told when it gets long.
-struct Waiting<'a> {
+struct LockWait<'a> {
     target: &'a Path,
     what: &'static str,
     begun: Instant,
     told: bool,
 }
 
-impl Waiting<'_> {
-    fn begin<'a>(target: &'a Path, what: &'static str) -> Waiting<'a> {
-        Waiting { target, what, begun: Instant::now(), told: false }
+impl LockWait<'_> {
+    fn begin<'a>(target: &'a Path, what: &'static str) -> LockWait<'a> {
+        LockWait { target, what, begun: Instant::now(), told: false }
     }
 
     fn since(&self) -> Duration {

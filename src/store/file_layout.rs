@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 /// What all addresses in a file depend on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Frame {
+pub(super) struct AddressFormat {
     /// Where the file's addresses count from: the end of the user block.
     pub base: u64,
     /// Bytes of an address.
@@ -20,7 +20,7 @@ pub(super) struct Frame {
 
 /// Where a dataset's bytes lie, from the start of the file.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum DataLocation {
     Contiguous {
         offset: u64,
         bytes: u64,
@@ -28,10 +28,10 @@ pub(super) enum Place {
     /// Chunks of that extent, by their first elements.
     Chunks {
         chunk: Vec<u64>,
-        found: Vec<Chunk>,
+        found: Vec<StoredChunk>,
     },
     /// All chunks, in row-major order, one behind the other.
-    Row {
+    Consecutive {
         chunk: Vec<u64>,
         offset: u64,
     },
@@ -40,7 +40,7 @@ pub(super) enum Place {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Chunk {
+pub(super) struct StoredChunk {
     pub first: Vec<u64>,
     pub offset: u64,
     pub bytes: u64,
@@ -55,18 +55,18 @@ const MOST_BLOCKS: usize = 1024;
 const MOST_HEADER_BYTES: u64 = 16 << 20;
 
 /// Where the dataset lies whose header is at `header`, of at most `most_chunks` chunks.
-pub(super) fn find(file: &File, frame: Frame, header: u64, most_chunks: u64) -> Result<Place> {
-    let source = Source { file, frame };
+pub(super) fn locate(file: &File, format: AddressFormat, header: u64, most_chunks: u64) -> Result<DataLocation> {
+    let source = HeaderReader { file, format };
     let layout = source.layout(header)?;
     let mut cursor = source.cursor(&layout);
     let version = cursor.number(1)?;
     match (version, cursor.number(1)?) {
-        (3 | 4, 0) => Ok(Place::Elsewhere),
+        (3 | 4, 0) => Ok(DataLocation::Elsewhere),
         (3 | 4, 1) => {
-            let (address, bytes) = (cursor.address()?, cursor.number(frame.length_bytes)?);
+            let (address, bytes) = (cursor.address()?, cursor.number(format.length_bytes)?);
             match address {
-                Some(address) => Ok(Place::Contiguous { offset: source.absolute(address)?, bytes }),
-                None => Ok(Place::Elsewhere),
+                Some(address) => Ok(DataLocation::Contiguous { offset: source.absolute(address)?, bytes }),
+                None => Ok(DataLocation::Elsewhere),
             }
         }
         (3, 2) => {
@@ -74,11 +74,11 @@ pub(super) fn find(file: &File, frame: Frame, header: u64, most_chunks: u64) -> 
             let root = cursor.address()?;
             let extents = (0..dims).map(|_| cursor.number(4)).collect::<Result<Vec<u64>>>()?;
             let chunk = without_element(&extents)?;
-            let mut tree = Tree { source, rank: chunk.len(), found: Vec::new(), nodes: 0, most_chunks };
+            let mut tree = ChunkTree { source, rank: chunk.len(), found: Vec::new(), nodes: 0, most_chunks };
             if let Some(root) = root {
                 tree.walk(root, None)?;
             }
-            Ok(Place::Chunks { chunk, found: tree.found })
+            Ok(DataLocation::Chunks { chunk, found: tree.found })
         }
         (4, 2) => {
             let flags = cursor.number(1)?;
@@ -89,13 +89,13 @@ pub(super) fn find(file: &File, frame: Frame, header: u64, most_chunks: u64) -> 
             // A single chunk, or all of them in order; what has room for more has another index.
             match (cursor.number(1)?, is_filtered) {
                 (1 | 2, false) => match cursor.address()? {
-                    Some(address) => Ok(Place::Row { chunk, offset: source.absolute(address)? }),
-                    None => Ok(Place::Elsewhere),
+                    Some(address) => Ok(DataLocation::Consecutive { chunk, offset: source.absolute(address)? }),
+                    None => Ok(DataLocation::Elsewhere),
                 },
-                _ => Ok(Place::Elsewhere),
+                _ => Ok(DataLocation::Elsewhere),
             }
         }
-        _ => Ok(Place::Elsewhere),
+        _ => Ok(DataLocation::Elsewhere),
     }
 }
 
@@ -111,14 +111,14 @@ fn damaged(what: &str) -> Error {
 
 /// The file that is read.
 #[derive(Clone, Copy)]
-struct Source<'a> {
+struct HeaderReader<'a> {
     file: &'a File,
-    frame: Frame,
+    format: AddressFormat,
 }
 
-impl<'a> Source<'a> {
+impl<'a> HeaderReader<'a> {
     fn absolute(self, address: u64) -> Result<u64> {
-        address.checked_add(self.frame.base).ok_or_else(|| damaged("an address beyond all files"))
+        address.checked_add(self.format.base).ok_or_else(|| damaged("an address beyond all files"))
     }
 
     fn read(self, address: u64, bytes: usize) -> Result<Vec<u8>> {
@@ -128,7 +128,7 @@ impl<'a> Source<'a> {
     }
 
     fn cursor<'b>(self, bytes: &'b [u8]) -> Cursor<'b> {
-        Cursor { rest: bytes, address_bytes: self.frame.address_bytes }
+        Cursor { rest: bytes, address_bytes: self.format.address_bytes }
     }
 
     /// The layout message of an object header.
@@ -166,7 +166,7 @@ impl<'a> Source<'a> {
                     CONTINUATION => {
                         let mut body = self.cursor(body);
                         let address = body.address()?.ok_or_else(|| damaged("a header that goes on nowhere"))?;
-                        more.push((address, body.number(self.frame.length_bytes)?));
+                        more.push((address, body.number(self.format.length_bytes)?));
                     }
                     _ => {}
                 }
@@ -214,22 +214,22 @@ impl<'a> Cursor<'a> {
 }
 
 /// A version 1 B-tree of chunks.
-struct Tree<'a> {
-    source: Source<'a>,
+struct ChunkTree<'a> {
+    source: HeaderReader<'a>,
     rank: usize,
-    found: Vec<Chunk>,
+    found: Vec<StoredChunk>,
     nodes: u64,
     most_chunks: u64,
 }
 
-impl Tree<'_> {
+impl ChunkTree<'_> {
     /// Collects the chunks below a node, which is of `level`, if that is known.
     fn walk(&mut self, node: u64, level: Option<u64>) -> Result<()> {
         self.nodes += 1;
         if self.nodes > 2 * self.most_chunks + 64 {
             return Err(damaged("its index of chunks has no end"));
         }
-        let address_bytes = self.source.frame.address_bytes;
+        let address_bytes = self.source.format.address_bytes;
         let head_bytes = 8 + 2 * address_bytes;
         let head = self.source.read(node, head_bytes)?;
         let mut cursor = self.source.cursor(&head);
@@ -253,7 +253,7 @@ impl Tree<'_> {
             match here.checked_sub(1) {
                 Some(below) => self.walk(child, Some(below))?,
                 None if self.found.len() as u64 >= self.most_chunks => return Err(damaged("it has too many chunks")),
-                None => self.found.push(Chunk { first, offset: self.source.absolute(child)?, bytes }),
+                None => self.found.push(StoredChunk { first, offset: self.source.absolute(child)?, bytes }),
             }
         }
         Ok(())
