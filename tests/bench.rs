@@ -1,15 +1,12 @@
 //! Sweeps for real: interrupted, taken up again, and shown.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::slow::{signal, slow_lab};
-use lab::{EXUVIA, Lab, text};
+use crate::lab::slow::{signal, slow_lab};
+use crate::lab::{EXUVIA, Lab, text};
 use serde_json::Value;
 
 /// How long anything may take before the test gives up; nothing is measured by it.

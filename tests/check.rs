@@ -1,15 +1,12 @@
 //! What kernels do wrong is found, with the place: by `exuvia check`, and as far as that costs nothing by runs; and what is right
 //! passes.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::fs;
 use std::process::{Command, Output};
 
+use crate::lab::{EXUVIA, Lab, root, text};
 use exuvia::cli::kernel_build;
 use exuvia::tensor::Dtype;
-use lab::{EXUVIA, Lab, root, text};
 use serde_json::Value;
 
 const ELEMENTS: u64 = 1000;

@@ -1,14 +1,11 @@
 //! What users see first works: the README's job, the jobs of `jobs/`, and kernels in each language.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use lab::rows::{COLUMNS, ROWS, input};
-use lab::{EXUVIA, Lab, launch, python, root, text};
+use crate::lab::rows::{COLUMNS, ROWS, input};
+use crate::lab::{EXUVIA, Lab, launch, python, root, text};
 
 #[test]
 fn the_digits_are_what_numpy_finds() {

@@ -1,7 +1,4 @@
 //! The fabric on real MPI: `examples/fabric_check` under the launcher of the MPI this test is built with.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod launch;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -10,13 +7,15 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// `target/release/examples/fabric_check`, beside `target/release/deps` where this test lies. Cargo builds both.
+use crate::lab::launch;
+
+/// `examples/fabric_check`, beside the folder `deps` where this test lies. Cargo builds both.
 fn program() -> PathBuf {
     let mut path = std::env::current_exe().unwrap();
     path.pop();
     path.pop();
     path.push("examples/fabric_check");
-    assert!(path.exists(), "{} is missing: run `cargo build --release --examples`", path.display());
+    assert!(path.exists(), "{} is missing: run `cargo build --examples`", path.display());
     path
 }
 

@@ -1,16 +1,13 @@
 //! Runs over several hosts outlive ranks and hosts.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::fs;
 use std::process::{Child, Command, Output, Stdio};
 
+use crate::lab::hosts::{among_hosts, crash, hostfile, pids_on};
+use crate::lab::launch::open_mpi;
+use crate::lab::slow::{assert_tidy, expected, input, pids, record_bytes, signal, slow_job};
+use crate::lab::{EXUVIA, Lab, text};
 use exuvia::report::Report;
-use lab::hosts::{among_hosts, crash, hostfile, pids_on};
-use lab::launch::open_mpi;
-use lab::slow::{assert_tidy, expected, input, pids, record_bytes, signal, slow_job};
-use lab::{EXUVIA, Lab, text};
 
 fn lab(spin: u32) -> Lab {
     let lab = Lab::bare(&["slow"]);

@@ -1,8 +1,5 @@
 //! Planner and data path against an interpreter of the index notation in numpy (`notation/interpreter.py`): random jobs, and
 //! what reductions may cut.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use crate::lab::{EXUVIA, Lab, launch, python, root, text};
 use exuvia::cli::kernel_build;
 use exuvia::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
 use exuvia::fabric;
@@ -18,7 +16,6 @@ use exuvia::plan::{self, Machine, PlanError};
 use exuvia::sched::Granularity;
 use exuvia::store::Reader;
 use exuvia::tensor::{Dtype, Region};
-use lab::{EXUVIA, Lab, launch, python, root, text};
 
 /// Jobs of a test run; more with `EXUVIA_RANDOM_JOBS`, from another seed on with `EXUVIA_RANDOM_SEED`.
 const JOBS: u64 = 300;

@@ -1,7 +1,4 @@
 //! Halos travel while their receiver computes, and nobody computes without them.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::lab::Lab;
 use exuvia::exec::{self, ExitCode, Options, Progress, Resume, Signal, TierPolicy};
 use exuvia::fabric::{self, Counters, Fabric, FabricError, Message, Payload, Rank};
 use exuvia::job::Job;
@@ -18,7 +16,6 @@ use exuvia::plan::{self, Layout, Machine, Plan};
 use exuvia::report::Report;
 use exuvia::sched;
 use exuvia::tensor::{Dtype, Shape};
-use lab::Lab;
 
 /// Points on each side: enough for boxes of 7 ranks to be cut at their borders.
 const SIDE: u64 = 760;

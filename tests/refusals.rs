@@ -1,16 +1,13 @@
 //! Jobs, kernels and files that are wrong: the run ends with one error that says what, where and what to do, and leaves nothing.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::launch::open_mpi;
-use lab::rows::{COLUMNS, ROWS, assert_no_output, input, rows_job, rows_lab, wat};
-use lab::slow::signal;
-use lab::{EXUVIA, Lab, text};
+use crate::lab::launch::open_mpi;
+use crate::lab::rows::{COLUMNS, ROWS, assert_no_output, input, rows_job, rows_lab, wat};
+use crate::lab::slow::signal;
+use crate::lab::{EXUVIA, Lab, text};
 
 /// Runs what must fail, on several ranks, and checks what the user is told.
 fn refuses(lab: &Lab, code: i32, arguments: &[&str], messages: &[&str]) {

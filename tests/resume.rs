@@ -1,8 +1,5 @@
 //! What is finished of a run outlives it: whatever ends it, the next one goes on from there, on any number of ranks, does nothing
 //! of it again, and leaves the same bits.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,13 +7,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::lab::slow::{
+    COLUMNS, ROWS, assert_tidy, chance, expected, input, kills, pids, record_bytes, signal, slow_job, slow_lab,
+};
+use crate::lab::{Lab, text};
 use exuvia::manifest::Records;
 use exuvia::report::Report;
 use exuvia::tensor::Dtype;
-use lab::slow::{
-    COLUMNS, ROWS, assert_tidy, chance, expected, input, kills, pids, record_bytes, signal, slow_job, slow_lab,
-};
-use lab::{Lab, text};
 use serde_json::Value;
 
 /// A run under way; its ranks can be found by its folder.

@@ -1,21 +1,18 @@
 //! Whole runs of the program: under mpirun, on every tier, with the swap at every task, and with ranks that are told to end.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::lab::launch::open_mpi;
+use crate::lab::rows::{COLUMNS, ROWS, WRITE_ZEROS, assert_no_output, rows_job, rows_lab, take_result, wat};
+use crate::lab::slow::{pids, signal};
+use crate::lab::{EXUVIA, Lab, root, text};
 use exuvia::engine::{BackgroundCompile, CompileLimits, Cpu, Engine, Kernel, Pipeline, Tier};
 use exuvia::exec::{Options, TierPolicy};
 use exuvia::report::Report;
 use exuvia::sched::Granularity;
-use lab::launch::open_mpi;
-use lab::rows::{COLUMNS, ROWS, WRITE_ZEROS, assert_no_output, rows_job, rows_lab, take_result, wat};
-use lab::slow::{pids, signal};
-use lab::{EXUVIA, Lab, root, text};
 
 #[test]
 fn ranks_threads_and_tiers_change_no_bit() {

@@ -1,8 +1,6 @@
 //! Real jobs in a real Slurm. A test runs itself again in a cluster of its own (`tests/slurm/cluster`), where it is on the
 //! head node and submits to the others. On a machine that has another Slurm nothing is run, and that is said.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 
-#[path = "slurm/desk.rs"]
 mod desk;
 
 use std::fs;

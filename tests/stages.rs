@@ -1,16 +1,13 @@
 //! The jobs of every stage kind (reductions, halos, iterations, redistribution) against numpy, and against themselves on
 //! other numbers of ranks, threads and on other tiers.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::fs;
 
+use crate::lab::Lab;
 use exuvia::cli::kernel_build;
 use exuvia::exec::{self, ExitCode, Options, Signal, TierPolicy};
 use exuvia::fabric;
 use exuvia::tensor::Dtype;
-use lab::Lab;
 
 #[test]
 fn heat_spreads_as_numpy_says() {

@@ -1,7 +1,4 @@
 //! Ranks that die do not end a run, nor change its bits: those that are left go on with what is finished.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,12 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use crate::lab::launch::open_mpi;
+use crate::lab::rows::{rows_job, rows_lab, wat};
+use crate::lab::slow::{
+    COLUMNS, ROWS, assert_tidy, chance, expected, kills, pids, record_bytes, signal, slow_job, slow_lab,
+};
+use crate::lab::{EXUVIA, Lab, text};
 use exuvia::live;
 use exuvia::report::{Death, Report};
-use lab::launch::open_mpi;
-use lab::rows::{rows_job, rows_lab, wat};
-use lab::slow::{COLUMNS, ROWS, assert_tidy, chance, expected, kills, pids, record_bytes, signal, slow_job, slow_lab};
-use lab::{EXUVIA, Lab, text};
 
 /// A run on ranks that it starts itself.
 struct Supervised {

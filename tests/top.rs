@@ -1,15 +1,12 @@
 //! What `exuvia top` shows of runs that are under way, and that it shows no others.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
+use crate::lab::slow::{pids, signal, slow_lab};
+use crate::lab::{EXUVIA, Lab, text};
 use exuvia::live::Snapshot;
-use lab::slow::{pids, signal, slow_lab};
-use lab::{EXUVIA, Lab, text};
 
 /// A run, and where it makes itself known.
 struct Watched<'a> {

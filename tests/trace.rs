@@ -1,18 +1,15 @@
 //! Traces of whole runs say what their reports say, and viewers can make sense of them; the page of a run stands alone.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::{Command, Stdio};
 
+use crate::lab::launch::open_mpi;
+use crate::lab::slow::{pids, record_bytes, signal, slow_lab};
+use crate::lab::{EXUVIA, Lab, text};
 use exuvia::exec::{self, ExitCode, Options, Resume, Signal, TierPolicy};
 use exuvia::fabric;
 use exuvia::report::{Counts, Report};
-use lab::launch::open_mpi;
-use lab::slow::{pids, record_bytes, signal, slow_lab};
-use lab::{EXUVIA, Lab, text};
 use serde_json::Value;
 
 /// A span, in nanoseconds.

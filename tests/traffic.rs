@@ -1,20 +1,17 @@
 //! The bytes that move between ranks: as planned, as the report says, as MPI itself counts them, and against the least there
 //! could be.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::lab::{Lab, root, text};
 use exuvia::job::{Job, Source};
 use exuvia::plan::{self, Layout, Machine, Plan, SHARED_BYTES};
 use exuvia::report::Report;
 use exuvia::store;
 use exuvia::tensor::Dtype;
-use lab::{Lab, root, text};
 
 /// What a rank puts behind the bytes of every transfer.
 const STAMP_BYTES: u64 = 12;

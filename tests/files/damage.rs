@@ -14,7 +14,7 @@ use exuvia::store::{self, Reader};
 use exuvia::tensor::Region;
 
 use super::inputs::{files, make};
-use super::lab::text;
+use crate::lab::text;
 
 const FILES: u64 = 300;
 /// Files on which HDF5 1.10.8 crashes, and one on which it comes to no end.
@@ -78,7 +78,7 @@ os.unlink('other.h5'); open('other.h5', 'wb').write(open('new.h5', 'rb').read())
 /// Has another process read files of this range, until it is through or dead; says where to go on.
 fn read_some(folder: &Path, range: std::ops::Range<u64>, counts: &mut Counts) -> u64 {
     let mut child: Child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "damage::reads_damaged_files", "--nocapture"])
+        .args(["--ignored", "--exact", "files::damage::reads_damaged_files", "--nocapture"])
         .env(RANGE, format!("{} {}", range.start, range.end))
         .env(FOLDER, folder)
         .stdout(Stdio::piped())

@@ -9,7 +9,7 @@ use std::time::Duration;
 use exuvia::store::{self, Reader, StoreError};
 use exuvia::tensor::Region;
 
-use super::lab::{EXUVIA, Lab, text};
+use crate::lab::{EXUVIA, Lab, text};
 
 /// Copies tiles of any type and shape.
 const COPY: &str = r#"#include "exuvia.h"

@@ -4,8 +4,8 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::lab::slow::{COLUMNS, ROWS, chance, expected, pids, record_bytes, signal, slow_lab};
-use super::lab::{EXUVIA, Lab, python_says, text};
+use crate::lab::slow::{COLUMNS, ROWS, chance, expected, pids, record_bytes, signal, slow_lab};
+use crate::lab::{EXUVIA, Lab, python_says, text};
 
 /// A job whose outputs are all in `out.h5`.
 fn one_file(lab: &Lab) {

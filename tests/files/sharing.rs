@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use exuvia::store::list;
 use exuvia::tensor::Dtype;
 
-use super::lab::{EXUVIA, Lab, launch, text};
+use crate::lab::{EXUVIA, Lab, launch, text};
 
 const ROWS: u64 = 40;
 const COLUMNS: u64 = 3;

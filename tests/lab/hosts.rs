@@ -12,13 +12,18 @@ use super::{Lab, text};
 const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm/cluster");
 const INSIDE: &str = "EXUVIA_TEST_INSIDE";
 
+/// The name of the test that a closure is written in: its path without the crate's name and `{{closure}}`.
+pub fn test_name<T>(closure: &T) -> &'static str {
+    let (_, path) = type_name_of_val(closure).split_once("::").unwrap();
+    path.strip_suffix("::{{closure}}").unwrap()
+}
+
 /// Runs `test`, a closure in the body of a test, beside so many hosts, which see its files.
 pub fn among_hosts(hosts: u32, test: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return test();
     }
-    let path = type_name_of_val(&test);
-    let name = path.split("::").nth(1).unwrap();
+    let name = test_name(&test);
     let mut cluster = Command::new(CLUSTER);
     cluster.args(["-b", "-n", &hosts.to_string(), "--"]).arg(std::env::current_exe().unwrap());
     let output = cluster.args(["--exact", name, "--nocapture"]).env(INSIDE, "1").stdin(Stdio::null()).output().unwrap();

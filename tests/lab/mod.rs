@@ -1,5 +1,4 @@
 //! The jobs of `jobs/` in a folder of their own, for the tests that run them.
-#![allow(dead_code, reason = "each test uses a part of it")]
 
 pub mod hosts;
 #[path = "../launch/mod.rs"]

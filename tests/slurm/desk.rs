@@ -1,6 +1,5 @@
 //! A test's place in a cluster of its own: on the head node, with a folder that all nodes see.
 
-use std::any::type_name_of_val;
 use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,8 @@ use exuvia::report::Report;
 use exuvia::store::{OutputSpec, Reader, Staging, Writer};
 use exuvia::tensor::{Dtype, Region, Shape};
 use serde_json::Value;
+
+use crate::lab::hosts::test_name;
 
 pub const EXUVIA: &str = env!("CARGO_BIN_EXE_exuvia");
 pub const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm/cluster");
@@ -31,8 +32,7 @@ pub fn in_cluster(nodes: u32, test: impl FnOnce(&Desk)) {
     if std::env::var_os(INSIDE).is_some() {
         return test(&Desk::new());
     }
-    let path = type_name_of_val(&test);
-    let name = path.split("::").nth(1).unwrap();
+    let name = test_name(&test);
     let mut cluster = Command::new(CLUSTER);
     cluster.args(["-n", &nodes.to_string(), "-c", "4", "--"]).arg(std::env::current_exe().unwrap());
     let output = cluster.args(["--exact", name, "--nocapture"]).env(INSIDE, "1").stdin(Stdio::null()).output().unwrap();
