@@ -1,14 +1,16 @@
 //! Files that several jobs, programs or users have in common.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use exuvia::store::list;
 use exuvia::tensor::Dtype;
 
+use crate::lab::slow::is_in_kernel;
 use crate::lab::{EXUVIA, Lab, launch, text};
 
 const ROWS: u64 = 40;
@@ -26,11 +28,11 @@ fn numbers(factor: f64) -> Vec<u8> {
     (0..ROWS * COLUMNS).flat_map(|i| (factor * i as f64).to_le_bytes()).collect()
 }
 
-/// A job that doubles the input; each output is a file, a dataset and how it is stored. A row takes `spin` steps.
-fn job(lab: &Lab, name: &str, spin: u32, outputs: &[(&str, &str, &str)]) -> PathBuf {
+/// A job that doubles the input; each output is a file, a dataset and how it is stored.
+fn job(lab: &Lab, name: &str, outputs: &[(&str, &str, &str)]) -> PathBuf {
     let at = |file: &str| lab.path(file).display().to_string();
     let mut job = format!(
-        "[tensors]\nx = {{ file = \"{}\", dataset = \"x\" }}\nspin = {{ value = {spin}, dtype = \"u32\" }}\n",
+        "[tensors]\nx = {{ file = \"{}\", dataset = \"x\" }}\nspin = {{ value = 1, dtype = \"u32\" }}\n",
         at("in.h5")
     );
     for (number, (file, dataset, stored)) in outputs.iter().enumerate() {
@@ -40,15 +42,40 @@ fn job(lab: &Lab, name: &str, spin: u32, outputs: &[(&str, &str, &str)]) -> Path
         );
     }
     for number in 0..outputs.len() {
-        job += &format!(
-            "[[stages]]\nname = \"s{number}\"\nkernel = \"{}\"\nexport = \"slow\"\ncompute = \"x[n,d], spin[] -> y{number}[n,d]\"\n",
-            at("slow.wasm")
-        );
+        job += &stage(lab, "spin", number);
     }
     let path = lab.path(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, job).unwrap();
     path
+}
+
+/// The stage that computes output `number`; a row takes as many steps as the tensor `spin` says.
+fn stage(lab: &Lab, spin: &str, number: usize) -> String {
+    let kernel = lab.path("slow.wasm").display().to_string();
+    format!(
+        "[[stages]]\nname = \"s{number}\"\nkernel = \"{kernel}\"\nexport = \"slow\"\n\
+         compute = \"x[n,d], {spin}[] -> y{number}[n,d]\"\n"
+    )
+}
+
+/// A job that makes dataset `y` of `file` at once, and then `more`, which takes minutes: it is there until it is killed.
+fn lasting_job(lab: &Lab, name: &str, file: &str) -> PathBuf {
+    let path = job(lab, name, &[(file, "y", ""), (file, "more", "")]);
+    let text = fs::read_to_string(&path).unwrap();
+    let lasting = text.replace(&stage(lab, "spin", 1), &stage(lab, "spins", 1));
+    let constant = format!("[tensors]\nspins = {{ value = {LASTING}, dtype = \"u32\" }}\n");
+    fs::write(&path, lasting.replace("[tensors]\n", &constant)).unwrap();
+    path
+}
+
+/// Steps of a row that take several seconds on any machine.
+const LASTING: u32 = u32::MAX;
+
+/// The rest of a [`lasting_job`] takes no time from now on.
+fn shorten(job: &Path) {
+    let text = fs::read_to_string(job).unwrap();
+    fs::write(job, text.replace(&format!("value = {LASTING}"), "value = 1")).unwrap();
 }
 
 fn command(lab: &Lab, ranks: u32, job: &Path) -> Command {
@@ -65,32 +92,93 @@ fn run(lab: &Lab, job: &Path) -> String {
     text(&output)
 }
 
-/// A run under way, whose unfinished outputs are there.
-fn start(lab: &Lab, ranks: u32, job: &Path) -> Child {
-    let before = parts(lab).len();
+/// Keeps runs from replacing a file: they compute their outputs, and wait with them.
+struct Gate {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Gate {
+    /// By the lock with which runs take turns.
+    fn close(file: &Path) -> Gate {
+        let name = format!(".{}.exuvia-lock", file.file_name().unwrap().to_str().unwrap());
+        let path = file.with_file_name(name);
+        let lock = File::create_new(&path).unwrap();
+        lock.lock().unwrap();
+        Gate { path, _lock: lock }
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        fs::remove_file(&self.path).unwrap();
+    }
+}
+
+/// A run under way.
+struct Started {
+    child: Child,
+    lines: BufReader<ChildStderr>,
+    said: Vec<u8>,
+}
+
+fn start(lab: &Lab, ranks: u32, job: &Path) -> Started {
     let mut command = command(lab, ranks, job);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    await_that("there are outputs", || {
-        assert!(child.try_wait().unwrap().is_none(), "it has ended already");
-        parts(lab).len() > before
-    });
-    child
+    let lines = BufReader::new(child.stderr.take().unwrap());
+    Started { child, lines, said: Vec::new() }
 }
 
-/// A run that goes on with what an earlier one left, after it has looked at that; killed then.
-fn look_at_what_is_left(lab: &Lab, job: &Path) {
-    let header = || fs::read_to_string(lab.manifest().join("header.json")).unwrap_or_default();
-    let before = header();
-    let mut child = command(lab, 1, job).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    await_that("the header is written again", || {
-        assert!(child.try_wait().unwrap().is_none(), "it has ended already");
-        header() != before
-    });
-    kill(child);
+impl Started {
+    /// Waits until it says this.
+    fn await_words(&mut self, words: &str) {
+        while !String::from_utf8_lossy(&self.said).contains(words) {
+            let more = self.lines.read_until(b'\n', &mut self.said).unwrap();
+            assert!(more > 0, "no '{words}': {}", String::from_utf8_lossy(&self.said));
+        }
+    }
+
+    /// Waits until it waits at a [`Gate`].
+    fn await_gate(&mut self) {
+        self.await_words("waiting for another run that is replacing it");
+    }
+
+    fn end(mut self) -> Output {
+        self.lines.read_to_end(&mut self.said).unwrap();
+        let output = self.child.wait_with_output().unwrap();
+        Output { stderr: self.said, ..output }
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
 }
 
+/// Starts a [`lasting_job`], and waits until it is in its last stage and has noted that it has finished something.
+fn start_at_work(lab: &Lab, job: &Path) -> Started {
+    let run = start(lab, 1, job);
+    await_that("it computes", || is_in_kernel(run.child.id()));
+    let is_noted = |manifest: &PathBuf| noted(manifest) > 0 && manifest.join("inputs.json").exists();
+    await_that("something is noted", || manifests(lab).iter().all(is_noted));
+    run
+}
+
+/// The manifests of runs in the lab and its folders.
+fn manifests(lab: &Lab) -> Vec<PathBuf> {
+    hidden(lab).into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "exuvia")).collect()
+}
+
+/// Bytes of records of finished work.
+fn noted(manifest: &Path) -> u64 {
+    let files = fs::read_dir(manifest).into_iter().flatten().flatten();
+    let logs = files.filter(|entry| entry.path().extension().is_some_and(|e| e == "log"));
+    logs.map(|entry| entry.metadata().map_or(0, |metadata| metadata.len())).sum()
+}
+
+/// Waits for what comes in the end.
 fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(120);
     while !holds() {
         assert!(Instant::now() < until, "{what}");
         std::thread::sleep(Duration::from_millis(5));
@@ -99,11 +187,16 @@ fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// The hidden files of runs in the lab and its folders.
 fn parts(lab: &Lab) -> Vec<PathBuf> {
+    hidden(lab).into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "part")).collect()
+}
+
+/// The unfinished files and the manifests of runs in the lab and its folders.
+fn hidden(lab: &Lab) -> Vec<PathBuf> {
     let mut folders = vec![lab.path("")];
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
-            if path.to_string_lossy().ends_with(".part") {
+            if path.extension().is_some_and(|extension| extension == "part" || extension == "exuvia") {
                 found.push(path);
             } else if path.is_dir() && !path.is_symlink() && !path.ends_with("cache") {
                 folders.push(path);
@@ -114,29 +207,9 @@ fn parts(lab: &Lab) -> Vec<PathBuf> {
     found
 }
 
-fn end(child: Child) -> Output {
-    child.wait_with_output().unwrap()
-}
-
-fn kill(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
-}
-
-/// Waits until a run has noted that it has finished something, and kills it.
+/// Kills a [`lasting_job`] once it has noted that it has finished something.
 fn kill_at_work(lab: &Lab, job: &Path) {
-    let noted = || -> u64 {
-        let entries = fs::read_dir(lab.manifest()).into_iter().flatten().flatten();
-        let logs = entries.filter(|entry| entry.path().extension().is_some_and(|e| e == "log"));
-        logs.map(|entry| entry.metadata().map_or(0, |metadata| metadata.len())).sum()
-    };
-    let before = noted();
-    let mut child = command(lab, 1, job).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    await_that("something is noted", || {
-        assert!(child.try_wait().unwrap().is_none(), "it has ended already");
-        noted() > before && lab.manifest().join("inputs.json").exists()
-    });
-    kill(child);
+    start_at_work(lab, job).kill();
 }
 
 /// What h5py does with a file: its `script` has it as `f`.
@@ -175,13 +248,17 @@ fn jobs_and_programs_add_to_one_file_at_a_time() {
     with_h5py(&lab.path("old.h5"), "w", "f['keep'] = [7]; f['keep'].attrs['unit'] = 'm'");
     let jobs = STORED.iter().enumerate().map(|(number, stored)| {
         let dataset = format!("run{number}");
-        job(&lab, &format!("{number}.toml"), 3_000_000, &[("old.h5", &dataset, stored), ("new.h5", &dataset, stored)])
+        job(&lab, &format!("{number}.toml"), &[("old.h5", &dataset, stored), ("new.h5", &dataset, stored)])
     });
-    let runs: Vec<Child> = jobs.enumerate().map(|(at, job)| start(&lab, 1 + (at == 1) as u32, &job)).collect();
+    let gate = Gate::close(&lab.path("old.h5"));
+    let start = |(at, job): (usize, PathBuf)| start(&lab, 1 + (at == 1) as u32, &job);
+    let mut runs: Vec<Started> = jobs.enumerate().map(start).collect();
+    runs.iter_mut().for_each(Started::await_gate);
     // All of them have a copy of the file as it was.
     with_h5py(&lab.path("old.h5"), "a", "f['notes'] = [1, 2]");
+    drop(gate);
     for run in runs {
-        let output = end(run);
+        let output = run.end();
         assert!(output.status.success(), "{}", text(&output));
         assert!(text(&output).contains("old.h5 has changed meanwhile"), "{}", text(&output));
     }
@@ -197,10 +274,17 @@ fn jobs_and_programs_add_to_one_file_at_a_time() {
 fn what_somebody_else_has_made_meanwhile_is_not_replaced() {
     let lab = lab();
     with_h5py(&lab.path("out.h5"), "w", "f['old'] = [7]");
-    let job = job(&lab, "job.toml", 3_000_000, &[("out.h5", "mine", ""), ("out.h5", "old", "")]);
-    let under_way = start(&lab, 1, &job);
-    with_h5py(&lab.path("out.h5"), "a", "f['mine'] = [1, 2]");
-    let output = end(under_way);
+    let job = job(&lab, "job.toml", &[("out.h5", "mine", ""), ("out.h5", "old", "")]);
+    // The run has its outputs, and has not published them, while `change` is made.
+    let run_and = |change: &dyn Fn()| {
+        let gate = Gate::close(&lab.path("out.h5"));
+        let mut run = start(&lab, 1, &job);
+        run.await_gate();
+        change();
+        drop(gate);
+        run.end()
+    };
+    let output = run_and(&|| with_h5py(&lab.path("out.h5"), "a", "f['mine'] = [1, 2]"));
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("another program has created dataset 'mine'"), "{}", text(&output));
     with_h5py(&lab.path("out.h5"), "a", "assert list(f['mine']) == [1, 2] and list(f['old']) == [7]\ndel f['mine']");
@@ -211,9 +295,7 @@ fn what_somebody_else_has_made_meanwhile_is_not_replaced() {
     // It was there before: then it is replaced.
     assert!(!run(&lab, &job).contains("note:"));
     // Whoever deletes the file wants nothing of what was in it.
-    let under_way = start(&lab, 1, &job);
-    fs::remove_file(lab.path("out.h5")).unwrap();
-    assert!(end(under_way).status.success());
+    assert!(run_and(&|| fs::remove_file(lab.path("out.h5")).unwrap()).status.success());
     assert_eq!(datasets(&lab.path("out.h5")), ["mine", "old"]);
     assert_tidy(&lab);
 }
@@ -235,7 +317,7 @@ fn a_file_that_another_program_writes_to_is_left_alone_until_it_is_closed() {
         drop(holder.stdin.take());
         assert!(holder.wait().unwrap().success());
     };
-    let quick = job(&lab, "quick.toml", 1, &[("out.h5", "y", "")]);
+    let quick = job(&lab, "quick.toml", &[("out.h5", "y", "")]);
     let before = fs::metadata(&file).unwrap().ino();
     let holder = hold("r+", "f['theirs'] = [1]");
     let refused = command(&lab, 1, &quick).output().unwrap();
@@ -245,16 +327,14 @@ fn a_file_that_another_program_writes_to_is_left_alone_until_it_is_closed() {
     assert!(fs::metadata(&file).unwrap().ino() == before && parts(&lab).is_empty());
     let_go(holder);
     // A run that has computed its outputs waits.
-    let slow = job(&lab, "slow.toml", 20_000_000, &[("out.h5", "y", "")]);
-    let mut waits = start(&lab, 1, &slow);
+    let gate = Gate::close(&file);
+    let mut waits = start(&lab, 1, &quick);
+    waits.await_gate();
     let holder = hold("r+", "f['more'] = [2]");
-    let mut said = String::new();
-    let mut lines = std::io::BufReader::new(waits.stderr.take().unwrap());
-    while !said.contains("waiting for the program that has it open for writing") {
-        assert!(std::io::BufRead::read_line(&mut lines, &mut said).unwrap() > 0, "{said}");
-    }
+    drop(gate);
+    waits.await_words("waiting for the program that has it open for writing");
     let_go(holder);
-    assert!(end(waits).status.success());
+    assert!(waits.end().status.success());
     assert_eq!(datasets(&file), ["keep", "more", "theirs", "y"]);
     // Readers hinder nobody, and keep what they have.
     let holder = hold("r", "assert list(f['more']) == [2]");
@@ -278,7 +358,7 @@ fn outputs_go_through_links_and_files_keep_their_modes() {
     symlink("scratch", lab.path("link")).unwrap();
     fs::hard_link(lab.path("scratch/old.h5"), lab.path("hard.h5")).unwrap();
     let names = [("old.h5", "a", ""), ("link/old.h5", "b", ""), ("scratch/../link/../old.h5", "c", STORED[1])];
-    let job = job(&lab, "job.toml", 1, &[&names[..], &[("new.h5", "d", "")]].concat());
+    let job = job(&lab, "job.toml", &[&names[..], &[("new.h5", "d", "")]].concat());
     let said = run(&lab, &job);
     assert!(lab.path("old.h5").is_symlink() && lab.path("new.h5").is_symlink());
     assert_eq!(datasets(&lab.path("scratch/old.h5")), ["a", "b", "c", "keep"]);
@@ -301,7 +381,7 @@ fn one_dataset_under_two_names_is_refused_before_anything_is_done() {
         ("real/../real/out.h5", "/./y/", "are both dataset 'y'"),
         ("link/out.h5", "y/z", "would lie inside tensor"),
     ] {
-        let job = job(&lab, "job.toml", 1, &[("real/out.h5", "y", ""), (other, dataset, "")]);
+        let job = job(&lab, "job.toml", &[("real/out.h5", "y", ""), (other, dataset, "")]);
         for verb in ["plan", "run"] {
             let output = Command::new(EXUVIA).arg(verb).arg(&job).output().unwrap();
             assert_eq!(output.status.code(), Some(2), "{verb}: {}", text(&output));
@@ -314,7 +394,7 @@ fn one_dataset_under_two_names_is_refused_before_anything_is_done() {
 #[test]
 fn links_that_others_plant_lead_nowhere() {
     let lab = lab();
-    let job = job(&lab, "job.toml", 40_000_000, &[("out.h5", "y", "")]);
+    let job = lasting_job(&lab, "job.toml", "out.h5");
     let precious = lab.path("precious");
     let plant = |at: &Path| {
         fs::write(&precious, "do not touch").unwrap();
@@ -326,7 +406,7 @@ fn links_that_others_plant_lead_nowhere() {
     let part = parts(&lab).remove(0);
     fs::remove_file(&part).unwrap();
     plant(&part);
-    look_at_what_is_left(&lab, &job);
+    kill_at_work(&lab, &job);
     assert_untouched("the unfinished file is a link");
     assert!(!part.is_symlink(), "it is removed");
     // In the name that the manifest gives it.
@@ -336,13 +416,13 @@ fn links_that_others_plant_lead_nowhere() {
     let named = parts(&lab).remove(0).display().to_string();
     assert!(text.contains(&named));
     fs::write(&header, text.replace(&named, precious.to_str().unwrap())).unwrap();
-    look_at_what_is_left(&lab, &job);
+    kill_at_work(&lab, &job);
     assert_untouched("the manifest names it");
     // In place of a log, and of the manifest.
     kill_at_work(&lab, &job);
     let log = lab.manifest().join("finished-99-0.log");
     symlink(&precious, log).unwrap();
-    look_at_what_is_left(&lab, &job);
+    kill_at_work(&lab, &job);
     assert_untouched("a log is a link");
     let manifest = lab.manifest();
     let elsewhere = lab.path("elsewhere");
@@ -354,7 +434,7 @@ fn links_that_others_plant_lead_nowhere() {
         names
     };
     let before = names();
-    fs::write(&job, fs::read_to_string(&job).unwrap().replace("value = 40000000", "value = 1")).unwrap();
+    shorten(&job);
     let said = run(&lab, &job);
     assert!(said.contains("is a link: it is not used"), "{said}");
     assert_eq!(names(), before);
@@ -364,35 +444,24 @@ fn links_that_others_plant_lead_nowhere() {
 #[test]
 fn jobs_of_one_name_do_not_meet_and_one_job_under_two_names_does() {
     let lab = lab();
-    let [a, b] = ["a", "b"].map(|name| {
-        let file = format!("out/{name}.h5");
-        job(&lab, &format!("{name}/job.toml"), 10_000_000, &[(&file, "y", "")])
-    });
+    let [a, b] = ["a", "b"].map(|name| lasting_job(&lab, &format!("{name}/job.toml"), &format!("out/{name}.h5")));
     fs::create_dir(lab.path("out")).unwrap();
-    let under_way = start(&lab, 1, &a);
+    let under_way = start_at_work(&lab, &a);
     symlink(&a, lab.path("alias.toml")).unwrap();
     let refused = command(&lab, 1, &lab.path("alias.toml")).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
-    let expected = format!("another run writes the outputs of this job (process {}", under_way.id());
+    let expected = format!("another run writes the outputs of this job (process {}", under_way.child.id());
     assert!(text(&refused).contains(&expected), "{}", text(&refused));
-    await_that("something is noted", || {
-        let manifests = fs::read_dir(lab.path("out")).unwrap().flatten().map(|entry| entry.path());
-        let manifest = { manifests }.find(|path| path.extension().is_some_and(|e| e == "exuvia")).unwrap();
-        let is_noted = |name: &str| fs::metadata(manifest.join(name)).is_ok_and(|metadata| metadata.len() > 0);
-        is_noted("finished-1-0.log") && is_noted("inputs.json")
-    });
     // The other one neither waits nor clears away what the first has finished, alive or dead.
-    kill(start(&lab, 1, &b));
-    kill(under_way);
+    kill_at_work(&lab, &b);
+    under_way.kill();
     let left = parts(&lab);
     assert_eq!(left.len(), 2, "{left:?}");
-    let shorten = |job: &Path| {
-        fs::write(job, fs::read_to_string(job).unwrap().replace("value = 10000000", "value = 1")).unwrap();
-    };
     shorten(&b);
     run(&lab, &b);
     let left = parts(&lab);
     assert!(left.len() == 1 && left[0].to_string_lossy().contains(".a.h5.exuvia-"), "{left:?}");
+    shorten(&a);
     let said = run(&lab, &a);
     assert!(said.contains("going on with what an earlier run finished"), "{said}");
     for file in ["out/a.h5", "out/b.h5"] {

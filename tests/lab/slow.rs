@@ -86,6 +86,18 @@ pub fn pids(lab: &Lab) -> Vec<u32> {
     pids
 }
 
+/// Whether a rank is in a kernel that takes long: one of its workers has used a third of a second of processor time, which is more
+/// than anything that comes before.
+pub fn is_in_kernel(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let workers = tasks.filter(|task| task.file_name() != *pid.to_string());
+    let ticks = |task: fs::DirEntry| -> Option<u64> {
+        let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(11)?.parse().ok()
+    };
+    workers.filter_map(ticks).any(|ticks| 3 * ticks >= rustix::param::clock_ticks_per_second())
+}
+
 /// To all at once; some may be gone.
 pub fn signal(pids: &[u32], name: &str) {
     let _ = Command::new("kill").arg(name).args(pids.iter().map(u32::to_string)).stderr(Stdio::null()).status();
