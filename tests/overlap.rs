@@ -110,8 +110,8 @@ impl<W: Watch> Fabric for Watched<W> {
         self.inner.outlives_ranks()
     }
 
-    fn keep(&mut self, survivors: &[Rank]) {
-        self.inner.keep(survivors);
+    fn shrink(&mut self, survivors: &[Rank]) {
+        self.inner.shrink(survivors);
     }
 
     fn abort(&mut self, code: i32) -> ! {

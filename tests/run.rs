@@ -262,7 +262,7 @@ fn compilers_that_nobody_waits_for_are_few_and_known_and_can_be_ended() {
     let cache_dir = lab.path("cache");
     rows_job(&lab, "long.wasm", "");
     let cache = || exuvia::engine::Cache::open(Some(&cache_dir)).unwrap();
-    let left = || exuvia::engine::leftover_helpers(&cache());
+    let left = || exuvia::engine::orphaned_helpers(&cache());
     let until = Instant::now() + Duration::from_secs(60);
     let await_left = |count: usize| {
         while left().len() != count {

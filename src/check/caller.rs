@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Bench;
 use super::finding::{Call, view};
-use crate::engine::{Access, Code, EngineError, Instance, Kernel, KernelFault, OperandSpec, Place, Tier, View};
+use crate::engine::{Access, Code, EngineError, Instance, Kernel, KernelFault, OperandSpec, Tier, TilePlacement, View};
 use crate::exec::{Merge, Merger};
 use crate::job::Limits;
 use crate::plan::{OperandPlan, Role, StagePlan, Tile};
@@ -19,9 +19,9 @@ pub(super) enum Way {
     /// As in runs.
     AsInRuns,
     /// All borders on closed pages at one end, and outputs are filled with a pattern.
-    Bordering { place: Place, fill: u8 },
+    Bordering { place: TilePlacement, fill: u8 },
     /// One operand is placed, all others have room on both sides.
-    One { operand: usize, place: Place },
+    One { operand: usize, place: TilePlacement },
     /// All have room on both sides, and the kernel may write to inputs too.
     Open,
 }
@@ -33,7 +33,7 @@ pub(super) const FILLS: [u8; 2] = [0xFF, 0x00];
 impl Way {
     /// Bordering on what is behind, or on what is before.
     pub fn bordering(front: bool) -> Way {
-        let place = if front { Place::Front(0) } else { Place::Back(0) };
+        let place = if front { TilePlacement::Front(0) } else { TilePlacement::Back(0) };
         Way::Bordering { place, fill: FILLS[usize::from(front)] }
     }
 }
@@ -119,10 +119,10 @@ impl<'a> Caller<'a> {
         let mut instance = Instance::new(&self.bench.engine, kernel, self.code, limit_bytes, &self.specs)?;
         for operand in 0..self.specs.len() {
             let place = match self.way {
-                Way::AsInRuns => Place::Aligned,
+                Way::AsInRuns => TilePlacement::Aligned,
                 Way::Bordering { place, .. } => place,
                 Way::One { operand: one, place } if one == operand => place,
-                Way::One { .. } | Way::Open => Place::Front(SLACK_BYTES),
+                Way::One { .. } | Way::Open => TilePlacement::Front(SLACK_BYTES),
             };
             instance.place(operand, place);
         }
@@ -193,13 +193,13 @@ pub(super) struct Merging<'a> {
     stage: usize,
     merger: Merger,
     kernel: Option<(&'a Kernel, &'a Code)>,
-    place: Place,
+    place: TilePlacement,
     instance: Option<Instance>,
 }
 
 impl<'a> Merging<'a> {
     /// None for a stage that does not reduce.
-    pub fn new(bench: &'a Bench, stage: usize, code: &'a Code, place: Place) -> Option<Merging<'a>> {
+    pub fn new(bench: &'a Bench, stage: usize, code: &'a Code, place: TilePlacement) -> Option<Merging<'a>> {
         let merger = Merger::new(&bench.plan.stages[stage])?;
         let kernel = bench.kernels[stage].merge.as_ref().map(|kernel| (kernel, code));
         Some(Merging { bench, stage, merger, kernel, place, instance: None })

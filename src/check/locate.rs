@@ -2,7 +2,7 @@
 
 use super::caller::{BoxInputs, Caller, Failure, SLACK_BYTES, Way};
 use super::finding::{Call, Finding, Kind, element, position, view};
-use crate::engine::{KernelFault, Place, View};
+use crate::engine::{KernelFault, TilePlacement, View};
 use crate::plan::Role;
 
 /// What is wrong with a call that ended with `fault`.
@@ -27,7 +27,7 @@ pub(super) fn locate(call: Call<'_>, inputs: &BoxInputs, fault: &KernelFault) ->
     if outcome.is_ok() {
         // Then it reads.
         for operand in 0..call.plan().operands.len() {
-            for place in [Place::Back, Place::Front] {
+            for place in [TilePlacement::Back, TilePlacement::Front] {
                 let mut fails = |gap_bytes: u64| {
                     let way = Way::One { operand, place: place(gap_bytes) };
                     let mut caller = Caller::new(call.bench, call.stage, code, way, call.tile);
@@ -43,7 +43,7 @@ pub(super) fn locate(call: Call<'_>, inputs: &BoxInputs, fault: &KernelFault) ->
                     return call.finding(Kind::WritesInput, None, None, message);
                 };
                 let count = view.padded().iter().product::<u64>() as i64;
-                let behind = matches!(place(0), Place::Back(_));
+                let behind = matches!(place(0), TilePlacement::Back(_));
                 let offset = if behind { count - 1 + reach } else { -reach };
                 return outside(call, operand, &view, offset, "reads");
             }

@@ -8,7 +8,7 @@ use super::finding::{Call, Finding, Kind, element, position_in, value, view};
 use super::locate::locate;
 use super::tensors::Tensors;
 use super::{Bench, CheckError, StageReport};
-use crate::engine::{Code, Place, Tier};
+use crate::engine::{Code, Tier, TilePlacement};
 use crate::job::Combine;
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::{Dtype, copy_region};
@@ -290,7 +290,7 @@ impl<'a> Check<'a> {
         for first in cells {
             let pieces = cut.tiles.iter().filter(|tile| cell(tile) == cell(first));
             // Each merging kernel has its tiles at one end, those of the next cell at the other.
-            for place in [Place::Back(0), Place::Front(0)] {
+            for place in [TilePlacement::Back(0), TilePlacement::Front(0)] {
                 let Some(mut merging) = Merging::new(self.bench, self.index, code, place) else { return Ok(()) };
                 let (mut sum, mut magnitude) = (None::<Results>, Vec::new());
                 for (number, tile) in pieces.clone().enumerate() {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::caller::{BoxInputs, Caller, Failure, Merging, Way};
 use super::finding::{Call, view};
 use super::{Bench, CheckError};
-use crate::engine::Place;
+use crate::engine::TilePlacement;
 use crate::job::Source;
 use crate::plan::{Role, Tile};
 use crate::store::Reader;
@@ -155,7 +155,7 @@ impl<'a> Tensors<'a> {
             return halves.iter().try_for_each(|half| self.run(stage, half));
         }
         let code = bench.kernels[stage].best();
-        let mut merging = Merging::new(bench, stage, code, Place::Aligned);
+        let mut merging = Merging::new(bench, stage, code, TilePlacement::Aligned);
         let (mut sum, mut todo) = (None, vec![tile.clone()]);
         while let Some(task) = todo.pop() {
             if let Some([one, other]) =

@@ -96,7 +96,7 @@ fn cache(arguments: &DoctorArguments) -> Check {
     match Cache::open(arguments.cache_dir.as_deref()) {
         Ok(cache) => {
             let mut found = cache.directory().display().to_string();
-            for left in engine::leftover_helpers(&cache) {
+            for left in engine::orphaned_helpers(&cache) {
                 let seconds = left.since.elapsed().unwrap_or_default().as_secs();
                 let (kernel, process) = (text::name(&left.kernel), left.process);
                 found += &format!("; process {process} has optimized {kernel} for later runs for {seconds} s");

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::engine::view::{Access, OperandSpec, View};
+use crate::engine::operand::{Access, OperandSpec, View};
 
 /// Protection works on the host's pages.
 pub(super) const HOST_PAGE: u64 = 4_096;
@@ -18,7 +18,7 @@ pub(super) const FENCE_BYTES: u64 = 64;
 
 /// Where in its slot an operand's tile lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum TilePlacement {
     /// As in runs: aligned, at the end of the slot.
     Aligned,
     /// So many bytes behind the page that ends before the slot.
@@ -29,17 +29,17 @@ pub enum Place {
 
 /// Where an operand's bytes may lie in linear memory.
 #[derive(Clone, Debug)]
-pub(super) struct Slot {
+pub(super) struct OperandSlot {
     /// Whole pages.
     pub pages: Range<u64>,
     pub max_bytes: u64,
     pub access: Access,
-    pub place: Place,
+    pub place: TilePlacement,
     /// The tile of the last call, or the next one, if there is one.
     pub tile: Option<Range<u64>>,
 }
 
-impl Slot {
+impl OperandSlot {
     /// Whether the kernel can write to it.
     pub fn is_writable(&self) -> bool {
         matches!(self.access, Access::Out | Access::InOut)
@@ -51,9 +51,9 @@ impl Slot {
         let address = match (self.access, self.place) {
             // Pages of others may take the place of these.
             (Access::Shared, _) => start,
-            (_, Place::Aligned) => end.checked_sub(bytes.max(1).next_multiple_of(ALIGNMENT))?,
-            (_, Place::Front(gap)) => start + gap,
-            (_, Place::Back(gap)) => end.checked_sub(bytes + gap)?,
+            (_, TilePlacement::Aligned) => end.checked_sub(bytes.max(1).next_multiple_of(ALIGNMENT))?,
+            (_, TilePlacement::Front(gap)) => start + gap,
+            (_, TilePlacement::Back(gap)) => end.checked_sub(bytes + gap)?,
         };
         let tile = address..address + bytes;
         (bytes <= self.max_bytes && start <= address && tile.end <= end).then_some(tile)
@@ -72,7 +72,7 @@ impl Slot {
 pub(super) struct Arena {
     pub start: u64,
     pub views: Range<u64>,
-    pub slots: Vec<Slot>,
+    pub slots: Vec<OperandSlot>,
     /// Pages that nobody may touch, as addresses.
     pub guards: Vec<u64>,
     end: u64,
@@ -93,7 +93,7 @@ impl Arena {
             };
             let pages = arena.add_pages(bytes);
             let OperandSpec { max_bytes, access } = *operand;
-            arena.slots.push(Slot { pages, max_bytes, access, place: Place::Aligned, tile: None });
+            arena.slots.push(OperandSlot { pages, max_bytes, access, place: TilePlacement::Aligned, tile: None });
         }
         arena
     }
@@ -147,9 +147,9 @@ mod tests {
         assert_eq!((before.end - before.start, behind.end - behind.start), (64, 56));
         assert_eq!(shared.tile_of(0).unwrap().start, shared.pages.start);
         let mut output = output.clone();
-        output.place = Place::Front(0);
+        output.place = TilePlacement::Front(0);
         assert_eq!(output.fences(&output.tile_of(4096).unwrap(), u64::MAX)[0], output.pages.start..output.pages.start);
-        output.place = Place::Back(3);
+        output.place = TilePlacement::Back(3);
         assert_eq!(output.tile_of(4096).unwrap().end + 3, output.pages.end);
     }
 }

@@ -1,11 +1,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::encode::{EncodeError, encode};
-use crate::engine::code::Tier;
 use crate::engine::error::EngineError;
 use crate::engine::kernel::Kernel;
 use crate::engine::module_rewrite::REWRITE_VERSION;
 use crate::engine::pipeline::Cpu;
+use crate::engine::tier::Tier;
 
 const MAGIC: &[u8; 8] = b"exuvia\0\x01";
 /// wasmer's version is pinned in Cargo.toml; LLVM's is the one that wasmer's compiler crate is built for.
@@ -24,7 +24,7 @@ pub enum Pipeline {
 
 /// Everything that must agree for compiled code to be loadable and to give the expected bits.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Fingerprint {
+pub struct ArtifactFingerprint {
     module_hash: String,
     rewrite_version: u32,
     compiler: String,
@@ -35,9 +35,9 @@ pub struct Fingerprint {
     memory_style: String,
 }
 
-impl Fingerprint {
-    pub(super) fn new(kernel: &Kernel, tier: Tier, cpu: &Cpu, pipeline: Pipeline) -> Fingerprint {
-        Fingerprint {
+impl ArtifactFingerprint {
+    pub(super) fn new(kernel: &Kernel, tier: Tier, cpu: &Cpu, pipeline: Pipeline) -> ArtifactFingerprint {
+        ArtifactFingerprint {
             module_hash: kernel.hash().to_owned(),
             rewrite_version: REWRITE_VERSION,
             compiler: COMPILER.to_owned(),
@@ -55,7 +55,7 @@ impl Fingerprint {
     }
 
     /// The first thing in which two identities differ, both sides named.
-    fn difference(&self, other: &Fingerprint) -> Option<String> {
+    fn difference(&self, other: &ArtifactFingerprint) -> Option<String> {
         let sides = [
             ("module", &self.module_hash, &other.module_hash),
             ("compiler", &self.compiler, &other.compiler),
@@ -71,8 +71,8 @@ impl Fingerprint {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Header {
-    fingerprint: Fingerprint,
+struct ArtifactHeader {
+    fingerprint: ArtifactFingerprint,
     checksum: String,
     compile_ns: u64,
 }
@@ -80,14 +80,14 @@ struct Header {
 /// Compiled code with its identity, as it is cached and sent.
 #[derive(Debug)]
 pub(super) struct Artifact<'a> {
-    pub fingerprint: Fingerprint,
+    pub fingerprint: ArtifactFingerprint,
     pub compile_ns: u64,
     pub code: &'a [u8],
 }
 
 impl<'a> Artifact<'a> {
     pub fn to_bytes(&self) -> Result<Vec<u8>, EncodeError> {
-        let header = Header {
+        let header = ArtifactHeader {
             fingerprint: self.fingerprint.clone(),
             checksum: blake3::hash(self.code).to_hex().to_string(),
             compile_ns: self.compile_ns,
@@ -106,7 +106,7 @@ impl<'a> Artifact<'a> {
         let rest = bytes.strip_prefix(MAGIC).ok_or("it is no artifact of this version")?;
         let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
         let (header, code) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(damaged)?;
-        let header: Header = serde_json::from_slice(header).map_err(|_| damaged())?;
+        let header: ArtifactHeader = serde_json::from_slice(header).map_err(|_| damaged())?;
         if blake3::hash(code).to_hex().as_str() != header.checksum {
             return Err(damaged());
         }
@@ -114,7 +114,7 @@ impl<'a> Artifact<'a> {
     }
 
     /// Fails unless this artifact is exactly what `wanted` describes.
-    pub fn check(&self, name: &str, wanted: &Fingerprint) -> Result<(), EngineError> {
+    pub fn check(&self, name: &str, wanted: &ArtifactFingerprint) -> Result<(), EngineError> {
         match self.fingerprint.difference(wanted) {
             None => Ok(()),
             Some(message) => Err(EngineError::Artifact { name: name.to_owned(), message }),
@@ -129,7 +129,7 @@ mod tests {
     fn sample() -> (Kernel, Vec<u8>) {
         let wat = r#"(module (memory 1) (func (export "k") (param i32 i32) (result i32) i32.const 0))"#;
         let kernel = Kernel::from_bytes("k", &wat::parse_str(wat).unwrap(), None).unwrap();
-        let fingerprint = Fingerprint::new(&kernel, Tier::Optimized, &Cpu::host(), Pipeline::Full);
+        let fingerprint = ArtifactFingerprint::new(&kernel, Tier::Optimized, &Cpu::host(), Pipeline::Full);
         let bytes = Artifact { fingerprint, compile_ns: 7, code: b"some code" }.to_bytes().unwrap();
         (kernel, bytes)
     }
@@ -156,12 +156,14 @@ mod tests {
         let (kernel, bytes) = sample();
         let artifact = Artifact::parse(&bytes).unwrap();
         let other = Cpu { name: "other-cpu".to_owned(), ..Cpu::host() };
-        let wanted = Fingerprint::new(&kernel, Tier::Optimized, &other, Pipeline::Full);
+        let wanted = ArtifactFingerprint::new(&kernel, Tier::Optimized, &other, Pipeline::Full);
         let message = artifact.check("k", &wanted).unwrap_err().to_string();
         assert!(message.contains("other-cpu") && message.contains(&Cpu::host().name), "{message}");
         assert!(
-            artifact.check("k", &Fingerprint::new(&kernel, Tier::Optimized, &Cpu::host(), Pipeline::Stock)).is_err()
+            artifact
+                .check("k", &ArtifactFingerprint::new(&kernel, Tier::Optimized, &Cpu::host(), Pipeline::Stock))
+                .is_err()
         );
-        artifact.check("k", &Fingerprint::new(&kernel, Tier::Optimized, &Cpu::host(), Pipeline::Full)).unwrap();
+        artifact.check("k", &ArtifactFingerprint::new(&kernel, Tier::Optimized, &Cpu::host(), Pipeline::Full)).unwrap();
     }
 }

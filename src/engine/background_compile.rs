@@ -18,16 +18,17 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::artifact::{Artifact, Fingerprint};
+use super::artifact::{Artifact, ArtifactFingerprint};
 use crate::encode::encode;
 use crate::engine::artifact::Pipeline;
 use crate::engine::cache::Cache;
-use crate::engine::code::{Engine, Tier, optimize, start_artifact};
+use crate::engine::code::{Engine, optimize, start_artifact};
 use crate::engine::error::EngineError;
 use crate::engine::kernel::Kernel;
 use crate::engine::orphans;
-use crate::engine::orphans::Slot;
+use crate::engine::orphans::HelperSlot;
 use crate::engine::pipeline::Cpu;
+use crate::engine::tier::Tier;
 
 /// The hidden command-line verb that runs [`compile_helper_main`].
 pub const HELPER_VERB: &str = "compile-kernel";
@@ -72,7 +73,7 @@ impl CompileLimits {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Request {
+struct CompileRequest {
     name: String,
     export: String,
     tier: Tier,
@@ -118,7 +119,7 @@ impl BackgroundCompile {
         cache: Option<&Cache>,
     ) -> Result<Self, EngineError> {
         let failed = failure(kernel.name(), program);
-        let request = Request {
+        let request = CompileRequest {
             name: kernel.name().to_owned(),
             export: kernel.export().to_owned(),
             tier,
@@ -276,12 +277,12 @@ fn answer() -> Result<(), String> {
     let mut input = BufReader::new(std::io::stdin());
     let mut line = String::new();
     input.read_line(&mut line).map_err(|e| e.to_string())?;
-    let request: Request = serde_json::from_str(&line).map_err(|e| e.to_string())?;
+    let request: CompileRequest = serde_json::from_str(&line).map_err(|e| e.to_string())?;
     let mut module = vec![0; request.module_bytes];
     input.read_exact(&mut module).map_err(|e| e.to_string())?;
     bound(&request);
     let kernel = Kernel::from_bytes(&request.name, &module, Some(&request.export)).map_err(|e| e.to_string())?;
-    let fingerprint = Fingerprint::new(&kernel, request.tier, &request.cpu, request.pipeline);
+    let fingerprint = ArtifactFingerprint::new(&kernel, request.tier, &request.cpu, request.pipeline);
     // Without a cache that can be used, the job can use the artifact all the same.
     let cache =
         request.cache.as_deref().map(Cache::reopen).and_then(|cache| cache.inspect_err(|e| eprintln!("{e}")).ok());
@@ -307,7 +308,7 @@ fn answer() -> Result<(), String> {
 }
 
 /// Limits this process as it was asked to; lower limits stay.
-fn bound(request: &Request) {
+fn bound(request: &CompileRequest) {
     let lower = |resource, limit: u64| {
         let maximum = getrlimit(resource).maximum;
         let limit = Some(maximum.map_or(limit, |maximum| maximum.min(limit)));
@@ -324,7 +325,7 @@ fn bound(request: &Request) {
 
 /// Lets another helper finish that is at the same module for nobody in particular, for as long as this one would need, and
 /// takes its place after that, since it has the lowest priority.
-fn await_leftover(cache: &Cache, kernel: &Kernel, wanted: &Fingerprint) -> Option<Vec<u8>> {
+fn await_leftover(cache: &Cache, kernel: &Kernel, wanted: &ArtifactFingerprint) -> Option<Vec<u8>> {
     let patience = Duration::from_nanos(kernel.code_bytes() * OPTIMIZING_NS_PER_BYTE).max(GLANCE);
     let (started, key) = (Instant::now(), wanted.key());
     let at_it = || orphans::list(cache).into_iter().find(|left| left.key == key);
@@ -348,7 +349,7 @@ fn heed(mut lifeline: impl Read, cache: Option<&Cache>, (key, name): (String, St
         // Whoever wanted the artifact is gone.
         end();
     }
-    let Some(slot) = cache.and_then(|cache| Slot::take(cache, &key, &name)) else { end() };
+    let Some(slot) = cache.and_then(|cache| HelperSlot::take(cache, &key, &name)) else { end() };
     LEFT_ALONE.store(true, Ordering::Relaxed);
     let _ = rustix::process::set_parent_process_death_signal(None);
     // On Linux a priority is a thread's own.

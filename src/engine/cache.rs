@@ -3,7 +3,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::artifact::{Artifact, Fingerprint};
+use super::artifact::{Artifact, ArtifactFingerprint};
 use crate::engine::error::EngineError;
 use crate::engine::kernel::Kernel;
 
@@ -47,7 +47,7 @@ impl Cache {
     }
 
     /// The artifact of this identity, if it is here whole. A damaged one is removed.
-    pub fn get(&self, wanted: &Fingerprint) -> Option<Vec<u8>> {
+    pub fn get(&self, wanted: &ArtifactFingerprint) -> Option<Vec<u8>> {
         let file = self.file(wanted);
         let bytes = read_own(&file)?;
         match Artifact::parse(&bytes) {
@@ -114,7 +114,7 @@ impl Cache {
         self.directory.join(format!("{}.notes", kernel.hash()))
     }
 
-    fn file(&self, fingerprint: &Fingerprint) -> PathBuf {
+    fn file(&self, fingerprint: &ArtifactFingerprint) -> PathBuf {
         self.directory.join(format!("{}.artifact", fingerprint.key()))
     }
 }
@@ -149,8 +149,9 @@ mod tests {
 
     use super::*;
     use crate::engine::artifact::Pipeline;
-    use crate::engine::code::{Engine, Tier, optimize};
+    use crate::engine::code::{Engine, optimize};
     use crate::engine::pipeline::Cpu;
+    use crate::engine::tier::Tier;
 
     #[test]
     fn keeps_what_is_whole_and_forgets_what_is_damaged() {

@@ -9,38 +9,19 @@ use wasmer::sys::{CompilerConfig, EngineBuilder};
 use wasmer_compiler_llvm::{LLVM, LLVMOptLevel};
 use wasmer_compiler_singlepass::Singlepass;
 
-use super::artifact::{Artifact, Fingerprint, Pipeline};
-use super::pipeline::Pipeline as FullPipeline;
+use super::artifact::{Artifact, ArtifactFingerprint, Pipeline};
+use super::pipeline::FullPipeline;
 use crate::engine::error::EngineError;
 use crate::engine::kernel::Kernel;
 use crate::engine::module_rewrite::{HostState, rewrite};
 use crate::engine::pipeline::Cpu;
-
-/// Which of the two kinds of code runs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Tier {
-    /// Made in milliseconds, to start with.
-    Baseline,
-    /// Made by LLVM at leisure.
-    Optimized,
-}
-
-impl Tier {
-    /// `baseline` or `optimized`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Tier::Baseline => "baseline",
-            Tier::Optimized => "optimized",
-        }
-    }
-}
+use crate::engine::tier::Tier;
 
 /// Compiled code of one kernel, shared by all workers of a rank. Cheap to clone.
 #[derive(Clone)]
-pub struct Code(Arc<Inner>);
+pub struct Code(Arc<CompiledCode>);
 
-struct Inner {
+struct CompiledCode {
     tier: Tier,
     compiler: &'static str,
     start_reason: Option<String>,
@@ -117,8 +98,8 @@ impl Engine {
     }
 
     /// What code of `kernel` must be to be loadable here.
-    pub fn fingerprint(&self, kernel: &Kernel, tier: Tier) -> Fingerprint {
-        Fingerprint::new(kernel, tier, &self.cpu, self.pipeline)
+    pub fn fingerprint(&self, kernel: &Kernel, tier: Tier) -> ArtifactFingerprint {
+        ArtifactFingerprint::new(kernel, tier, &self.cpu, self.pipeline)
     }
 
     /// The code to start on, compiled here and now: Singlepass's, or LLVM's unoptimized where Singlepass cannot. Where
@@ -133,7 +114,7 @@ impl Engine {
         let module = wasmer::Module::new(&self.run, &rewritten.baseline).map_err(compile_error(kernel, compiler))?;
         let compile_ns = started.elapsed().as_nanos() as u64;
         let (tier, state) = (Tier::Baseline, rewritten.state);
-        Ok(Code(Arc::new(Inner { tier, compiler, start_reason: None, compile_ns, module, state })))
+        Ok(Code(Arc::new(CompiledCode { tier, compiler, start_reason: None, compile_ns, module, state })))
     }
 
     /// The code to start on from an artifact, checked as optimized code is.
@@ -162,7 +143,7 @@ impl Engine {
         artifact.check(kernel.name(), &self.fingerprint(kernel, tier))?;
         let (module, state) = (self.load(kernel, artifact.code)?, rewritten(kernel)?.state);
         let compile_ns = artifact.compile_ns;
-        Ok(Code(Arc::new(Inner { tier, compiler, start_reason, compile_ns, module, state })))
+        Ok(Code(Arc::new(CompiledCode { tier, compiler, start_reason, compile_ns, module, state })))
     }
 
     fn load(&self, kernel: &Kernel, serialized: &[u8]) -> Result<wasmer::Module, EngineError> {
@@ -187,7 +168,7 @@ pub fn optimize(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<Vec<u8
         return Err(EngineError::Compile { name: kernel.name().to_owned(), compiler: "llvm", message });
     }
     let compile_ns = started.elapsed().as_nanos() as u64;
-    to_artifact(kernel, Tier::Optimized, (cpu, pipeline), compile_ns, &code)
+    to_artifact(kernel, Tier::Optimized, cpu, pipeline, compile_ns, &code)
 }
 
 /// Compiles the code that a kernel starts on in this process and returns the artifact.
@@ -202,17 +183,18 @@ pub fn start_artifact(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<
         }
     };
     let compile_ns = started.elapsed().as_nanos() as u64;
-    to_artifact(kernel, Tier::Baseline, (cpu, pipeline), compile_ns, &code)
+    to_artifact(kernel, Tier::Baseline, cpu, pipeline, compile_ns, &code)
 }
 
 fn to_artifact(
     kernel: &Kernel,
     tier: Tier,
-    (cpu, pipeline): (&Cpu, Pipeline),
+    cpu: &Cpu,
+    pipeline: Pipeline,
     compile_ns: u64,
     code: &[u8],
 ) -> Result<Vec<u8>, EngineError> {
-    let fingerprint = Fingerprint::new(kernel, tier, cpu, pipeline);
+    let fingerprint = ArtifactFingerprint::new(kernel, tier, cpu, pipeline);
     let bytes = Artifact { fingerprint, compile_ns, code }.to_bytes();
     bytes.map_err(|error| EngineError::Artifact { name: kernel.name().to_owned(), message: error.to_string() })
 }

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use crate::engine::instance::StartFunction;
+use super::start_function::StartFunction;
 
 /// Why a module cannot become running code.
 #[derive(Debug, thiserror::Error)]

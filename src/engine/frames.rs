@@ -14,7 +14,7 @@ use llvm_sys::core::*;
 use llvm_sys::prelude::*;
 use wasmer_compiler_llvm::{CompiledKind, InkwellMemoryBuffer, InkwellModule, LLVMCallbacks};
 
-use super::pipeline::{add_text_attribute, defined_functions};
+use super::llvm_functions::{add_text_attribute, defined_functions};
 
 /// Changes each function before wasmer's passes run.
 #[derive(Debug)]

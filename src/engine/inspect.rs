@@ -2,8 +2,8 @@ use serde::Serialize;
 use wasmparser::{ExternalKind, Parser, Payload, Validator, WasmFeatures};
 
 use super::kernel::kernel_exports;
-use super::restrict::{FEATURES, baseline_obstacle, refusal};
-use crate::engine::location::place;
+use super::module_restrictions::{FEATURES, baseline_obstacle, refusal};
+use crate::engine::location::describe_location;
 use crate::text;
 
 /// What a module is, whether or not it can be a kernel.
@@ -35,7 +35,7 @@ pub fn inspect(bytes: &[u8]) -> Option<Inspection> {
     let mut found = Inspection { bytes: bytes.len(), ..Inspection::default() };
     found.hash = blake3::hash(bytes).to_hex().to_string();
     if let Err(error) = Validator::new_with_features(FEATURES).validate_all(bytes) {
-        let (message, place) = (text::line(error.message()), place(bytes, error.offset()));
+        let (message, place) = (text::line(error.message()), describe_location(bytes, error.offset()));
         found.obstacles.push(format!("it is not valid: {message} ({place})"));
     } else if let Some((what, advice)) = refusal(bytes) {
         found.obstacles.push(format!("it uses {what}, which no kernel may: {advice}"));

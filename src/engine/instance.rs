@@ -6,17 +6,19 @@ use smallvec::SmallVec;
 
 use wasmer::{Global, Imports, Store, TypedFunction, Value};
 
-use super::arena::{Arena, FENCE_BYTES, HOST_PAGE, Place, Slot};
+use super::arena::{Arena, FENCE_BYTES, HOST_PAGE, OperandSlot, TilePlacement};
 use super::code::Code;
+use super::host_window::HostWindow;
 use super::memory::{GuestMemory, WASM_PAGE};
-use super::unwritten::{Suspicion, first_unwritten, looks_unwritten};
-use super::window::Window;
-use crate::engine::code::{Engine, Tier};
+use super::unwritten_outputs::{Suspicion, first_unwritten, looks_unwritten};
+use crate::engine::code::Engine;
 use crate::engine::error::{EngineError, KernelFault};
 use crate::engine::kernel::Kernel;
-use crate::engine::module_rewrite::{HOST_MODULE, Initial, MEMORY, START, global_name};
+use crate::engine::module_rewrite::{HOST_MODULE, Initial, MEMORY, global_name};
+use crate::engine::operand::{Access, OperandSpec, View};
 use crate::engine::shared_memory::SharedBytes;
-use crate::engine::view::{Access, OperandSpec, View};
+use crate::engine::start_function::StartFunction;
+use crate::engine::tier::Tier;
 
 /// What stands beside tiles that the kernel writes, so that it is seen when that changes.
 const FENCE: u8 = 0xA5;
@@ -27,33 +29,6 @@ const FILL: u8 = 0xFF;
 const STACK_BYTES: usize = 8 << 20;
 static STACK_SIZE: Once = Once::new();
 
-/// A function of a module that runs once, as an instance is made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum StartFunction {
-    /// The one that its start section names.
-    Start,
-    /// The export `_initialize`, by which libraries set themselves up.
-    Initialize,
-}
-
-impl StartFunction {
-    fn export(self) -> &'static str {
-        match self {
-            StartFunction::Start => START,
-            StartFunction::Initialize => "_initialize",
-        }
-    }
-}
-
-impl std::fmt::Display for StartFunction {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            StartFunction::Start => "start function",
-            StartFunction::Initialize => "function '_initialize'",
-        })
-    }
-}
-
 /// One worker's running form of a kernel: its memory, its operands' places in it, and the code of the current tier.
 pub struct Instance {
     store: Store,
@@ -61,7 +36,7 @@ pub struct Instance {
     memory: GuestMemory,
     globals: Vec<Global>,
     arena: Arena,
-    window: Window,
+    window: HostWindow,
     /// What is mapped into the slots of shared operands.
     mapped: Vec<Option<Arc<SharedBytes>>>,
     limit_bytes: u64,
@@ -194,7 +169,7 @@ impl Instance {
     /// Makes `shared` the bytes of a shared operand, without a copy.
     pub fn map_operand(&mut self, operand: usize, shared: &Arc<SharedBytes>) -> Result<(), EngineError> {
         let failed = |message: String| EngineError::Instantiate { name: self.kernel.name().to_owned(), message };
-        let fits = |slot: &&Slot| slot.access == Access::Shared && shared.len() <= slot.max_bytes;
+        let fits = |slot: &&OperandSlot| slot.access == Access::Shared && shared.len() <= slot.max_bytes;
         let Some(slot) = self.arena.slots.get(operand).filter(fits) else {
             return Err(failed(format!("{} bytes do not fit operand {operand}", shared.len())));
         };
@@ -207,7 +182,7 @@ impl Instance {
     }
 
     /// Puts the tiles of operand `operand` elsewhere in its slot, from the next call on; not those of a shared one.
-    pub fn place(&mut self, operand: usize, place: Place) {
+    pub fn place(&mut self, operand: usize, place: TilePlacement) {
         if let Some(slot) = self.arena.slots.get_mut(operand) {
             slot.place = place;
         }
@@ -247,7 +222,7 @@ impl Instance {
         }
     }
 
-    fn bytes(&self, slot: &Slot, addresses: Range<u64>) -> Option<&[u8]> {
+    fn bytes(&self, slot: &OperandSlot, addresses: Range<u64>) -> Option<&[u8]> {
         if slot.is_writable() {
             self.memory.bytes(&self.store, addresses.start, addresses.end - addresses.start)
         } else {

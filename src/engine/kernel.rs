@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use wasmparser::{ExternalKind, Parser, Payload, Validator};
 
-use super::restrict::{FEATURES, baseline_obstacle, refusal};
+use super::module_restrictions::{FEATURES, baseline_obstacle, refusal};
 use crate::engine::error::EngineError;
 use crate::{regular_file, text};
 
@@ -12,10 +12,10 @@ pub const MODULE_BYTES: u64 = 256 << 20;
 
 /// A validated module and the kernel in it that a stage runs. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Kernel(Arc<Inner>);
+pub struct Kernel(Arc<KernelModule>);
 
 #[derive(Debug)]
-struct Inner {
+struct KernelModule {
     name: String,
     bytes: Vec<u8>,
     hash: String,
@@ -46,7 +46,7 @@ impl Kernel {
         Validator::new_with_features(FEATURES).validate_all(bytes).map(drop).map_err(|e| EngineError::Invalid {
             name: text::name(name),
             message: text::line(e.message()),
-            place: crate::engine::location::place(bytes, e.offset()),
+            place: crate::engine::location::describe_location(bytes, e.offset()),
         })
     }
 
@@ -86,7 +86,7 @@ impl Kernel {
             _ => None,
         });
         let (name, bytes, code_bytes) = (name.to_owned(), bytes.to_vec(), code.unwrap_or(0));
-        Ok(Kernel(Arc::new(Inner { name, bytes, hash, export, baseline_obstacle, code_bytes })))
+        Ok(Kernel(Arc::new(KernelModule { name, bytes, hash, export, baseline_obstacle, code_bytes })))
     }
 
     /// Name for messages: the file's.

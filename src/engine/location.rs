@@ -5,7 +5,7 @@ use wasmparser::{KnownCustom, Name, Parser, Payload};
 use crate::text;
 
 /// Where in a module byte `offset` is, for a person: in which function, at which instruction.
-pub(super) fn place(bytes: &[u8], offset: usize) -> String {
+pub(super) fn describe_location(bytes: &[u8], offset: usize) -> String {
     let (mut imported, mut bodies, mut names) = (0, Vec::new(), HashMap::new());
     for payload in Parser::new(0).parse_all(bytes).map_while(Result::ok) {
         match payload {

@@ -14,8 +14,8 @@ use rustix::process::{Resource, getrlimit};
 use wasmer::{AsStoreMut, AsStoreRef, Memory, MemoryError, MemoryType, Pages};
 use wasmer_vm::{LinearMemory, MemoryStyle, VMMemory, VMMemoryDefinition};
 
-use super::arena::{Arena, HOST_PAGE, Slot};
-use super::window::Window;
+use super::arena::{Arena, HOST_PAGE, OperandSlot};
+use super::host_window::HostWindow;
 use crate::engine::shared_memory::SharedBytes;
 
 pub(super) const WASM_PAGE: u64 = 65_536;
@@ -31,7 +31,7 @@ const REACH: u64 = (1 << 32) + (1 << 32) + WASM_PAGE;
 
 /// What decides on the growth of a memory, and what became of it.
 #[derive(Debug)]
-struct Growth {
+struct MemoryGrowth {
     /// Pages that the module declares as its maximum, and those that the host added.
     max_pages: AtomicU64,
     /// The largest size that was refused for the limit of the job.
@@ -40,12 +40,12 @@ struct Growth {
 
 /// wasmer's memory, with the module's own maximum, and with the growth that was refused written down.
 #[derive(Debug)]
-struct Limited {
+struct LimitedMemory {
     inner: VMMemory,
-    growth: Arc<Growth>,
+    growth: Arc<MemoryGrowth>,
 }
 
-impl LinearMemory for Limited {
+impl LinearMemory for LimitedMemory {
     fn ty(&self) -> MemoryType {
         self.inner.ty()
     }
@@ -86,7 +86,7 @@ impl LinearMemory for Limited {
 #[derive(Debug)]
 pub(super) struct GuestMemory {
     pub memory: Memory,
-    growth: Arc<Growth>,
+    growth: Arc<MemoryGrowth>,
 }
 
 impl GuestMemory {
@@ -102,9 +102,10 @@ impl GuestMemory {
         let style = MemoryStyle::Static { bound, offset_guard_size: REACH - bound.bytes().0 as u64 };
         let inner = VMMemory::new(&ty, &style).map_err(|e| no_room(&e.to_string()))?;
         close_rest(&inner).map_err(|e| no_room(&e.to_string()))?;
-        let growth = Growth { max_pages: AtomicU64::new(max_pages.into()), refused_bytes: AtomicU64::new(0) };
+        let growth = MemoryGrowth { max_pages: AtomicU64::new(max_pages.into()), refused_bytes: AtomicU64::new(0) };
         let growth = Arc::new(growth);
-        let memory = Memory::new_from_existing(store, VMMemory(Box::new(Limited { inner, growth: growth.clone() })));
+        let memory =
+            Memory::new_from_existing(store, VMMemory(Box::new(LimitedMemory { inner, growth: growth.clone() })));
         Ok(GuestMemory { memory, growth })
     }
 
@@ -149,12 +150,12 @@ impl GuestMemory {
 
     /// Takes the guard pages, and what is left behind the arena, away from everyone, and makes the pages that the kernel may
     /// only read those of a window, through which the host writes to them.
-    pub fn lay_out(&self, store: &impl AsStoreRef, arena: &Arena) -> std::io::Result<Window> {
+    pub fn lay_out(&self, store: &impl AsStoreRef, arena: &Arena) -> std::io::Result<HostWindow> {
         for guard in &arena.guards {
             self.close(store, *guard..guard + HOST_PAGE)?;
         }
         self.close(store, arena.end()..self.memory.view(store).data_size())?;
-        let window = Window::new(arena.start..arena.end())?;
+        let window = HostWindow::new(arena.start..arena.end())?;
         for pages in arena.read_only() {
             let target = self.base(store, pages.start, pages.end - pages.start).and_then(NonNull::new);
             // SAFETY: whole pages of this memory, between guards, and no slice of it exists.
@@ -176,7 +177,7 @@ impl GuestMemory {
     }
 
     /// Puts `shared`, which fits the slot of a shared operand, where that is: read-only, and without a copy.
-    pub fn map(&self, store: &impl AsStoreRef, slot: &Slot, shared: &SharedBytes) -> std::io::Result<()> {
+    pub fn map(&self, store: &impl AsStoreRef, slot: &OperandSlot, shared: &SharedBytes) -> std::io::Result<()> {
         let bytes = shared.len();
         if bytes == 0 {
             return Ok(());

@@ -7,7 +7,6 @@
 //! Refuses to do: scheduling, files other than its cache, MPI. A kernel imports nothing and so reaches nothing but its
 //! own memory. Invariant: both tiers give the same bits, NaNs included, for every module that is accepted.
 
-mod accesses;
 mod arena;
 mod artifact;
 mod background_compile;
@@ -16,38 +15,44 @@ mod code;
 mod error;
 mod first_page;
 mod frames;
+mod host_window;
 mod inspect;
 mod instance;
 mod kernel;
+mod llvm_functions;
 mod location;
 mod memory;
+mod module_restrictions;
 mod module_rewrite;
 mod nan_canonicalization;
+mod operand;
 mod orphans;
 mod pipeline;
 mod probestack;
-mod restrict;
 mod shared_memory;
-mod unwritten;
-mod view;
-mod window;
+mod start_function;
+mod tier;
+mod unwritten_outputs;
+mod volatile_accesses;
 
-pub use arena::Place;
-pub use artifact::{COMPILER, Fingerprint, Pipeline};
+pub use arena::TilePlacement;
+pub use artifact::{ArtifactFingerprint, COMPILER, Pipeline};
 pub use background_compile::{
     BackgroundCompile, CompileLimits, HELPER_VERB, OPTIMIZING_NS_PER_BYTE, compile_helper_main,
 };
 pub use cache::Cache;
-pub use code::{Code, Engine, Tier, optimize, start_artifact};
+pub use code::{Code, Engine, optimize, start_artifact};
 pub use error::{EngineError, KernelFault};
 pub use first_page::mark_first_page;
 pub use inspect::{Inspection, inspect};
-pub use instance::{Instance, StartFunction};
+pub use instance::Instance;
 pub use kernel::{Kernel, MODULE_BYTES};
-pub use orphans::{Leftover, list as leftover_helpers};
+pub use operand::{Access, OperandSpec, View};
+pub use orphans::{OrphanedHelper, list as orphaned_helpers};
 pub use pipeline::Cpu;
 pub use shared_memory::{Mapped, SharedBytes, SharedName};
-pub use view::{Access, OperandSpec, View};
+pub use start_function::StartFunction;
+pub use tier::Tier;
 
 #[cfg(test)]
 mod differential_tests;

@@ -7,7 +7,7 @@
 //! and moves see that. Where a compiler does not do so, the code says it: a multiplication by 1 canonicalises and
 //! changes nothing else, a pair of `reinterpret` lets Singlepass put nothing off.
 
-use wasm_encoder::reencode::{Error, Reencode};
+use wasm_encoder::reencode::{self, Reencode};
 use wasm_encoder::{
     CodeSection, DataCountSection, DataSection, ElementSection, EntityType, ExportKind, ExportSection, FunctionSection,
     GlobalSection, ImportSection, Instruction, MemoryType, Module, TableSection, TypeSection,
@@ -78,29 +78,29 @@ pub(super) enum RewriteError {
     NotConstant(String),
 }
 
-impl From<Error> for RewriteError {
-    fn from(error: Error) -> Self {
+impl From<reencode::Error> for RewriteError {
+    fn from(error: reencode::Error) -> Self {
         RewriteError::Encode(error.to_string())
     }
 }
 
 /// Rewrites a validated module without imports.
 pub(super) fn rewrite(bytes: &[u8]) -> Result<Rewritten, RewriteError> {
-    let (optimizable, state) = rewrite_form(bytes, Form::Optimizable)?;
-    let (baseline, _) = rewrite_form(bytes, Form::Baseline)?;
+    let (optimizable, state) = rewrite_for(bytes, TargetCompiler::Optimizable)?;
+    let (baseline, _) = rewrite_for(bytes, TargetCompiler::Baseline)?;
     Ok(Rewritten { baseline, optimizable, state })
 }
 
 /// Which compiler a module is rewritten for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum TargetCompiler {
     /// Singlepass.
     Baseline,
-    /// LLVM, with NaNs made canonical by `canonical.rs`.
+    /// LLVM, with NaNs made canonical by `nan_canonicalization.rs`.
     Optimizable,
 }
 
-impl Form {
+impl TargetCompiler {
     /// Instructions to stand before `operator`, which follows `previous`, and behind it.
     fn around(
         self,
@@ -112,20 +112,20 @@ impl Form {
         let once_64 = || vec![I::F64Const(1f64.into()), I::F64Mul];
         match (self, operator) {
             // Singlepass passes on what it was given.
-            (Form::Baseline, Operator::F64PromoteF32) => (&[], once_64()),
-            (Form::Baseline, Operator::F32DemoteF64) => (&[], once_32()),
+            (TargetCompiler::Baseline, Operator::F64PromoteF32) => (&[], once_64()),
+            (TargetCompiler::Baseline, Operator::F32DemoteF64) => (&[], once_32()),
             // Singlepass makes results of arithmetic canonical when they are first seen, which `neg` is not for it.
-            (Form::Baseline, Operator::F32Neg) if !is_settled(previous) => {
+            (TargetCompiler::Baseline, Operator::F32Neg) if !is_settled(previous) => {
                 (&[I::I32ReinterpretF32, I::F32ReinterpretI32], Vec::new())
             }
-            (Form::Baseline, Operator::F64Neg) if !is_settled(previous) => {
+            (TargetCompiler::Baseline, Operator::F64Neg) if !is_settled(previous) => {
                 (&[I::I64ReinterpretF64, I::F64ReinterpretI64], Vec::new())
             }
             // wasmer's translator folds these for constants, before anybody can make the result canonical.
-            (Form::Optimizable, Operator::F64x2PromoteLowF32x4) => {
+            (TargetCompiler::Optimizable, Operator::F64x2PromoteLowF32x4) => {
                 (&[], vec![I::F64Const(1f64.into()), I::F64x2Splat, I::F64x2Mul])
             }
-            (Form::Optimizable, Operator::F32x4DemoteF64x2Zero) => {
+            (TargetCompiler::Optimizable, Operator::F32x4DemoteF64x2Zero) => {
                 (&[], vec![I::F32Const(1f32.into()), I::F32x4Splat, I::F32x4Mul])
             }
             _ => (&[], Vec::new()),
@@ -158,23 +158,27 @@ fn is_settled(operator: &Operator) -> bool {
 /// Renumbers globals: mutable ones are imports now and come first.
 struct Renumber {
     globals: Vec<u32>,
-    form: Form,
+    compiler: TargetCompiler,
 }
 
 impl Reencode for Renumber {
     type Error = std::convert::Infallible;
 
-    fn global_index(&mut self, global: u32) -> Result<u32, Error> {
+    fn global_index(&mut self, global: u32) -> Result<u32, reencode::Error> {
         Ok(self.globals.get(global as usize).copied().unwrap_or(global))
     }
 
-    fn parse_function_body(&mut self, code: &mut CodeSection, body: wasmparser::FunctionBody<'_>) -> Result<(), Error> {
+    fn parse_function_body(
+        &mut self,
+        code: &mut CodeSection,
+        body: wasmparser::FunctionBody<'_>,
+    ) -> Result<(), reencode::Error> {
         let mut function = self.new_function_with_parsed_locals(&body)?;
         let mut reader = body.get_operators_reader()?;
         let mut previous = Operator::Nop;
         while !reader.eof() {
             let operator = reader.read()?;
-            let (before, behind) = self.form.around(&previous, &operator);
+            let (before, behind) = self.compiler.around(&previous, &operator);
             for instruction in before {
                 function.instruction(instruction);
             }
@@ -203,8 +207,8 @@ struct Sections {
     data: DataSection,
 }
 
-fn rewrite_form(bytes: &[u8], form: Form) -> Result<(Vec<u8>, HostState), RewriteError> {
-    let mut renumber = Renumber { globals: renumbered_globals(bytes)?, form };
+fn rewrite_for(bytes: &[u8], compiler: TargetCompiler) -> Result<(Vec<u8>, HostState), RewriteError> {
+    let mut renumber = Renumber { globals: renumbered_globals(bytes)?, compiler };
     let mut sections = Sections::default();
     let mut state = HostState::default();
     let mut passive_segments = false;

@@ -17,7 +17,7 @@ pub const MOST: usize = 2;
 
 /// A helper that nobody waits for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Leftover {
+pub struct OrphanedHelper {
     pub process: u32,
     /// Name of the module.
     pub kernel: String,
@@ -29,7 +29,7 @@ pub struct Leftover {
     file: PathBuf,
 }
 
-impl Leftover {
+impl OrphanedHelper {
     /// Has it end within a second or so.
     pub(super) fn dismiss(&self) {
         let _ = fs::remove_file(&self.file);
@@ -38,14 +38,14 @@ impl Leftover {
 
 /// The place of such a helper, for as long as this is held.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct HelperSlot {
     file: File,
     path: PathBuf,
 }
 
-impl Slot {
+impl HelperSlot {
     /// Takes a place that is free, unless somebody is at the same already.
-    pub fn take(cache: &Cache, key: &str, kernel: &str) -> Option<Slot> {
+    pub fn take(cache: &Cache, key: &str, kernel: &str) -> Option<HelperSlot> {
         if !has_room(cache, key) {
             return None;
         }
@@ -54,10 +54,10 @@ impl Slot {
             flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
             let process = std::process::id();
             let (kernel, key) = (kernel.to_owned(), key.to_owned());
-            let left = Leftover { process, kernel, since: SystemTime::now(), key, file: PathBuf::new() };
+            let left = OrphanedHelper { process, kernel, since: SystemTime::now(), key, file: PathBuf::new() };
             file.set_len(0).ok()?;
             file.write_all(&serde_json::to_vec(&left).ok()?).ok()?;
-            let slot = Slot { file, path };
+            let slot = HelperSlot { file, path };
             // Somebody may have removed it meanwhile.
             slot.is_mine().then_some(slot)
         })
@@ -71,15 +71,15 @@ impl Slot {
 }
 
 /// The helpers on this machine that nobody waits for.
-pub fn list(cache: &Cache) -> Vec<Leftover> {
+pub fn list(cache: &Cache) -> Vec<OrphanedHelper> {
     let left = |path: PathBuf| {
         let file = File::open(&path).ok()?;
         // Whose lock can be had is gone.
         if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
             return None;
         }
-        let left: Leftover = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
-        Some(Leftover { file: path, ..left })
+        let left: OrphanedHelper = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        Some(OrphanedHelper { file: path, ..left })
     };
     paths(cache).filter_map(left).collect()
 }
@@ -104,8 +104,9 @@ mod tests {
     fn there_are_few_places_each_known_while_it_is_held_and_gone_when_it_is_removed() {
         let home = tempfile::tempdir().unwrap();
         let cache = Cache::open(Some(home.path())).unwrap();
-        let slots: Vec<Slot> = (0..MOST).map(|n| Slot::take(&cache, &format!("key{n}"), "k.wasm").unwrap()).collect();
-        assert!(Slot::take(&cache, "more", "k.wasm").is_none());
+        let slots: Vec<HelperSlot> =
+            (0..MOST).map(|n| HelperSlot::take(&cache, &format!("key{n}"), "k.wasm").unwrap()).collect();
+        assert!(HelperSlot::take(&cache, "more", "k.wasm").is_none());
         assert!(!has_room(&cache, "more"));
         let known = list(&cache);
         assert_eq!(known.iter().map(|left| left.key.as_str()).collect::<Vec<_>>(), ["key0", "key1"]);
@@ -114,7 +115,10 @@ mod tests {
         assert!(!slots[0].is_mine() && slots[1].is_mine());
         drop(slots);
         assert!(list(&cache).is_empty());
-        let again = Slot::take(&cache, "again", "k.wasm");
-        assert!(again.is_some() && Slot::take(&cache, "again", "k.wasm").is_none(), "one is enough for one module");
+        let again = HelperSlot::take(&cache, "again", "k.wasm");
+        assert!(
+            again.is_some() && HelperSlot::take(&cache, "again", "k.wasm").is_none(),
+            "one is enough for one module"
+        );
     }
 }

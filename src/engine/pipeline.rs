@@ -5,7 +5,8 @@
 //! intrinsics; neither vectorizes. WebAssembly has one rounding mode and no visible floating-point flags, and an access
 //! out of bounds faults whether or not it is volatile, if only it is there. So before wasmer's passes run the function is
 //! rewritten to plain operations and marked `optnone`, which those passes skip; after them it is optimized for real,
-//! without `volatile` where `accesses.rs` finds no need of it. Both ends are wasmer's public [`LLVMCallbacks`], so no linker tricks are needed and libraries get it too.
+//! without `volatile` where `volatile_accesses.rs` finds no need of it. Both ends are wasmer's public [`LLVMCallbacks`], so
+//! no linker tricks are needed and libraries get it too.
 //!
 //! This is the LLVM door of the crate's `unsafe`: the C API on the module that wasmer hands over for the time of the
 //! call.
@@ -16,19 +17,18 @@ use std::ptr::null_mut;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::accesses;
 use super::frames::Frames;
+use super::llvm_functions::{ON_FUNCTION, add_text_attribute, attribute_kind, defined_functions};
+use super::volatile_accesses;
 use crate::engine::nan_canonicalization;
 use llvm_sys::core::*;
 use llvm_sys::error::{LLVMDisposeErrorMessage, LLVMGetErrorMessage};
 use llvm_sys::prelude::*;
 use llvm_sys::target_machine::*;
 use llvm_sys::transforms::pass_builder::*;
-use llvm_sys::{LLVMAttributeIndex, LLVMOpcode, LLVMRealPredicate};
+use llvm_sys::{LLVMOpcode, LLVMRealPredicate};
 use wasmer_compiler_llvm::{CompiledKind, InkwellMemoryBuffer, InkwellModule, LLVMCallbacks};
 
-/// Attribute index of a function itself, as in llvm-c/Core.h.
-const ON_FUNCTION: LLVMAttributeIndex = u32::MAX;
 const MAX_OPERANDS: u32 = 2;
 
 /// The CPU that optimized code is made for, in LLVM's words.
@@ -62,16 +62,16 @@ unsafe fn owned(text: *mut c_char) -> String {
 
 /// What every compile by LLVM needs: frames that are probed and canonical NaNs. Optimizes for a CPU, if it has one.
 #[derive(Debug)]
-pub(super) struct Pipeline {
+pub(super) struct FullPipeline {
     cpu: Option<Cpu>,
     /// Functions that went through; the proof that wasmer called.
     optimized: AtomicU64,
     error: Mutex<Option<String>>,
 }
 
-impl Pipeline {
-    pub fn new(cpu: Option<Cpu>) -> Pipeline {
-        Pipeline { cpu, optimized: AtomicU64::new(0), error: Mutex::new(None) }
+impl FullPipeline {
+    pub fn new(cpu: Option<Cpu>) -> FullPipeline {
+        FullPipeline { cpu, optimized: AtomicU64::new(0), error: Mutex::new(None) }
     }
 
     /// How many functions have been optimized.
@@ -85,7 +85,7 @@ impl Pipeline {
     }
 }
 
-impl LLVMCallbacks for Pipeline {
+impl LLVMCallbacks for FullPipeline {
     fn preopt_ir(&self, kind: &CompiledKind, module: &InkwellModule) {
         Frames.preopt_ir(kind, module);
         if let CompiledKind::Local(_) = kind {
@@ -109,19 +109,6 @@ impl LLVMCallbacks for Pipeline {
     }
 
     fn obj_memory_buffer(&self, _: &CompiledKind, _: &InkwellMemoryBuffer) {}
-}
-
-/// Adds an attribute of a function that is a pair of texts.
-///
-/// # Safety
-/// `function` must be of a live module of `context`.
-pub(super) unsafe fn add_text_attribute(context: LLVMContextRef, function: LLVMValueRef, key: &str, value: &str) {
-    // SAFETY: LLVM copies both texts.
-    unsafe {
-        let (key_text, value_text) = (key.as_ptr().cast(), value.as_ptr().cast());
-        let attribute = LLVMCreateStringAttribute(context, key_text, key.len() as u32, value_text, value.len() as u32);
-        LLVMAddAttributeAtIndex(function, ON_FUNCTION, attribute);
-    }
 }
 
 /// Makes NaNs canonical. For the full pipeline also turns constrained operations into plain ones, and hides the function
@@ -329,7 +316,7 @@ unsafe fn optimize(module: LLVMModuleRef, cpu: &Cpu) -> Result<(), String> {
         }
         if error.is_null() {
             for function in defined_functions(module) {
-                accesses::release(function);
+                volatile_accesses::release(function);
             }
             error = LLVMRunPasses(module, c"default<O3>".as_ptr(), machine, options);
         }
@@ -343,28 +330,4 @@ unsafe fn optimize(module: LLVMModuleRef, cpu: &Cpu) -> Result<(), String> {
         LLVMDisposeErrorMessage(message);
         Err(text)
     }
-}
-
-/// The functions of a module that have a body.
-///
-/// # Safety
-/// `module` must be valid.
-pub(super) unsafe fn defined_functions(module: LLVMModuleRef) -> Vec<LLVMValueRef> {
-    let mut functions = Vec::new();
-    // SAFETY: the list is only walked.
-    unsafe {
-        let mut function = LLVMGetFirstFunction(module);
-        while !function.is_null() {
-            if LLVMIsDeclaration(function) == 0 {
-                functions.push(function);
-            }
-            function = LLVMGetNextFunction(function);
-        }
-    }
-    functions
-}
-
-fn attribute_kind(name: &str) -> u32 {
-    // SAFETY: looks the name up in a constant table.
-    unsafe { LLVMGetEnumAttributeKindForName(name.as_ptr().cast(), name.len()) }
 }

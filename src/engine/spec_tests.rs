@@ -16,7 +16,7 @@ use wasmer::{Store, Value};
 
 use super::instance::{instantiate, new_global};
 use super::memory::GuestMemory;
-use super::restrict::LEFT_PARAMETERS;
+use super::module_restrictions::LEFT_PARAMETERS;
 use super::*;
 use crate::engine::differential_tests::{KERNEL, with_kernel};
 use crate::engine::module_rewrite::START;

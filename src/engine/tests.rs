@@ -463,7 +463,7 @@ fn tiles_go_to_either_end_of_a_slot_and_all_beside_them_is_watched() {
     let kernel = kernel(&format!(r#"(func (export "k") (param i32 i32) (result i32) {body} (i32.const 0))"#));
     let (engine, codes) = codes(&kernel);
     for code in &codes {
-        let fault = |place: Place| {
+        let fault = |place: TilePlacement| {
             let operands = [spec(1, Access::In), spec(200, Access::Out)];
             let mut instance = Instance::new(&engine, &kernel, code, LIMIT, &operands).unwrap();
             instance.watch_closely(1);
@@ -471,10 +471,13 @@ fn tiles_go_to_either_end_of_a_slot_and_all_beside_them_is_watched() {
             instance.operand_mut(0, 8).unwrap().fill(7);
             instance.call(&[view(1), view(1)]).unwrap_err()
         };
-        assert_eq!(fault(Place::Front(0)), KernelFault::WroteOutside { operand: 1, bytes: 8, offset_bytes: 800 });
-        assert_eq!(fault(Place::Back(0)), KernelFault::OutOfBounds);
-        assert_eq!(fault(Place::Back(799)), KernelFault::OutOfBounds);
-        assert!(matches!(fault(Place::Back(800)), KernelFault::WroteOutside { offset_bytes: 800, .. }));
+        assert_eq!(
+            fault(TilePlacement::Front(0)),
+            KernelFault::WroteOutside { operand: 1, bytes: 8, offset_bytes: 800 }
+        );
+        assert_eq!(fault(TilePlacement::Back(0)), KernelFault::OutOfBounds);
+        assert_eq!(fault(TilePlacement::Back(799)), KernelFault::OutOfBounds);
+        assert!(matches!(fault(TilePlacement::Back(800)), KernelFault::WroteOutside { offset_bytes: 800, .. }));
     }
 }
 

@@ -6,19 +6,20 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::{Fabric, Message, Rank, TAG_LIMIT};
+use super::interface::Fabric;
+use super::limits::{COLLECTIVE_TAGS, TAG_LIMIT};
+use super::message::Message;
 use crate::encode::encode;
 use crate::fabric::backoff::Backoff;
 use crate::fabric::error::FabricError;
 use crate::fabric::payload::Payload;
-use crate::topology::{Host, Topology};
+use crate::topology::{Host, Rank, Topology};
 
 const BROADCAST: u32 = TAG_LIMIT;
 const GATHER: u32 = TAG_LIMIT + 1;
 const BARRIER: u32 = TAG_LIMIT + 2;
 const REDUCE: u32 = TAG_LIMIT + 3;
-/// Tags from `TAG_LIMIT` on that collectives keep for themselves.
-pub(super) const TAG_COUNT: u32 = 4;
+const _: () = assert!(REDUCE < TAG_LIMIT + COLLECTIVE_TAGS);
 
 /// A broadcast goes down its tree in pieces of this size: a rank passes one on while the next arrives.
 const PIECE_BYTES: usize = 4 << 20;

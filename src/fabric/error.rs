@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-use super::{MESSAGE_LIMIT_BYTES, Rank};
+use super::limits::MESSAGE_LIMIT_BYTES;
 use crate::encode::EncodeError;
-use crate::topology::Topology;
+use crate::topology::{Rank, Topology};
 
 /// Why ranks can no longer talk.
 #[derive(Debug, thiserror::Error)]

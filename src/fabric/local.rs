@@ -4,11 +4,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::abort::end_all_ranks;
-use super::members::{Judgement, Members};
-use super::{Counters, Fabric, Message, Rank, TAG_LIMIT, check_send};
+use super::counters::Counters;
+use super::interface::Fabric;
+use super::limits::TAG_LIMIT;
+use super::members::{Delivery, Members};
+use super::message::{Message, check_send};
 use crate::fabric::backoff::Backoff;
 use crate::fabric::error::FabricError;
 use crate::fabric::payload::Payload;
+use crate::topology::Rank;
 
 /// One rank alone, without MPI.
 pub fn solo() -> Box<dyn Fabric> {
@@ -27,17 +31,17 @@ pub fn local(size: u32) -> Vec<Box<dyn Fabric + Send>> {
 /// What the ranks share.
 #[derive(Debug)]
 struct Hub {
-    inboxes: Vec<Mutex<VecDeque<Parcel>>>,
+    inboxes: Vec<Mutex<VecDeque<Envelope>>>,
     /// The first rank that gave up, and its code.
     aborted: OnceLock<(Rank, i32)>,
     leaving: Mutex<u32>,
 }
 
 #[derive(Debug)]
-struct Parcel {
+struct Envelope {
     /// What the sender was at the start.
     origin: Rank,
-    stamped: u32,
+    wire_tag: u32,
     bytes: Payload,
 }
 
@@ -80,17 +84,17 @@ impl Local {
         }
     }
 
-    fn take(&mut self, wanted: impl Fn(&Parcel) -> bool) -> Result<Option<Message>, FabricError> {
+    fn take(&mut self, wanted: impl Fn(&Envelope) -> bool) -> Result<Option<Message>, FabricError> {
         self.check_alive()?;
         let mut inbox = lock(&self.hub.inboxes[self.origin() as usize]);
-        let judge = |parcel: &Parcel| self.members.judge(parcel.origin, parcel.stamped);
-        inbox.retain(|parcel| judge(parcel) != Judgement::Drop);
-        let wanted = |parcel: &Parcel| judge(parcel) == Judgement::Take && wanted(parcel);
-        let parcel = inbox.iter().position(wanted).and_then(|i| inbox.remove(i));
+        let judge = |envelope: &Envelope| self.members.delivery(envelope.origin, envelope.wire_tag);
+        inbox.retain(|envelope| judge(envelope) != Delivery::Discard);
+        let wanted = |envelope: &Envelope| judge(envelope) == Delivery::Accept && wanted(envelope);
+        let envelope = inbox.iter().position(wanted).and_then(|i| inbox.remove(i));
         drop(inbox);
-        Ok(parcel.map(|parcel| {
-            self.counters.received(parcel.bytes.len());
-            self.members.admit(parcel.origin, parcel.stamped, parcel.bytes.into_vec())
+        Ok(envelope.map(|envelope| {
+            self.counters.received(envelope.bytes.len());
+            self.members.admit(envelope.origin, envelope.wire_tag, envelope.bytes.into_vec())
         }))
     }
 
@@ -113,18 +117,18 @@ impl Fabric for Local {
         check_send(self.size(), to, tag, bytes.len())?;
         self.check_alive()?;
         self.counters.sent(bytes.len());
-        let parcel = Parcel { origin: self.origin(), stamped: self.members.stamp(tag), bytes };
-        lock(&self.hub.inboxes[self.members.origin(to) as usize]).push_back(parcel);
+        let envelope = Envelope { origin: self.origin(), wire_tag: self.members.wire_tag(tag), bytes };
+        lock(&self.hub.inboxes[self.members.origin(to) as usize]).push_back(envelope);
         Ok(())
     }
 
     fn poll(&mut self) -> Result<Option<Message>, FabricError> {
-        self.take(|parcel| Members::tag(parcel.stamped) < TAG_LIMIT)
+        self.take(|envelope| Members::tag_of(envelope.wire_tag) < TAG_LIMIT)
     }
 
     fn poll_from(&mut self, source: Rank, tag: u32) -> Result<Option<Message>, FabricError> {
-        let (origin, stamped) = (self.members.origin(source), self.members.stamp(tag));
-        self.take(|parcel| parcel.origin == origin && parcel.stamped == stamped)
+        let (origin, wire_tag) = (self.members.origin(source), self.members.wire_tag(tag));
+        self.take(|envelope| envelope.origin == origin && envelope.wire_tag == wire_tag)
     }
 
     fn progress(&mut self) -> Result<(), FabricError> {
@@ -143,8 +147,8 @@ impl Fabric for Local {
         true
     }
 
-    fn keep(&mut self, survivors: &[Rank]) {
-        self.members.keep(survivors);
+    fn shrink(&mut self, survivors: &[Rank]) {
+        self.members.shrink(survivors);
     }
 
     fn abort(&mut self, code: i32) -> ! {
@@ -246,7 +250,7 @@ mod tests {
         drop(fabrics.remove(1));
         let [zero, two, three] = &mut fabrics[..] else { panic!("three are left") };
         two.send(3, 5, vec![1].into()).unwrap();
-        two.keep(&[0, 2, 3]);
+        two.shrink(&[0, 2, 3]);
         assert_eq!((two.rank(), two.size()), (1, 3));
         two.send(2, 5, vec![2].into()).unwrap();
         two.send(0, crate::fabric::members::LASTING_TAG, vec![3].into()).unwrap();
@@ -255,9 +259,9 @@ mod tests {
         assert_eq!(receive(&mut **three).bytes, [1]);
         two.send(2, 6, vec![4].into()).unwrap();
         assert!(three.poll().unwrap().is_none());
-        three.keep(&[0, 2, 3]);
+        three.shrink(&[0, 2, 3]);
         zero.send(3, 5, vec![9].into()).unwrap();
-        zero.keep(&[0, 2, 3]);
+        zero.shrink(&[0, 2, 3]);
         zero.send(2, 6, vec![5].into()).unwrap();
         let heard: Vec<_> = (0..3).map(|_| receive(&mut **three)).map(|m| (m.source, m.tag, m.bytes[0])).collect();
         assert_eq!(heard, [(1, 5, 2), (1, 6, 4), (0, 6, 5)]);

@@ -1,11 +1,13 @@
-use super::{Message, Rank, TAG_LIMIT, collective};
+use super::limits::{COLLECTIVE_TAGS, TAG_LIMIT};
+use super::message::Message;
+use crate::topology::Rank;
 
 /// Messages with this tag reach a rank whatever ranks still count for it and for the sender.
 pub const LASTING_TAG: u32 = 0;
-/// Below it a stamped tag has the tag, above it how many ranks were gone when it was sent.
-const STAMP_SHIFT: u32 = 16;
+/// Below it a wire_tag tag has the tag, above it how many ranks were gone when it was sent.
+const EPOCH_SHIFT: u32 = 16;
 
-const _: () = assert!(TAG_LIMIT + collective::TAG_COUNT <= 1 << STAMP_SHIFT);
+const _: () = assert!(TAG_LIMIT + COLLECTIVE_TAGS <= 1 << EPOCH_SHIFT);
 
 /// The ranks that still count. They only ever get fewer, and all agree on who they are, so how many are gone tells one set of
 /// them from another: that number goes with each tag, and a message that was meant for other ranks than these is known.
@@ -19,11 +21,11 @@ pub(super) struct Members {
 
 /// What to do with a message.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Judgement {
-    Take,
+pub(super) enum Delivery {
+    Accept,
     /// Whoever sent it knows of deaths that are not known here yet.
-    Later,
-    Drop,
+    Defer,
+    Discard,
 }
 
 impl Members {
@@ -45,38 +47,38 @@ impl Members {
     }
 
     /// The tag as it travels.
-    pub fn stamp(&self, tag: u32) -> u32 {
-        if tag == LASTING_TAG { tag } else { self.gone << STAMP_SHIFT | tag }
+    pub fn wire_tag(&self, tag: u32) -> u32 {
+        if tag == LASTING_TAG { tag } else { self.gone << EPOCH_SHIFT | tag }
     }
 
     /// Of a tag as it travels: the tag.
-    pub fn tag(stamped: u32) -> u32 {
-        stamped & ((1 << STAMP_SHIFT) - 1)
+    pub fn tag_of(wire_tag: u32) -> u32 {
+        wire_tag & ((1 << EPOCH_SHIFT) - 1)
     }
 
     /// Whether tags up to this one have room for the deaths of all ranks but one.
     pub fn fit(&self, highest_tag: u32) -> bool {
-        u64::from(self.size()) << STAMP_SHIFT <= u64::from(highest_tag) + 1
+        u64::from(self.size()) << EPOCH_SHIFT <= u64::from(highest_tag) + 1
     }
 
-    pub fn judge(&self, origin: Rank, stamped: u32) -> Judgement {
-        let gone = if stamped == LASTING_TAG { self.gone } else { stamped >> STAMP_SHIFT };
+    pub fn delivery(&self, origin: Rank, wire_tag: u32) -> Delivery {
+        let gone = if wire_tag == LASTING_TAG { self.gone } else { wire_tag >> EPOCH_SHIFT };
         match gone.cmp(&self.gone) {
-            std::cmp::Ordering::Less => Judgement::Drop,
-            std::cmp::Ordering::Greater => Judgement::Later,
-            std::cmp::Ordering::Equal if self.origins.binary_search(&origin).is_err() => Judgement::Drop,
-            std::cmp::Ordering::Equal => Judgement::Take,
+            std::cmp::Ordering::Less => Delivery::Discard,
+            std::cmp::Ordering::Greater => Delivery::Defer,
+            std::cmp::Ordering::Equal if self.origins.binary_search(&origin).is_err() => Delivery::Discard,
+            std::cmp::Ordering::Equal => Delivery::Accept,
         }
     }
 
     /// A message that is judged one to take, from as far as this rank knows the sender.
-    pub fn admit(&self, origin: Rank, stamped: u32, bytes: Vec<u8>) -> Message {
+    pub fn admit(&self, origin: Rank, wire_tag: u32, bytes: Vec<u8>) -> Message {
         let source = self.origins.partition_point(|rank| *rank < origin) as Rank;
-        Message { source, tag: Members::tag(stamped), bytes }
+        Message { source, tag: Members::tag_of(wire_tag), bytes }
     }
 
     /// From now on only `survivors` count, numbered from 0 in this order, which ascends.
-    pub fn keep(&mut self, survivors: &[Rank]) {
+    pub fn shrink(&mut self, survivors: &[Rank]) {
         let rank = survivors.iter().position(|rank| *rank == self.rank).expect("who goes on is a survivor");
         self.gone += self.size() - survivors.len() as u32;
         self.origins = survivors.iter().map(|rank| self.origin(*rank)).collect();
@@ -91,27 +93,30 @@ mod tests {
     #[test]
     fn only_messages_among_those_who_count_are_taken() {
         let mut members = Members::new(3, 5);
-        let before = members.stamp(7);
-        assert_eq!((members.judge(1, before), Members::tag(before)), (Judgement::Take, 7));
-        members.keep(&[0, 2, 3, 4]);
+        let before = members.wire_tag(7);
+        assert_eq!((members.delivery(1, before), Members::tag_of(before)), (Delivery::Accept, 7));
+        members.shrink(&[0, 2, 3, 4]);
         assert_eq!((members.rank(), members.size(), members.origin(1)), (2, 4, 2));
-        let between = members.stamp(7);
-        assert_eq!(members.judge(2, before), Judgement::Drop);
+        let between = members.wire_tag(7);
+        assert_eq!(members.delivery(2, before), Delivery::Discard);
         assert_eq!(members.admit(4, between, vec![]).source, 3);
         let mut others = Members::new(0, 5);
-        assert_eq!(others.judge(2, between), Judgement::Later);
-        others.keep(&[0, 2, 3, 4]);
-        assert_eq!(others.judge(2, between), Judgement::Take);
-        members.keep(&[1, 2]);
+        assert_eq!(others.delivery(2, between), Delivery::Defer);
+        others.shrink(&[0, 2, 3, 4]);
+        assert_eq!(others.delivery(2, between), Delivery::Accept);
+        members.shrink(&[1, 2]);
         assert_eq!((members.rank(), members.origin(0), members.origin(1)), (1, 2, 3));
-        assert_eq!(members.judge(2, between), Judgement::Drop);
-        assert_eq!((members.judge(2, LASTING_TAG), members.judge(0, LASTING_TAG)), (Judgement::Take, Judgement::Drop));
+        assert_eq!(members.delivery(2, between), Delivery::Discard);
+        assert_eq!(
+            (members.delivery(2, LASTING_TAG), members.delivery(0, LASTING_TAG)),
+            (Delivery::Accept, Delivery::Discard)
+        );
     }
 
     #[test]
     fn tags_must_have_room_for_every_death() {
         let members = Members::new(0, 8);
-        assert!(members.fit(i32::MAX as u32) && members.fit((8 << STAMP_SHIFT) - 1));
-        assert!(!members.fit(TAG_LIMIT) && !members.fit((8 << STAMP_SHIFT) - 2));
+        assert!(members.fit(i32::MAX as u32) && members.fit((8 << EPOCH_SHIFT) - 1));
+        assert!(!members.fit(TAG_LIMIT) && !members.fit((8 << EPOCH_SHIFT) - 2));
     }
 }

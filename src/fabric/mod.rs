@@ -10,124 +10,33 @@
 //! panic hook apart. After a failure MPI is aborted, never finalized.
 //!
 //! Where ranks may die without ending the others ([`Fabric::outlives_ranks`]), those that are left agree on who they are
-//! (`exec`'s matter) and call [`Fabric::keep`]: no MPI call is needed for that, so none can wait for a rank that died meanwhile.
+//! (`exec`'s matter) and call [`Fabric::shrink`]: no MPI call is needed for that, so none can wait for a rank that died meanwhile.
 
 mod abort;
 mod backoff;
 pub mod collective;
+mod connect;
+mod counters;
 mod error;
+mod interface;
+mod limits;
 mod local;
 mod members;
+mod message;
 mod mpi;
 mod payload;
 
 pub use abort::install_panic_hook;
 pub use backoff::Backoff;
+pub use connect::connect;
+pub use counters::Counters;
 pub use error::FabricError;
+pub use interface::Fabric;
+pub use limits::{MESSAGE_LIMIT_BYTES, TAG_LIMIT};
 pub use local::{local, solo};
 pub use members::LASTING_TAG;
+pub use message::Message;
 pub use mpi::{is_open_mpi, library, mpi};
 pub use payload::Payload;
 
 pub use crate::topology::Rank;
-use crate::topology::{Launcher, launcher};
-
-/// Callers' tags lie below this; MPI promises no more than 2^15 of them.
-pub const TAG_LIMIT: u32 = 1 << 15;
-/// Most bytes in one message: MPI counts in `int`. Callers with more to send cut it; broadcasts cut by themselves.
-pub const MESSAGE_LIMIT_BYTES: usize = i32::MAX as usize;
-
-/// Bytes that arrived, now owned by whoever polled.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Message {
-    pub source: Rank,
-    pub tag: u32,
-    pub bytes: Vec<u8>,
-}
-
-/// What went through this rank so far, collectives included.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
-pub struct Counters {
-    pub messages_sent: u64,
-    pub bytes_sent: u64,
-    pub messages_received: u64,
-    pub bytes_received: u64,
-}
-
-impl Counters {
-    fn sent(&mut self, bytes: usize) {
-        self.messages_sent += 1;
-        self.bytes_sent += bytes as u64;
-    }
-
-    fn received(&mut self, bytes: usize) {
-        self.messages_received += 1;
-        self.bytes_received += bytes as u64;
-    }
-}
-
-/// One rank's end of the fabric.
-pub trait Fabric: std::fmt::Debug {
-    /// This rank, `0..size()`.
-    fn rank(&self) -> Rank;
-
-    /// How many ranks there are.
-    fn size(&self) -> u32;
-
-    /// Starts a send and returns at once; the fabric keeps the bytes until they have left. Sending to oneself is fine.
-    ///
-    /// Fails on more than [`MESSAGE_LIMIT_BYTES`]. Panics if `to` or `tag` is out of range.
-    fn send(&mut self, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError>;
-
-    /// The next message that has arrived, of any source and tag (but no collective's); never blocks. Also moves
-    /// pending sends along, so whoever has sent must keep polling.
-    fn poll(&mut self) -> Result<Option<Message>, FabricError>;
-
-    /// Like [`Fabric::poll`], but only a message of this source and tag: all others stay for later, in order.
-    fn poll_from(&mut self, source: Rank, tag: u32) -> Result<Option<Message>, FabricError>;
-
-    /// Moves pending sends along and takes no message.
-    fn progress(&mut self) -> Result<(), FabricError>;
-
-    /// Sends whose bytes have not left yet.
-    fn sends_pending(&self) -> usize;
-
-    /// Messages and bytes so far.
-    fn counters(&self) -> Counters;
-
-    /// Whether the ranks that are left can go on when others die.
-    fn outlives_ranks(&self) -> bool;
-
-    /// From now on only `survivors` count: ascending, by their numbers so far, this rank among them. They are numbered anew,
-    /// from 0, and what was sent among more ranks than these is lost, [`LASTING_TAG`] apart. Every survivor calls it, with
-    /// the same ranks; what one of them sends after that waits for the others to do so.
-    fn keep(&mut self, survivors: &[Rank]);
-
-    /// Ends every rank with this exit code, now. Prints nothing, so say why before. Between threads
-    /// ([`local()`]) it unwinds this one, and the others get [`FabricError::Aborted`] from their next call.
-    fn abort(&mut self, code: i32) -> !;
-
-    /// Leaves in good order: the last sends go out, then every rank waits for the others, a minute at most. Call it on
-    /// all ranks, after a [`collective::barrier`], and only when nothing has failed. `code` is what the process will
-    /// exit with: should the MPI library hang in its own shutdown (MPICH 4.0 across nodes does), the process exits
-    /// with it then and there, since all work is done.
-    fn finalize(self: Box<Self>, code: i32) -> Result<(), FabricError>;
-}
-
-/// MPI where a launcher started ranks, otherwise one rank without it.
-pub fn connect() -> Result<Box<dyn Fabric>, FabricError> {
-    match launcher() {
-        Launcher::None => Ok(solo()),
-        Launcher::Mpi { .. } => mpi(),
-    }
-}
-
-/// Refuses what no fabric can send; the same on all of them, so that tests between threads find it.
-fn check_send(size: u32, to: Rank, tag: u32, bytes: usize) -> Result<(), FabricError> {
-    assert!(to < size, "send to rank {to} of {size}");
-    assert!(tag < TAG_LIMIT + collective::TAG_COUNT, "tag {tag} out of range");
-    if bytes > MESSAGE_LIMIT_BYTES {
-        return Err(FabricError::TooLarge { to, bytes });
-    }
-    Ok(())
-}

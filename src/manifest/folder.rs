@@ -9,7 +9,8 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{ManifestError, unlinked};
+use super::error::ManifestError;
+use super::open_options::no_follow;
 
 const LOCK: &str = "lock";
 /// For the lock of a run that was just killed to go.
@@ -31,7 +32,7 @@ impl Folder {
         loop {
             make(path).map_err(failed("create the folder"))?;
             check(path)?;
-            let mut options = unlinked();
+            let mut options = no_follow();
             let mut lock = match options.read(true).write(true).create(true).truncate(false).open(path.join(LOCK)) {
                 Ok(lock) => lock,
                 // The run that had it is just removing it.
@@ -70,7 +71,7 @@ impl Folder {
 
     /// What was last written under this name; nothing if it cannot be understood.
     pub fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        let (mut file, mut bytes) = (unlinked().read(true).open(self.path.join(name)).ok()?, Vec::new());
+        let (mut file, mut bytes) = (no_follow().read(true).open(self.path.join(name)).ok()?, Vec::new());
         file.read_to_end(&mut bytes).ok()?;
         serde_json::from_slice(&bytes).ok()
     }

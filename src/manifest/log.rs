@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{ManifestError, unlinked};
+use super::error::ManifestError;
+use super::open_options::no_follow;
 
 /// Records are written when so many have gathered, or the first of them is so old: what dies with the process.
 const GATHERED: usize = 64;
@@ -27,7 +28,7 @@ pub struct Log {
 
 /// Bytes that a record speaks of and that lie beside its log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Payload {
+pub struct StoredPayload {
     /// Name of the file in the manifest's folder.
     pub file: String,
     pub at: u64,
@@ -47,7 +48,7 @@ impl Log {
     /// Begins the log of `rank` in the `generation`th run on this manifest.
     pub fn create(folder: &Path, generation: u64, rank: u32) -> Result<Log, ManifestError> {
         let path = folder.join(format!("finished-{generation}-{rank}.log"));
-        let file = unlinked().append(true).create(true).open(&path);
+        let file = no_follow().append(true).create(true).open(&path);
         let file = file.map_err(|source| ManifestError::Io { path: path.clone(), what: "write", source })?;
         let (pending, oldest) = (String::new(), Instant::now());
         Ok(Log { path, file, pending, records: 0, oldest, payloads: None })
@@ -65,25 +66,25 @@ impl Log {
     }
 
     /// Stores bytes that a record is going to speak of.
-    pub fn store(&mut self, bytes: &[u8]) -> Result<Payload, ManifestError> {
+    pub fn store(&mut self, bytes: &[u8]) -> Result<StoredPayload, ManifestError> {
         let path = self.path.with_extension("bin");
         let failed = |source| ManifestError::Io { path: path.clone(), what: "write", source };
         let (file, at) = match &mut self.payloads {
             Some(payloads) => payloads,
             None => {
-                let file = unlinked().write(true).create(true).truncate(true).open(&path).map_err(failed)?;
+                let file = no_follow().write(true).create(true).truncate(true).open(&path).map_err(failed)?;
                 self.payloads.insert((file, 0))
             }
         };
         file.write_all_at(bytes, *at).map_err(failed)?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let payload = Payload { file: name, at: *at, len: bytes.len() as u64, checksum: crc32fast::hash(bytes) };
+        let payload = StoredPayload { file: name, at: *at, len: bytes.len() as u64, checksum: crc32fast::hash(bytes) };
         *at += bytes.len() as u64;
         Ok(payload)
     }
 
     /// Writes what has waited long enough.
-    pub fn tend(&mut self) -> Result<(), ManifestError> {
+    pub fn flush_if_due(&mut self) -> Result<(), ManifestError> {
         if self.records > 0 && self.oldest.elapsed() >= AGE { self.flush() } else { Ok(()) }
     }
 
@@ -127,7 +128,7 @@ impl<T: DeserializeOwned> Records<T> {
         let mut found = Records { records: Vec::new(), damaged: 0 };
         for path in logs {
             let mut bytes = Vec::new();
-            let log = unlinked().read(true).open(&path);
+            let log = no_follow().read(true).open(&path);
             log.and_then(|mut log| log.read_to_end(&mut bytes)).map_err(failed(&path))?;
             for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 match parse(line) {
@@ -148,9 +149,9 @@ fn parse<T: DeserializeOwned>(line: &[u8]) -> Option<T> {
 }
 
 /// The bytes of a payload, if they are what they were, in a file of this folder.
-pub fn read_payload(folder: &Path, payload: &Payload) -> Option<Vec<u8>> {
+pub fn read_payload(folder: &Path, payload: &StoredPayload) -> Option<Vec<u8>> {
     let name = Path::new(&payload.file).file_name().filter(|name| *name == payload.file.as_str())?;
-    let file = unlinked().read(true).open(folder.join(name)).ok()?;
+    let file = no_follow().read(true).open(folder.join(name)).ok()?;
     if file.metadata().ok()?.len() < payload.at.checked_add(payload.len)? {
         return None;
     }
@@ -236,7 +237,7 @@ mod tests {
         std::os::unix::fs::symlink(&outside, folder.join("link")).unwrap();
         fs::copy(&outside, folder.join("inside")).unwrap();
         let read = |file: &str| {
-            let payload = Payload { file: file.to_owned(), at: 0, len: 2, checksum: crc32fast::hash(&[4, 5]) };
+            let payload = StoredPayload { file: file.to_owned(), at: 0, len: 2, checksum: crc32fast::hash(&[4, 5]) };
             read_payload(&folder, &payload)
         };
         assert_eq!(read("inside"), Some(vec![4, 5]));

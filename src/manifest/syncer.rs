@@ -13,11 +13,11 @@ const SHARE: u32 = 20;
 /// the system's business, and a record whose bytes a power cut has swallowed does not count.
 #[derive(Debug)]
 pub struct Syncer {
-    shared: Arc<(Mutex<State>, Condvar)>,
+    shared: Arc<(Mutex<SyncState>, Condvar)>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SyncState {
     files: BTreeSet<PathBuf>,
     stopped: bool,
     rounds: u64,
@@ -29,7 +29,7 @@ impl Syncer {
     }
 
     fn with_pause(pause: Duration) -> Syncer {
-        let shared = Arc::<(Mutex<State>, Condvar)>::default();
+        let shared = Arc::<(Mutex<SyncState>, Condvar)>::default();
         let theirs = shared.clone();
         std::thread::spawn(move || run(&theirs, pause));
         Syncer { shared }
@@ -49,7 +49,7 @@ impl Drop for Syncer {
     }
 }
 
-fn run((state, changed): &(Mutex<State>, Condvar), least: Duration) {
+fn run((state, changed): &(Mutex<SyncState>, Condvar), least: Duration) {
     let mut pause = least;
     loop {
         let state_now = state.lock().unwrap_or_else(PoisonError::into_inner);

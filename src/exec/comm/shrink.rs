@@ -95,7 +95,7 @@ impl Communicator {
             hostname: hosts.as_ref().map(|hosts| hosts[*rank as usize].hostname.clone()).unwrap_or_default(),
         };
         let dead = gone.iter().map(dead).collect();
-        self.fabric.keep(&survivors);
+        self.fabric.shrink(&survivors);
         monitor.members = survivors.iter().map(|rank| monitor.members[*rank as usize]).collect();
         if let Some(hosts) = hosts {
             let topology = Topology::new(survivors.iter().map(|rank| hosts[*rank as usize].clone()).collect());

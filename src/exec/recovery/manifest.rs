@@ -23,7 +23,7 @@ use crate::exec::recovery::snapshot::CheckpointIndex;
 use crate::exec::transfer::resident::Resident;
 use crate::fabric::{Payload, Rank};
 use crate::job::Job;
-use crate::manifest::{Log, ManifestError, Payload as Beside, Syncer, read_payload};
+use crate::manifest::{Log, ManifestError, StoredPayload, Syncer, read_payload};
 use crate::plan::Plan;
 use crate::store::{OutputLayout, Staging, Writer};
 
@@ -212,7 +212,7 @@ impl Manifest {
     }
 
     /// Compressed chunks that earlier runs made.
-    pub fn payload(&self, payload: &Beside) -> Option<Vec<u8>> {
+    pub fn payload(&self, payload: &StoredPayload) -> Option<Vec<u8>> {
         read_payload(&self.path, payload)
     }
 
@@ -316,7 +316,7 @@ impl Manifest {
     /// From time to time: what has been noted goes into the log.
     pub fn flush_if_due(&mut self) {
         if let Some(log) = &mut self.log {
-            let tended = log.tend();
+            let tended = log.flush_if_due();
             self.heed(tended);
         }
     }

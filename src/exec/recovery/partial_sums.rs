@@ -9,7 +9,7 @@ use crate::exec::error::RunError;
 use crate::exec::recovery::record::{CompletionRecord, StoredAt};
 use crate::exec::reduce::fold::{Fold, Results};
 use crate::exec::reduce::group::GroupKey;
-use crate::manifest::Payload;
+use crate::manifest::StoredPayload;
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::copy_region;
 
@@ -81,7 +81,7 @@ impl Sums {
         &self,
         plan: &StagePlan,
         key: &GroupKey,
-        read: impl Fn(&Payload) -> Option<Vec<u8>>,
+        read: impl Fn(&StoredPayload) -> Option<Vec<u8>>,
     ) -> Result<Option<Fold>, RunError> {
         let (Some((leaves, parts)), Some(cell)) = (self.of(plan, key), plan.cell_tile(key.cell)) else {
             return Ok(None);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::Payload;
+use crate::manifest::StoredPayload;
 use crate::plan::Tile;
 
 /// A record of the manifest: all outputs of a box are in their files, or beside the log.
@@ -25,5 +25,5 @@ pub(in crate::exec) enum StoredAt {
     /// At their places in the dataset; the CRC-32 of the packed region.
     InPlace(u32),
     /// Compressed chunks, which have no places before the file is whole; or the packed bytes of a partial result.
-    Beside(Payload),
+    Beside(StoredPayload),
 }

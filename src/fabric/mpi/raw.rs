@@ -11,22 +11,23 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 
 use mpi::ffi;
 
-use super::super::Rank;
 use crate::fabric::error::FabricError;
+use crate::fabric::limits::TAG_LIMIT;
 use crate::fabric::payload::Payload;
+use crate::topology::Rank;
 
 /// A communicator. `Copy`, as the handle is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Communicator(ffi::MPI_Comm);
+pub(super) struct MpiComm(ffi::MPI_Comm);
 
 /// A request that MPI works on.
 #[derive(Debug)]
-struct Request(ffi::MPI_Request);
+struct MpiRequest(ffi::MPI_Request);
 
-impl Request {
-    fn null() -> Request {
+impl MpiRequest {
+    fn null() -> MpiRequest {
         // SAFETY: a constant, set before the program starts.
-        Request(unsafe { ffi::RSMPI_REQUEST_NULL })
+        MpiRequest(unsafe { ffi::RSMPI_REQUEST_NULL })
     }
 
     /// Whether the operation is complete; a complete one answers true for ever, since MPI nulls the handle.
@@ -40,22 +41,22 @@ impl Request {
 
 /// A collective operation of the library itself in progress.
 #[derive(Debug)]
-pub(super) struct Pending(Request);
+pub(super) struct CollectiveRequest(MpiRequest);
 
-impl Pending {
+impl CollectiveRequest {
     pub(super) fn done(&mut self) -> Result<bool, FabricError> {
         self.0.test()
     }
 }
 
-impl Communicator {
+impl MpiComm {
     /// All ranks of this run. Its errors, and those of its duplicates, are returned from now on.
-    pub(super) fn world() -> Result<Communicator, FabricError> {
+    pub(super) fn world() -> Result<MpiComm, FabricError> {
         // SAFETY: a constant handle, valid while MPI is initialised, which `Mpi` sees to.
         let world = unsafe { ffi::RSMPI_COMM_WORLD };
         // SAFETY: both handles are constants of the library.
         check("MPI_Comm_set_errhandler", unsafe { ffi::MPI_Comm_set_errhandler(world, ffi::RSMPI_ERRORS_RETURN) })?;
-        Ok(Communicator(world))
+        Ok(MpiComm(world))
     }
 
     pub(super) fn rank(self) -> Result<Rank, FabricError> {
@@ -82,22 +83,22 @@ impl Communicator {
         })?;
         // SAFETY: set, and valid as long as MPI is initialised.
         let found = if flag != 0 { unsafe { value.as_ref() } } else { None };
-        Ok(found.and_then(|tag| u32::try_from(*tag).ok()).unwrap_or(super::super::TAG_LIMIT - 1))
+        Ok(found.and_then(|tag| u32::try_from(*tag).ok()).unwrap_or(TAG_LIMIT - 1))
     }
 
     /// A second communicator over the same ranks, whose messages never meet this one's. Waits with `wait`.
     pub(super) fn duplicate(
         self,
-        wait: impl FnOnce(&mut Pending) -> Result<(), FabricError>,
-    ) -> Result<Communicator, FabricError> {
+        wait: impl FnOnce(&mut CollectiveRequest) -> Result<(), FabricError>,
+    ) -> Result<MpiComm, FabricError> {
         // MPI writes the handle when the request completes: if it never does, the place must outlive this function.
         // SAFETY: a constant, set before the program starts.
         let place = Box::leak(Box::new(unsafe { ffi::RSMPI_COMM_NULL }));
-        let mut pending = Pending(Request::null());
+        let mut pending = CollectiveRequest(MpiRequest::null());
         // SAFETY: `place` lives for ever.
         check("MPI_Comm_idup", unsafe { ffi::MPI_Comm_idup(self.0, place, &mut pending.0.0) })?;
         wait(&mut pending)?;
-        Ok(Communicator(*place))
+        Ok(MpiComm(*place))
     }
 
     pub(super) fn free(mut self) -> Result<(), FabricError> {
@@ -105,17 +106,17 @@ impl Communicator {
         check("MPI_Comm_free", unsafe { ffi::MPI_Comm_free(&mut self.0) })
     }
 
-    pub(super) fn barrier(self) -> Result<Pending, FabricError> {
-        let mut pending = Pending(Request::null());
+    pub(super) fn barrier(self) -> Result<CollectiveRequest, FabricError> {
+        let mut pending = CollectiveRequest(MpiRequest::null());
         // SAFETY: a valid communicator; no buffer is involved.
         check("MPI_Ibarrier", unsafe { ffi::MPI_Ibarrier(self.0, &mut pending.0.0) })?;
         Ok(pending)
     }
 
     /// Starts a send. `bytes` has been checked to fit an `int`.
-    pub(super) fn send(self, to: Rank, tag: u32, bytes: Payload) -> Result<Send, FabricError> {
-        let mut request = Request::null();
-        // SAFETY: the bytes neither move nor change nor go before the request is complete: `Send` keeps them, and
+    pub(super) fn send(self, to: Rank, tag: u32, bytes: Payload) -> Result<SendRequest, FabricError> {
+        let mut request = MpiRequest::null();
+        // SAFETY: the bytes neither move nor change nor go before the request is complete: `SendRequest` keeps them, and
         // leaks them if it is dropped earlier.
         check("MPI_Isend", unsafe {
             ffi::MPI_Isend(
@@ -128,11 +129,11 @@ impl Communicator {
                 &mut request.0,
             )
         })?;
-        Ok(Send { request, bytes: Some(bytes) })
+        Ok(SendRequest { request, bytes: Some(bytes) })
     }
 
     /// Begins to receive the next message that matches, if one has arrived; `None` matches any.
-    pub(super) fn receive(self, source: Option<Rank>, tag: Option<u32>) -> Result<Option<Receive>, FabricError> {
+    pub(super) fn receive(self, source: Option<Rank>, tag: Option<u32>) -> Result<Option<ReceiveRequest>, FabricError> {
         // SAFETY: constants, set before the program starts.
         let (any_source, any_tag, mut message) =
             unsafe { (ffi::RSMPI_ANY_SOURCE, ffi::RSMPI_ANY_TAG, ffi::RSMPI_MESSAGE_NULL) };
@@ -163,8 +164,8 @@ impl Communicator {
         let mut bytes: Vec<u8> = Vec::new();
         bytes.try_reserve_exact(length).map_err(|_| FabricError::Memory { sender: source, bytes: length as u64 })?;
         let mut bytes = ManuallyDrop::new(bytes);
-        let mut request = Request::null();
-        // SAFETY: the buffer has room for `count` bytes and stays until the request is complete: `Receive` leaks it
+        let mut request = MpiRequest::null();
+        // SAFETY: the buffer has room for `count` bytes and stays until the request is complete: `ReceiveRequest` leaks it
         // if dropped earlier. Nothing reads it before.
         check("MPI_Imrecv", unsafe {
             ffi::MPI_Imrecv(
@@ -175,18 +176,18 @@ impl Communicator {
                 &mut request.0,
             )
         })?;
-        Ok(Some(Receive { source, tag: status.MPI_TAG.unsigned_abs(), request, bytes, length, done: false }))
+        Ok(Some(ReceiveRequest { source, tag: status.MPI_TAG.unsigned_abs(), request, bytes, length, done: false }))
     }
 }
 
 /// Bytes on their way out. Dropped while MPI may still read them, it leaks them.
 #[derive(Debug)]
-pub(super) struct Send {
-    request: Request,
+pub(super) struct SendRequest {
+    request: MpiRequest,
     bytes: Option<Payload>,
 }
 
-impl Send {
+impl SendRequest {
     pub(super) fn done(&mut self) -> Result<bool, FabricError> {
         let done = self.bytes.is_none() || self.request.test()?;
         if done {
@@ -196,7 +197,7 @@ impl Send {
     }
 }
 
-impl Drop for Send {
+impl Drop for SendRequest {
     fn drop(&mut self) {
         std::mem::forget(self.bytes.take());
     }
@@ -204,17 +205,17 @@ impl Drop for Send {
 
 /// Bytes on their way in. Dropped while MPI may still write them, it leaks them.
 #[derive(Debug)]
-pub(super) struct Receive {
+pub(super) struct ReceiveRequest {
     pub(super) source: Rank,
     pub(super) tag: u32,
-    request: Request,
+    request: MpiRequest,
     /// Of length 0 until `done`.
     bytes: ManuallyDrop<Vec<u8>>,
     length: usize,
     done: bool,
 }
 
-impl Receive {
+impl ReceiveRequest {
     pub(super) fn done(&mut self) -> Result<bool, FabricError> {
         if !self.done && self.request.test()? {
             // SAFETY: MPI has written `length` bytes into a buffer reserved for as many.
@@ -231,7 +232,7 @@ impl Receive {
     }
 }
 
-impl Drop for Receive {
+impl Drop for ReceiveRequest {
     fn drop(&mut self) {
         if self.done {
             drop(std::mem::take(&mut *self.bytes));

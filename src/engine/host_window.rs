@@ -12,24 +12,24 @@ use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap_anonymous
 
 /// Guest addresses from `start` on, as the host writes to them. Pages that nobody touches take no memory.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct HostWindow {
     start: u64,
     bytes: NonNull<u8>,
     length: usize,
 }
 
 // SAFETY: the mapping belongs to the window alone, and any thread may use it.
-unsafe impl Send for Window {}
+unsafe impl Send for HostWindow {}
 
-impl Window {
+impl HostWindow {
     /// Of `addresses`, whole pages. They are shared memory without a file, so no limit of file sizes is theirs.
-    pub fn new(addresses: Range<u64>) -> io::Result<Window> {
+    pub fn new(addresses: Range<u64>) -> io::Result<HostWindow> {
         let length = (addresses.end - addresses.start) as usize;
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
         // SAFETY: a new mapping, where the kernel likes.
         let bytes = unsafe { mmap_anonymous(std::ptr::null_mut(), length, protection, flags) }?;
         let bytes = NonNull::new(bytes.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Window { start: addresses.start, bytes, length })
+        Ok(HostWindow { start: addresses.start, bytes, length })
     }
 
     /// Puts these pages, read-only, where `target` is.
@@ -75,7 +75,7 @@ impl Window {
     }
 }
 
-impl Drop for Window {
+impl Drop for HostWindow {
     fn drop(&mut self) {
         // SAFETY: the mapping is this window's, and nobody has a reference to it any more. Where else its pages are, they stay.
         let _ = unsafe { munmap(self.bytes.as_ptr().cast(), self.length) };

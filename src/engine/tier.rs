@@ -1,0 +1,21 @@
+//! The two tiers of compiled code.
+
+/// Which of the two kinds of code runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// Made in milliseconds, to start with.
+    Baseline,
+    /// Made by LLVM at leisure.
+    Optimized,
+}
+
+impl Tier {
+    /// `baseline` or `optimized`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Baseline => "baseline",
+            Tier::Optimized => "optimized",
+        }
+    }
+}
