@@ -68,7 +68,7 @@ fn a_sweep_that_was_interrupted_measures_only_what_is_missing() {
     nothing_left_behind(&lab);
 
     let output = run(&lab, &sweep);
-    assert!(text(&output).contains(&format!("{count} of 12 points are in")), "{}", text(&output));
+    assert!(text(&output).contains(&format!("{count} of 12 points are already in")), "{}", text(&output));
     let after = fs::read_to_string(lab.path(file)).unwrap();
     assert!(after.starts_with(&before), "points that were there have changed");
     let points = lines(&lab, file);
@@ -163,6 +163,6 @@ fn what_cannot_be_swept_is_said_before_anything_runs() {
     };
     refused(&["weak", "job.toml", "--index", "q"], "no stage of the job has an index 'q'; it has d, n");
     refused(&["strong", "job.toml", "--", "--threads", "4"], "--threads");
-    refused(&["weak", "job.toml", "--index", "n", "--ranks", "2,3"], "no multiple of 2");
+    refused(&["weak", "job.toml", "--index", "n", "--ranks", "2,3"], "not a multiple of 2");
     assert!(!lab.path("exuvia-bench").exists());
 }

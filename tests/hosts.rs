@@ -60,7 +60,7 @@ fn a_lost_host_does_not_end_the_run_nor_change_its_bits() {
             assert!(said.contains("rank 2 (n2) and rank 3 (n2) died; going on with 4 rank(s) on 2 node(s)"), "{said}");
             assert!(said.contains("are finished, and not computed again"), "{said}");
         } else {
-            assert!(said.contains("n2 was lost; starting 4 rank(s) again on 2 host(s) (1 of 3)"), "{said}");
+            assert!(said.contains("n2 failed; restarting with 4 ranks on 2 hosts (restart 1 of 3)"), "{said}");
             assert!(report.resumed_bytes > 0, "{said}");
         }
         println!("{said}");
@@ -91,7 +91,7 @@ fn ranks_killed_on_other_hosts_do_not_end_the_run() {
             assert_eq!(hosts, ["n2", "n2", "n3"], "{said}");
             assert!(!said.contains("starting"), "{said}");
         } else {
-            assert!(said.contains("starting them again (1 of 3)"), "{said}");
+            assert!(said.contains("restarting them (restart 1 of 3)"), "{said}");
         }
         println!("{said}");
     });
@@ -105,14 +105,14 @@ fn a_host_that_is_gone_before_ranks_start_is_left_out() {
         crash("n3");
         let output = start(&lab, 6, &hosts, &[]).wait_with_output().unwrap();
         let (report, said) = (assert_done(&lab, &output), text(&output));
-        assert!(said.contains("note: n3 was lost; starting 4 rank(s) again on 2 host(s) (1 of 3)"), "{said}");
+        assert!(said.contains("note: n3 failed; restarting with 4 ranks on 2 hosts (restart 1 of 3)"), "{said}");
         let hosts: Vec<&str> = report.ranks.iter().map(|rank| rank.hostname.as_str()).collect();
         assert_eq!(hosts, ["n1", "n1", "n2", "n2"]);
         crash("n1");
         crash("n2");
         let output = start(&lab, 6, lab.path("hosts").to_str().unwrap(), &[]).wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-        assert!(text(&output).contains("none of the hosts answers any more: n1, n2, n3"), "{}", text(&output));
+        assert!(text(&output).contains("no host responds: n1, n2, n3"), "{}", text(&output));
     });
 }
 

@@ -178,7 +178,7 @@ fn a_launcher_that_starts_no_rank_is_ended() {
     let output = hanging_launcher(&lab, "2s").output().unwrap();
     let said = text(&output);
     assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains("did not find one another within 2s (--start-limit)"), "{said}");
+    assert!(said.contains("did not connect to each other within 2s (--start-limit)"), "{said}");
     assert!(!exuvia::topology::process_alive(launcher(&lab)), "it goes on");
     let mut few_files = Command::new("sh");
     let run = hanging_launcher(&lab, "2s");
@@ -281,7 +281,7 @@ fn compilers_that_nobody_waits_for_are_few_and_known_and_can_be_ended() {
     let helpers = left();
     let doctor = Command::new(EXUVIA).args(["doctor", "--cache-dir"]).arg(&cache_dir).output().unwrap();
     for helper in &helpers {
-        let told = format!("process {} has optimized long.wasm for later runs", helper.process);
+        let told = format!("process {} still optimizes long.wasm for later runs", helper.process);
         assert!(text(&doctor).contains(&told), "{}", text(&doctor));
     }
     // What they work for is gone, and so are they soon.

@@ -62,7 +62,7 @@ fn a_job_that_cannot_run_is_not_submitted() {
         assert_eq!(desk.run("squeue", &["--noheader", "--states=all"]), "");
         // What Slurm itself refuses.
         refused(&["job.toml", "--nodes", "1", "--mem", "1T"], 1, "Memory specification can not be satisfied");
-        assert_eq!(desk.exuvia(&["status"]), "nothing was submitted in this folder\n");
+        assert_eq!(desk.exuvia(&["status"]), "no jobs were submitted from this folder\n");
         // The budget that Slurm sets holds where nobody checked: each row needs 1.6 MB.
         desk.input("rows", [2, 400_000]);
         desk.job_from("wide", "softmax", "rows");

@@ -72,7 +72,7 @@ fn assert_done(lab: &Lab, output: &Output, expected: &[(String, Vec<u8>)], what:
     assert_tidy(lab);
     let said = text(output);
     // What it finished before a death is no earlier run's.
-    let started_once = !said.contains("starting them again");
+    let started_once = !said.contains("restarting them");
     assert!(report.deaths.is_empty() || !started_once || report.resumed_bytes == 0, "{what}: {said}");
     for death in &report.deaths {
         assert!(said.contains(&format!("rank {} ", death.rank)) && said.contains(" died; going on"), "{what}: {said}");
@@ -247,7 +247,7 @@ fn ranks_that_are_lost_again_and_again_are_given_up() {
     let path = false_launcher(&lab, "exit 1");
     let output = command(&lab, 3, &["--fresh"]).env("PATH", path).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("error: the ranks of the run were lost 4 times"), "{}", text(&output));
+    assert!(text(&output).contains("error: the run ended 4 times because ranks failed"), "{}", text(&output));
     // What the first of them has cleared away is gone.
     let fresh: Vec<bool> = starts(&lab).iter().map(|start| start.contains("--fresh")).collect();
     assert_eq!(fresh, [true, false, false, false]);

@@ -37,7 +37,7 @@ fn runs(lab: &Lab) -> Vec<Snapshot> {
     match output.status.code() {
         Some(0) => serde_json::from_slice::<Top>(&output.stdout).unwrap().runs,
         code => {
-            assert!(code == Some(2) && text(&output).contains("no job of yours is running"), "{}", text(&output));
+            assert!(code == Some(2) && text(&output).contains("none of your jobs is running"), "{}", text(&output));
             Vec::new()
         }
     }
@@ -85,7 +85,7 @@ fn a_run_is_seen_while_it_lasts_and_its_ranks_get_on() {
         }
         let output = top(&lab, &["--once", "another"]);
         assert_eq!(output.status.code(), Some(2));
-        assert!(text(&output).contains("error: no running job is 'another'"), "{}", text(&output));
+        assert!(text(&output).contains("error: no running job 'another'"), "{}", text(&output));
         assert!(run.child.wait().unwrap().success());
         assert!(runs(&lab).is_empty() && files(&lab).is_empty(), "{:?}", files(&lab));
     }
@@ -181,5 +181,5 @@ fn a_terminal_is_left_as_it_was() {
     signal(&pids(&lab), "-KILL");
     run.child.wait().unwrap();
     let ended = third.left();
-    assert!(ended.starts_with("Nothing of it runs any more.\r\nstatus 0"), "{ended:?}");
+    assert!(ended.starts_with("All jobs have ended.\r\nstatus 0"), "{ended:?}");
 }

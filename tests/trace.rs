@@ -278,9 +278,10 @@ fn the_page_of_a_run_stands_alone() {
             assert!(page.contains(part), "{part}");
         }
     }
-    for (arguments, what) in
-        [(&[&*trace][..], "no record of a run"), (&[&*record, "--trace".as_ref(), &*record], "no trace of a run")]
-    {
+    for (arguments, what) in [
+        (&[&*trace][..], "not the report of a run"),
+        (&[&*record, "--trace".as_ref(), &*record], "not the trace of a run"),
+    ] {
         let output = make(arguments);
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output).contains(what), "{}", text(&output));

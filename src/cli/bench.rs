@@ -1,3 +1,5 @@
+//! `exuvia bench`.
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -6,9 +8,10 @@ use clap::{Args, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use super::plan::open;
-use super::run::{Tier, given, write_whole};
-use super::{Output, fail, print_json};
+use crate::cli::open_job::open;
+use crate::cli::output::{Output, fail, print_json};
+use crate::cli::run::arguments::{TierArgument, parse_passed};
+use crate::cli::run::records::write_whole;
 use crate::exec::ExitCode;
 use crate::exec::Signal;
 use crate::exec::TierPolicy;
@@ -18,61 +21,62 @@ use crate::sweep::{
     Bench, Figures, Identity, Kind, Launcher, Log, MetgOf, Point, Setting, SweepError, Variant, figures, growth, page,
     remaining,
 };
-use crate::{fabric, slurm, topology};
+use crate::{fabric, slurm, text, topology};
 
-/// Where sweeps are kept: under the current folder, as submitted runs are.
+/// The folder of sweeps, under the current one like that of submitted jobs.
 const FOLDER: &str = "exuvia-bench";
 
 /// Arguments of `exuvia bench`.
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchVerb {
-    /// One job on more and more ranks: speed-up and efficiency
+    /// Strong scaling: speed-up and efficiency of one job on more and more ranks
     Strong(Common),
-    /// A job that grows with its ranks: efficiency
+    /// Weak scaling: efficiency of a job that grows with the number of ranks
     Weak {
         #[command(flatten)]
         common: Common,
-        /// The index that grows; inputs that have it are repeated along it
+        /// Index that grows; inputs that have it are repeated along it
         #[arg(long)]
         index: String,
     },
-    /// Shorter and shorter tasks: the least length at which half of the time goes into them
+    /// Minimum effective task granularity: the shortest tasks with an efficiency of 50 %
     Metg {
         #[command(flatten)]
         common: Common,
-        /// Slices of each task, such as 1,8,64 [default: powers of 4 to 4096]
+        /// Slices per task, such as 1,8,64 [default: powers of 4 up to 4096]
         #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
         slices: Vec<u64>,
     },
-    /// Baseline code, optimized code, and the swap between them, each with a cold cache
+    /// Compiler tiers: baseline code, optimized code and tier-up, each with a cold cache
     Tiers(Common),
-    /// What reading inputs and writing outputs takes, beside one plain stream
+    /// Input and output: bandwidth of the job compared with a plain sequential stream
     Io(Common),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Common {
-    /// The job file
+    /// Job file
     job: PathBuf,
-    /// Numbers of ranks, such as 1,2,4 [default: powers of 2 up to the cores, or to the allocation; of metg and tiers all
+    /// Numbers of ranks, such as 1,2,4 [default: powers of 2 up to the number of cores or the allocation; for metg and tiers, all
     /// cores]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Vec<u32>,
-    /// Threads of each rank, one number or several
+    /// Numbers of threads per rank, such as 1,2
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
     threads: Vec<u32>,
-    /// How often each point is measured
+    /// Measurements of each point
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// Code that kernels run on; of `tiers` all are swept
+    /// Compiler tier of the kernels (`tiers` measures all)
     #[arg(long, value_enum, default_value_t)]
-    tier: Tier,
-    /// Files to write, without their ending: .jsonl for the points, .html for the page [default: exuvia-bench/JOB-SWEEP]
+    tier: TierArgument,
+    /// Files to write, without extension: .jsonl for the points, .html for the page [default: exuvia-bench/JOB-SWEEP]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Begin anew, whatever points there are
+    /// Discard existing points
     #[arg(long)]
     fresh: bool,
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Output,
     /// Arguments for `exuvia run`
@@ -80,9 +84,9 @@ pub(super) struct Common {
     run: Vec<String>,
 }
 
-/// What `--output json` prints.
+/// The value that `--output json` prints.
 #[derive(Debug, Serialize)]
-struct Shown<'a> {
+struct BenchOutput<'a> {
     schema: u32,
     #[serde(flatten)]
     figures: &'a Figures,
@@ -103,7 +107,7 @@ pub(super) fn bench(verb: &BenchVerb) -> ExitCode {
 
 fn try_bench(kind: Kind, common: &Common, index: Option<&str>, slices: &[u64]) -> Result<ExitCode, ExitCode> {
     let set = ["--ranks", "1", "--threads", "1", "--tier", "auto", "--cache-dir", "C", "--report", "R", "--fresh"];
-    given("bench", &common.run, &[&set[..], &["--trace", "T"]].concat())?;
+    parse_passed("bench", &common.run, &[&set[..], &["--trace", "T"]].concat())?;
     let (job, layouts) = open(&common.job)?;
     let growth = index.map(|index| growth(&job, index)).transpose().map_err(failed)?;
     let launcher = launcher();
@@ -115,12 +119,12 @@ fn try_bench(kind: Kind, common: &Common, index: Option<&str>, slices: &[u64]) -
     let left = remaining(&settings, common.repeat, &points);
     let all = settings.len() * common.repeat as usize;
     if left.len() < all {
-        eprintln!("{} of {all} points are in {}", all - left.len(), files[0].display());
+        eprintln!("{} of {all} points are already in {}", all - left.len(), files[0].display());
     }
     let signal = Signal::default();
     for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1] {
         if let Err(error) = signal_hook::flag::register_usize(number, signal.clone(), number as usize) {
-            tracing::warn!("signal {number} cannot be caught: {error}");
+            tracing::warn!("cannot catch signal {number}: {error}");
         }
     }
     let mut bench = Bench {
@@ -146,28 +150,28 @@ fn try_bench(kind: Kind, common: &Common, index: Option<&str>, slices: &[u64]) -
                 println!("points  {}\n  page  {}", files[0].display(), files[1].display());
             }
             Output::Json => {
-                print_json(&Shown { schema: 1, figures: &figures, points: &files[0], page: &files[1] });
+                print_json(&BenchOutput { schema: 1, figures: &figures, points: &files[0], page: &files[1] });
             }
         }
     }
     match ended {
         Ok(true) => Ok(ExitCode::Done),
         Ok(false) => {
-            eprintln!("note: interrupted; the same command goes on with what is missing");
+            eprintln!("note: interrupted; run the same command again to measure the missing points");
             Ok(ExitCode::Resumable)
         }
         Err(error) => Err(failed(error)),
     }
 }
 
-/// Measures what is missing; false if it was interrupted.
+/// Measures the missing points; returns false if it was interrupted.
 fn measure(
     bench: &mut Bench,
     left: &[(Setting, u32)],
     log: &mut Log,
     points: &mut Vec<Point>,
 ) -> Result<bool, SweepError> {
-    // Where the cache is cold in any case there is nothing to warm up.
+    // `tiers` measures with a cold cache.
     if let (Some((first, _)), true) = (left.first(), bench.kind != Kind::Tiers) {
         eprintln!("warming up");
         if !bench.warm_up(*first)? {
@@ -183,7 +187,7 @@ fn measure(
             "{}/{}: {}, repetition {repetition}: {seconds:.3} s in stages{over}",
             number + 1,
             left.len(),
-            in_words(setting)
+            describe(setting)
         );
         points.push(point);
     }
@@ -192,7 +196,7 @@ fn measure(
 
 fn print_figures(figures: &Figures) {
     println!("{} of {}, baseline: {}", figures.kind.name(), figures.job, figures.baseline);
-    println!("medians (least-most)");
+    println!("medians (minimum-maximum)");
     let (head, rows) = figures.table();
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(head.iter().map(|head| head.to_uppercase()));
@@ -207,13 +211,14 @@ fn print_figures(figures: &Figures) {
     }
 }
 
-fn in_words(setting: &Setting) -> String {
-    let mut words = format!("{} rank(s) x {} thread(s)", setting.ranks, setting.threads);
+fn describe(setting: &Setting) -> String {
+    let ranks = text::count(u64::from(setting.ranks), "rank");
+    let mut words = format!("{ranks} x {}", text::count(u64::from(setting.threads), "thread"));
     if setting.size > 1 {
         words += &format!(", {} times the job", setting.size);
     }
     if let Some(slices) = setting.task_slices {
-        words += &format!(", {slices} slice(s) per task");
+        words += &format!(", {} per task", text::count(slices, "slice"));
     }
     if setting.tier != TierPolicy::Auto {
         words += &format!(", {} code", setting.tier.name());
@@ -221,7 +226,8 @@ fn in_words(setting: &Setting) -> String {
     words
 }
 
-/// Ranks are started as users start them: in an allocation with `srun` if it can, else by `exuvia run --ranks`.
+/// Ranks are started as users start them: in an allocation with `srun` if it supports this MPI library, else by `exuvia run
+/// --ranks`.
 fn launcher() -> Launcher {
     let pmi = if fabric::is_open_mpi() { "pmix" } else { "pmi2" };
     match topology::allocation() {
@@ -259,7 +265,7 @@ fn identity(
     })
 }
 
-/// All settings, each once.
+/// The distinct settings of the sweep, in the order of their workers.
 fn settings(kind: Kind, common: &Common, slices: &[u64], launcher: &Launcher) -> Result<Vec<Setting>, ExitCode> {
     let tier = common.tier.policy();
     let mut settings = Vec::new();
@@ -286,7 +292,9 @@ fn settings(kind: Kind, common: &Common, slices: &[u64], launcher: &Launcher) ->
             for setting in &mut settings {
                 if !setting.workers().is_multiple_of(least) {
                     let workers = setting.workers();
-                    eprintln!("error: {workers} workers are no multiple of {least}, by which the job would grow");
+                    eprintln!(
+                        "error: {workers} workers are not a multiple of {least}, the unit by which the job grows"
+                    );
                     eprintln!("help: choose other --ranks or --threads");
                     return Err(ExitCode::Usage);
                 }

@@ -1,15 +1,18 @@
+//! `exuvia cancel`.
+
 use clap::Args;
 
-use super::{Output, print_json, slurm_failed};
 use crate::cli::job_selector;
+use crate::cli::output::{Output, print_json, slurm_failed};
 use crate::exec::ExitCode;
 use crate::slurm::{self, SlurmError};
 
 /// Arguments of `exuvia cancel`.
 #[derive(Debug, Args)]
 pub(super) struct CancelArguments {
-    /// Name or id of a job, or its file; 17_3 is task 3 of array 17
+    /// Name, id or file of a job; 17_3 is task 3 of array 17
     job: String,
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -18,7 +21,7 @@ pub(super) fn cancel(arguments: &CancelArguments) -> ExitCode {
     let target = arguments.job.as_str();
     match active(target) {
         Ok(Some(ids)) if ids.is_empty() => {
-            eprintln!("error: '{target}' is over: there is nothing to cancel");
+            eprintln!("error: '{target}' has already ended");
             ExitCode::Failed
         }
         Ok(Some(ids)) => {
@@ -36,7 +39,7 @@ pub(super) fn cancel(arguments: &CancelArguments) -> ExitCode {
     }
 }
 
-/// The ids of what waits or runs; `None` if nobody knows the job.
+/// The ids of queued and running jobs; `None` if there is no such job.
 fn active(target: &str) -> Result<Option<Vec<String>>, SlurmError> {
     let records = job_selector::records(Some(target))?;
     let states = job_selector::states(Some(target), &records)?;

@@ -1,10 +1,12 @@
+//! `exuvia inspect`.
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::Args;
 
-use super::{Output, fail, print_json};
+use crate::cli::output::{Output, fail, print_json};
 use crate::engine::{self, Inspection};
 use crate::exec::ExitCode;
 use crate::store::{self, Catalog, DatasetInfo, ListedLink, StoreError};
@@ -13,10 +15,11 @@ use crate::text;
 /// Arguments of `exuvia inspect`.
 #[derive(Debug, Args)]
 pub(super) struct InspectArguments {
-    /// A kernel module, or an HDF5 file
+    /// Kernel module or HDF5 file
     file: PathBuf,
-    /// One dataset of the HDF5 file [default: all]
+    /// Dataset of the HDF5 file [default: all datasets]
     dataset: Option<String>,
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -50,7 +53,7 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
     }
 }
 
-/// Only the first bytes are read, and of a regular file alone.
+/// Reads only the first bytes, and only those of a regular file.
 fn is_module(file: &Path) -> bool {
     let mut start = [0; 4];
     std::fs::metadata(file).is_ok_and(|metadata| metadata.is_file())
@@ -58,29 +61,29 @@ fn is_module(file: &Path) -> bool {
         && start == *b"\0asm"
 }
 
-/// What is in an HDF5 file.
+/// The contents of an HDF5 file.
 #[derive(Default)]
-struct Contents {
+struct FileContents {
     datasets: Vec<DatasetInfo>,
     links: Vec<ListedLink>,
-    /// Paths of what cannot be read.
+    /// Paths of objects that cannot be read.
     damaged: Vec<String>,
 }
 
-fn contents(file: &Path, dataset: Option<&str>) -> Result<Contents, StoreError> {
+fn contents(file: &Path, dataset: Option<&str>) -> Result<FileContents, StoreError> {
     let mut catalog = Catalog::default();
     if let Some(dataset) = dataset {
-        return Ok(Contents { datasets: vec![catalog.describe(file, dataset)?], ..Contents::default() });
+        return Ok(FileContents { datasets: vec![catalog.describe(file, dataset)?], ..FileContents::default() });
     }
     let listing = store::list(file)?;
-    let mut found = Contents { links: listing.links, damaged: listing.damaged, ..Contents::default() };
+    let mut found = FileContents { links: listing.links, damaged: listing.damaged, ..FileContents::default() };
     for path in &found.damaged {
         eprintln!("error: {}", text::line(&format!("'{path}' in {} is damaged", file.display())));
     }
     for name in listing.datasets {
         match catalog.describe(file, &name) {
             Ok(info) => found.datasets.push(info),
-            // A file may hold what no kernel can take beside what one can.
+            // A file may hold datasets of unsupported types beside supported ones.
             Err(error) if error.is_of_one_dataset() => eprintln!("note: {}", text::line(&error.to_string())),
             Err(error) => {
                 eprintln!("error: {}", text::line(&format!("{:#}", anyhow::Error::from(error))));
@@ -122,7 +125,7 @@ fn print_dataset(info: &DatasetInfo) {
     );
 }
 
-/// Where the elements come from, if not from there.
+/// The files that hold the elements of a virtual dataset.
 fn sources(info: &DatasetInfo) -> String {
     const SHOWN: usize = 4;
     let others: Vec<String> = info
@@ -134,14 +137,14 @@ fn sources(info: &DatasetInfo) -> String {
         .collect();
     match others.len() {
         0 => String::new(),
-        count if count > SHOWN => format!(", from {} and {} more places", others[..SHOWN].join(", "), count - SHOWN),
+        count if count > SHOWN => format!(", from {} and {} more", others[..SHOWN].join(", "), count - SHOWN),
         _ => format!(", from {}", others.join(", ")),
     }
 }
 
 fn print_link(file: &Path, link: &ListedLink) {
     let elsewhere = link.file.as_ref().map_or(String::new(), |file| format!("{file}:"));
-    let dangling = if link.leads == Some(false) { ", where nothing is" } else { "" };
+    let dangling = if link.leads == Some(false) { " (dangling)" } else { "" };
     let shown = format!("{}:{} -> {elsewhere}{}{dangling}", file.display(), link.path, link.target);
     println!("{}", text::line(&shown));
 }

@@ -1,4 +1,4 @@
-//! `exuvia kernel build`: from source to a kernel module, with the flags that let both tiers do their best.
+//! `exuvia kernel build`: compiles source to a kernel module, with flags for fast code on both tiers.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,43 +7,43 @@ use std::process::Command;
 use crate::engine::{EngineError, Kernel, mark_first_page};
 use crate::store::real_path;
 
-/// The kernel interface's header; sources include it as `exuvia.h` wherever they lie.
+/// The header of the kernel interface, which sources in any folder include as `exuvia.h`.
 const HEADER: &str = include_str!("../../examples/kernels/exuvia.h");
 
 /// Why a kernel cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    #[error("no kernel can be built from {}: known are .c, .cc, .cpp, .rs and .wat", source_file.display())]
+    #[error("cannot build a kernel from {}: expected .c, .cc, .cpp, .rs or .wat", source_file.display())]
     UnknownKind { source_file: PathBuf },
     #[error("cannot read {}", source_file.display())]
     Read { source_file: PathBuf, source: std::io::Error },
-    #[error("no {what} was found; install {packages}, or name one with {variable}")]
-    NoCompiler { what: &'static str, packages: &'static str, variable: &'static str },
+    #[error("cannot find {compiler}; install {packages}, or set {variable} to its path")]
+    NoCompiler { compiler: &'static str, packages: &'static str, variable: &'static str },
     #[error("{compiler} failed on {} (its messages are above)", source_file.display())]
     Compiler { compiler: String, source_file: PathBuf },
-    #[error("cannot start {compiler}; name another with {variable}")]
+    #[error("cannot start {compiler}; set {variable} to another compiler")]
     Start { compiler: String, variable: &'static str, source: std::io::Error },
     #[error("{}: {message}", source_file.display())]
     Text { source_file: PathBuf, message: String },
-    #[error("what {} was built into cannot run", source_file.display())]
+    #[error("the module built from {} cannot run", source_file.display())]
     Invalid { source_file: PathBuf, source: Box<EngineError> },
     #[error("cannot write {}", out.display())]
     Write { out: PathBuf, source: std::io::Error },
 }
 
-/// Builds `source` into the module `out`; `extra` goes to the compiler.
+/// Compiles `source` to the module `out`; `extra` are additional arguments of the compiler.
 pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildError> {
     std::fs::metadata(source).map_err(|e| BuildError::Read { source_file: source.to_owned(), source: e })?;
     let write = |e| BuildError::Write { out: out.to_owned(), source: e };
-    // A link stays and leads to the module.
+    // A link is kept, and its target replaced.
     let target = real_path(out).map_err(write)?;
     if std::fs::metadata(&target).is_ok_and(|there| !there.is_file()) {
-        return Err(write(std::io::Error::other("it is there, and is no file")));
+        return Err(write(std::io::Error::other("it exists and is not a regular file")));
     }
     let folder = target.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder).map_err(write)?;
-    // A failed build leaves an earlier module as it was.
+    // A failed build keeps an earlier module.
     let work = tempfile::Builder::new().prefix(".kernel-").tempdir_in(folder).map_err(write)?;
     let built = work.path().join("kernel.wasm");
     let kind = source.extension().and_then(|e| e.to_str());
@@ -69,7 +69,7 @@ pub fn build(source: &Path, out: &Path, extra: &[String]) -> Result<(), BuildErr
     let name = source.file_name().unwrap_or_default().to_string_lossy();
     Kernel::check_module(&name, &module)
         .map_err(|error| BuildError::Invalid { source_file: source.to_owned(), source: Box::new(error) })?;
-    // Who writes WAT has a layout of their own, and who gives the linker one as well.
+    // WAT sources, and options that set the layout, place data themselves.
     let is_own = ["stack-first", "global-base"].iter().any(|word| extra.iter().any(|arg| arg.contains(word)));
     if kind != Some("wat") && !is_own && mark_first_page(&mut module) {
         std::fs::write(&built, module).map_err(write)?;
@@ -86,7 +86,7 @@ fn run(mut command: Command, variable: &'static str, source: &Path) -> Result<()
     }
 }
 
-/// The newest clang at hand and its version.
+/// Returns the newest clang and its version.
 pub fn find_clang() -> Result<(String, u32), BuildError> {
     let version = |program: &str| -> Option<u32> {
         let output = Command::new(program).arg("--version").output().ok()?;
@@ -100,15 +100,14 @@ pub fn find_clang() -> Result<(String, u32), BuildError> {
     let numbered = (16..=30).rev().map(|number| format!("clang-{number}"));
     let found = numbered.chain(["clang".to_owned()]).find_map(|name| version(&name).map(|v| (name, v)));
     found.filter(|(_, version)| *version >= 16).ok_or(BuildError::NoCompiler {
-        what: "clang 16 or later",
+        compiler: "clang 16 or later",
         packages: "clang and lld",
         variable: "EXUVIA_CLANG",
     })
 }
 
-/// Compiling and linking apart: when one call does both, clang hands the module to a `wasm-opt` that it finds on the
-/// PATH, and an old one breaks modules. (`--no-wasm-opt` is no way out: clang 16 does not know it, and clang 19 then
-/// skips the linker and reports success.)
+/// The commands that compile and link. When one call does both, clang runs the `wasm-opt` in PATH, and an old one breaks
+/// modules. (`--no-wasm-opt` does not help: clang 16 does not know it, and clang 19 then skips the linker and reports success.)
 fn clang(
     source: &Path,
     object: &Path,
@@ -119,36 +118,36 @@ fn clang(
     let (program, _) = find_clang()?;
     let base = || {
         let mut command = Command::new(&program);
-        // No libc: a kernel imports nothing. `extra` goes to both calls, and each may have no use for some of it.
+        // A kernel imports nothing: there is no libc. `extra` goes to both calls, and each ignores a part of it.
         command.args(["--target=wasm32-unknown-unknown", "-nostdlib", "-Wno-unused-command-line-argument"]);
         command
     };
     let mut compile = base();
     compile.arg("-ffreestanding");
-    // The host vectorizes, to its own width; code already vectorized or unrolled for 128 bits would be in the way.
+    // The host vectorizes to its own width, and code that is already vectorized or unrolled for 128 bits prevents that.
     compile.args(["-O2", "-fno-vectorize", "-fno-slp-vectorize", "-fno-unroll-loops"]);
-    // Loop strength reduction makes address arithmetic that wraps, and then the host cannot prove loops safe to
-    // vectorize: up to four times slower.
+    // Loop strength reduction creates address arithmetic that wraps. The host then cannot prove that loops are safe to
+    // vectorize, and the code is up to four times slower.
     compile.args(["-mllvm", "-disable-lsr"]);
-    // A conversion of a float to an integer that may trap keeps its loop from being vectorized; and copies and fills of
-    // structures become instructions, where clang before 20 would call a memcpy that nobody has.
+    // A conversion from float to integer that may trap prevents vectorization. Bulk memory turns copies and fills of structures
+    // into instructions, where clang before 20 would call a memcpy that does not exist.
     compile.args(["-mnontrapping-fptoint", "-mbulk-memory"]);
     compile.arg("-I").arg(include).args(extra).arg("-c").arg(source).arg("-o").arg(object);
     let mut link = base();
-    // The stack lies below all data, so that an overflow traps and overwrites nothing; new linkers do so unasked. To the
-    // usual 64 KiB comes the first page, which is closed, so that null pointers trap too.
+    // The stack lies below all data, so that an overflow traps and overwrites nothing (the default of new linkers). Its size is
+    // the usual 64 KiB plus the first page, which is inaccessible, so that null pointers trap too.
     link.args(["-Wl,--no-entry", "-Wl,--strip-all", "-Wl,--stack-first", "-Wl,-z,stack-size=69632"]);
-    // -O0 after `extra`: without optimizing there is no `wasm-opt`.
+    // -O0 comes after `extra`: without optimization, clang does not run `wasm-opt`.
     link.args(extra).arg("-O0").arg(object).arg("-o").arg(out);
     Ok((compile, link))
 }
 
-/// The first rustc that can compile for wasm32.
+/// Returns the first rustc that can compile for wasm32.
 fn find_rustc() -> Result<String, BuildError> {
     let named = std::env::var("EXUVIA_RUSTC").ok().filter(|name| !name.is_empty());
     let candidates = match named {
         Some(name) => vec![name],
-        // Debian's compiler has the target as a package, rustup's as a command; either may come first on the PATH.
+        // Both Debian's compiler and that of rustup may have the target, and either may come first in PATH.
         None => ["rustc", "/usr/bin/rustc"].map(str::to_owned).to_vec(),
     };
     let has_target = |program: &String| {
@@ -156,7 +155,7 @@ fn find_rustc() -> Result<String, BuildError> {
         output.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir())
     };
     candidates.into_iter().find(has_target).ok_or(BuildError::NoCompiler {
-        what: "rustc for wasm32-unknown-unknown",
+        compiler: "rustc for wasm32-unknown-unknown",
         packages: "rustc, lld-14 and libstd-rust-dev-wasm32 (or run `rustup target add wasm32-unknown-unknown`)",
         variable: "EXUVIA_RUSTC",
     })
@@ -168,7 +167,7 @@ fn rustc(source: &Path, out: &Path, extra: &[String]) -> Result<Command, BuildEr
     let mut command = Command::new(find_rustc()?);
     command.args([RUST_TARGET, "--crate-type=cdylib", "--edition=2021"]);
     command.args(["-C", "opt-level=2", "-C", "panic=abort", "-C", "strip=symbols"]);
-    // As for clang.
+    // The same flags as for clang.
     command.args(["-C", "no-vectorize-loops", "-C", "no-vectorize-slp", "-C", "llvm-args=-disable-lsr"]);
     command.args(["-C", "target-feature=+nontrapping-fptoint,+bulk-memory"]);
     command.args(extra).arg(source).arg("-o").arg(out);
@@ -180,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn builds_c_and_wat_and_keeps_the_old_module_when_it_fails() {
+    fn a_failed_build_keeps_the_old_module() {
         let folder = tempfile::tempdir().unwrap();
         let (source, out) = (folder.path().join("k.c"), folder.path().join("sub/k.wasm"));
         let text = "#include \"exuvia.h\"\nEXUVIA_EXPORT(k) int32_t k(const exuvia_view *v, uint32_t n)\n\
@@ -204,12 +203,12 @@ mod tests {
         std::fs::write(&wat, "(module)").unwrap();
         build(&wat, &out, &[]).unwrap();
         let names: Vec<_> = std::fs::read_dir(out.parent().unwrap()).unwrap().collect();
-        assert_eq!(names.len(), 1, "no work files are left");
+        assert_eq!(names.len(), 1, "temporary files are removed");
         assert!(build(Path::new("k.f90"), &out, &[]).is_err());
     }
 
     #[test]
-    fn copies_of_structures_and_options_of_either_step_import_nothing() {
+    fn structure_copies_and_compiler_options_add_no_imports() {
         let folder = tempfile::tempdir().unwrap();
         let (source, out) = (folder.path().join("k.cc"), folder.path().join("k.wasm"));
         let text = "#include \"exuvia.h\"\nstruct Big { exuvia_view views[9]; };\nstatic Big kept;\n\
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compiler_that_is_not_there_is_named() {
+    fn the_error_names_a_missing_compiler() {
         let missing = Command::new("no-such-compiler");
         let error = run(missing, "EXUVIA_RUSTC", Path::new("k.rs")).unwrap_err();
         assert!(error.to_string().contains("no-such-compiler") && error.to_string().contains("EXUVIA_RUSTC"));

@@ -1,4 +1,4 @@
-//! `exuvia kernel call`: one kernel on given data, without a job file: for tests of kernels.
+//! `exuvia kernel call`: calls one kernel on given data, without a job file, to test kernels.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -6,89 +6,91 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{Output, fail, print_json};
 use crate::check::{self, Computed, Options};
+use crate::cli::output::{Output, fail, print_json};
+use crate::cli::run::arguments::compile_limits;
 use crate::engine::Cache;
 use crate::exec::ExitCode;
 use crate::job::{Job, JobError};
 use crate::store::{OutputSpec, Staging, StoreError, Writer};
 use crate::tensor::{Boundary, Dtype, Region};
 
-/// More elements than these are not all printed.
+/// The most elements of an output that are printed.
 const PRINTED: u64 = 1000;
 
 /// Arguments of `exuvia kernel call`.
 #[derive(Debug, Args)]
 pub(super) struct CallArguments {
-    /// The kernel module
+    /// Kernel module
     kernel: PathBuf,
-    /// What it computes, in the notation of job files, such as 'x[n], k[] -> y[n]'
+    /// Computation in the notation of job files, such as 'x[n], k[] -> y[n]'
     compute: String,
-    /// Where each tensor is: an input is NAME=FILE:DATASET, NAME=NUMBER:DTYPE or NAME=[NUMBER,...]:DTYPE (a number alone is an
-    /// f64), an output NAME=DTYPE, which is printed, or NAME=FILE:DATASET:DTYPE
+    /// Tensors. Inputs: NAME=FILE:DATASET, NAME=NUMBER:DTYPE or NAME=[NUMBER,...]:DTYPE (default dtype: f64). Outputs: NAME=DTYPE
+    /// to print it, or NAME=FILE:DATASET:DTYPE
     #[arg(value_name = "NAME=PLACE")]
     tensors: Vec<String>,
-    /// The exported function [default: the only kernel of the module]
+    /// Exported function [default: the only kernel of the module]
     #[arg(long)]
     export: Option<String>,
     /// Extent of an index that no input has, such as k=10
     #[arg(long = "size", value_name = "INDEX=EXTENT")]
     sizes: Vec<String>,
-    /// What lies beyond the edge of inputs with a halo
+    /// Boundary condition of inputs with a halo
     #[arg(long, value_enum)]
-    boundary: Option<Beyond>,
-    /// Time that the call may take
+    boundary: Option<BoundaryArgument>,
+    /// Time limit of the call
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     time: Duration,
-    /// On optimized code, in place of baseline code
+    /// Run optimized code instead of baseline code
     #[arg(long)]
     optimized: bool,
-    /// Where optimized code is kept [default: $EXUVIA_CACHE_DIR, or exuvia in the user's cache]
+    /// Cache of optimized code [default: $EXUVIA_CACHE_DIR, or exuvia in the user's cache]
     #[arg(long)]
     cache_dir: Option<PathBuf>,
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Beyond {
+enum BoundaryArgument {
     Clamp,
     Periodic,
     Zero,
     None,
 }
 
-impl Beyond {
+impl BoundaryArgument {
     fn name(self) -> &'static str {
         let boundary = match self {
-            Beyond::Clamp => Boundary::Clamp,
-            Beyond::Periodic => Boundary::Periodic,
-            Beyond::Zero => Boundary::Zero,
-            Beyond::None => Boundary::None,
+            BoundaryArgument::Clamp => Boundary::Clamp,
+            BoundaryArgument::Periodic => Boundary::Periodic,
+            BoundaryArgument::Zero => Boundary::Zero,
+            BoundaryArgument::None => Boundary::None,
         };
         Boundary::NAMES.iter().find(|(_, kind)| *kind == boundary).map_or("none", |(name, _)| name)
     }
 }
 
-/// Where an output goes that is not printed.
+/// The file and dataset of an output that is not printed.
 struct Destination {
     tensor: String,
     file: PathBuf,
     dataset: String,
 }
 
-/// Why the arguments make no job.
+/// An error in the arguments.
 #[derive(Debug, thiserror::Error)]
 enum CallError {
-    #[error("'{0}' says nothing of a tensor; write NAME=PLACE, as in x=in.h5:x, k=5:u32 or y=f64")]
+    #[error("'{0}' does not describe a tensor; write NAME=PLACE, as in x=in.h5:x, k=5:u32 or y=f64")]
     NoPlace(String),
-    #[error("'{tensor}' is an output; write {tensor}=DTYPE to have it printed, or {tensor}=FILE:DATASET:DTYPE")]
+    #[error("'{tensor}' is an output; write {tensor}=DTYPE to print it, or {tensor}=FILE:DATASET:DTYPE")]
     Output { tensor: String },
     #[error(
         "'{tensor}' is an input; write {tensor}=FILE:DATASET, {tensor}=NUMBER:DTYPE or {tensor}=[NUMBER,...]:DTYPE"
     )]
     Input { tensor: String },
-    #[error("'{0}' is no size; write --size INDEX=EXTENT, as in --size k=10")]
+    #[error("'{0}' is not a size; write --size INDEX=EXTENT, as in --size k=10")]
     Size(String),
     #[error(transparent)]
     Job(#[from] JobError),
@@ -99,32 +101,9 @@ pub(super) fn call(arguments: &CallArguments) -> ExitCode {
         Ok(made) => made,
         Err(error) => return fail(&error, ExitCode::Usage, None),
     };
-    let compile_limits = match super::run::compile_limits() {
-        Ok(limits) => limits,
-        Err(message) => {
-            eprintln!("error: {message}");
-            return ExitCode::Usage;
-        }
-    };
-    let options = Options {
-        time: arguments.time,
-        sample_bytes: u64::MAX,
-        memory_bytes: u64::MAX,
-        cache: Cache::open(arguments.cache_dir.as_deref()).ok(),
-        helper: std::env::current_exe().ok(),
-        compile_limits,
-        optimizes: arguments.optimized,
-    };
-    let computed = match check::compute(job, options) {
-        Ok(Ok(computed)) => computed,
-        Ok(Err(finding)) => {
-            eprintln!("error: {}: {}", finding.task, finding.message);
-            return ExitCode::Failed;
-        }
-        Err(error) => {
-            let code = if matches!(error, check::CheckError::Plan(_)) { ExitCode::Usage } else { ExitCode::Failed };
-            return fail(&error, code, Some("`exuvia check` says more of a kernel in a job"));
-        }
+    let computed = match compute(job, arguments) {
+        Ok(computed) => computed,
+        Err(code) => return code,
     };
     let mut printed = Vec::new();
     for output in &computed {
@@ -138,7 +117,7 @@ pub(super) fn call(arguments: &CallArguments) -> ExitCode {
         }
     }
     match arguments.output {
-        Output::Human => printed.iter().for_each(|output| print!("{}", shown(output))),
+        Output::Human => printed.iter().for_each(|output| print!("{}", format_tensor(output))),
         Output::Json => {
             let value = |output: &&Computed| {
                 let values: Vec<String> = elements(output).collect();
@@ -153,10 +132,37 @@ pub(super) fn call(arguments: &CallArguments) -> ExitCode {
     ExitCode::Done
 }
 
-/// The arguments as a job of one stage, and where its outputs go.
+fn compute(job: Job, arguments: &CallArguments) -> Result<Vec<Computed>, ExitCode> {
+    let compile_limits = compile_limits().map_err(|message| {
+        eprintln!("error: {message}");
+        ExitCode::Usage
+    })?;
+    let options = Options {
+        time: arguments.time,
+        sample_bytes: u64::MAX,
+        memory_bytes: u64::MAX,
+        cache: Cache::open(arguments.cache_dir.as_deref()).ok(),
+        helper: std::env::current_exe().ok(),
+        compile_limits,
+        optimizes: arguments.optimized,
+    };
+    match check::compute(job, options) {
+        Ok(Ok(computed)) => Ok(computed),
+        Ok(Err(finding)) => {
+            eprintln!("error: {}: {}", finding.task, finding.message);
+            Err(ExitCode::Failed)
+        }
+        Err(error) => {
+            let code = if matches!(error, check::CheckError::Plan(_)) { ExitCode::Usage } else { ExitCode::Failed };
+            Err(fail(&error, code, Some("run `exuvia check` on a job for more details")))
+        }
+    }
+}
+
+/// Makes a job of one stage from the arguments; also returns the destinations of its outputs.
 fn job(arguments: &CallArguments) -> Result<(Job, Vec<Destination>), CallError> {
     let outputs = arguments.compute.split_once("->").map_or("", |(_, outputs)| outputs);
-    // A tensor is a word before a bracket.
+    // The name of a tensor precedes a bracket.
     let is_output = |name: &str| outputs.split('[').any(|part| part.rsplit([',', ' ', ']']).next() == Some(name));
     let (mut text, mut destinations) = ("name = \"call\"\n".to_owned(), Vec::new());
     for argument in &arguments.tensors {
@@ -190,7 +196,7 @@ fn job(arguments: &CallArguments) -> Result<(Job, Vec<Destination>), CallError> 
     Ok((Job::parse(&text, Path::new("the command line"))?, destinations))
 }
 
-/// The keys of an input.
+/// The TOML keys of an input.
 fn input(tensor: &str, place: &str) -> Result<String, CallError> {
     let is_number = |text: &str| text.starts_with('[') || text.parse::<f64>().is_ok();
     let wrong = || CallError::Input { tensor: tensor.to_owned() };
@@ -210,7 +216,7 @@ fn input(tensor: &str, place: &str) -> Result<String, CallError> {
     Ok(format!("file = {}\ndataset = {}\n", quoted(before), quoted(behind)))
 }
 
-/// The keys of an output, which is scratch to the job.
+/// The TOML keys of an output, which is a scratch tensor of the job.
 fn output(tensor: &str, place: &str, destinations: &mut Vec<Destination>) -> Result<String, CallError> {
     let wrong = || CallError::Output { tensor: tensor.to_owned() };
     let dtype = match place.rsplit_once(':') {
@@ -252,7 +258,7 @@ fn elements(output: &Computed) -> impl Iterator<Item = String> {
 }
 
 /// A tensor as text: its name, then a line for each row of its last dimension.
-fn shown(output: &Computed) -> String {
+fn format_tensor(output: &Computed) -> String {
     let mut text = format!("{} {} {}\n", output.tensor, output.dtype, output.shape);
     let row = output.shape.last().copied().unwrap_or(1).max(1);
     let mut line = Vec::new();
@@ -278,35 +284,35 @@ mod tests {
     use clap::Parser;
 
     #[derive(Parser)]
-    struct Call {
+    struct CallCommand {
         #[command(flatten)]
         arguments: CallArguments,
     }
 
-    fn made(words: &[&str]) -> Result<(Job, Vec<Destination>), CallError> {
+    fn parse_call(words: &[&str]) -> Result<(Job, Vec<Destination>), CallError> {
         let words = ["call", "k.wasm"].into_iter().chain(words.iter().copied());
-        job(&Call::try_parse_from(words).unwrap().arguments)
+        job(&CallCommand::try_parse_from(words).unwrap().arguments)
     }
 
     #[test]
-    fn arguments_are_a_job_of_one_stage() {
+    fn arguments_make_a_job_of_one_stage() {
         let words =
             ["x[n~1], k[], w[m]->y[n],z[n,c]", "x=a b.h5:g/x", "k=-5:i32", "w=[1,2]:u8", "y=f32", "z=o.h5:z:f64"];
         let options = ["--size", "c=3", "--boundary", "clamp", "--export", "f"];
-        let (job, destinations) = made(&[&words[..], &options[..]].concat()).unwrap();
+        let (job, destinations) = parse_call(&[&words[..], &options[..]].concat()).unwrap();
         assert_eq!(job.tensors.len(), 5);
         assert_eq!((job.stages[0].sizes["c"], job.stages[0].export.as_deref()), (3, Some("f")));
-        let [z] = &destinations[..] else { panic!("one goes to a file") };
+        let [z] = &destinations[..] else { panic!("one output goes to a file") };
         assert_eq!((z.tensor.as_str(), z.file.as_path(), z.dataset.as_str()), ("z", Path::new("o.h5"), "z"));
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_the_right_way() {
-        let error = |words: &[&str]| made(words).err().unwrap().to_string();
+    fn errors_show_the_right_notation() {
+        let error = |words: &[&str]| parse_call(words).err().unwrap().to_string();
         assert!(error(&["x[n] -> y[n]", "x=in.h5", "y=f64"]).contains("x=FILE:DATASET"));
         assert!(error(&["x[n] -> y[n]", "x=in.h5:x", "y=o.h5:y"]).contains("y=FILE:DATASET:DTYPE"));
         assert!(error(&["x[n] -> y[n]", "x"]).contains("NAME=PLACE"));
         assert!(error(&["x[n] -> y[n]", "x=1:f64", "y=f64", "--size", "n"]).contains("INDEX=EXTENT"));
-        assert!(error(&["x[n] -> y[n]", "x=in.h5:x"]).contains("'y'"), "it is declared nowhere");
+        assert!(error(&["x[n] -> y[n]", "x=in.h5:x"]).contains("'y'"), "it is not declared");
     }
 }

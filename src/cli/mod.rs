@@ -1,4 +1,4 @@
-//! The command line: one file per verb. Standard output is the result, standard error everything else.
+//! The command line: one module per command. Results go to standard output, everything else to standard error.
 //!
 //! Refuses to do: anything but parsing, printing and exit statuses. The only user of clap.
 
@@ -11,9 +11,11 @@ mod job_selector;
 pub mod kernel_build;
 mod kernel_call;
 mod logs;
+mod open_job;
+mod output;
 mod plan;
 mod report;
-pub(crate) mod run;
+mod run;
 mod simulate;
 mod status;
 mod submit;
@@ -23,67 +25,68 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use signal_hook::consts::SIGXFSZ;
 
-use crate::exec::{ExitCode, render};
+use crate::cli::output::fail;
+use crate::exec::ExitCode;
 use crate::text;
 
-/// Tensor jobs on MPI ranks, computed by portable WebAssembly kernels.
+/// Runs tensor jobs on MPI ranks with portable WebAssembly kernels
 #[derive(Debug, Parser)]
 #[command(name = "exuvia", version, about, max_term_width = 100)]
-struct Arguments {
+struct CommandLine {
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Run a job: alone on one rank, on as many as --ranks says, or on every rank that mpirun or srun starts
-    Run(run::RunArguments),
-    /// Show what a run would do, without running
+    /// Run a job: on one rank, on --ranks ranks, or on all ranks that mpirun or srun starts
+    Run(run::arguments::RunArguments),
+    /// Show how a job would be divided among ranks, without running it
     Plan(plan::PlanArguments),
-    /// Try a job's kernels on samples of its data, cut in odd ways, and show what they do wrong
+    /// Test a job's kernels on samples of its data and report errors
     Check(check::CheckArguments),
-    /// Show what a run would take on a machine that is not at hand
+    /// Predict run time on another machine
     Simulate(simulate::SimulateArguments),
-    /// Run a job again and again on more ranks, more data or shorter tasks, and show how it scales
+    /// Measure how a job scales with ranks, data and task length
     #[command(subcommand)]
     Bench(bench::BenchVerb),
-    /// Check a job and hand it to Slurm
-    Submit(submit::SubmitArguments),
-    /// Say how submitted jobs are getting on
+    /// Check a job and submit it to Slurm
+    Submit(submit::arguments::SubmitArguments),
+    /// List submitted jobs and their states
     Status(status::StatusArguments),
-    /// Take submitted jobs back, or end them
+    /// Cancel queued or running jobs
     Cancel(cancel::CancelArguments),
     /// Print the log of a submitted job
     Logs(logs::LogsArguments),
-    /// Watch running jobs: ranks, tiers, queues, throughput, bytes, memory
+    /// Monitor running jobs: ranks, tiers, queues, throughput, transfers, memory
     Top(top::TopArguments),
-    /// Make one page with charts of the record of a run
+    /// Create an HTML page with charts from the report of a run
     Report(report::ReportArguments),
-    /// Describe a kernel module, or an HDF5 file or dataset
+    /// Describe a kernel module, an HDF5 file or a dataset
     Inspect(inspect::InspectArguments),
-    /// Build kernels, and call them
+    /// Build a kernel, or call one
     #[command(subcommand)]
     Kernel(KernelVerb),
-    /// Check that this machine has what runs need
+    /// Check the installation and the limits of this machine
     Doctor(doctor::DoctorArguments),
-    /// The optimizing compiler's process, started by `run`
+    /// Run the optimizing compiler (started by `run`)
     #[command(name = crate::engine::HELPER_VERB, hide = true)]
     CompileKernel,
 }
 
 #[derive(Debug, Subcommand)]
 enum KernelVerb {
-    /// Compile C, C++, Rust or WAT to a kernel module, with the flags that make it fast
+    /// Compile C, C++, Rust or WAT to a kernel module, with flags for fast code
     Build {
         /// Source file (.c, .cc, .cpp, .rs or .wat)
         source: PathBuf,
-        /// Module to write
+        /// Kernel module to write
         #[arg(short, long)]
         out: PathBuf,
-        /// More arguments for the compiler
+        /// Additional arguments for the compiler
         #[arg(last = true)]
         extra: Vec<String>,
     },
@@ -91,29 +94,19 @@ enum KernelVerb {
     Call(kernel_call::CallArguments),
 }
 
-/// How results are printed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
-enum Output {
-    /// For people
-    #[default]
-    Human,
-    /// One JSON value on standard output
-    Json,
-}
-
 /// Runs the program; returns its exit status.
 pub fn main() -> i32 {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match CommandLine::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version are no errors; clap knows where each goes.
+            // Help and version are not errors; clap prints each to the right stream.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::Usage as i32 } else { ExitCode::Done as i32 };
         }
     };
     log_to_stderr();
-    crate::store::contain_crashes(crate::launch::status_files::ending(), crate::store::CALL_LIMIT);
-    survive_full_files();
+    crate::store::contain_crashes(crate::launch::status_files::exit_file(), crate::store::CALL_LIMIT);
+    catch_file_size_signal();
     let code = match arguments.verb {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Plan(arguments) => plan::plan(&arguments),
@@ -141,7 +134,7 @@ fn build(source: &std::path::Path, out: &std::path::Path, extra: &[String]) -> E
     match kernel_build::build(source, out, extra) {
         Ok(()) => ExitCode::Done,
         Err(kernel_build::BuildError::Text { source_file, message }) => {
-            // It shows the place, on several lines.
+            // The message shows the place in the source, on several lines.
             eprintln!("error: {}: {}", text::line(&source_file.display().to_string()), text::lines(&message));
             ExitCode::Failed
         }
@@ -149,10 +142,10 @@ fn build(source: &std::path::Path, out: &std::path::Path, extra: &[String]) -> E
     }
 }
 
-/// Standard error for log lines: each write is one, and harmless, whatever names it has.
-struct Log;
+/// Standard error for log messages: each write is one harmless line.
+struct LogWriter;
 
-impl Write for Log {
+impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
         let mut line = text::line(text.trim_end_matches('\n'));
@@ -166,37 +159,17 @@ impl Write for Log {
     }
 }
 
-/// A write beyond the limit of a file's size then fails, and is told, where it would end the process without a word.
-fn survive_full_files() {
-    // A handler, since what is ignored would be ignored by the programs started from here too.
+/// Makes a write beyond the limit of a file's size fail with an error: by default, the signal ends the process silently.
+fn catch_file_size_signal() {
+    // A handler, since child processes inherit an ignored signal.
     if let Err(error) = signal_hook::flag::register(SIGXFSZ, Arc::default()) {
-        tracing::warn!("SIGXFSZ cannot be caught: {error}");
+        tracing::warn!("cannot catch SIGXFSZ: {error}");
     }
 }
 
 fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("EXUVIA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log).with_ansi(false);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogWriter).with_ansi(false);
     let _ = subscriber.without_time().with_target(false).try_init();
-}
-
-/// Prints an error with its causes and a way out, once.
-pub(crate) fn fail(error: &(dyn std::error::Error + 'static), code: ExitCode, help: Option<&str>) -> ExitCode {
-    eprintln!("{}", render(error, help));
-    code
-}
-
-/// Prints why Slurm did not do what it was asked to do.
-fn slurm_failed(error: crate::slurm::SlurmError) -> ExitCode {
-    let code = if error.is_environment() { ExitCode::Environment } else { ExitCode::Failed };
-    fail(&error, code, error.help())
-}
-
-/// Prints a JSON value as the command's one result.
-fn print_json(value: &impl serde::Serialize) {
-    match serde_json::to_string_pretty(value) {
-        Ok(text) => println!("{text}"),
-        Err(error) => eprintln!("error: the result cannot be written as JSON: {error}"),
-    }
 }

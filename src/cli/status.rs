@@ -1,9 +1,11 @@
+//! `exuvia status`.
+
 use clap::Args;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::{Output, print_json, slurm_failed};
 use crate::cli::job_selector;
+use crate::cli::output::{Output, print_json, slurm_failed};
 use crate::exec::ExitCode;
 use crate::slurm::{Record, State};
 use crate::text;
@@ -11,19 +13,20 @@ use crate::text;
 /// Arguments of `exuvia status`.
 #[derive(Debug, Args)]
 pub(super) struct StatusArguments {
-    /// Name or id of a job, or its file [default: all that were submitted in this folder]
+    /// Name, id or file of a job [default: all jobs submitted from this folder]
     job: Option<String>,
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// What `--output json` prints.
+/// The value that `--output json` prints.
 #[derive(Debug, Serialize)]
 struct Status<'a> {
     schema: u32,
-    /// In the order of ids; tasks of an array each for itself.
+    /// Sorted by id; one entry for each task of an array.
     jobs: &'a [State],
-    /// What was submitted here.
+    /// The submissions from this folder.
     records: &'a [Record],
 }
 
@@ -49,16 +52,16 @@ fn print_states(states: &[State], records: &[Record]) {
     let forgotten = records.iter().filter(|record| !states.iter().any(|state| record.is(&state.id)));
     let mut rows: Vec<[String; 5]> = forgotten
         .map(|record| {
-            let what = format!("forgotten by Slurm, submitted {}", record.submitted);
-            [record.id.clone(), record.name.clone(), "-".to_owned(), "-".to_owned(), what]
+            let note = format!("no longer known to Slurm, submitted {}", record.submitted);
+            [record.id.clone(), record.name.clone(), "-".to_owned(), "-".to_owned(), note]
         })
         .collect();
     rows.extend(states.iter().map(|state| {
         let time = format!("{} of {}", state.time_used, state.time_limit);
-        [state.id.clone(), state.name.clone(), in_words(state), time, state.place.clone()]
+        [state.id.clone(), state.name.clone(), describe(state), time, state.place.clone()]
     }));
     if rows.is_empty() {
-        println!("nothing was submitted in this folder");
+        println!("no jobs were submitted from this folder");
         return;
     }
     let mut table = Table::new();
@@ -67,8 +70,8 @@ fn print_states(states: &[State], records: &[Record]) {
     println!("{}", text::lines(&table.trim_fmt()));
 }
 
-/// The state, and what it ended with, if that says more.
-fn in_words(state: &State) -> String {
+/// The state, with the exit code or signal of a failed job.
+fn describe(state: &State) -> String {
     match (state.exit_code, state.signal) {
         (_, Some(signal)) => format!("{} (signal {signal})", state.state),
         (Some(code), None) if code > 0 => format!("{} (exit {code})", state.state),

@@ -1,4 +1,4 @@
-//! The hosts that ranks are started on, as the MPI library's own host file names them, and which of them are lost.
+//! The hosts that ranks are started on: the MPI library's own hostfile, without the hosts that no longer respond.
 
 use std::io::Write;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::fabric;
 
-/// The lines of a host file, without comments.
+/// The lines of a hostfile, without comments.
 #[derive(Clone, Debug)]
 pub(crate) struct Hosts {
     lines: Vec<Line>,
@@ -22,11 +22,11 @@ struct Line {
 impl Hosts {
     pub fn read(file: &Path) -> std::io::Result<Hosts> {
         let hosts = Hosts::parse(&std::fs::read_to_string(file)?, fabric::is_open_mpi());
-        let nothing = || std::io::Error::other("it names no host");
-        (!hosts.lines.is_empty()).then_some(hosts).ok_or_else(nothing)
+        let empty = || std::io::Error::other("the file contains no host");
+        (!hosts.lines.is_empty()).then_some(hosts).ok_or_else(empty)
     }
 
-    /// Open MPI writes `HOST slots=2`, MPICH `HOST:2`; without a number one counts as much as another.
+    /// Open MPI's format is `HOST slots=2`, that of MPICH `HOST:2`; without a number, a host has one slot.
     fn parse(text: &str, open_mpi: bool) -> Hosts {
         let line = |text: &str| {
             let text = text.split('#').next().unwrap_or_default().trim();
@@ -42,7 +42,7 @@ impl Hosts {
         Hosts { lines: text.lines().filter_map(line).collect() }
     }
 
-    /// Each once.
+    /// The distinct hosts.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = Vec::new();
         for line in &self.lines {
@@ -58,26 +58,25 @@ impl Hosts {
         self.lines.iter().try_for_each(|line| writeln!(out, "{}", line.text))
     }
 
-    /// Leaves out hosts that do not answer, asked all at once; returns their names.
-    pub fn drop_lost(&mut self, answers: impl Fn(&Hosts) -> bool + Sync) -> Vec<String> {
+    /// Probes all hosts at the same time, removes those that do not respond, and returns their names.
+    pub fn remove_unresponsive(&mut self, responds: impl Fn(&Hosts) -> bool + Sync) -> Vec<String> {
         let names: Vec<String> = self.names().into_iter().map(str::to_owned).collect();
         let alone = |name: &String| Hosts { lines: self.lines.iter().filter(|l| l.host == *name).cloned().collect() };
         let lost: Vec<String> = thread::scope(|scope| {
-            let answers = &answers;
-            let asked: Vec<_> = names.iter().map(|name| (alone(name), name)).collect();
-            let asked: Vec<_> =
-                asked.into_iter().map(|(host, name)| (scope.spawn(move || answers(&host)), name)).collect();
-            asked
-                .into_iter()
-                .filter_map(|(thread, name)| (!thread.join().unwrap_or(false)).then(|| name.clone()))
-                .collect()
+            let responds = &responds;
+            let probe = |name: &String| {
+                let host = alone(name);
+                scope.spawn(move || responds(&host))
+            };
+            let probes: Vec<_> = names.iter().map(|name| (name.clone(), probe(name))).collect();
+            probes.into_iter().filter_map(|(name, probe)| (!probe.join().unwrap_or(false)).then_some(name)).collect()
         });
         self.lines.retain(|line| !lost.contains(&line.host));
         lost
     }
 
-    /// Of so many ranks on `all` hosts, those for the ones that are left: each has as many as before.
-    pub fn share_of(&self, ranks: u32, all: &Hosts) -> u32 {
+    /// The number of ranks for these hosts, if `ranks` was the number for `all` hosts: each host keeps its number.
+    pub fn scale_ranks(&self, ranks: u32, all: &Hosts) -> u32 {
         let slots = |hosts: &Hosts| hosts.lines.iter().map(|line| line.slots).sum::<u64>().max(1);
         (u64::from(ranks) * slots(self)).div_ceil(slots(all)).max(1) as u32
     }
@@ -88,21 +87,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_does_not_answer_is_left_out_with_its_share_of_the_ranks() {
+    fn unresponsive_hosts_are_removed_with_their_ranks() {
         let text = "# my nodes\nn1 slots=4\n\nn2 slots=2 max_slots=2 # old\nn3\nn1 slots=1\n";
         let all = Hosts::parse(text, true);
         assert_eq!(all.names(), ["n1", "n2", "n3"]);
         let mut left = all.clone();
-        let answers = |host: &Hosts| !["n1"].contains(&host.names()[0]);
-        assert_eq!(left.drop_lost(answers), ["n1"]);
+        let responds = |host: &Hosts| !["n1"].contains(&host.names()[0]);
+        assert_eq!(left.remove_unresponsive(responds), ["n1"]);
         assert_eq!(left.names(), ["n2", "n3"]);
-        assert_eq!((left.share_of(8, &all), left.share_of(7, &all), left.share_of(1, &all)), (3, 3, 1));
-        assert_eq!(left.drop_lost(|_| false), ["n2", "n3"]);
-        assert_eq!(left.share_of(8, &all), 1);
+        assert_eq!((left.scale_ranks(8, &all), left.scale_ranks(7, &all), left.scale_ranks(1, &all)), (3, 3, 1));
+        assert_eq!(left.remove_unresponsive(|_| false), ["n2", "n3"]);
+        assert_eq!(left.scale_ranks(8, &all), 1);
     }
 
     #[test]
-    fn mpich_has_a_host_file_of_its_own() {
+    fn mpich_has_its_own_hostfile_format() {
         let all = Hosts::parse("n1:4\nn2:2 binding=user:1\nn3\n", false);
         assert_eq!(all.names(), ["n1", "n2", "n3"]);
         let slots: Vec<u64> = all.lines.iter().map(|line| line.slots).collect();

@@ -1,22 +1,22 @@
-//! What Open MPI's launcher and ranks say that means nothing here.
+//! A filter for messages of Open MPI's launcher and ranks that carry no information in a run that survives failures.
 
-/// When a rank has died, and when the launcher does what it was asked to do.
+/// Lines printed when a rank has failed, and when the launcher does what it was asked to do.
 const LINES: [&str; 4] = ["PMIX ERROR: ", "Forwarding signal ", "help-mpi-btl-tcp.txt", "orte_base_help_aggregate"];
-/// Between two dashed lines, when a rank talks to one that is gone, which may have left because it was done.
+/// Messages between two dashed lines, printed when a rank communicates with one that is gone, perhaps because it was finished.
 const BOXES: [&str; 2] =
     ["Open MPI failed to TCP connect to a peer", "An MPI communication peer process has unexpectedly"];
 
-/// Lets pass what means something, line by line.
+/// Passes on the output line by line, without noise.
 #[derive(Debug, Default)]
 pub(crate) struct OutputFilter {
-    /// A dashed line: what follows says whether it passes.
+    /// A dashed line that is held back until the next line shows whether it starts a noisy box.
     dashes: Vec<u8>,
     in_box: bool,
 }
 
 impl OutputFilter {
-    /// What to print after this line, which has no end.
-    pub fn pass(&mut self, mut line: Vec<u8>) -> Vec<u8> {
+    /// Takes a line without its end; returns the text to print.
+    pub fn push(&mut self, mut line: Vec<u8>) -> Vec<u8> {
         let is_dashed = line.len() > 40 && line.iter().all(|byte| *byte == b'-');
         line.push(b'\n');
         if self.in_box {
@@ -40,8 +40,8 @@ impl OutputFilter {
         passed
     }
 
-    /// What to print when nothing follows any more.
-    pub fn rest(self) -> Vec<u8> {
+    /// Returns the text to print at the end of the output.
+    pub fn finish(self) -> Vec<u8> {
         self.dashes
     }
 }
@@ -51,14 +51,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_means_nothing_is_left_out_and_nothing_else() {
+    fn only_noise_is_left_out() {
         let rule = "-".repeat(74);
         let noise = format!("{rule}\nWARNING: {} MPI process.  This\nshould not happen.\n\n{rule}\n", BOXES[0]);
         let other = format!("{rule}\nORTE was unable to start\n{rule}\n");
-        let said = format!("a\n{noise}{noise}{other}{noise}--\nmpirun: Forwarding signal 10 to job\n{other}{other}");
-        let mut quiet = OutputFilter::default();
-        let mut printed: Vec<u8> = said.lines().flat_map(|line| quiet.pass(line.into())).collect();
-        printed.extend(quiet.rest());
+        let output = format!("a\n{noise}{noise}{other}{noise}--\nmpirun: Forwarding signal 10 to job\n{other}{other}");
+        let mut filter = OutputFilter::default();
+        let mut printed: Vec<u8> = output.lines().flat_map(|line| filter.push(line.into())).collect();
+        printed.extend(filter.finish());
         assert_eq!(String::from_utf8(printed).unwrap(), format!("a\n{other}--\n{other}{other}"));
     }
 }

@@ -1,9 +1,9 @@
-//! What ranks and the supervisor that started them tell one another: by files in a folder, since launchers lose exit codes.
-//! Open MPI's is 0 whenever deaths are survivable.
+//! The communication between ranks and their supervisor: files in a folder, since launchers lose exit codes. Open MPI's exit
+//! code is 0 whenever failures are survivable.
 //!
-//! On a file system that hosts share, perhaps NFS, a host sees at once what another has written into a file that is there, but
-//! for a while not that there is a new one. So the supervisor makes the files, and nobody replaces them. Each has a number or
-//! nothing.
+//! On a shared file system such as NFS, a host sees data that another host writes into an existing file at once, but a new file
+//! only after a while. Therefore the supervisor creates the files, and nobody replaces them. Each file is empty or holds a
+//! number.
 
 use std::fs::File;
 use std::io::{Result, Write};
@@ -13,46 +13,46 @@ use std::process::Command;
 
 use crate::exec::ExitCode;
 
-/// Names the folder to the ranks.
+/// The environment variable that names the folder to the ranks.
 pub(crate) const FOLDER: &str = "EXUVIA_LAUNCH";
-/// Some rank notices deaths from now on.
-const WATCHED: &str = "watched";
+/// Ranks detect failures from now on.
+const DETECTING: &str = "watched";
 /// The run has ended, with this exit status.
-const ENDED: &str = "ended";
-/// The signal that asked the run to end.
-const ASKED: &str = "asked";
+const EXITED: &str = "ended";
+/// The signal that asks the run to end.
+const SIGNAL: &str = "asked";
 
-/// Whether a supervisor has started this rank.
+/// Returns whether a supervisor started this rank.
 pub(crate) fn is_supervised() -> bool {
     folder().is_some()
 }
 
-/// This rank notices when others die.
-pub(crate) fn watched() {
-    tell(WATCHED, 1);
+/// Tells the supervisor that this rank detects the failure of others.
+pub(crate) fn report_detecting() {
+    report(DETECTING, 1);
 }
 
-/// The run has ended with this code, as seen by the rank that speaks for all.
-pub(crate) fn ended(code: ExitCode) {
-    tell(ENDED, code as i32);
+/// Tells the supervisor the exit status of the whole run.
+pub(crate) fn report_exit(code: ExitCode) {
+    report(EXITED, code as i32);
 }
 
-/// The file that [`ended`] writes to, for who can do no more than write.
-pub(crate) fn ending() -> Option<File> {
-    File::options().write(true).open(folder()?.join(ENDED)).ok()
+/// Opens the file that [`report_exit`] writes to, for signal handlers, which can do no more than write.
+pub(crate) fn exit_file() -> Option<File> {
+    File::options().write(true).open(folder()?.join(EXITED)).ok()
 }
 
-/// The signal that the supervisor got, if there is one.
-pub(crate) fn asked() -> Option<i32> {
-    read(&folder()?, ASKED)
+/// Returns the signal that the supervisor received, if any.
+pub(crate) fn requested_signal() -> Option<i32> {
+    read(&folder()?, SIGNAL)
 }
 
-/// A bug is no death: it would only happen again.
-pub(crate) fn tell_of_panics() {
-    let report = std::panic::take_hook();
+/// Reports a panic as the exit status of the run: restarting would only repeat it.
+pub(crate) fn report_panics() {
+    let print_panic = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        ended(ExitCode::Bug);
-        report(info);
+        report_exit(ExitCode::Bug);
+        print_panic(info);
     }));
 }
 
@@ -60,20 +60,20 @@ fn folder() -> Option<PathBuf> {
     std::env::var_os(FOLDER).map(PathBuf::from)
 }
 
-fn tell(name: &str, number: i32) {
+fn report(name: &str, number: i32) {
     let Some(folder) = folder() else { return };
     if let Err(error) = write(&folder, name, number) {
-        tracing::warn!("the supervisor of this run cannot be told: {}: {error}", folder.display());
+        tracing::warn!("cannot report to the supervisor of this run: {}: {error}", folder.display());
     }
 }
 
-/// All numbers have one length, so that the last one that is written is there whole. Where others may write beside the folder, a
-/// link could be planted in its place, which is not followed.
+/// Writes numbers of equal length, so that a later one replaces an earlier one wholly. Links are not followed: other users who
+/// may write to the parent folder could replace the folder.
 fn write(folder: &Path, name: &str, number: i32) -> Result<()> {
-    let unlinked = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
     File::options()
         .write(true)
-        .custom_flags(unlinked)
+        .custom_flags(no_follow)
         .open(folder.join(name))?
         .write_all(format!("{number:4}\n").as_bytes())
 }
@@ -82,17 +82,17 @@ fn read(folder: &Path, name: &str) -> Option<i32> {
     std::fs::read_to_string(folder.join(name)).ok()?.strip_suffix('\n')?.trim().parse().ok()
 }
 
-/// The supervisor's side.
+/// The supervisor's side of the status files.
 #[derive(Debug)]
 pub(crate) struct StatusFiles {
     folder: tempfile::TempDir,
 }
 
 impl StatusFiles {
-    /// In a hidden folder of its own in this one.
-    pub fn beside(parent: &Path) -> Result<StatusFiles> {
+    /// Creates the files in a new hidden folder inside `parent`.
+    pub fn create_in(parent: &Path) -> Result<StatusFiles> {
         let folder = tempfile::Builder::new().prefix(".exuvia-run-").tempdir_in(parent)?;
-        for name in [WATCHED, ENDED, ASKED] {
+        for name in [DETECTING, EXITED, SIGNAL] {
             File::create(folder.path().join(name))?;
         }
         Ok(StatusFiles { folder })
@@ -102,25 +102,25 @@ impl StatusFiles {
         self.folder.path()
     }
 
-    pub fn tell_where(&self, command: &mut Command) {
+    pub fn set_environment(&self, command: &mut Command) {
         command.env(FOLDER, self.folder());
     }
 
-    /// Other ranks begin.
-    pub fn begin(&self) -> Result<()> {
-        File::create(self.folder().join(WATCHED)).map(drop)
+    /// Prepares the files for a restart of the ranks.
+    pub fn reset(&self) -> Result<()> {
+        File::create(self.folder().join(DETECTING)).map(drop)
     }
 
-    pub fn is_watched(&self) -> bool {
-        read(self.folder(), WATCHED).is_some()
+    pub fn detects_failures(&self) -> bool {
+        read(self.folder(), DETECTING).is_some()
     }
 
-    pub fn ended(&self) -> Option<ExitCode> {
-        read(self.folder(), ENDED).map(ExitCode::from_i32)
+    pub fn exit_code(&self) -> Option<ExitCode> {
+        read(self.folder(), EXITED).map(ExitCode::from_i32)
     }
 
-    pub fn ask(&self, signal: i32) {
-        if let Err(error) = write(self.folder(), ASKED, signal) {
+    pub fn request_end(&self, signal: i32) {
+        if let Err(error) = write(self.folder(), SIGNAL, signal) {
             tracing::debug!("{}: {error}", self.folder().display());
         }
     }
@@ -131,21 +131,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_stay_the_ones_that_the_supervisor_made() {
+    fn files_are_never_replaced() {
         use std::os::unix::fs::MetadataExt;
-        let lab = tempfile::tempdir().unwrap();
-        let told = StatusFiles::beside(lab.path()).unwrap();
-        let inode = |name: &str| std::fs::metadata(told.folder().join(name)).unwrap().ino();
-        let before = [inode(WATCHED), inode(ENDED)];
-        assert!(!told.is_watched() && told.ended().is_none());
-        // The last one counts, however long the one before it was.
+        let parent = tempfile::tempdir().unwrap();
+        let files = StatusFiles::create_in(parent.path()).unwrap();
+        let inode = |name: &str| std::fs::metadata(files.folder().join(name)).unwrap().ino();
+        let before = [inode(DETECTING), inode(EXITED)];
+        assert!(!files.detects_failures() && files.exit_code().is_none());
+        // The last number counts, even if an earlier one was longer.
         for code in [ExitCode::Bug, ExitCode::Failed] {
-            write(told.folder(), ENDED, code as i32).unwrap();
+            write(files.folder(), EXITED, code as i32).unwrap();
         }
-        write(told.folder(), WATCHED, 1).unwrap();
-        assert!(told.is_watched() && told.ended() == Some(ExitCode::Failed));
-        told.begin().unwrap();
-        assert!(!told.is_watched());
-        assert_eq!(before, [inode(WATCHED), inode(ENDED)]);
+        write(files.folder(), DETECTING, 1).unwrap();
+        assert!(files.detects_failures() && files.exit_code() == Some(ExitCode::Failed));
+        files.reset().unwrap();
+        assert!(!files.detects_failures());
+        assert_eq!(before, [inode(DETECTING), inode(EXITED)]);
     }
 }

@@ -1,372 +1,242 @@
-//! `exuvia run --ranks N`: starts the ranks with the launcher of the MPI that the program is built with, here or on several
-//! hosts, in the way that lets the others go on when one dies, and starts them again where they cannot, without hosts that do
-//! not answer any more.
+//! The supervisor of `exuvia run --ranks N`: it starts the ranks, here or on several hosts, so that the others continue when one
+//! fails, and restarts them where they cannot, without the hosts that no longer respond.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal as Kill, kill_process, kill_process_group};
-use signal_hook::consts::SIGUSR1;
-use signal_hook::iterator::Signals;
-
-use crate::cli::fail;
-use crate::cli::run::RunArguments;
 use crate::exec::ExitCode;
 use crate::exec::Signal;
 use crate::exec::first_folder;
 use crate::job::Job;
+use crate::launch::error::LaunchError;
 use crate::launch::hostfile::Hosts;
-use crate::launch::output_filter::OutputFilter;
-use crate::launch::status_files;
+use crate::launch::launcher::{self, LauncherProcess};
 use crate::launch::status_files::StatusFiles;
 use crate::text;
-use crate::text::Limit;
-use crate::topology::Keepalive;
 use crate::{fabric, topology};
 
-/// How often ranks are started again.
+/// The number of times that failed ranks are restarted.
 const RESTARTS: u32 = 3;
-const GLANCE: Duration = Duration::from_millis(10);
-/// For ranks that were asked to end to do so by themselves.
+/// The time for ranks to end by themselves after a signal.
 const GRACE: Duration = Duration::from_secs(60);
-/// Files that a launcher opens, more or less.
-const LAUNCHER_FILES: u64 = 256;
-/// For a host to start the program, if it is there at all.
-const ANSWER: Duration = Duration::from_secs(15);
-/// For what the ranks have said at the end to arrive. A launcher with several hosts waits for ever for ranks that leave MPI
-/// without ceremony, as they do where deaths are survivable, and for those of hosts that are gone.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// For a launcher on this machine to end after its ranks, which have a minute to leave MPI.
+/// The time for a launcher on this machine to end after its ranks, which have a minute to leave MPI.
 const LEAVE: Duration = Duration::from_secs(90);
-/// For a launcher to clear up when it is asked to end.
-const CLEAR_UP: Duration = Duration::from_secs(2);
 
-#[derive(Debug, thiserror::Error)]
-enum LaunchError {
-    #[error("none of {names} is in PATH, one of which starts the ranks of {library}")]
-    NoLauncher { names: String, library: String },
-    #[error("cannot start ranks with {program}")]
-    Start { program: String, source: std::io::Error },
+/// A request to run this program's command on several ranks.
+pub(crate) struct LaunchRequest<'a> {
+    pub ranks: u32,
+    pub hostfile: Option<&'a Path>,
+    pub job: &'a Path,
+    /// The time for the ranks to connect to each other.
+    pub start_limit: Duration,
+    /// Receives a note on each restart.
+    pub note: fn(&str),
 }
 
-/// What became of the ranks.
-enum End {
-    Status(ExitCode),
-    /// They are gone, and have not said why.
-    Lost,
-    /// So they are, but were asked to end.
+/// The end of one launch.
+enum Outcome {
+    Exited(ExitCode),
+    /// The ranks are gone without an exit status.
+    Failed,
+    /// The ranks are gone without an exit status, after a signal.
     Stopped,
-    /// They did not find one another in time.
-    Late,
+    /// The ranks did not connect to each other in time.
+    StartLimit,
 }
 
-/// From now on SIGUSR1 sets `signal`: under a supervisor to what it got, since launchers forward that one signal alone.
-pub(crate) fn forward_usr1(signal: &Signal) -> std::io::Result<()> {
-    let (mut signals, signal) = (Signals::new([SIGUSR1])?, signal.clone());
-    std::thread::spawn(move || {
-        for number in signals.forever() {
-            signal.store(status_files::asked().unwrap_or(number) as usize, Ordering::Relaxed);
+/// Runs this program's command on several ranks until it ends; a signal that arrives in `signal` is forwarded to them.
+pub(crate) fn supervise(request: &LaunchRequest, signal: &Signal) -> Result<ExitCode, LaunchError> {
+    let mut supervisor = Supervisor::new(request)?;
+    for restarts in 1.. {
+        match supervisor.launch(signal)? {
+            Outcome::Exited(code) => return Ok(code),
+            Outcome::Stopped => return Err(LaunchError::Interrupted),
+            Outcome::StartLimit => {
+                return Err(LaunchError::StartLimit { limit: request.start_limit, ranks: supervisor.ranks });
+            }
+            Outcome::Failed if restarts > RESTARTS => break,
+            Outcome::Failed => supervisor.prepare_restart(restarts)?,
         }
-    });
-    Ok(())
+    }
+    Err(LaunchError::RanksFailed { starts: RESTARTS + 1 })
 }
 
-/// Runs this command on so many ranks, and sees to it that it comes to an end.
-pub(crate) fn supervise(ranks: u32, arguments: &RunArguments, signal: &Signal) -> ExitCode {
-    let (all, folder) = match arguments.hostfile.as_deref().map(|file| hosts_of(file, &arguments.job)).transpose() {
-        Ok(hosts) => hosts.unzip(),
-        Err(code) => return code,
-    };
-    let told = match StatusFiles::beside(folder.as_deref().unwrap_or(&std::env::temp_dir())) {
-        Ok(told) => told,
-        Err(error) => return fail(&error, ExitCode::Environment, Some("is there a writable TMPDIR?")),
-    };
-    let (mut hosts, mut ranks_now) = (all.clone(), ranks);
-    let start_limit = arguments.start_limit;
-    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    for restarts in 0.. {
-        let launched = launch(ranks_now, hosts.as_ref(), &told, |command| {
-            command.args(&arguments);
-        });
-        let mut launched = match launched {
-            Ok(launched) => launched,
-            Err(error) => return fail(&error, ExitCode::Environment, Some("run `exuvia doctor` for more")),
+struct Supervisor<'a> {
+    request: &'a LaunchRequest<'a>,
+    status_files: StatusFiles,
+    arguments: Vec<OsString>,
+    all_hosts: Option<Hosts>,
+    hosts: Option<Hosts>,
+    ranks: u32,
+}
+
+impl<'a> Supervisor<'a> {
+    fn new(request: &'a LaunchRequest<'a>) -> Result<Supervisor<'a>, LaunchError> {
+        let all_hosts = request.hostfile.map(read_hosts).transpose()?;
+        let folder = match all_hosts {
+            Some(_) => shared_folder(request.job)?,
+            None => std::env::temp_dir(),
         };
-        match launched.look_after(&told, signal, start_limit) {
-            End::Status(code) => return code,
-            End::Stopped => {
-                eprintln!("error: interrupted, and the ranks had no time to say how far they were");
-                eprintln!("help: run the same command again: what is finished is kept");
-                return ExitCode::Resumable;
-            }
-            End::Late => {
-                let limit = humantime::format_duration(start_limit);
-                eprintln!("error: the ranks did not find one another within {limit} (--start-limit), and were ended");
-                let files = Limit::open_files();
-                match files.now.is_some_and(|now| now < LAUNCHER_FILES * u64::from(ranks_now).div_ceil(32)) {
-                    true => eprintln!("help: {} is too low for a launcher: raise it", files.in_words()),
-                    false => eprintln!("help: see what the launcher does by itself, and run `exuvia doctor`"),
-                }
-                return ExitCode::Environment;
-            }
-            End::Lost if restarts == RESTARTS => break,
-            End::Lost => {}
-        }
-        let lost = hosts.as_mut().map(|hosts| hosts.drop_lost(|host| answers(host, &told))).unwrap_or_default();
-        let again = format!("{} of {RESTARTS}", restarts + 1);
-        match (&hosts, &all) {
+        Ok(Supervisor {
+            request,
+            status_files: StatusFiles::create_in(&folder).map_err(|source| LaunchError::StatusFiles { source })?,
+            arguments: std::env::args_os().skip(1).collect(),
+            hosts: all_hosts.clone(),
+            all_hosts,
+            ranks: request.ranks,
+        })
+    }
+
+    fn launch(&self, signal: &Signal) -> Result<Outcome, LaunchError> {
+        let launcher = LauncherProcess::start(self.ranks, self.hosts.as_ref(), &self.status_files, |command| {
+            command.args(&self.arguments);
+        })?;
+        let launch = Launch {
+            launcher,
+            status_files: &self.status_files,
+            signal,
+            start_limit: self.request.start_limit,
+            started: Instant::now(),
+            signals: 0,
+            kill_at: None,
+            exited_at: None,
+            detects_failures: false,
+            local_ranks: Vec::new(),
+        };
+        Ok(launch.wait())
+    }
+
+    /// Leaves out the hosts that do not respond, and tells how the run continues.
+    fn prepare_restart(&mut self, number: u32) -> Result<(), LaunchError> {
+        let status_files = &self.status_files;
+        let probe = |host: &Hosts| launcher::responds(host, status_files);
+        let lost = self.hosts.as_mut().map(|hosts| hosts.remove_unresponsive(probe)).unwrap_or_default();
+        match (&self.hosts, &self.all_hosts) {
             (Some(hosts), _) if hosts.names().is_empty() => {
-                eprintln!("error: none of the hosts answers any more: {}", lost.join(", "));
-                eprintln!("help: when they do, run the same command again: what is finished is kept");
-                return ExitCode::Failed;
+                return Err(LaunchError::NoHostResponds { hosts: lost.join(", ") });
             }
             (Some(hosts), Some(all)) if !lost.is_empty() => {
-                ranks_now = hosts.share_of(ranks, all);
-                let (lost, left) = (lost.join(" and "), hosts.names().len());
-                eprintln!("note: {lost} was lost; starting {ranks_now} rank(s) again on {left} host(s) ({again})");
+                self.ranks = hosts.scale_ranks(self.request.ranks, all);
+                let (ranks, left) =
+                    (text::count(u64::from(self.ranks), "rank"), text::count(hosts.names().len() as u64, "host"));
+                let lost = lost.join(", ");
+                (self.request.note)(&format!(
+                    "{lost} failed; restarting with {ranks} on {left} (restart {number} of {RESTARTS})"
+                ));
             }
-            _ => eprintln!("note: the run was lost with its ranks; starting them again ({again})"),
+            _ => (self.request.note)(&format!(
+                "the run ended because ranks failed; restarting them (restart {number} of {RESTARTS})"
+            )),
         }
-        // What the first of them has cleared away is gone.
-        arguments.retain(|argument| argument != "--fresh");
-        if let Err(error) = told.begin() {
-            return fail(&error, ExitCode::Environment, None);
-        }
+        // The first launch has already discarded earlier work.
+        self.arguments.retain(|argument| argument != "--fresh");
+        self.status_files.reset().map_err(|source| LaunchError::StatusFiles { source })
     }
-    eprintln!("error: the ranks of the run were lost {} times", RESTARTS + 1);
-    eprintln!(
-        "help: look for the cause (out of memory? killed?) and run the same command again: what is finished is kept"
-    );
-    ExitCode::Failed
 }
 
-/// The hosts that a file names, and a folder that all of them see: where the job's outputs go.
-fn hosts_of(file: &Path, job: &Path) -> Result<(Hosts, PathBuf), ExitCode> {
-    let hosts = Hosts::read(file).map_err(|error| {
-        eprintln!("error: {}", text::line(&format!("{}: {error}", file.display())));
-        eprintln!("help: name a host a line, as the mpirun of {} takes them", fabric::library());
-        ExitCode::Usage
-    })?;
-    let job = Job::load(job).map_err(|error| fail(&error, ExitCode::Usage, None))?;
-    let made = std::path::absolute(first_folder(&job)).and_then(|folder| {
+fn read_hosts(file: &Path) -> Result<Hosts, LaunchError> {
+    Hosts::read(file).map_err(|source| LaunchError::Hostfile { file: file.to_owned(), source })
+}
+
+/// A folder that all hosts see: the one that the job's outputs go to.
+fn shared_folder(job: &Path) -> Result<PathBuf, LaunchError> {
+    let create = |folder: PathBuf| {
         std::fs::create_dir_all(&folder)?;
         Ok(folder)
-    });
-    Ok((hosts, made.map_err(|error| fail(&error, ExitCode::Failed, None))?))
-}
-
-/// Whether the program can be started on a host.
-fn answers(host: &Hosts, told: &StatusFiles) -> bool {
-    let launched = launch(1, Some(host), told, |command| {
-        command.arg("--version").stdout(Stdio::null());
-    });
-    let Ok(mut launched) = launched else { return false };
-    let until = Instant::now() + ANSWER;
-    while Instant::now() < until {
-        match launched.process.try_wait() {
-            Ok(None) => std::thread::sleep(GLANCE),
-            Ok(Some(status)) => return status.success(),
-            Err(_) => return false,
-        }
-    }
-    // Whoever still tries to reach it, too.
-    launched.end();
-    false
-}
-
-/// A launcher and its ranks.
-struct Launched {
-    process: Child,
-    /// Whether ranks are on several hosts.
-    is_far: bool,
-    /// Closed when all that it has said is passed on.
-    heard: Receiver<()>,
-}
-
-/// Starts the program; `finish` adds its arguments.
-fn launch(
-    ranks: u32,
-    hosts: Option<&Hosts>,
-    told: &StatusFiles,
-    finish: impl FnOnce(&mut Command),
-) -> Result<Launched, LaunchError> {
-    let names = match fabric::is_open_mpi() {
-        true => ["mpirun.openmpi", "mpirun"],
-        false => ["mpiexec.mpich", "mpiexec"],
     };
-    let folders: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
-    let found = names.iter().find(|name| folders.iter().any(|folder| folder.join(name).is_file()));
-    let program =
-        found.ok_or_else(|| LaunchError::NoLauncher { names: names.join(", "), library: fabric::library() })?;
-    let failed = |source| LaunchError::Start { program: (*program).to_owned(), source };
-    let mut command = Command::new(program);
-    if fabric::is_open_mpi() {
-        // Ranks share the CPUs by themselves, by what the system lets them use.
-        command.args(["--enable-recovery", "--oversubscribe", "--bind-to", "none"]);
-        if rustix::process::geteuid().is_root() {
-            command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-        }
-    }
-    if let Some(hosts) = hosts {
-        // Each host that is asked alone has a file of its own.
-        let names = hosts.names();
-        let file = told.folder().join(format!("hosts-{}-{}", names.len(), names.first().unwrap_or(&"")));
-        hosts.write(&file).map_err(failed)?;
-        command.arg(if fabric::is_open_mpi() { "--hostfile" } else { "-f" }).arg(file);
-        if fabric::is_open_mpi() {
-            command.args(over_hosts());
-        }
-    }
-    command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().map_err(failed)?);
-    told.tell_where(&mut command);
-    finish(&mut command);
-    // In a group of its own: what the terminal sends to all, launchers answer by killing the ranks.
-    let mut process = command.stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn().map_err(failed)?;
-    let (said, heard) = channel::<()>();
-    if let Some(stderr) = process.stderr.take() {
-        std::thread::spawn(move || {
-            pass_on_errors(stderr);
-            drop(said);
-        });
-    }
-    Ok(Launched { process, is_far: hosts.is_some(), heard })
+    let folder = std::path::absolute(first_folder(&Job::load(job)?));
+    folder.and_then(create).map_err(|source| LaunchError::OutputFolder { source })
 }
 
-/// Options for Open MPI's launcher on several hosts.
-fn over_hosts() -> Vec<OsString> {
-    let Keepalive { idle_s, interval_s, probes } = Keepalive::DAEMONS;
-    let settings = [
-        // Where daemons start one another, the loss of one ends the others.
-        ("plm_rsh_no_tree_spawn", 1),
-        // It would take seven minutes.
-        ("oob_tcp_keepalive_time", idle_s),
-        ("oob_tcp_keepalive_intvl", interval_s),
-        ("oob_tcp_keepalive_probes", probes),
-    ];
-    let settings =
-        settings.into_iter().flat_map(|(name, value)| ["--mca".into(), name.into(), value.to_string().into()]);
-    // It does not pass the environment on by itself. What it is not told of by name, `launch` adds.
-    let is_ours = |name: &OsString| {
-        name.to_str().is_some_and(|name| name.starts_with("EXUVIA_") || ["LD_LIBRARY_PATH", "NO_COLOR"].contains(&name))
-    };
-    let ours = std::env::vars_os().map(|(name, _)| name).filter(|name| is_ours(name) && name != status_files::FOLDER);
-    let passed_on = ours.chain([status_files::FOLDER.into()]).flat_map(|name| ["-x".into(), name]);
-    settings.chain(passed_on).collect()
+/// One launch while it runs.
+struct Launch<'a> {
+    launcher: LauncherProcess,
+    status_files: &'a StatusFiles,
+    signal: &'a Signal,
+    start_limit: Duration,
+    started: Instant,
+    /// The number of signals forwarded so far.
+    signals: u32,
+    /// When ranks that were asked to end are killed.
+    kill_at: Option<Instant>,
+    /// When an exit status was first seen.
+    exited_at: Option<Instant>,
+    /// Whether ranks notice the failure of others by themselves.
+    detects_failures: bool,
+    /// The ranks seen on this machine before they detect failures.
+    local_ranks: Vec<u32>,
 }
 
-fn pass_on_errors(from: impl std::io::Read) {
-    let (mut lines, mut quiet) = (BufReader::new(from).split(b'\n'), OutputFilter::default());
-    while let Some(Ok(line)) = lines.next() {
-        let _ = std::io::stderr().write_all(&quiet.pass(line));
-    }
-    let _ = std::io::stderr().write_all(&quiet.rest());
-}
-
-impl Launched {
-    /// Passes on signals until the launcher has ended; ends it where it or ranks wait for some that are gone, where ranks do not
-    /// find one another within `start_limit`, and where it does not end though it was asked to.
-    fn look_after(&mut self, told: &StatusFiles, signal: &Signal, start_limit: Duration) -> End {
-        let (mut passed_on, mut patience) = (0, None);
-        let mut ranks: Vec<u32> = Vec::new();
-        let (begun, mut ended) = (Instant::now(), None);
-        let mut watched = false;
-        while !matches!(self.process.try_wait(), Ok(Some(_)) | Err(_)) {
-            std::thread::sleep(GLANCE);
-            if let Some(grace) = self.pass_on(told, signal, &mut passed_on, watched) {
-                patience = Some(Instant::now() + grace);
-            }
-            if patience.is_some_and(|until| until <= Instant::now()) {
+impl Launch<'_> {
+    /// Waits until the launcher has ended. Ends it where it or ranks wait for failed ones, where ranks do not connect within the
+    /// start limit, and where it ignores a signal.
+    fn wait(mut self) -> Outcome {
+        while self.launcher.is_running() {
+            std::thread::sleep(launcher::POLL);
+            self.forward_signal();
+            if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 if fabric::is_open_mpi() {
-                    // Its launcher would give them another second.
-                    self.ranks_here().into_iter().for_each(|rank| kill(rank, Kill::KILL));
+                    // Open MPI's launcher would give them another second.
+                    self.launcher.kill_local_ranks();
                 }
-                self.end();
+                self.launcher.stop();
                 break;
             }
-            let leaving = if self.is_far { LAST_WORDS } else { LEAVE };
-            if told.ended().is_some() && ended.get_or_insert_with(Instant::now).elapsed() > leaving {
-                self.end();
+            if self.launcher_outlives_run() {
+                self.launcher.stop();
                 break;
             }
-            watched = watched || told.is_watched() || told.ended().is_some();
-            if !watched {
-                // MPI itself waits for all ranks as it starts, for ever if need be.
-                let now = self.ranks_here();
-                let one_died = ranks.iter().any(|rank| !topology::process_alive(*rank)) && told.ended().is_none();
-                let is_late = begun.elapsed() > start_limit;
-                if one_died || is_late {
-                    now.into_iter().for_each(|rank| kill(rank, Kill::KILL));
-                    self.end();
-                    if is_late && !self.is_far && passed_on == 0 {
-                        return End::Late;
-                    }
-                    break;
+            self.detects_failures |= self.status_files.detects_failures() || self.status_files.exit_code().is_some();
+            if !self.detects_failures && self.start_failed() {
+                let is_late = self.is_late();
+                self.launcher.kill_local_ranks();
+                self.launcher.stop();
+                if is_late && !self.launcher.spans_hosts() && self.signals == 0 {
+                    return Outcome::StartLimit;
                 }
-                ranks.extend(now.into_iter().filter(|rank| !ranks.contains(rank)).collect::<Vec<_>>());
+                break;
             }
         }
-        let _ = self.heard.recv_timeout(LAST_WORDS);
-        let unsaid = if passed_on > 0 { End::Stopped } else { End::Lost };
-        told.ended().map_or(unsaid, End::Status)
+        self.launcher.drain_output();
+        let without_status = if self.signals > 0 { Outcome::Stopped } else { Outcome::Failed };
+        self.status_files.exit_code().map_or(without_status, Outcome::Exited)
     }
 
-    /// The first signal asks the ranks to end, by the one signal that all launchers forward, if they are there to hear it;
-    /// another one ends them at once. Returns the time that is left to them, if there was a signal.
-    fn pass_on(
-        &self,
-        told: &StatusFiles,
-        signal: &AtomicUsize,
-        passed_on: &mut u32,
-        watched: bool,
-    ) -> Option<Duration> {
-        let asked = signal.swap(0, Ordering::Relaxed);
-        if asked == 0 {
-            return None;
+    /// Forwards a signal that has arrived. The first one asks the ranks to end, by the one signal that all launchers forward, if
+    /// they are ready for it; another one ends them at once.
+    fn forward_signal(&mut self) {
+        let signal = self.signal.swap(0, Ordering::Relaxed);
+        if signal == 0 {
+            return;
         }
-        told.ask(asked as i32);
-        *passed_on += 1;
-        if *passed_on == 1 && watched {
-            kill(self.process.id(), Kill::USR1);
-            return Some(GRACE);
+        self.status_files.request_end(signal as i32);
+        self.signals += 1;
+        let is_graceful = self.signals == 1 && self.detects_failures;
+        if is_graceful {
+            self.launcher.send_usr1();
         }
-        Some(Duration::ZERO)
+        self.kill_at = Some(Instant::now() + if is_graceful { GRACE } else { Duration::ZERO });
     }
 
-    /// Daemons on other hosts end what they have started when they miss it.
-    fn end(&mut self) {
-        kill(self.process.id(), Kill::TERM);
-        let until = Instant::now() + CLEAR_UP;
-        while Instant::now() < until && matches!(self.process.try_wait(), Ok(None)) {
-            std::thread::sleep(GLANCE);
-        }
-        if let Some(group) = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process_group(group, Kill::KILL);
-        }
-        let _ = self.process.wait();
+    /// Whether the launcher still runs long after the run has ended.
+    fn launcher_outlives_run(&mut self) -> bool {
+        let limit = if self.launcher.spans_hosts() { launcher::OUTPUT } else { LEAVE };
+        self.status_files.exit_code().is_some() && self.exited_at.get_or_insert_with(Instant::now).elapsed() > limit
     }
 
-    /// Its ranks on this machine, some perhaps before they are the program. On others they are children of its daemons; the agents
-    /// that start those are its own.
-    fn ranks_here(&self) -> Vec<u32> {
-        let launcher = self.process.id();
-        let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"));
-        let program = |process: &str| std::fs::read_link(format!("/proc/{process}/exe")).ok();
-        let own = program("self");
-        let children = children.unwrap_or_default();
-        let is_rank = |pid: &&str| !self.is_far || program(pid).is_some_and(|exe| Some(exe) == own);
-        let ranks = children.split_whitespace().filter(is_rank);
-        ranks.filter_map(|pid| pid.parse().ok()).collect()
+    /// Whether a rank has failed, or the start limit has passed, while MPI starts: MPI itself waits for all ranks without a
+    /// limit.
+    fn start_failed(&mut self) -> bool {
+        let now = self.launcher.local_ranks();
+        let one_failed = self.local_ranks.iter().any(|rank| !topology::process_alive(*rank))
+            && self.status_files.exit_code().is_none();
+        self.local_ranks.extend(now.into_iter().filter(|rank| !self.local_ranks.contains(rank)).collect::<Vec<_>>());
+        one_failed || self.is_late()
     }
-}
 
-fn kill(process: u32, signal: Kill) {
-    if let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(pid, signal);
+    fn is_late(&self) -> bool {
+        self.started.elapsed() > self.start_limit
     }
 }

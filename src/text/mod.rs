@@ -1,8 +1,8 @@
-//! Names as messages show them: those that come from files, modules and jobs may hold anything, also what a terminal
-//! obeys or what looks like a message of this program. And limits of the system, as messages name them.
+//! Text for messages. Names from files, modules and jobs may contain anything: control sequences of a terminal, or text that
+//! imitates a message of this program. This module makes them harmless, and describes the limits of the system.
 //!
-//! Refuses to do: printing. Invariant: what comes out is one line without control characters, escape sequences and marks that
-//! turn the direction of text; [`name`] cuts as well.
+//! Refuses to do: printing. Invariant: the result is one line without control characters, escape sequences and marks that change
+//! the direction of text; [`name`] truncates as well.
 
 mod limits;
 mod suggestion;
@@ -10,19 +10,19 @@ mod suggestion;
 pub use limits::{Limit, advice};
 pub(crate) use suggestion::{nearest, suggest};
 
-/// Characters of a name that are shown.
+/// The longest name that is shown, in characters.
 const NAME: usize = 100;
-/// Names of a list that are shown.
+/// The most names of a list that are shown.
 const LIST: usize = 30;
-/// Characters of a message that are shown: more than any sentence has.
+/// The longest message that is shown, in characters: longer than any sentence.
 const LINE: usize = 4_000;
 
-/// A name, short and harmless.
+/// A name, truncated and harmless.
 pub fn name(text: &str) -> String {
-    cut(text, NAME)
+    truncated(text, NAME)
 }
 
-/// Names in a row, not too many.
+/// A list of names, truncated.
 pub fn list<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
     let mut names = names.into_iter();
     let shown: Vec<String> = names.by_ref().take(LIST).map(|text| name(text.as_ref())).collect();
@@ -32,18 +32,23 @@ pub fn list<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
     }
 }
 
-/// A message on one line.
+/// A message, on one line.
 pub fn line(text: &str) -> String {
-    cut(text, LINE)
+    truncated(text, LINE)
 }
 
-/// Lines that are meant to be several, each harmless, and as long as it is.
+/// A text of several lines, each harmless and of any length.
 pub fn lines(text: &str) -> String {
-    let whole: Vec<String> = text.split('\n').map(|line| cut(line, usize::MAX)).collect();
-    whole.join("\n")
+    let lines: Vec<String> = text.split('\n').map(|line| truncated(line, usize::MAX)).collect();
+    lines.join("\n")
 }
 
-fn cut(text: &str, most: usize) -> String {
+/// A number with its noun, such as `1 rank` or `2 ranks`.
+pub fn count(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+fn truncated(text: &str, most: usize) -> String {
     let mut shown = String::with_capacity(text.len().min(most));
     for (count, character) in text.chars().enumerate() {
         if count == most {
@@ -53,16 +58,16 @@ fn cut(text: &str, most: usize) -> String {
         match character {
             '\n' => shown.push_str("\\n"),
             '\t' => shown.push(' '),
-            _ if is_obeyed(character) => shown.extend(character.escape_unicode()),
+            _ if is_control(character) => shown.extend(character.escape_unicode()),
             _ => shown.push(character),
         }
     }
     shown
 }
 
-/// Whether a terminal does something else than show it: control characters, line separators, invisible marks and those that
-/// turn the direction of what follows.
-fn is_obeyed(character: char) -> bool {
+/// Returns whether a terminal acts on a character instead of showing it: control characters, line separators, invisible marks
+/// and marks that change the direction of text.
+fn is_control(character: char) -> bool {
     let invisible = ['\u{61c}', '\u{ad}', '\u{180e}', '\u{feff}', '\u{fff9}', '\u{fffa}', '\u{fffb}'];
     character.is_control()
         || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
@@ -75,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_one_short_line_that_a_terminal_only_shows() {
+    fn names_are_one_short_line_without_control_characters() {
         assert_eq!(name("tensor/α β"), "tensor/α β");
         assert_eq!(name("\u{1b}[2J\u{9b}31m\r\u{7f}"), "\\u{1b}[2J\\u{9b}31m\\u{d}\\u{7f}");
         assert_eq!(name("a\nerror: forged"), "a\\nerror: forged");
@@ -83,6 +88,7 @@ mod tests {
         assert_eq!(name(&"é".repeat(5_000)), format!("{}…", "é".repeat(100)));
         assert_eq!(line(&"é".repeat(5_000)).chars().count(), LINE + 1);
         assert_eq!(lines("a\u{7}\nb"), "a\\u{7}\nb");
+        assert_eq!((count(1, "rank"), count(2, "rank")), ("1 rank".to_owned(), "2 ranks".to_owned()));
         assert_eq!(list(["a", "b\n"]), "a, b\\n");
         assert_eq!(list(vec!["k"; LIST + 2]).split(", ").last(), Some("k and 2 more"));
     }

@@ -1,6 +1,6 @@
-//! The known word a misspelt one most likely meant.
+//! Suggestions for misspelt words.
 
-/// The candidate nearest to `word`, if any is near enough to be meant. Ties go to the first.
+/// Returns the candidate closest to `word`, if any is close enough. The first one wins a tie.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_lowercase();
     candidates
@@ -9,7 +9,7 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
             let distance = strsim::damerau_levenshtein(&lower, &candidate.to_lowercase());
             (distance, candidate)
         })
-        // One slip in three letters is a slip; more is another word.
+        // One mistake in three letters is a misspelling; more is another word.
         .filter(|(distance, candidate)| {
             let length = candidate.chars().count().max(word.chars().count());
             *distance <= length.div_ceil(3) && *distance < length
@@ -18,7 +18,7 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
         .map(|(_, candidate)| candidate)
 }
 
-/// `did you mean 'x'?` or, when nothing is near, `LABEL: all, of, them`.
+/// Returns `did you mean 'x'?` or, if no candidate is close, `LABEL: all, of, them`.
 pub(crate) fn suggest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>, label: &str) -> Option<String> {
     let candidates: Vec<&str> = candidates.into_iter().collect();
     if let Some(found) = nearest(word, candidates.iter().copied()) {
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slips_are_caught_and_other_words_are_not() {
+    fn misspellings_are_corrected_and_other_words_are_not() {
         let keys = ["dataset", "dtype", "deflate", "chunk"];
         assert_eq!(nearest("chunks", keys), Some("chunk"));
         assert_eq!(nearest("datasett", keys), Some("dataset"));

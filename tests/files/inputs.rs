@@ -471,7 +471,7 @@ with open('damaged.h5', 'r+b') as f: f.seek(at); f.write(b'\xff' * 16)
         ["entry/gone none Some(false)", "loop /loop Some(false)", "out /x None", "soft /entry/data/x Some(true)"]
     );
     let inspected = text(&exuvia(&lab, &["inspect", "c.h5"]));
-    assert!(inspected.contains("c.h5:entry/gone -> none, where nothing is"), "{inspected}");
+    assert!(inspected.contains("c.h5:entry/gone -> none (dangling)"), "{inspected}");
     assert!(inspected.contains("c.h5:out -> no.h5:/x\n"), "{inspected}");
     copying(&lab, "c.h5", "entry/data/self/data/x", "n", "f64");
     lab.run(1, &[]);

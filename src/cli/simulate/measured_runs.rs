@@ -1,4 +1,4 @@
-//! Reports of runs as the simulator takes them.
+//! The reports of measured runs, converted for the simulator.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,23 +10,23 @@ use crate::plan::{self, Layout};
 use crate::report::Report;
 use crate::simulate::{Iterations, Measured, MeasuredStage};
 
-/// What reports tell beside their stages.
+/// The runs, with figures of the whole program.
 pub(in crate::cli) struct MeasuredRuns {
     pub runs: Vec<Measured>,
-    /// From the start of the program to the first stage, as the median run had it.
+    /// The time from the start of the program to the first stage, in the median run.
     pub start_ns: u64,
-    /// How often the iterated stages ran.
+    /// The number of iterations.
     pub iterations: Option<u64>,
-    /// What compiling took, where a run waited for it.
+    /// The compile time, if a run waited for it.
     pub optimize_ns: u64,
 }
 
-/// A report, and on how many cores of a node it was made: `FILE` or `FILE@CORES`.
+/// Parses the path of a report, with the number of cores per node of its run: `FILE` or `FILE@CORES`.
 pub(in crate::cli) fn report(text: &str) -> Result<(PathBuf, Option<u32>), String> {
     let Some((file, cores)) = text.rsplit_once('@') else { return Ok((text.into(), None)) };
     match cores.parse() {
         Ok(cores) if cores > 0 => Ok((file.into(), Some(cores))),
-        _ => Err("write for example report.json@2: the run had 2 cores of each node".to_owned()),
+        _ => Err("expected a number of cores such as report.json@2: the run had 2 cores per node".to_owned()),
     }
 }
 
@@ -37,14 +37,14 @@ pub(in crate::cli) fn read(
     layouts: &BTreeMap<String, Layout>,
     memory_bytes: u64,
 ) -> anyhow::Result<MeasuredRuns> {
-    let mut like = MeasuredRuns { runs: Vec::new(), start_ns: 0, iterations: None, optimize_ns: 0 };
+    let mut measured = MeasuredRuns { runs: Vec::new(), start_ns: 0, iterations: None, optimize_ns: 0 };
     let mut starts = Vec::new();
     for (file, cores_per_node) in files {
-        let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         let report: Report =
-            serde_json::from_str(&text).with_context(|| format!("{} is no report of a run", file.display()))?;
+            serde_json::from_str(&text).with_context(|| format!("{} is not the report of a run", file.display()))?;
         if report.job != job.name {
-            bail!("{} is of a run of '{}', not of '{}'", file.display(), report.job, job.name);
+            bail!("{} is the report of a run of '{}', not of '{}'", file.display(), report.job, job.name);
         }
         let environment = &report.environment;
         let machine = plan::Machine {
@@ -54,25 +54,29 @@ pub(in crate::cli) fn read(
             memory_bytes,
         };
         let iterations = report.ranks.first().and_then(|rank| rank.iterations);
-        like.iterations = like.iterations.max(iterations);
+        measured.iterations = measured.iterations.max(iterations);
         let compiled = report.kernels.iter().filter(|kernel| kernel.optimizing_compiles > 0);
-        like.optimize_ns = like.optimize_ns.max(compiled.filter_map(|kernel| kernel.optimize_ns).sum());
+        measured.optimize_ns = measured.optimize_ns.max(compiled.filter_map(|kernel| kernel.optimize_ns).sum());
         let in_stages: u64 = report.stages.iter().map(|stage| stage.wall_ns).sum();
         starts.push(report.wall_ns.saturating_sub(in_stages));
-        like.runs.push(Measured {
+        measured.runs.push(Measured {
             plan: plan::plan(job, layouts, &machine)?,
             cores_per_node: *cores_per_node,
             iterations,
             stole: report.totals().steals > 0,
-            stages: report.stages.iter().map(|stage| (stage.stage.clone(), measured(&report, &stage.stage))).collect(),
+            stages: report
+                .stages
+                .iter()
+                .map(|stage| (stage.stage.clone(), measured_stage(&report, &stage.stage)))
+                .collect(),
         });
     }
     starts.sort_unstable();
-    like.start_ns = starts.get(starts.len() / 2).copied().unwrap_or(0);
-    Ok(like)
+    measured.start_ns = starts.get(starts.len() / 2).copied().unwrap_or(0);
+    Ok(measured)
 }
 
-fn measured(report: &Report, name: &str) -> MeasuredStage {
+fn measured_stage(report: &Report, name: &str) -> MeasuredStage {
     let shares = || report.ranks.iter().flat_map(|rank| &rank.stages).filter(|stage| stage.stage == name);
     let whole = report.stages.iter().find(|stage| stage.stage == name);
     MeasuredStage {
@@ -83,7 +87,7 @@ fn measured(report: &Report, name: &str) -> MeasuredStage {
     }
 }
 
-/// The iterations of `job`, as many as asked for, as measured, or as the job allows.
+/// The iterations of `job`: `count`, or the maximum of the job.
 pub(in crate::cli) fn iterations(job: &Job, count: Option<u64>) -> Option<Iterations> {
     let iterate = job.iterate.as_ref()?;
     let exchange = iterate.exchange.iter().map(|pair| (pair.read.clone(), pair.written.clone()));

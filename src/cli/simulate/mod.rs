@@ -1,3 +1,5 @@
+//! `exuvia simulate`.
+
 pub mod measured_runs;
 
 use std::path::PathBuf;
@@ -5,58 +7,61 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 
-use super::plan::open;
-use super::{Output, fail, print_json};
+use crate::cli::open_job::open;
+use crate::cli::output::{Output, fail, print_json};
+use crate::cli::simulate::measured_runs::MeasuredRuns;
 use crate::exec::ExitCode;
+use crate::job::Job;
 use crate::plan::{self, Plan};
 use crate::sched::Granularity;
 use crate::simulate::{self, Machine, Moved, Placement, Policy, Setup, Simulation};
 use crate::text;
 
-/// Ranks of a node where nothing else is said.
+/// The default number of ranks per node.
 const RANKS_PER_NODE: u32 = 64;
 
 /// Arguments of `exuvia simulate`.
 #[derive(Debug, Args)]
 pub(super) struct SimulateArguments {
-    /// The job file
+    /// Job file
     job: PathBuf,
-    /// How many ranks the run would have
+    /// Number of ranks
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     ranks: u32,
-    /// On how many nodes [default: one for every 64 ranks]
+    /// Number of nodes [default: one for every 64 ranks]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     nodes: Option<u32>,
     /// Worker threads per rank
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: u32,
-    /// Figures of the machine, a TOML file: see docs/simulate.md [default: those given there]
+    /// TOML file that describes the machine, see docs/simulate.md [default: the machine described there]
     #[arg(long)]
     machine: Option<PathBuf>,
-    /// A rank that is slower than the machine says, such as 2=4 for a quarter of the speed
+    /// Slow rank, such as 2=4 for rank 2 at a quarter of the speed
     #[arg(long, value_name = "RANK=FACTOR", value_parser = slow)]
     slow: Vec<(u32, f64)>,
-    /// How much costs differ between ranks' shards [default: the machine's shard_spread]
+    /// Spread of the costs between the shards of the ranks [default: the machine's shard_spread]
     #[arg(long)]
     spread: Option<f64>,
-    /// How ranks share work
+    /// Scheduling policy
     #[arg(long, value_enum, default_value_t)]
     policy: PolicyName,
-    /// The report of a run of the job, whose stages cost what they did there; of several all count
+    /// Report of a run of the job, from which the costs of its stages are taken; may be repeated
     #[arg(long, value_name = "REPORT[@CORES]", value_parser = measured_runs::report)]
     like: Vec<(PathBuf, Option<u32>)>,
-    /// How often iterated stages run [default: as often as in the reports, or as the job allows]
+    /// Number of iterations [default: that of the reports, or the job's maximum]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     iterations: Option<u64>,
-    /// Who gets which blocks
+    /// Placement of blocks on ranks
     #[arg(long, value_enum, default_value_t)]
     placement: PlacementName,
-    /// Slices of every task, where the scheduler would choose
+    /// Number of slices per task [default: chosen by the scheduler]
     #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
     task_slices: Option<u64>,
-    /// Draws everything that is drawn
+    /// Seed of the random numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -66,18 +71,18 @@ enum PolicyName {
     /// Ranks without work steal
     #[default]
     Steal,
-    /// Each rank computes what it owns
+    /// Each rank computes the blocks that it owns
     Static,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum PlacementName {
-    /// Those that the plan gives them
+    /// As planned
     #[default]
     Planned,
-    /// By chance, anew for every run of a stage
+    /// Random, different in every run of a stage
     Random,
-    /// In turn
+    /// Round-robin
     RoundRobin,
 }
 
@@ -87,22 +92,20 @@ fn slow(text: &str) -> Result<(u32, f64), String> {
         let factor = f64::from_str(factor).ok().filter(|factor| (1e-3..=1e6).contains(factor))?;
         Some((u32::from_str(rank).ok()?, factor))
     };
-    parsed().ok_or_else(|| "write for example 2=4: rank 2 takes 4 times as long".to_owned())
+    parsed().ok_or_else(|| "expected a rank and a factor such as 2=4: rank 2 takes 4 times as long".to_owned())
 }
 
 pub(super) fn simulate(arguments: &SimulateArguments) -> ExitCode {
-    let machine = match machine(arguments) {
-        Ok(machine) => machine,
-        Err(code) => return code,
-    };
+    try_simulate(arguments).unwrap_or_else(|code| code)
+}
+
+fn try_simulate(arguments: &SimulateArguments) -> Result<ExitCode, ExitCode> {
+    let machine = machine(arguments)?;
     if let Some((rank, _)) = arguments.slow.iter().find(|(rank, _)| *rank >= arguments.ranks) {
-        eprintln!("error: --slow names rank {rank}, but there are {}", arguments.ranks);
-        return ExitCode::Usage;
+        eprintln!("error: --slow names rank {rank}, but there are {}", text::count(u64::from(arguments.ranks), "rank"));
+        return Err(ExitCode::Usage);
     }
-    let (job, layouts) = match open(&arguments.job) {
-        Ok(opened) => opened,
-        Err(code) => return code,
-    };
+    let (job, layouts) = open(&arguments.job)?;
     let nodes = arguments.nodes.unwrap_or(arguments.ranks.div_ceil(RANKS_PER_NODE));
     let planned = plan::Machine {
         ranks: arguments.ranks,
@@ -110,11 +113,27 @@ pub(super) fn simulate(arguments: &SimulateArguments) -> ExitCode {
         threads: arguments.threads,
         memory_bytes: job.memory_bytes.unwrap_or(machine.memory_bytes),
     };
-    let plan = match plan::plan(&job, &layouts, &planned) {
-        Ok(plan) => plan,
-        Err(error) => return fail(&error, ExitCode::Usage, None),
-    };
-    let mut setup = Setup {
+    let plan = plan::plan(&job, &layouts, &planned).map_err(|error| fail(&error, ExitCode::Usage, None))?;
+    let mut setup = setup(arguments, machine);
+    let mut count = arguments.iterations;
+    if !arguments.like.is_empty() {
+        let measured = measured_runs::read(&arguments.like, &job, &layouts, planned.memory_bytes)
+            .map_err(|error| fail(AsRef::<dyn std::error::Error>::as_ref(&error), ExitCode::Usage, None))?;
+        calibrate(&mut setup, &measured, &job, arguments.spread);
+        count = count.or(measured.iterations);
+    }
+    setup.iterations = measured_runs::iterations(&job, count);
+    let simulation = simulate::simulate(&plan, &setup);
+    let moved = simulate::moved(&plan, &setup);
+    match arguments.output {
+        Output::Human => print_stages(&plan, &setup, &simulation, &moved),
+        Output::Json => print_simulation(&plan, &setup, &simulation, &moved),
+    }
+    Ok(ExitCode::Done)
+}
+
+fn setup(arguments: &SimulateArguments, machine: Machine) -> Setup {
+    Setup {
         machine,
         policy: match arguments.policy {
             PolicyName::Steal => Policy::Steal,
@@ -129,59 +148,52 @@ pub(super) fn simulate(arguments: &SimulateArguments) -> ExitCode {
         slow: arguments.slow.clone(),
         seed: arguments.seed,
         ..Setup::default()
-    };
-    let mut count = arguments.iterations;
-    if !arguments.like.is_empty() {
-        let like = match measured_runs::read(&arguments.like, &job, &layouts, planned.memory_bytes) {
-            Ok(like) => like,
-            Err(error) => return fail(AsRef::<dyn std::error::Error>::as_ref(&error), ExitCode::Usage, None),
-        };
-        // What runs show has no further spread, unless it is asked for.
-        let spread = arguments.spread.unwrap_or(0.0);
-        let measured = &mut setup.machine;
-        (measured.rank_spread, measured.shard_spread, measured.block_spread) = (0.0, spread, 0.0);
-        (measured.slice_spread, measured.start_ns) = (0.0, like.start_ns);
-        measured.optimize_ns = measured.optimize_ns.max(like.optimize_ns);
-        setup.iterations = measured_runs::iterations(&job, like.iterations);
-        setup.costs = simulate::calibrate(&like.runs, &setup);
-        count = count.or(like.iterations);
     }
-    setup.iterations = measured_runs::iterations(&job, count);
-    let simulation = simulate::simulate(&plan, &setup);
-    let moved = simulate::moved(&plan, &setup);
-    match arguments.output {
-        Output::Human => print_stages(&plan, &setup, &simulation, &moved),
-        Output::Json => print_json(&serde_json::json!({
-            "schema": 1,
-            "job": plan.job_name,
-            "ranks": plan.machine.ranks,
-            "nodes": plan.machine.ranks.div_ceil(plan.machine.ranks_per_node),
-            "threads_per_rank": plan.machine.threads,
-            "policy": setup.policy,
-            "placement": setup.placement,
-            "iterations": setup.iterations.as_ref().map(|iterations| iterations.count),
-            "seed": setup.seed,
-            "machine": setup.machine,
-            "start_ns": simulation.start_ns,
-            "makespan_ns": simulation.makespan_ns,
-            "optimized_at_ns": simulation.optimized_at_ns,
-            "stages": simulation.stages,
-            "exchanged": moved,
-        })),
-    }
-    ExitCode::Done
+}
+
+/// Sets the costs to those of measured runs. These include all spread but the requested one.
+fn calibrate(setup: &mut Setup, measured: &MeasuredRuns, job: &Job, spread: Option<f64>) {
+    let machine = &mut setup.machine;
+    machine.rank_spread = 0.0;
+    machine.shard_spread = spread.unwrap_or(0.0);
+    machine.block_spread = 0.0;
+    machine.slice_spread = 0.0;
+    machine.start_ns = measured.start_ns;
+    machine.optimize_ns = machine.optimize_ns.max(measured.optimize_ns);
+    setup.iterations = measured_runs::iterations(job, measured.iterations);
+    setup.costs = simulate::calibrate(&measured.runs, setup);
+}
+
+fn print_simulation(plan: &Plan, setup: &Setup, simulation: &Simulation, moved: &[Moved]) {
+    print_json(&serde_json::json!({
+        "schema": 1,
+        "job": plan.job_name,
+        "ranks": plan.machine.ranks,
+        "nodes": plan.machine.ranks.div_ceil(plan.machine.ranks_per_node),
+        "threads_per_rank": plan.machine.threads,
+        "policy": setup.policy,
+        "placement": setup.placement,
+        "iterations": setup.iterations.as_ref().map(|iterations| iterations.count),
+        "seed": setup.seed,
+        "machine": setup.machine,
+        "start_ns": simulation.start_ns,
+        "makespan_ns": simulation.makespan_ns,
+        "optimized_at_ns": simulation.optimized_at_ns,
+        "stages": simulation.stages,
+        "exchanged": moved,
+    }));
 }
 
 fn machine(arguments: &SimulateArguments) -> Result<Machine, ExitCode> {
     let mut machine = Machine::default();
     if let Some(path) = &arguments.machine {
         let text = std::fs::read_to_string(path).map_err(|error| {
-            eprintln!("error: {} cannot be read", path.display());
+            eprintln!("error: cannot read {}", path.display());
             eprintln!("caused by: {error}");
             ExitCode::Usage
         })?;
         machine = toml::from_str(&text).map_err(|error| {
-            eprintln!("error: {} is no machine file", path.display());
+            eprintln!("error: {} is not a machine file", path.display());
             eprintln!("caused by: {}", text::lines(&error.to_string()));
             ExitCode::Usage
         })?;
@@ -199,16 +211,16 @@ fn print_stages(plan: &Plan, setup: &Setup, simulation: &Simulation, moved: &[Mo
     let seconds = |ns: u64| format!("{:.3} s", ns as f64 / 1e9);
     let size = |bytes: u64| bytesize::ByteSize(bytes).to_string();
     let start = seconds(simulation.start_ns);
-    println!("makespan {}, of which {start} before the first stage", seconds(simulation.makespan_ns));
+    println!("makespan {}, including {start} before the first stage", seconds(simulation.makespan_ns));
     if let Some(at_ns) = simulation.optimized_at_ns {
-        println!("optimized code {} after that", seconds(at_ns));
+        println!("optimized code available {} later", seconds(at_ns));
     }
     for (times, moved) in simulation.stages.iter().zip(moved) {
         let (percent, share) = (100.0 * times.efficiency, 100.0 * times.between_nodes);
         println!();
         match times.runs {
             1 => println!("stage {}", times.stage),
-            runs => println!("stage {}, {runs} times", times.stage),
+            runs => println!("stage {}, {runs} runs", times.stage),
         }
         println!("  makespan    {}", seconds(times.makespan_ns));
         println!("  ideal       {}, efficiency {percent:.1} %", seconds(times.ideal_ns));

@@ -1,4 +1,4 @@
-//! How long a run will take, by what its kernels took before.
+//! The predicted time of a run, from the measured costs of its kernels.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,8 +11,8 @@ use crate::job::Job;
 use crate::plan::Plan;
 use crate::simulate::{Machine, Setup, StageCosts, simulate};
 
-/// What the simulator makes of the plan where tasks take what they took in earlier runs, and all else what it takes on a
-/// machine of no particular kind. `kernels` are those of the stages. Fails with the name of a kernel of which nothing is known.
+/// Simulates the plan with the task costs of earlier runs on a default machine. `kernels` are those of the stages. Fails with
+/// the name of a kernel without known costs.
 pub(in crate::cli) fn estimate(
     job: &Job,
     plan: &Plan,
@@ -31,7 +31,7 @@ pub(in crate::cli) fn estimate(
         let kernel_ns = slice_ns * slices as f64;
         costs.insert(stage.name.clone(), StageCosts { kernel_ns, baseline_factor, ..StageCosts::default() });
     }
-    // Kernels cost what they did; no further spread.
+    // The measured costs include their spread.
     let machine = Machine { rank_spread: 0.0, block_spread: 0.0, slice_spread: 0.0, ..Machine::default() };
     let setup = Setup { machine, costs, iterations: measured_runs::iterations(job, None), ..Setup::default() };
     Ok(Duration::from_nanos(simulate(plan, &setup).makespan_ns))

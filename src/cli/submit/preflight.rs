@@ -1,58 +1,65 @@
-//! Whether a job can run as it is going to be submitted, and how long it takes.
+//! The check of a job before its submission: that it can run, and how long it takes.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cli::fail;
-use crate::cli::plan::{kernels, layouts};
-use crate::cli::run::RunArguments;
+use crate::cli::open_job::{kernels, layouts};
+use crate::cli::output::fail;
+use crate::cli::run::arguments::RunArguments;
+use crate::cli::submit::arguments::{SubmitArguments, absolute};
 use crate::cli::submit::estimate;
-use crate::cli::submit::{SubmitArguments, absolute};
 use crate::exec::ExitCode;
 use crate::job::{Job, Source};
 use crate::plan::{Machine, plan as make_plan};
 use crate::{slurm, topology};
 
-/// A job that can run, as far as can be said.
-pub(in crate::cli) struct Checked {
+/// The result of the check of a job that can run, as far as known.
+pub(in crate::cli) struct Preflight {
     pub name: String,
-    /// The files that it makes, without `..` where their folders are there.
+    /// The files that the job creates, as canonical paths where their folders exist.
     pub outputs: BTreeSet<PathBuf>,
-    /// How long it takes; or why that is not known.
+    /// The predicted run time, or the reason why there is none.
     pub estimate: Result<Duration, String>,
-    /// Whether a condition may end it earlier.
-    pub is_bound: bool,
+    /// Whether a condition may end the job earlier.
+    pub is_upper_bound: bool,
 }
 
-impl Checked {
-    /// Of many jobs what all make, and the longest time, if that is known of all.
-    pub fn longest(jobs: Vec<Checked>) -> Option<Checked> {
+impl Preflight {
+    /// Combines the results of many jobs: all outputs, and the longest time, if that of all jobs is known.
+    pub fn combine(jobs: Vec<Preflight>) -> Option<Preflight> {
         jobs.into_iter().reduce(|mut longest, job| {
             longest.outputs.extend(job.outputs);
-            longest.is_bound |= job.is_bound;
+            longest.is_upper_bound |= job.is_upper_bound;
             longest.estimate = longest.estimate.and_then(|time| Ok(time.max(job.estimate?)));
             longest
         })
     }
 
-    fn new(job: &Job, estimate: Result<Duration, String>) -> Checked {
-        let is_bound = job.iterate.as_ref().is_some_and(|iterate| iterate.until.is_some());
-        Checked { name: job.name.clone(), outputs: outputs(job), estimate, is_bound }
+    fn new(job: &Job, estimate: Result<Duration, String>) -> Preflight {
+        let is_upper_bound = job.iterate.as_ref().is_some_and(|iterate| iterate.until.is_some());
+        Preflight { name: job.name.clone(), outputs: outputs(job), estimate, is_upper_bound }
     }
 }
 
-/// Reads and plans the job and loads its kernels, as rank 0 will; what is wrong has been said.
-pub(in crate::cli) fn check(path: &Path, arguments: &SubmitArguments, run: &RunArguments) -> Result<Checked, ExitCode> {
+/// Reads and plans the job and loads its kernels, as rank 0 will. Prints what is wrong.
+pub(in crate::cli) fn check(
+    path: &Path,
+    arguments: &SubmitArguments,
+    run: &RunArguments,
+) -> Result<Preflight, ExitCode> {
     let job = Job::load(path).map_err(|error| fail(&error, ExitCode::Usage, None))?;
     let kernels = kernels(&job)?;
-    let awaited = job.tensors.values().find_map(|decl| match &decl.source {
+    let missing = job.tensors.values().find_map(|decl| match &decl.source {
         Source::File { file, .. } if arguments.dependency.is_some() && !file.exists() => Some(file),
         _ => None,
     });
-    if let Some(file) = awaited {
-        tracing::warn!("not planned: {} is not there yet; the jobs before this one must make it", file.display());
-        return Ok(Checked::new(&job, Err("no estimate: its input is not there yet".to_owned())));
+    if let Some(file) = missing {
+        tracing::warn!(
+            "{} does not exist yet: the job is not planned, and the jobs before it must create the file",
+            file.display()
+        );
+        return Ok(Preflight::new(&job, Err("no estimate: its input does not exist yet".to_owned())));
     }
     let layouts = layouts(&job)?;
     let ranks_per_node = arguments.ranks_per_node();
@@ -69,9 +76,9 @@ pub(in crate::cli) fn check(path: &Path, arguments: &SubmitArguments, run: &RunA
     };
     let plan = make_plan(&job, &layouts, &machine).map_err(|error| fail(&error, ExitCode::Usage, None))?;
     let estimate = estimate::estimate(&job, &plan, &kernels, run.cache_dir.as_deref());
-    let estimate = estimate
-        .map_err(|kernel| format!("no estimate yet: {kernel} has not run on this machine with tiles like these"));
-    Ok(Checked::new(&job, estimate))
+    let estimate =
+        estimate.map_err(|kernel| format!("no estimate: {kernel} has not run on this machine with tiles of this size"));
+    Ok(Preflight::new(&job, estimate))
 }
 
 fn outputs(job: &Job) -> BTreeSet<PathBuf> {

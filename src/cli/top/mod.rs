@@ -1,3 +1,5 @@
+//! `exuvia top`.
+
 mod terminal;
 
 use std::io::IsTerminal;
@@ -10,33 +12,33 @@ use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 use console::measure_text_width;
 use serde::Serialize;
 
-use super::{Output, print_json};
 use crate::cli::job_selector;
+use crate::cli::output::{Output, print_json};
 use crate::cli::top::terminal::{Screen, TerminalSize};
 use crate::exec::ExitCode;
 use crate::live::{self, RankSnapshot, Snapshot};
 use crate::slurm::Record;
-use crate::text;
+use crate::text::{self, count};
 
-/// From one look to the next.
-const GLANCE: Duration = Duration::from_millis(500);
-/// A rank that has said nothing for so long is between stages, or waits in a collective operation.
+/// The refresh interval.
+const REFRESH: Duration = Duration::from_millis(500);
+/// A rank without a report for so long is between stages or waits in a collective operation.
 const SILENT_NS: u64 = 3_000_000_000;
 
 /// Arguments of `exuvia top`.
 #[derive(Debug, Args)]
 pub(super) struct TopArguments {
-    /// Name, job file, Slurm id or record of a submission of a running job [default: all of yours that run]
+    /// Name, job file, Slurm id or submission record of a running job [default: all your running jobs]
     job: Option<String>,
-    /// Look once
+    /// Print the state once and exit
     #[arg(long)]
     once: bool,
-    /// Of a look; json looks once
+    /// Output format; json prints the state once
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// What `--output json` prints.
+/// The value that `--output json` prints.
 #[derive(Debug, Serialize)]
 struct Top<'a> {
     schema: u32,
@@ -45,29 +47,29 @@ struct Top<'a> {
 
 pub(super) fn top(arguments: &TopArguments) -> ExitCode {
     let Some(folder) = live::folder() else {
-        eprintln!("error: neither XDG_STATE_HOME nor HOME is set, where runs make themselves known");
+        eprintln!("error: neither XDG_STATE_HOME nor HOME is set, so running jobs cannot be found");
         return ExitCode::Environment;
     };
     let target = arguments.job.as_deref();
     let ids = target.map(submitted).unwrap_or_default();
-    let look = || {
+    let list = || {
         let mut runs = live::list(&folder);
-        runs.retain(|run| target.is_none_or(|target| is_meant(run, target, &ids)));
+        runs.retain(|run| target.is_none_or(|target| matches(run, target, &ids)));
         runs
     };
-    let runs = look();
+    let runs = list();
     let on_terminal = std::io::stdout().is_terminal();
     match arguments.output {
-        _ if runs.is_empty() => return nothing(target, &folder),
+        _ if runs.is_empty() => return no_runs(target, &folder),
         Output::Json => print_json(&Top { schema: 1, runs: &runs }),
         Output::Human if arguments.once || !on_terminal => {
-            print!("{}", show(&runs, TerminalSize::ENDLESS));
+            print!("{}", render(&runs, TerminalSize::UNLIMITED));
         }
-        Output::Human => match watch(look) {
+        Output::Human => match watch(list) {
             Ok(true) => {}
-            Ok(false) => println!("Nothing of it runs any more."),
+            Ok(false) => println!("All jobs have ended."),
             Err(error) => {
-                eprintln!("error: the terminal cannot be drawn on: {error}");
+                eprintln!("error: cannot draw on the terminal: {error}");
                 return ExitCode::Failed;
             }
         },
@@ -75,48 +77,48 @@ pub(super) fn top(arguments: &TopArguments) -> ExitCode {
     ExitCode::Done
 }
 
-/// Draws the runs until there are none, or a key ends it; whether there are some left.
-fn watch(look: impl Fn() -> Vec<Snapshot>) -> std::io::Result<bool> {
-    let screen = Screen::borrow()?;
+/// Draws the runs until there are none or a key is pressed; returns whether runs are left.
+fn watch(list: impl Fn() -> Vec<Snapshot>) -> std::io::Result<bool> {
+    let screen = Screen::open()?;
     loop {
-        let runs = look();
+        let runs = list();
         if runs.is_empty() {
             return Ok(false);
         }
-        screen.draw(&show(&runs, screen.room()))?;
-        if !screen.wait(GLANCE)? {
+        screen.draw(&render(&runs, screen.size()))?;
+        if !screen.wait(REFRESH)? {
             return Ok(true);
         }
     }
 }
 
-/// Ids of Slurm's jobs that were submitted from here as this, or whose record this is.
+/// The Slurm ids of the submissions that `target` names, or of the record at this path.
 fn submitted(target: &str) -> Vec<String> {
     let record = std::fs::read(target).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
     let records = job_selector::records(Some(target)).unwrap_or_default();
     record.into_iter().chain(records).map(|record| record.id).collect()
 }
 
-fn is_meant(run: &Snapshot, target: &str, ids: &[String]) -> bool {
+fn matches(run: &Snapshot, target: &str, ids: &[String]) -> bool {
     let of_job = |id: &str| run.slurm_job.as_deref().is_some_and(|job| job == id || job.split('_').next() == Some(id));
     let file = std::path::absolute(target).unwrap_or_default();
     run.job == target || run.file == file || of_job(target) || ids.iter().any(|id| of_job(id))
 }
 
-fn nothing(target: Option<&str>, folder: &Path) -> ExitCode {
+fn no_runs(target: Option<&str>, folder: &Path) -> ExitCode {
     match target {
-        Some(target) => eprintln!("error: no running job is '{target}'"),
-        None => eprintln!("error: no job of yours is running"),
+        Some(target) => eprintln!("error: no running job '{target}'"),
+        None => eprintln!("error: none of your jobs is running"),
     }
     eprintln!(
-        "help: a run is seen half a second after its start, on the nodes that share {}; `exuvia status` lists submitted jobs",
+        "help: a run appears half a second after its start, on nodes that share {}; `exuvia status` lists submitted jobs",
         folder.display()
     );
     ExitCode::Usage
 }
 
-/// One run with its ranks, of which there is room for some; of several, a line for each.
-fn show(runs: &[Snapshot], room: TerminalSize) -> String {
+/// Formats one run with as many of its ranks as fit, or several runs with one line each.
+fn render(runs: &[Snapshot], room: TerminalSize) -> String {
     text::lines(&match runs {
         [run] => details(run, room),
         runs => overview(runs, room),
@@ -142,27 +144,28 @@ fn overview(runs: &[Snapshot], room: TerminalSize) -> String {
             size(run.ranks.iter().map(|rank| rank.share.memory_bytes).sum()),
         ]
     };
-    table(&head, &[0, 1, 2, 5], &[2, 8, 1, 7, 3, 5], room, runs.iter().map(row)) + "exuvia top JOB shows one of them\n"
+    table(&head, &[0, 1, 2, 5], &[2, 8, 1, 7, 3, 5], room, runs.iter().map(row))
+        + "run `exuvia top JOB` for the details of a job\n"
 }
 
 fn details(run: &Snapshot, room: TerminalSize) -> String {
     let sum = |of: fn(&RankSnapshot) -> u64| run.ranks.iter().map(of).sum::<u64>();
     let slurm = run.slurm_job.as_ref().map(|id| format!(" (Slurm {id})")).unwrap_or_default();
     let ranks = count(run.ranks.len() as u64, "rank");
-    let mut what = vec![
+    let mut header = vec![
         format!("{}{slurm}: {ranks} on {}", run.job, count(u64::from(run.nodes), "node")),
         format!("{} each", count(u64::from(run.threads_per_rank), "thread")),
     ];
-    what.extend((run.deaths > 0).then(|| format!("{} died", run.deaths)));
-    what.push(seconds(run.elapsed_ns));
+    header.extend((run.deaths > 0).then(|| format!("{} failed", run.deaths)));
+    header.push(seconds(run.elapsed_ns));
     let iteration =
         run.iteration.map(|iteration| format!("iteration {} of at most {}", iteration.done + 1, iteration.most));
     let stage = |stage: &live::StageSnapshot| {
         format!("{} {} of {}", stage.stage, percent(stage.processed_bytes, stage.bytes), count(stage.blocks, "block"))
     };
-    let mut under_way: Vec<String> = iteration.into_iter().chain(run.stages.iter().map(stage)).collect();
-    if under_way.is_empty() {
-        under_way.push("between stages".to_owned());
+    let mut current: Vec<String> = iteration.into_iter().chain(run.stages.iter().map(stage)).collect();
+    if current.is_empty() {
+        current.push("between stages".to_owned());
     }
     let tasks = sum(|rank| rank.share.baseline_tasks + rank.share.optimized_tasks);
     let optimized = percent(sum(|rank| rank.share.optimized_tasks), tasks);
@@ -174,8 +177,8 @@ fn details(run: &Snapshot, room: TerminalSize) -> String {
         format!("{} written", size(sum(|rank| rank.share.written_bytes))),
         format!("{} in memory", size(sum(|rank| rank.share.memory_bytes))),
     ];
-    let text = [&what[..], &under_way, &so_far].map(|parts| wrapped(parts, room.columns)).concat() + "\n";
-    // Half of a small window is the ranks'.
+    let text = [&header[..], &current, &so_far].map(|parts| wrapped(parts, room.columns)).concat() + "\n";
+    // The ranks get at least half of a small window.
     let mut text: String = text.split_inclusive('\n').take(room.lines / 2).collect();
     let head = ["RANK", "HOST", "BLOCKS", "QUEUE", "TIER", "TASKS", "STOLEN", "RATE", "MOVED", "MEMORY", ""];
     let lines = room.lines.saturating_sub(text.lines().count() + 1);
@@ -188,7 +191,7 @@ fn details(run: &Snapshot, room: TerminalSize) -> String {
     text
 }
 
-/// In lines of at most so many columns, as far as none of the parts is longer.
+/// Joins the parts into lines of at most `columns` columns; a longer part has its own line.
 fn wrapped(parts: &[String], columns: usize) -> String {
     let (mut text, mut width) = (String::new(), 0);
     for part in parts {
@@ -211,7 +214,7 @@ fn row(rank: &RankSnapshot, now_ns: u64) -> [String; 11] {
     let share = &rank.share;
     let sum = |of: fn(&live::StageShare) -> u64| share.stages.iter().map(of).sum::<u64>();
     let (done, blocks) = (sum(|stage| stage.blocks_done), sum(|stage| stage.blocks));
-    // Blocks in memory, and those that are to come there.
+    // Blocks in memory, and blocks still to be fetched.
     let in_memory = sum(|stage| stage.blocks_in_memory);
     let waiting = blocks.saturating_sub(done + in_memory);
     let tier = match share.stages.iter().filter(|stage| stage.optimized).count() {
@@ -232,12 +235,12 @@ fn row(rank: &RankSnapshot, now_ns: u64) -> [String; 11] {
         rate(rank.bytes_per_s),
         size(share.moved_bytes),
         size(share.memory_bytes),
-        if silent_ns > SILENT_NS { format!("silent for {}", seconds(silent_ns)) } else { String::new() },
+        if silent_ns > SILENT_NS { format!("no report for {}", seconds(silent_ns)) } else { String::new() },
     ]
 }
 
-/// All columns but the `left` ones are numbers. Where there is no room for all of them, those are left out that `spare` names, as
-/// many of the first as it takes.
+/// Formats a table. All columns but the `left` ones are numbers, aligned right. If the table is too wide, columns are hidden in the
+/// order of `spare`.
 fn table<const N: usize>(
     head: &[&str; N],
     left: &[usize],
@@ -280,10 +283,6 @@ fn seconds(ns: u64) -> String {
     humantime::format_duration(Duration::from_secs(ns / 1_000_000_000)).to_string()
 }
 
-fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,22 +311,22 @@ mod tests {
 
     #[test]
     fn a_run_is_shown_with_its_ranks() {
-        let text = details(&run(2), TerminalSize::ENDLESS);
+        let text = details(&run(2), TerminalSize::UNLIMITED);
         for part in [
             "heat (Slurm 7_2): 2 ranks on 1 node, 1 thread each, 10s",
             "step 30 % of 20 blocks",
             "80 tasks (25 % on optimized code), 4.0 KiB/s through kernels now",
             "3/10    2+5  baseline",
-            "silent for 9s",
+            "no report for 9s",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
-        assert_eq!(text.matches("silent").count(), 1);
-        assert!(show(&[run(1), run(2)], TerminalSize::ENDLESS).contains("exuvia top JOB"));
+        assert_eq!(text.matches("no report").count(), 1);
+        assert!(render(&[run(1), run(2)], TerminalSize::UNLIMITED).contains("exuvia top JOB"));
     }
 
     #[test]
-    fn there_is_room_for_the_most_important() {
+    fn a_small_window_shows_the_most_important_columns() {
         let mut iterated = run(100);
         iterated.iteration = Some(live::Iteration { done: 41, most: 1_000_000 });
         for (columns, lines) in [(120, 40), (80, 24), (40, 10)] {
@@ -340,22 +339,22 @@ mod tests {
             }
         }
         let text = details(&iterated, TerminalSize { columns: 40, lines: 12 });
-        for part in ["heat (Slurm 7_2): 100 ranks on 1 node,\n", "2.0 KiB/s  silent for 9s\n", "and 96 more ranks"] {
+        for part in ["heat (Slurm 7_2): 100 ranks on 1 node,\n", "2.0 KiB/s  no report for 9s\n", "and 96 more ranks"] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
-        // None is left out where there is room for all of them.
+        // All ranks are shown if they fit.
         assert_eq!(details(&run(3), TerminalSize { columns: 120, lines: 10 }).matches("3/10").count(), 3);
     }
 
     #[test]
-    fn a_run_goes_by_its_name_its_file_and_its_id() {
+    fn a_run_matches_its_name_its_file_and_its_id() {
         let run = run(1);
         for target in ["heat", "/a/heat.toml", "7", "7_2"] {
-            assert!(is_meant(&run, target, &[]), "{target}");
+            assert!(matches(&run, target, &[]), "{target}");
         }
-        assert!(is_meant(&run, "sweep", &["7".to_owned()]));
+        assert!(matches(&run, "sweep", &["7".to_owned()]));
         for target in ["hea", "/a/b.toml", "2", "7_1"] {
-            assert!(!is_meant(&run, target, &["70".to_owned()]), "{target}");
+            assert!(!matches(&run, target, &["70".to_owned()]), "{target}");
         }
     }
 }
