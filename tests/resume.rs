@@ -248,7 +248,7 @@ fn damaged_parts_are_computed_again() {
     // In the middle of what stage one wrote.
     let length = fs::metadata(part()).unwrap().len() as usize;
     flip(part(), length / 2);
-    assert!(finishes("a flipped bit in an output").contains("damaged, and computed again"));
+    assert!(finishes("a flipped bit in an output").contains("are damaged and will be computed again"));
     leave();
     fs::OpenOptions::new().write(true).open(part()).unwrap().set_len(length as u64 / 2).unwrap();
     finishes("half an output");
@@ -256,12 +256,12 @@ fn damaged_parts_are_computed_again() {
     let log = logs(&lab).remove(0);
     let last = fs::metadata(&log).unwrap().len() as usize - 20;
     flip(log, last);
-    assert!(finishes("a flipped bit in a log").contains("torn or damaged"));
+    assert!(finishes("a flipped bit in a log").contains("damaged records of completed work"));
     leave();
     // Of a rank whose log speaks of them: what is stored may wait for its record when the run is killed.
     let says_two = |log: &PathBuf| fs::read_to_string(log).unwrap().contains("\"two\"");
     flip(logs(&lab).into_iter().find(says_two).unwrap().with_extension("bin"), 30);
-    assert!(finishes("a flipped bit in compressed chunks").contains("damaged, and computed again"));
+    assert!(finishes("a flipped bit in compressed chunks").contains("are damaged and will be computed again"));
     leave();
     fs::remove_file(part()).unwrap();
     assert!(finishes("no output").contains("is gone"));
@@ -389,11 +389,11 @@ fn a_checkpoint_that_is_damaged_or_of_another_job_is_not_loaded() {
                 fs::write(&file, bytes).unwrap();
             }
         }
-        says("0.001", "is damaged, and ignored");
+        says("0.001", "ignored the damaged checkpoint");
     }
     leave();
     job("0.002");
-    says("0.002", "the last checkpoint is of what has changed, and ignored");
+    says("0.002", "the last checkpoint is ignored: the job or its inputs have changed since");
 }
 
 #[test]

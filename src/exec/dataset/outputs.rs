@@ -226,7 +226,7 @@ impl Outputs {
                 kept.extend(stored);
             }
             if !held.is_empty() && kept.len() == held.len() {
-                stagings.manifest.note(&CompletionRecord {
+                stagings.manifest.record(&CompletionRecord {
                     stage: plan.name.clone(),
                     tile,
                     outputs: kept,

@@ -1,8 +1,8 @@
-//! Checkpoints: what is in the memory of the ranks between stages and iterations, in a file of the manifest from time to time.
+//! Checkpoints: from time to time, between stages and iterations, all resident tensors are saved in a file of the manifest.
 //!
-//! How often: what a checkpoint costs is weighed against what a failure would cost (Young 1974), and never takes more than a
-//! hundredth of the time; where the allocation has an end, more often towards it. Rank 0 decides, at points that all ranks agree
-//! on beforehand, so that iterations of microseconds are not held up.
+//! The interval balances the cost of a checkpoint against the cost of a failure (Young 1974), and keeps checkpoints to a
+//! hundredth of the time. Towards the end of an allocation they come more often. Rank 0 decides, at points that all ranks
+//! agree on beforehand, so that iterations of microseconds are not held up.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +12,7 @@ use crate::encode::encode;
 use crate::exec::comm::communicator::Communicator;
 use crate::exec::error::RunError;
 use crate::exec::recovery::manifest::Manifest;
-use crate::exec::recovery::snapshot::{CheckpointIndex, SavedTensor};
+use crate::exec::recovery::snapshot::{CheckpointIndex, ResumePoint, SavedTensor};
 use crate::exec::trace::recorder::TraceEventKind;
 use crate::exec::transfer::resident::{Holding, Resident};
 use crate::fabric::Payload;
@@ -21,29 +21,36 @@ use crate::store::{OutputLayout, OutputSpec, Staging, Writer};
 use crate::tensor::Region;
 use crate::topology;
 
-/// Ranks look that often whether a checkpoint is due, or the run is to end.
-const LOOK: Duration = Duration::from_millis(250);
-/// Between two failures of what a run runs on, by assumption.
+/// How often ranks vote on whether a checkpoint is due or the run is to end.
+const VOTE_INTERVAL: Duration = Duration::from_millis(250);
+/// Assumed time between two failures of the nodes of a run.
 const BETWEEN_FAILURES: Duration = Duration::from_secs(24 * 3600);
-/// A checkpoint takes at most this part of the time.
-const SHARE: u32 = 100;
-/// What is written in a second, as long as none has been.
+/// A checkpoint takes at most one part in this many of the time.
+const COST_PART: u32 = 100;
+/// Assumed write rate until the first checkpoint is taken.
 const BYTES_PER_SECOND: f64 = 200e6;
 
-/// When checkpoints are taken.
+/// Decides when checkpoints are taken, and takes them.
 #[derive(Debug)]
 pub(in crate::exec) struct Checkpoints {
-    /// Asked for; otherwise it follows from what they cost.
+    /// The interval that the user asked for; otherwise it follows from the cost.
     every: Option<Duration>,
     last: Instant,
     cost: Option<Duration>,
-    /// The next iteration after which ranks look.
-    next_look: u64,
-    looked: (u64, Instant),
+    /// The iteration after which ranks vote next.
+    next_vote: u64,
+    last_vote: VotePoint,
     taken: u64,
 }
 
-/// What rank 0 says at a look.
+/// The iteration and time of a vote.
+#[derive(Clone, Copy, Debug)]
+struct VotePoint {
+    iteration: u64,
+    at: Instant,
+}
+
+/// A rank's vote on whether a checkpoint is due. Only that of rank 0 counts, but a signal may reach any rank.
 #[derive(Serialize, Deserialize)]
 struct CheckpointVote {
     signal: Option<usize>,
@@ -54,25 +61,33 @@ struct CheckpointVote {
 impl Checkpoints {
     pub fn new(every: Option<Duration>) -> Checkpoints {
         let now = Instant::now();
-        Checkpoints { every, last: now, cost: None, next_look: 0, looked: (0, now), taken: 0 }
+        Checkpoints {
+            every,
+            last: now,
+            cost: None,
+            next_vote: 0,
+            last_vote: VotePoint { iteration: 0, at: now },
+            taken: 0,
+        }
     }
 
-    /// Iterations begin, after so many of earlier runs.
+    /// Begins with iterations; earlier runs completed `iteration` of them.
     pub fn begin_iterations(&mut self, iteration: u64) {
-        (self.next_look, self.looked) = (iteration + 1, (iteration, Instant::now()));
+        self.next_vote = iteration + 1;
+        self.last_vote = VotePoint { iteration, at: Instant::now() };
     }
 
-    /// Whether ranks look after this iteration.
-    pub fn looks_after(&self, iteration: u64) -> bool {
-        iteration == self.next_look
+    /// Whether ranks vote after this iteration.
+    pub fn votes_after(&self, iteration: u64) -> bool {
+        iteration == self.next_vote
     }
 
-    /// Takes a checkpoint if one is due or the run is to end; ends it then. `next` is the stage that comes next. Collective.
-    pub fn look(
+    /// Takes a checkpoint if one is due or a signal ends the run; returns the signal's error then. Collective.
+    pub fn take_if_due(
         &mut self,
         comm: &mut Communicator,
         plan: &Plan,
-        (next, iteration): (usize, u64),
+        next: ResumePoint,
         resident: &Resident,
         manifest: &mut Manifest,
     ) -> Result<(), RunError> {
@@ -80,24 +95,25 @@ impl Checkpoints {
         let mine = CheckpointVote {
             signal: comm.signal(),
             is_due: comm.rank() == 0 && self.is_due(resident, comm.size()),
-            next_look: self.after(iteration),
+            next_look: self.vote_after(next.iteration),
         };
         let all = comm.allgather(encode(&mine)?)?;
-        let words = (0..).zip(&all).map(|(rank, bytes)| serde_json::from_slice(bytes).map_err(|_| wrong(rank)));
-        let words: Vec<CheckpointVote> = words.collect::<Result<_, _>>()?;
-        let signal = words.iter().find_map(|word| word.signal);
-        let first = words.first().ok_or_else(|| wrong(0))?;
-        (self.next_look, self.looked) = (first.next_look, (iteration, Instant::now()));
+        let votes = (0..).zip(&all).map(|(rank, bytes)| serde_json::from_slice(bytes).map_err(|_| wrong(rank)));
+        let votes: Vec<CheckpointVote> = votes.collect::<Result<_, _>>()?;
+        let signal = votes.iter().find_map(|vote| vote.signal);
+        let first = votes.first().ok_or_else(|| wrong(0))?;
+        self.next_vote = first.next_look;
+        self.last_vote = VotePoint { iteration: next.iteration, at: Instant::now() };
         if (first.is_due || signal.is_some()) && manifest.lasts() && !resident.is_empty() {
-            self.take(comm, plan, (next, iteration), resident, manifest)?;
+            self.take(comm, plan, next, resident, manifest)?;
         }
         signal.map_or(Ok(()), |signal| Err(comm.end_by(signal)))
     }
 
-    /// The iteration after which ranks look next, from how long those since the last look took.
-    fn after(&self, iteration: u64) -> u64 {
-        let each = self.looked.1.elapsed().as_secs_f64() / (iteration - self.looked.0).max(1) as f64;
-        iteration + ((LOOK.as_secs_f64() / each.max(1e-9)) as u64).max(1)
+    /// Returns the iteration after which ranks vote next, given how long those since the last vote took.
+    fn vote_after(&self, iteration: u64) -> u64 {
+        let each = self.last_vote.at.elapsed().as_secs_f64() / (iteration - self.last_vote.iteration).max(1) as f64;
+        iteration + ((VOTE_INTERVAL.as_secs_f64() / each.max(1e-9)) as u64).max(1)
     }
 
     fn is_due(&self, resident: &Resident, ranks: u32) -> bool {
@@ -107,12 +123,12 @@ impl Checkpoints {
         self.last.elapsed() >= self.every.unwrap_or_else(|| interval(cost, left))
     }
 
-    /// Writes all that is resident. Collective.
+    /// Saves all resident tensors. Collective.
     fn take(
         &mut self,
         comm: &mut Communicator,
         plan: &Plan,
-        (next, iteration): (usize, u64),
+        next: ResumePoint,
         resident: &Resident,
         manifest: &mut Manifest,
     ) -> Result<(), RunError> {
@@ -156,8 +172,8 @@ impl Checkpoints {
                 tensors.iter_mut().zip(parts).for_each(|(tensor, parts)| tensor.pieces.extend(parts));
             }
             staging.publish()?;
-            let stage = plan.stages[next].name.clone();
-            manifest.note_checkpoint(CheckpointIndex { stage, iteration, file, tensors });
+            let stage = plan.stages[next.stage].name.clone();
+            manifest.record_checkpoint(CheckpointIndex { stage, iteration: next.iteration, file, tensors });
         }
         comm.tracer.end(Some(started), || TraceEventKind::Part("checkpoint"));
         self.taken += 1;
@@ -166,10 +182,10 @@ impl Checkpoints {
     }
 }
 
-/// From one checkpoint to the next, each of which takes `cost`, when the allocation ends in `left`.
+/// Returns the interval between checkpoints that take `cost` each, in an allocation that ends in `left`.
 fn interval(cost: Duration, left: Option<Duration>) -> Duration {
     let seconds = (2.0 * cost.as_secs_f64() * BETWEEN_FAILURES.as_secs_f64()).sqrt();
-    let interval = Duration::from_secs_f64(seconds).max(cost * SHARE);
+    let interval = Duration::from_secs_f64(seconds).max(cost * COST_PART);
     left.map_or(interval, |left| interval.min((left / 2).max(cost * 10)))
 }
 
@@ -178,24 +194,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cheap_checkpoints_come_often_and_the_end_brings_them_closer() {
+    fn the_interval_follows_from_the_cost_and_shrinks_towards_the_end_of_an_allocation() {
         let seconds = Duration::from_secs;
         assert_eq!(interval(Duration::from_millis(500), None), Duration::from_secs_f64(86400f64.sqrt()));
         assert_eq!(interval(seconds(60), None), seconds(6000), "no more than a hundredth");
         assert_eq!(interval(seconds(60), Some(seconds(3600))), seconds(1800));
-        assert_eq!(interval(seconds(60), Some(seconds(100))), seconds(600), "too late for another one");
+        assert_eq!(interval(seconds(60), Some(seconds(100))), seconds(600), "no time for another one");
         assert_eq!(interval(Duration::ZERO, None), Duration::ZERO);
     }
 
     #[test]
-    fn ranks_look_about_four_times_a_second() {
+    fn ranks_vote_about_four_times_a_second() {
         let mut checkpoints = Checkpoints::new(None);
         checkpoints.begin_iterations(5);
-        assert!(checkpoints.looks_after(6) && !checkpoints.looks_after(7));
-        checkpoints.looked = (5, Instant::now() - Duration::from_millis(100));
-        let next = checkpoints.after(15);
+        assert!(checkpoints.votes_after(6) && !checkpoints.votes_after(7));
+        checkpoints.last_vote.at = Instant::now() - Duration::from_millis(100);
+        let next = checkpoints.vote_after(15);
         assert!((35..=40).contains(&next), "{next}");
-        checkpoints.looked = (5, Instant::now() - Duration::from_secs(100));
-        assert_eq!(checkpoints.after(6), 7);
+        checkpoints.last_vote.at = Instant::now() - Duration::from_secs(100);
+        assert_eq!(checkpoints.vote_after(6), 7);
     }
 }

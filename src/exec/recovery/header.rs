@@ -1,5 +1,5 @@
-//! Rank 0's side of a manifest: the folder and its header, what of an earlier run still counts, and which of its files are gone on
-//! with.
+//! Rank 0's part of a manifest: its folder and header, the completed work of earlier runs that still counts, and the
+//! unfinished files that this run continues to write.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Kernel;
 use crate::exec::dataset_paths::{destination, first_folder};
-use crate::exec::recovery::fingerprint::{Identity, changes};
+use crate::exec::recovery::fingerprint::{Identity, changes, identities};
 use crate::exec::recovery::input_fingerprint::{Fingerprints, InputFiles};
 use crate::exec::recovery::record::CompletionRecord;
 use crate::exec::recovery::snapshot::CheckpointIndex;
@@ -25,28 +26,28 @@ use crate::store::{OutputLayout, Staging, Storage, Unfinished, is_unfinished, me
 const HEADER: &str = "header.json";
 const INPUTS: &str = "inputs.json";
 const CHECKPOINT: &str = "checkpoint.json";
-/// How long a run that begins again waits for them.
-const FINGERPRINTS: Duration = Duration::from_secs(1);
-/// Of the job file's name in that of the folder.
+/// How long a run that restarts waits for the fingerprints of its inputs.
+const FINGERPRINT_WAIT: Duration = Duration::from_secs(1);
+/// Characters of the job file's name in the name of the folder.
 const NAME_CHARS: usize = 60;
-/// Of the header and the records. Others are no use.
+/// Version of the header and the records. Manifests of other versions are discarded.
 const SCHEMA: u32 = 2;
 
-/// What the run is and where its outputs lie; rank 0 keeps it.
+/// The header of a manifest on disk: what the run is, and where its outputs lie.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Header {
     schema: u32,
     exuvia: String,
     /// The job file's real path.
     job: PathBuf,
-    /// Runs so far.
+    /// The number of runs so far.
     generation: u64,
     stages: Vec<Identity>,
     /// By tensor.
     layouts: BTreeMap<String, OutputLayout>,
     /// By final name.
     files: BTreeMap<PathBuf, StagedFile>,
-    /// Temporaries of earlier runs that are not written on, but copied from.
+    /// Temporaries of earlier runs that this run only copies from.
     leftovers: BTreeSet<PathBuf>,
 }
 
@@ -54,13 +55,23 @@ struct Header {
 struct StagedFile {
     #[serde(flatten)]
     unfinished: Unfinished,
-    /// Checksum of all that lies outside of the datasets that are written.
+    /// Checksum of everything outside the datasets that are written.
     outside: Option<u32>,
 }
 
-/// What rank 0 tells the others.
+/// The job of this run, with everything that decides whether completed work still counts.
+#[derive(Clone, Copy)]
+pub(in crate::exec) struct CurrentJob<'a> {
+    pub job: &'a Job,
+    pub plan: &'a Plan,
+    /// The kernel of each stage.
+    pub kernels: &'a [&'a Kernel],
+    pub input_files: &'a InputFiles,
+}
+
+/// The completed work of earlier runs, as rank 0 broadcasts it.
 #[derive(Serialize, Deserialize)]
-pub(in crate::exec) struct Opening {
+pub(in crate::exec) struct ResumeState {
     pub path: PathBuf,
     pub generation: u64,
     pub finished: Vec<CompletionRecord>,
@@ -68,184 +79,209 @@ pub(in crate::exec) struct Opening {
     pub saved: Option<CheckpointIndex>,
 }
 
-/// Whoever holds a manifest's folder.
+/// The contents of a manifest's folder before this run.
+struct EarlierRun {
+    header: Header,
+    records: Records<CompletionRecord>,
+    checkpoint: Option<CheckpointIndex>,
+}
+
+/// The thread that takes fingerprints of the inputs.
+struct FingerprintThread {
+    thread: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+}
+
+/// An earlier run's unfinished file, in this run.
+enum Adoption {
+    Continued(Staging),
+    /// Its undamaged parts are copied into a new file.
+    CopiedFrom,
+    Gone,
+}
+
+/// A manifest's folder and its header, which rank 0 holds.
 pub(in crate::exec) struct ManifestHeader {
     folder: Folder,
-    /// In the names of all that this job leaves, and of nothing else.
+    /// A part of the names of all temporaries of this job, and of no other file.
     id: String,
     header: Header,
-    /// Datasets of earlier runs that are written on.
+    /// By tensor, the datasets of earlier runs that this run continues to write.
     pub adopted: BTreeMap<String, OutputLayout>,
-    fingerprints: Option<(JoinHandle<()>, Arc<AtomicBool>)>,
+    fingerprints: Option<FingerprintThread>,
 }
 
 impl ManifestHeader {
+    /// Opens the manifest of a job, or makes it. Puts the unfinished files of earlier runs that this run continues into
+    /// `stagings`, by final name. `fresh` discards completed work.
     pub fn open(
-        job: &Job,
-        plan: &Plan,
-        (stages, sources): (Vec<Identity>, &InputFiles),
+        current: CurrentJob<'_>,
         fresh: bool,
         stagings: &mut BTreeMap<PathBuf, Staging>,
         notes: &mut Vec<String>,
-    ) -> Result<(ManifestHeader, Opening), ManifestError> {
+    ) -> Result<(ManifestHeader, ResumeState), ManifestError> {
+        let CurrentJob { job, plan, kernels, input_files } = current;
         let beside = first_folder(job);
-        let path = real_path(&job.path).unwrap_or_else(|_| job.path.clone());
-        let id = id(&path, &beside);
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let job_file = real_path(&job.path).unwrap_or_else(|_| job.path.clone());
+        let id = id(&job_file, &beside);
+        let name = job_file.file_stem().unwrap_or_default().to_string_lossy();
         let name: String = name.chars().take(NAME_CHARS).collect();
         let folder = Folder::open(&beside.join(format!(".{name}-{id}.exuvia")))?;
-        let mut before: Header = folder.read(HEADER).unwrap_or_default();
-        let mut saved: Option<CheckpointIndex> = folder.read(CHECKPOINT);
-        before.stay_here(&id);
-        saved.iter_mut().for_each(|saved| saved.move_to(folder.path()));
-        let mut records: Records<CompletionRecord> = Records::read(folder.path())?;
-        let known = before.schema == SCHEMA && before.exuvia == env!("CARGO_PKG_VERSION") && before.job == path;
-        if !known || fresh || (records.records.is_empty() && saved.is_none()) {
-            saved = None;
-            clear(&folder)?;
-            before = Header { generation: before.generation, ..Header::default() };
-            (records.records, records.damaged) = (Vec::new(), 0);
-        }
-        remove_strays(job, &id, &before);
+        let earlier = EarlierRun::read(&folder, &job_file, &id, fresh)?;
+        remove_strays(job, &id, &earlier.header);
         let header = Header {
             schema: SCHEMA,
             exuvia: env!("CARGO_PKG_VERSION").to_owned(),
-            job: path,
-            generation: before.generation + 1,
-            stages,
-            leftovers: before.leftovers.clone(),
+            job: job_file,
+            generation: earlier.header.generation + 1,
+            stages: identities(job, plan, kernels),
+            leftovers: earlier.header.leftovers.clone(),
             ..Header::default()
         };
-        let mut keeper = ManifestHeader { folder, id, header, adopted: BTreeMap::new(), fingerprints: None };
-        let (path, generation) = (keeper.folder.path().to_owned(), keeper.header.generation);
-        if records.records.is_empty() && saved.is_none() {
-            keeper.take_fingerprints(sources);
-            let (finished, layouts) = (Vec::new(), BTreeMap::new());
-            return Ok((keeper, Opening { path, generation, finished, layouts, saved }));
-        }
-        // Without them nothing counts.
-        let prints: Fingerprints = keeper.folder.read(INPUTS).unwrap_or_default();
-        let changed_inputs = sources.changed(&prints);
-        let mut changed = changes(job, &before.stages, &keeper.header.stages, &changed_inputs);
-        keeper.adopt_files(job, plan, &mut before, &mut changed, stagings, notes);
+        let mut this = ManifestHeader { folder, id, header, adopted: BTreeMap::new(), fingerprints: None };
+        let state = match earlier.is_empty() {
+            false => this.resume(current, earlier, stagings, notes)?,
+            true => {
+                this.take_fingerprints(input_files);
+                this.resume_state(Vec::new(), BTreeMap::new(), None)
+            }
+        };
+        Ok((this, state))
+    }
+
+    fn resume_state(
+        &self,
+        finished: Vec<CompletionRecord>,
+        layouts: BTreeMap<String, OutputLayout>,
+        saved: Option<CheckpointIndex>,
+    ) -> ResumeState {
+        let (path, generation) = (self.folder.path().to_owned(), self.header.generation);
+        ResumeState { path, generation, finished, layouts, saved }
+    }
+
+    /// Determines which completed work still counts, and writes the header of this run.
+    fn resume(
+        &mut self,
+        current: CurrentJob<'_>,
+        mut earlier: EarlierRun,
+        stagings: &mut BTreeMap<PathBuf, Staging>,
+        notes: &mut Vec<String>,
+    ) -> Result<ResumeState, ManifestError> {
+        let CurrentJob { job, plan, input_files, .. } = current;
+        // Without fingerprints of its inputs no completed work counts.
+        let prints: Fingerprints = self.folder.read(INPUTS).unwrap_or_default();
+        let changed_inputs = input_files.changed(&prints);
+        let mut changed = changes(job, &earlier.header.stages, &self.header.stages, &changed_inputs);
+        self.adopt_files(current, &mut earlier.header, &mut changed, stagings, notes);
         for (stage, why) in &changed {
-            if records.records.iter().any(|finished| finished.stage == *stage) {
+            if earlier.records.records.iter().any(|record| record.stage == *stage) {
                 notes.push(format!("stage '{stage}' is computed again: {why}"));
             }
         }
-        // It counts as long as all that came before it does.
-        if let Some(checkpoint) = saved.take_if(|saved| !counts_still(saved, job, plan, &changed)) {
+        // A checkpoint counts as long as all stages before it do.
+        if let Some(checkpoint) = earlier.checkpoint.take_if(|saved| !is_current(saved, job, plan, &changed)) {
             let _ = fs::remove_file(checkpoint.file);
-            let _ = fs::remove_file(path.join(CHECKPOINT));
-            notes.push("the last checkpoint is of what has changed, and ignored".to_owned());
+            let _ = fs::remove_file(self.folder.path().join(CHECKPOINT));
+            notes.push("the last checkpoint is ignored: the job or its inputs have changed since".to_owned());
         }
-        if records.damaged > 0 {
-            notes.push(format!("{} records of finished work are torn or damaged, and ignored", records.damaged));
+        if earlier.records.damaged > 0 {
+            notes.push(format!("ignored {} damaged records of completed work", earlier.records.damaged));
         }
-        let counts = |finished: &CompletionRecord| {
-            !changed.contains_key(&finished.stage) && before.stages.iter().any(|stage| stage.stage == finished.stage)
-        };
-        // A part that was computed again counts as it is now.
-        let finished: BTreeMap<_, _> = records
-            .records
-            .into_iter()
-            .filter(counts)
-            .map(|finished| {
-                let CompletionRecord { stage, tile, leaves, .. } = &finished;
-                ((stage.clone(), tile.0.offset.clone(), tile.0.extent.clone(), *leaves), finished)
-            })
-            .collect();
-        let tensors: BTreeSet<&String> = plan
-            .stages
-            .iter()
-            .filter(|stage| !changed.contains_key(&stage.name))
-            .flat_map(|s| s.outputs().map(|o| &s.operands[o].tensor))
-            .collect();
+        let EarlierRun { header, records, checkpoint } = earlier;
+        let finished = current_records(records.records, &header.stages, &changed);
+        let unchanged = plan.stages.iter().filter(|stage| !changed.contains_key(&stage.name));
+        let tensors: BTreeSet<&String> =
+            unchanged.flat_map(|stage| stage.outputs().map(|output| &stage.operands[output].tensor)).collect();
         let layouts: BTreeMap<String, OutputLayout> =
-            before.layouts.into_iter().filter(|(tensor, _)| tensors.contains(tensor)).collect();
-        keeper.adopted.retain(|tensor, _| tensors.contains(tensor));
-        keeper.header.layouts = layouts.clone();
-        let targets: Vec<PathBuf> = keeper.header.files.keys().cloned().collect();
-        targets.iter().for_each(|target| keeper.look_outside(target));
-        keeper.folder.write(HEADER, &keeper.header)?;
+            header.layouts.into_iter().filter(|(tensor, _)| tensors.contains(tensor)).collect();
+        self.adopted.retain(|tensor, _| tensors.contains(tensor));
+        self.header.layouts = layouts.clone();
+        let targets: Vec<PathBuf> = self.header.files.keys().cloned().collect();
+        targets.iter().for_each(|target| self.record_outside(target));
+        self.folder.write(HEADER, &self.header)?;
         if !changed_inputs.is_empty() {
-            keeper.take_fingerprints(sources);
+            self.take_fingerprints(input_files);
         }
-        let finished = finished.into_values().collect();
-        Ok((keeper, Opening { path, generation, finished, layouts, saved }))
+        Ok(self.resume_state(finished, layouts, checkpoint))
     }
 
+    /// The part of the names of temporaries by which a later run recognizes those of this run.
     pub fn tag(&self) -> String {
         format!("{}-{}", self.id, self.header.generation)
     }
 
-    /// Goes on with the files that the run before has left. What is lost is to be computed again. That somebody has changed the file
-    /// which is going to be replaced does no harm.
+    /// Continues with the unfinished files of the run before. Stages whose files are gone count as changed. A change of the
+    /// file that an output will replace does no harm.
     fn adopt_files(
         &mut self,
-        job: &Job,
-        plan: &Plan,
+        current: CurrentJob<'_>,
         before: &mut Header,
         changed: &mut BTreeMap<String, String>,
         stagings: &mut BTreeMap<PathBuf, Staging>,
         notes: &mut Vec<String>,
     ) {
+        let CurrentJob { job, plan, .. } = current;
         for (target, file) in &before.files {
             let (name, temporary) = (target.display(), &file.unfinished.temporary);
             let written = before.layouts.iter().filter(|(_, layout)| layout.temporary == *temporary);
             let (tensors, mut layouts): (Vec<String>, Vec<OutputLayout>) =
                 written.map(|(tensor, layout)| (tensor.clone(), layout.clone())).unzip();
-            // HDF5 may not have finished writing what it keeps about chunks, and a file with datasets that the job no longer has must
-            // not be published: such a file is made anew from the parts.
-            let is_anew = tensors.iter().zip(&layouts).any(|(tensor, layout)| {
+            // HDF5 may not have finished writing its index of chunks, and a file with datasets that the job no longer has
+            // must not be published: such a file is made anew from its parts.
+            let must_copy = tensors.iter().zip(&layouts).any(|(tensor, layout)| {
                 matches!(layout.storage, Storage::Compressed { .. })
                     || destination(job, tensor) != (target.clone(), layout.dataset.clone())
             });
-            // It may have got its name already.
-            let published =
-                file.unfinished.is_at(target).then(|| Staging::begin_again(target, &self.tag(), &mut layouts));
-            let adopted = match published {
-                Some(again) => again.ok(),
-                None if !file.unfinished.is_at(temporary) => None,
-                None => {
-                    let references: Vec<&OutputLayout> = layouts.iter().collect();
-                    let is_sound = !is_anew && metadata_checksum(temporary, &references) == file.outside;
-                    let adopt = || Staging::adopt(target, &self.tag(), &file.unfinished, &references).ok();
-                    let adopted = is_sound.then(adopt).flatten();
-                    if adopted.is_none() {
-                        if !is_anew {
-                            notes.push(format!(
-                                "the unfinished {name} is damaged, and made anew from what is sound of it"
-                            ));
-                        }
-                        self.header.leftovers.insert(temporary.clone());
-                        continue;
+            let staging = match self.adopt_file(target, file, &mut layouts, must_copy) {
+                Adoption::Continued(staging) => staging,
+                Adoption::CopiedFrom => {
+                    if !must_copy {
+                        notes.push(format!(
+                            "the unfinished {name} is damaged; its undamaged parts are copied into a new file"
+                        ));
                     }
-                    adopted
+                    self.header.leftovers.insert(temporary.clone());
+                    continue;
+                }
+                Adoption::Gone => {
+                    let _ = fs::remove_file(temporary);
+                    let stages = stages_that_write(job, plan, target);
+                    changed.extend(stages.map(|stage| (stage, format!("the unfinished {name} is gone"))));
+                    continue;
                 }
             };
-            let Some(staging) = adopted else {
-                let _ = fs::remove_file(temporary);
-                let writes = |stage: &&StagePlan| {
-                    stage.outputs().any(|output| destination(job, &stage.operands[output].tensor).0 == *target)
-                };
-                let stages = plan.stages.iter().filter(writes).map(|stage| stage.name.clone());
-                changed.extend(stages.map(|stage| (stage, format!("the unfinished {name} is gone"))));
-                continue;
-            };
-            let made: Vec<(String, OutputLayout)> = tensors.into_iter().zip(layouts).collect();
-            before.layouts.extend(made.iter().cloned());
-            if is_anew {
+            let datasets: Vec<(String, OutputLayout)> = tensors.into_iter().zip(layouts).collect();
+            before.layouts.extend(datasets.iter().cloned());
+            if must_copy {
                 self.header.leftovers.insert(staging.temporary().to_owned());
                 staging.leave();
                 continue;
             }
             self.header.files.insert(target.clone(), StagedFile { unfinished: staging.unfinished(), outside: None });
             stagings.insert(target.clone(), staging);
-            self.adopted.extend(made);
+            self.adopted.extend(datasets);
         }
     }
 
+    /// Continues with one unfinished file. `layouts` are its datasets, which may move to another temporary.
+    fn adopt_file(&self, target: &Path, file: &StagedFile, layouts: &mut [OutputLayout], must_copy: bool) -> Adoption {
+        let temporary = &file.unfinished.temporary;
+        if file.unfinished.is_at(target) {
+            // The run before has published it.
+            return Staging::begin_again(target, &self.tag(), layouts).map_or(Adoption::Gone, Adoption::Continued);
+        }
+        if !file.unfinished.is_at(temporary) {
+            return Adoption::Gone;
+        }
+        let layouts: Vec<&OutputLayout> = layouts.iter().collect();
+        if must_copy || metadata_checksum(temporary, &layouts) != file.outside {
+            return Adoption::CopiedFrom;
+        }
+        Staging::adopt(target, &self.tag(), &file.unfinished, &layouts)
+            .map_or(Adoption::CopiedFrom, Adoption::Continued)
+    }
+
+    /// Records where the dataset of a tensor lies that this run is about to write.
     pub fn begin_writing(
         &mut self,
         staging: &Staging,
@@ -253,10 +289,10 @@ impl ManifestHeader {
         layout: &OutputLayout,
     ) -> Result<(), ManifestError> {
         self.header.layouts.insert(tensor.to_owned(), layout.clone());
-        self.note_file(staging)
+        self.record_file(staging)
     }
 
-    /// Datasets of a file are in another temporary from now on.
+    /// Records that the datasets of a file are in another temporary from now on.
     pub fn note_moved(&mut self, job: &Job, staging: &Staging) -> Result<(), ManifestError> {
         for (tensor, layout) in &mut self.header.layouts {
             let (file, dataset) = destination(job, tensor);
@@ -266,18 +302,18 @@ impl ManifestHeader {
                 layout.clone_from(moved);
             }
         }
-        self.note_file(staging)
+        self.record_file(staging)
     }
 
-    fn note_file(&mut self, staging: &Staging) -> Result<(), ManifestError> {
+    fn record_file(&mut self, staging: &Staging) -> Result<(), ManifestError> {
         let file = StagedFile { unfinished: staging.unfinished(), outside: None };
         self.header.files.insert(staging.target().to_owned(), file);
-        self.look_outside(staging.target());
+        self.record_outside(staging.target());
         self.folder.write(HEADER, &self.header)
     }
 
-    /// Notes what a file is like that this run writes, but for what it writes there.
-    fn look_outside(&mut self, target: &Path) {
+    /// Records the checksum of a file outside the datasets that this run writes.
+    fn record_outside(&mut self, target: &Path) {
         let Some(file) = self.header.files.get_mut(target) else { return };
         let temporary = &file.unfinished.temporary;
         let layouts: Vec<&OutputLayout> =
@@ -286,12 +322,12 @@ impl ManifestHeader {
         file.outside = if is_compressed { None } else { metadata_checksum(temporary, &layouts) };
     }
 
-    /// Without a header records count for nothing.
-    pub fn begin_noting(&self) -> Result<(), ManifestError> {
+    /// Writes the header, without which records do not count.
+    pub fn write_header(&self) -> Result<(), ManifestError> {
         self.folder.write(HEADER, &self.header)
     }
 
-    /// Looks at the inputs on a thread of its own: nothing waits for that, only no run can go on with this one before.
+    /// Takes fingerprints of the inputs on a thread of its own. Until they are taken, no run can resume this one.
     fn take_fingerprints(&mut self, sources: &InputFiles) {
         let (sources, folder) = (sources.clone(), self.folder.path().to_owned());
         let stop = Arc::new(AtomicBool::new(false));
@@ -299,21 +335,21 @@ impl ManifestHeader {
         let take = move || {
             let prints = sources.prints(&stopped);
             if let Some(Err(error)) = prints.map(|prints| write_whole(&folder, INPUTS, &prints)) {
-                tracing::warn!("what this run finishes will not outlive it: {error}");
+                tracing::warn!("this run cannot be resumed: {error}");
             }
         };
-        self.fingerprints = Some((std::thread::spawn(take), stop));
+        self.fingerprints = Some(FingerprintThread { thread: std::thread::spawn(take), stop });
     }
 
-    /// Writes down a checkpoint.
-    pub fn note_checkpoint(&self, saved: &CheckpointIndex) -> Result<(), ManifestError> {
-        // As long as there are no datasets, nobody has.
-        self.begin_noting()?;
+    /// Records a complete checkpoint.
+    pub fn record_checkpoint(&self, saved: &CheckpointIndex) -> Result<(), ManifestError> {
+        // As long as the run has no datasets, nothing else has written the header.
+        self.write_header()?;
         self.folder.write(CHECKPOINT, saved)
     }
 
-    /// Whether there is something for a later run to go on with.
-    pub fn has_finished(&self) -> bool {
+    /// Whether there is completed work that a later run can use.
+    pub fn has_completed_work(&self) -> bool {
         let is_record = |entry: fs::DirEntry| {
             let path = entry.path();
             let is_checkpoint = path.file_name().is_some_and(|name| name == CHECKPOINT);
@@ -323,21 +359,23 @@ impl ManifestHeader {
         fs::read_dir(self.folder.path()).is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(is_record)))
     }
 
-    /// Without them nothing counts that this run has finished.
+    /// Waits a moment for the fingerprints of the inputs, without which no completed work of this run counts.
     pub fn await_fingerprints(&self) {
-        let until = Instant::now() + FINGERPRINTS;
-        while self.fingerprints.as_ref().is_some_and(|(thread, _)| !thread.is_finished()) && Instant::now() < until {
+        let until = Instant::now() + FINGERPRINT_WAIT;
+        while self.fingerprints.as_ref().is_some_and(|taking| !taking.thread.is_finished()) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
+    /// Stops the thread that takes fingerprints.
     pub fn stop(&mut self) {
-        if let Some((thread, stop)) = self.fingerprints.take() {
+        if let Some(FingerprintThread { thread, stop }) = self.fingerprints.take() {
             stop.store(true, Ordering::Relaxed);
             let _ = thread.join();
         }
     }
 
+    /// Removes the manifest and the temporaries of earlier runs.
     pub fn remove(mut self) -> Result<(), ManifestError> {
         self.stop();
         for leftover in &self.header.leftovers {
@@ -347,8 +385,38 @@ impl ManifestHeader {
     }
 }
 
-/// Whether a checkpoint is of what the stages are now, those that are iterated or come before them.
-fn counts_still(saved: &CheckpointIndex, job: &Job, plan: &Plan, changed: &BTreeMap<String, String>) -> bool {
+/// Returns the records of stages that have not changed, one of each part: the last one, as the part may have been computed
+/// again.
+fn current_records(
+    records: Vec<CompletionRecord>,
+    before: &[Identity],
+    changed: &BTreeMap<String, String>,
+) -> Vec<CompletionRecord> {
+    let counts = |record: &CompletionRecord| {
+        !changed.contains_key(&record.stage) && before.iter().any(|stage| stage.stage == record.stage)
+    };
+    let by_part: BTreeMap<_, _> = records
+        .into_iter()
+        .filter(counts)
+        .map(|record| {
+            let CompletionRecord { stage, tile, leaves, .. } = &record;
+            ((stage.clone(), tile.0.offset.clone(), tile.0.extent.clone(), *leaves), record)
+        })
+        .collect();
+    by_part.into_values().collect()
+}
+
+/// Returns the names of the stages that write to a file.
+fn stages_that_write(job: &Job, plan: &Plan, target: &Path) -> impl Iterator<Item = String> {
+    let writes = |stage: &&StagePlan| {
+        stage.outputs().any(|output| destination(job, &stage.operands[output].tensor).0 == *target)
+    };
+    plan.stages.iter().filter(writes).map(|stage| stage.name.clone())
+}
+
+/// Whether a checkpoint was taken of the stages as they are now. Stages after its next stage do not matter, unless they
+/// are iterated with it.
+fn is_current(saved: &CheckpointIndex, job: &Job, plan: &Plan, changed: &BTreeMap<String, String>) -> bool {
     let Some(next) = plan.stages.iter().position(|stage| stage.name == saved.stage) else { return false };
     let iterated = job.iterate.as_ref().map_or(0..0, |iterate| iterate.stages.clone());
     let end = if iterated.contains(&next) { iterated.end } else { next };
@@ -360,10 +428,33 @@ fn counts_still(saved: &CheckpointIndex, job: &Job, plan: &Plan, changed: &BTree
     tensors_are && plan.stages[..end].iter().all(|stage| !changed.contains_key(&stage.name))
 }
 
+impl EarlierRun {
+    /// Reads the folder. Clears it if it is of another version or job, if nothing is to be kept, or if no completed work is
+    /// in it.
+    fn read(folder: &Folder, job_file: &Path, id: &str, fresh: bool) -> Result<EarlierRun, ManifestError> {
+        let mut header: Header = folder.read(HEADER).unwrap_or_default();
+        let mut checkpoint: Option<CheckpointIndex> = folder.read(CHECKPOINT);
+        header.confine(id);
+        checkpoint.iter_mut().for_each(|saved| saved.move_to(folder.path()));
+        let mut records: Records<CompletionRecord> = Records::read(folder.path())?;
+        let is_known = header.schema == SCHEMA && header.exuvia == env!("CARGO_PKG_VERSION") && header.job == *job_file;
+        if !is_known || fresh || (records.records.is_empty() && checkpoint.is_none()) {
+            clear(folder)?;
+            header = Header { generation: header.generation, ..Header::default() };
+            (records.records, records.damaged, checkpoint) = (Vec::new(), 0, None);
+        }
+        Ok(EarlierRun { header, records, checkpoint })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.records.records.is_empty() && self.checkpoint.is_none()
+    }
+}
+
 impl Header {
-    /// A manifest speaks of unfinished files beside their targets, by names that this job gives: whatever it says, nothing else is
+    /// Drops files that are not unfinished files of this job beside their targets: whatever a header says, no other file is
     /// opened or removed.
-    fn stay_here(&mut self, id: &str) {
+    fn confine(&mut self, id: &str) {
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
         let here = |target: &Path, temporary: &Path| {
             let name = name(temporary).filter(|name| is_unfinished(name, id))?;
@@ -384,8 +475,8 @@ impl Header {
     }
 }
 
-/// What sets a job apart: its file, where it lies and not what it is called, and the folder of its first output. A user's own: what
-/// others leave, this one could not go on with.
+/// Returns the identity of a job: the real path of its file, the folder of its first output, and the user, who could not
+/// continue with the files of another user.
 fn id(job: &Path, beside: &Path) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("exuvia manifest 1");
     for part in [job, beside] {
@@ -397,7 +488,8 @@ fn id(job: &Path, beside: &Path) -> String {
     hasher.finalize().to_hex()[..16].to_owned()
 }
 
-/// Removes unfinished files of dead runs of this job that nobody goes on with. This run holds the manifest, so nobody writes to them.
+/// Removes unfinished files of this job that the manifest does not know. This run holds the manifest, so no other process
+/// writes to them.
 fn remove_strays(job: &Job, id: &str, before: &Header) {
     let targets = job.tensors.keys().map(|tensor| destination(job, tensor).0);
     let folders: BTreeSet<PathBuf> = targets.filter_map(|target| Some(target.parent()?.to_owned())).collect();
@@ -411,7 +503,7 @@ fn remove_strays(job: &Job, id: &str, before: &Header) {
     }
 }
 
-/// Removes what another run has left.
+/// Removes everything that earlier runs left in the folder.
 fn clear(folder: &Folder) -> Result<(), ManifestError> {
     let failed = |source| ManifestError::Io { path: folder.path().to_owned(), what: "clear", source };
     for entry in fs::read_dir(folder.path()).map_err(failed)?.flatten() {

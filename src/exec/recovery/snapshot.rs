@@ -11,12 +11,21 @@ use crate::plan::Plan;
 use crate::store::{OutputLayout, Writer};
 use crate::tensor::Region;
 
-/// A checkpoint: what lies where.
+/// The point at which a run continues.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::exec) struct ResumePoint {
+    /// The next stage.
+    pub stage: usize,
+    /// Completed iterations, if that stage is iterated.
+    pub iteration: u64,
+}
+
+/// A checkpoint's index: which tensors it holds, and where.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(in crate::exec) struct CheckpointIndex {
-    /// The stage that comes next.
+    /// The next stage.
     pub stage: String,
-    /// Iterations so far, where that is an iterated stage.
+    /// Completed iterations, if that stage is iterated.
     pub iteration: u64,
     pub file: PathBuf,
     pub tensors: Vec<SavedTensor>,
@@ -25,7 +34,7 @@ pub(in crate::exec) struct CheckpointIndex {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(in crate::exec) struct SavedTensor {
     pub tensor: String,
-    /// Whose output it was, and which.
+    /// The stage that wrote the tensor, and the number of its operand.
     pub stage: String,
     pub operand: usize,
     pub layout: OutputLayout,
@@ -34,13 +43,13 @@ pub(in crate::exec) struct SavedTensor {
 }
 
 impl CheckpointIndex {
-    /// It lies in this folder, whatever else it says.
+    /// Sets the folder of the file, whatever the index says.
     pub fn move_to(&mut self, folder: &Path) {
         self.file = folder.join(self.file.file_name().unwrap_or_default());
         self.tensors.iter_mut().for_each(|tensor| tensor.layout.temporary.clone_from(&self.file));
     }
 
-    /// What of these tensors this rank has by the plan.
+    /// Reads this rank's pieces of the tensors, as the plan distributes them.
     pub fn load(&self, plan: &Plan, rank: u32, resident: &mut Resident) -> Result<(), RunError> {
         for saved in &self.tensors {
             let lost = || RunError::Lost { tensor: saved.tensor.clone() };
@@ -54,7 +63,7 @@ impl CheckpointIndex {
         Ok(())
     }
 
-    /// Whether the `part`th of `parts` is what it was.
+    /// Whether the `part`th of `parts` parts of the file is undamaged.
     pub fn is_sound(&self, part: usize, parts: usize) -> bool {
         self.tensors.iter().all(|saved| {
             let Ok(writer) = Writer::open(&saved.layout) else { return false };
@@ -101,7 +110,7 @@ mod tests {
             let mut flipped = whole.clone();
             flipped[first + at] ^= 16;
             std::fs::write(&file, flipped).unwrap();
-            // Whoever looks at that part sees it, and nobody else.
+            // The rank that reads that part detects it, and no other rank does.
             let part = regions.iter().position(|region| (at as u64) < 8 * region.end(0)).unwrap();
             assert_eq!(sound(&saved, 3), [0, 1, 2].map(|other| other != part), "byte {at}");
             assert_eq!(sound(&saved, 1), [false]);

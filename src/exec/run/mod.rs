@@ -19,7 +19,9 @@ use crate::exec::kernels::cost_history::CostHistory;
 use crate::exec::kernels::tier_up::{TierSetup, TierUp};
 use crate::exec::options::Options;
 use crate::exec::recovery::checkpoint::Checkpoints;
+use crate::exec::recovery::header::CurrentJob;
 use crate::exec::recovery::manifest::{Manifest, Resumed};
+use crate::exec::recovery::snapshot::ResumePoint;
 use crate::exec::recovery::staging::Stagings;
 use crate::exec::run::startup::{Loaded, Opening, agree, load_kernels, machine, open};
 use crate::exec::stage::carry_over::CarryOver;
@@ -154,7 +156,8 @@ fn run_rank(
     let of_stages: Vec<&Kernel> = of_stage.iter().map(|kernel| &kernels[*kernel]).collect();
     let again = kept.resumed.is_some();
     let resume = if again { options.resume.once_begun() } else { options.resume };
-    let opened = Manifest::open(comm, (&job, &plan, &opening.sources), &of_stages, resume, &mut stagings.files);
+    let current = CurrentJob { job: &job, plan: &plan, kernels: &of_stages, input_files: &opening.sources };
+    let opened = Manifest::open(comm, current, resume, &mut stagings.files);
     // They are an earlier run's, and stay so until this one has taken them up.
     let (manifest, resumed) = opened.inspect_err(|_| stagings.leave())?;
     stagings.manifest = manifest;
@@ -211,12 +214,13 @@ fn run_rank(
     let gone_on = stagings.manifest.load(&plan, &mut data.resident)?;
     for wave in waves.into_iter().filter(|wave| wave.start == iterated.start || !iterated.contains(&wave.start)) {
         if wave.start > 0 {
-            data.checkpoints.look(comm, &plan, (wave.start, 0), &data.resident, &mut stagings.manifest)?;
+            let next = ResumePoint { stage: wave.start, iteration: 0 };
+            data.checkpoints.take_if_due(comm, &plan, next, &data.resident, &mut stagings.manifest)?;
         }
         let runs = !stagings.manifest.skips(&plan.stages[wave.start].name);
         let iterate = job.iterate.as_ref().filter(|iterate| runs && iterate.stages.contains(&wave.start));
         if let Some(iterate) = iterate {
-            let first = gone_on.filter(|(next, _)| *next == wave.start).map_or(0, |(_, iteration)| iteration);
+            let first = gone_on.filter(|point| point.stage == wave.start).map_or(0, |point| point.iteration);
             comm.wait_with_signals(true);
             let iterations = run_iterations(comm, tiers, &context, (iterate, first), &mut data, stagings, share)?;
             comm.wait_with_signals(false);
@@ -342,9 +346,9 @@ fn run_iterations(
         if context.options.steal {
             data.balance.end_iteration(comm)?;
         }
-        if data.checkpoints.looks_after(iteration) {
-            let next = (iterate.stages.start, iteration);
-            data.checkpoints.look(comm, &context.plan, next, &data.resident, &mut stagings.manifest)?;
+        if data.checkpoints.votes_after(iteration) {
+            let next = ResumePoint { stage: iterate.stages.start, iteration };
+            data.checkpoints.take_if_due(comm, &context.plan, next, &data.resident, &mut stagings.manifest)?;
         }
     }
     data.deferred = false;

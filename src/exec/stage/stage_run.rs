@@ -119,7 +119,7 @@ impl<'a> StageRun<'a> {
             false => Inputs::gather(comm, context.job, &context.plan, this, from, &mut report.counts)?,
         };
         comm.tracer.end(begun, || TraceEventKind::Inputs { stage: stage_index, read_bytes: report.counts.read_bytes });
-        let done = stagings.manifest.done(&plan.name);
+        let done = stagings.manifest.completed(&plan.name);
         let blocks = || if skips { Vec::new() } else { done.blocks_left(plan, comm.rank()) };
         let tiles = data.tiles.remove(&stage_index).unwrap_or_else(|| Arc::new(blocks()));
         if data.deferred {
@@ -131,7 +131,7 @@ impl<'a> StageRun<'a> {
         // Those of an iteration are soon another's.
         let keeps_sums = reduction.is_some() && !data.deferred;
         if keeps_sums && !outputs.has_datasets() {
-            stagings.manifest.begin_noting();
+            stagings.manifest.write_header();
         }
         let workers = context.threads;
         let in_flight = workers as u64 + 2;

@@ -205,7 +205,7 @@ impl StageRun<'_> {
         comm.tracer.end_tile(begun, tile, || TraceEventKind::Write { stage, written_bytes });
         if kept.len() == results.len() {
             let (stage, tile) = (plan.name.clone(), tile.clone());
-            stagings.manifest.note(&CompletionRecord { stage, tile, outputs: kept, leaves: None });
+            stagings.manifest.record(&CompletionRecord { stage, tile, outputs: kept, leaves: None });
         }
         Ok(())
     }

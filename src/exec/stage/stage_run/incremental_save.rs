@@ -105,7 +105,12 @@ impl StageRun<'_> {
             tile.cut_along(&along);
             let stored: Option<Vec<StoredAt>> = sum.iter().map(|bytes| stagings.manifest.store(bytes)).collect();
             let Some(outputs) = stored else { return };
-            stagings.manifest.note(&CompletionRecord { stage: plan.name.clone(), tile, outputs, leaves: Some(leaves) });
+            stagings.manifest.record(&CompletionRecord {
+                stage: plan.name.clone(),
+                tile,
+                outputs,
+                leaves: Some(leaves),
+            });
             self.sums.noted.insert(key, leaves);
         }
         self.sums.spent += began.elapsed();
