@@ -25,7 +25,7 @@ mod trace;
 mod transfer;
 mod worker;
 
-pub use comm::monitor::Signal;
+pub use comm::signal::Signal;
 pub use dataset::target_files::real_outputs;
 pub use dataset_paths::first_folder;
 pub use error::{ExitCode, RunError, RunFailure, render};

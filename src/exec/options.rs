@@ -46,7 +46,7 @@ pub enum Resume {
 
 impl Resume {
     /// When the run begins again without ranks that died: what it has finished is no longer an earlier run's.
-    pub fn once_begun(self) -> Resume {
+    pub fn after_shrink(self) -> Resume {
         match self {
             Resume::GoOn | Resume::Fresh => Resume::GoOn,
             Resume::Never => Resume::Never,
@@ -89,8 +89,20 @@ pub struct Options {
     pub progress: Option<fn(&Progress)>,
     /// Folder in which the run makes itself known ([`live`](crate::live)); none: nowhere.
     pub live: Option<PathBuf>,
-    /// Called on each rank once it notices when others die.
-    pub watched: Option<fn()>,
+    /// Called on each rank once it detects the failure of other ranks.
+    pub on_started: Option<fn()>,
+}
+
+impl Options {
+    /// Tells the user what [`Options::note`] is for; without it, logs it.
+    pub(in crate::exec) fn notify(&self, notes: &[String]) {
+        for note in notes {
+            match self.note {
+                Some(print) => print(note),
+                None => tracing::info!("{note}"),
+            }
+        }
+    }
 }
 
 impl Default for Options {
@@ -113,7 +125,7 @@ impl Default for Options {
             suggest_check: false,
             progress: None,
             live: None,
-            watched: None,
+            on_started: None,
         }
     }
 }

@@ -1,58 +1,80 @@
-//! How a run says that it goes on: a few times a second each rank tells rank 0 how it is getting on, which shows that to
-//! a person and makes it known ([`live`](crate::live)).
+//! Progress of a run: a few times a second each rank sends a report to rank 0, which shows it to the user and publishes it
+//! ([`live`](crate::live)).
 //!
-//! Refuses to do: waiting for anybody. Ranks that are between stages, or in a collective operation, say nothing.
+//! A report never waits for another rank. A rank between stages, or in a collective operation, sends none.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::encode::encode;
-use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::tag::{Tag, TaggedMessage};
 use crate::exec::error::RunError;
 use crate::exec::options::Progress;
-use crate::exec::stage::context::Context;
-use crate::exec::stage::stage_run::StageRun;
-use crate::fabric::{Message, Rank};
+use crate::fabric::Rank;
 use crate::live::{Iteration, Publisher, RankSnapshot, Share, Snapshot, StageShare, StageSnapshot};
+use crate::plan::Plan;
 use crate::report::Counts;
+use crate::topology::Topology;
 
-/// How often rank 0 hears from each of the others.
-pub(super) const INTERVAL: Duration = Duration::from_millis(200);
-/// But for each of them it has so much time, of which it needs a small part.
+/// The shortest time between two reports of a rank.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// The time that rank 0 has for the reports of each rank, of which it needs a small part.
 const PER_RANK: Duration = Duration::from_micros(100);
-/// Nobody wants to see shorter runs.
+/// The shortest run that is published.
 const SHORT: Duration = Duration::from_millis(500);
-/// From one snapshot to the next that is made known.
-const MADE_KNOWN: Duration = Duration::from_millis(400);
+/// The shortest time between two published snapshots.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(400);
 
-/// What a rank keeps for it.
-#[derive(Debug, Default)]
-pub(super) struct ProgressReporter {
-    last: Option<Instant>,
-    /// What stages did that are over.
-    before: Counts,
-    pub iteration: Option<Iteration>,
-    /// What each rank last said. Rank 0's.
-    heard: BTreeMap<Rank, Share>,
-    known: Option<SnapshotPublisher>,
+/// Facts of a run that its progress is shown with.
+#[derive(Debug)]
+pub(in crate::exec) struct ProgressSetup {
+    pub plan: Arc<Plan>,
+    pub topology: Topology,
+    pub process_start: Instant,
+    pub show: Option<fn(&Progress)>,
+    /// The folder to publish in, if the run is published.
+    pub live: Option<PathBuf>,
+    /// The name of the published file, which the run keeps if another rank becomes rank 0.
+    pub name: String,
+    /// The fields of a snapshot that stay the same.
+    pub snapshot: Snapshot,
 }
 
-/// How rank 0 makes the run known.
+/// The progress of a stage on this rank.
+pub(in crate::exec) struct StageProgress {
+    pub share: StageShare,
+    pub counts: Counts,
+    /// The time since the stage started.
+    pub age: Duration,
+}
+
+/// Sends a rank's progress; on rank 0, shows and publishes that of all ranks.
+#[derive(Debug, Default)]
+pub(in crate::exec) struct ProgressReporter {
+    setup: Option<ProgressSetup>,
+    last: Option<Instant>,
+    /// The counts of finished stages.
+    finished: Counts,
+    iteration: Option<Iteration>,
+    /// Rank 0: the last report of each rank.
+    reports: BTreeMap<Rank, Share>,
+    publisher: Option<SnapshotPublisher>,
+}
+
+/// Publishes the run from rank 0.
 #[derive(Debug)]
 struct SnapshotPublisher {
     folder: PathBuf,
-    /// Of the file: the run keeps it when another rank becomes rank 0.
-    name: String,
-    /// What stays the same.
-    about: Snapshot,
     last: Option<Instant>,
     speeds: BTreeMap<Rank, Speed>,
-    /// None: it cannot be made known.
+    /// None before the first snapshot, and if the folder cannot be used.
     publisher: Option<Publisher>,
 }
 
-/// When a rank had processed how much, and how fast that was.
+/// The speed of a rank, and the report that it was computed from.
 #[derive(Debug, Default)]
 struct Speed {
     at_ns: u64,
@@ -61,34 +83,73 @@ struct Speed {
 }
 
 impl ProgressReporter {
-    /// A stage is over.
-    pub fn add(&mut self, counts: &Counts) {
-        self.before.add(counts);
+    /// Starts to report, also when the run continues without failed ranks. `rank` is this rank.
+    pub fn start(&mut self, rank: Rank, setup: ProgressSetup) {
+        self.reports.clear();
+        self.last = Some(Instant::now());
+        let folder = setup.live.clone().filter(|_| rank == 0);
+        self.publisher =
+            folder.map(|folder| SnapshotPublisher { folder, last: None, speeds: BTreeMap::new(), publisher: None });
+        self.setup = Some(setup);
     }
 
-    /// Another rank has said how it is getting on.
-    pub fn hear(&mut self, message: &Message) {
-        if let Ok(share) = serde_json::from_slice(&message.bytes) {
-            self.heard.insert(message.source, share);
-        }
-    }
-
-    /// Nothing is made known any more.
+    /// Stops publishing.
     pub fn end(&mut self) {
-        self.known = None;
+        self.publisher = None;
     }
 
-    /// This rank, with what its stages say of themselves.
-    fn share(&self, stages: &[StageRun<'_>], context: &Context<'_>) -> Share {
-        let mut counts = self.before;
-        let mut under_way = Vec::with_capacity(stages.len());
-        for stage in stages {
-            let (share, so_far) = stage.share();
-            counts.add(&so_far);
-            under_way.push(share);
+    /// Sets the iteration that the run is in, if it is in one.
+    pub fn set_iteration(&mut self, iteration: Option<Iteration>) {
+        self.iteration = iteration;
+    }
+
+    /// Adds the counts of a finished stage.
+    pub fn add_finished(&mut self, counts: &Counts) {
+        self.finished.add(counts);
+    }
+
+    /// Records the report of another rank.
+    pub fn record_report(&mut self, message: &TaggedMessage) {
+        if let Ok(report) = serde_json::from_slice(&message.bytes) {
+            self.reports.insert(message.source, report);
         }
+    }
+
+    /// Reports this rank's progress, if it is time to. `stages` are the stages that run.
+    pub fn report(
+        &mut self,
+        comm: &mut Communicator,
+        stages: impl Iterator<Item = StageProgress>,
+    ) -> Result<(), RunError> {
+        let interval = INTERVAL.max(PER_RANK * comm.size());
+        let Some(setup) = &self.setup else { return Ok(()) };
+        if self.last.is_some_and(|last| last.elapsed() < interval) {
+            return Ok(());
+        }
+        self.last = Some(Instant::now());
+        let stages: Vec<StageProgress> = stages.collect();
+        let report = self.own_report(setup, &stages);
+        if comm.rank() != 0 {
+            return comm.send(0, Tag::Progress, encode(&report)?.into());
+        }
+        self.reports.insert(0, report);
+        if let Some(show) = setup.show {
+            // No one could read the progress of a stage that ends so soon.
+            for stage in stages.iter().filter(|stage| stage.age >= INTERVAL) {
+                show(&self.stage_progress(setup, stage.share.index));
+            }
+        }
+        if let Some(publisher) = &mut self.publisher {
+            publisher.publish_if_due(setup, &self.reports, self.iteration);
+        }
+        Ok(())
+    }
+
+    fn own_report(&self, setup: &ProgressSetup, stages: &[StageProgress]) -> Share {
+        let mut counts = self.finished;
+        stages.iter().for_each(|stage| counts.add(&stage.counts));
         Share {
-            at_ns: context.process_start.elapsed().as_nanos() as u64,
+            at_ns: setup.process_start.elapsed().as_nanos() as u64,
             baseline_tasks: counts.baseline_tasks,
             optimized_tasks: counts.optimized_tasks,
             processed_bytes: counts.processed_bytes,
@@ -97,124 +158,82 @@ impl ProgressReporter {
             moved_bytes: counts.moved_bytes(),
             stolen_slices: counts.stolen_slices,
             memory_bytes: resident_bytes(),
-            stages: under_way,
+            stages: stages.iter().map(|stage| stage.share.clone()).collect(),
         }
     }
 
-    /// All that ranks have last said of a stage.
-    fn of_stage(&self, index: usize) -> impl Iterator<Item = &StageShare> {
-        self.heard.values().flat_map(|share| &share.stages).filter(move |stage| stage.index == index)
-    }
-
-    fn show(&self, stages: &[StageRun<'_>], context: &Context<'_>) {
-        let Some(show) = context.options.progress else { return };
-        // Nobody could read what is over so soon.
-        for stage in stages.iter().filter(|stage| stage.age() >= INTERVAL) {
-            let plan = &context.plan.stages[stage.index()];
-            let sum = |of: fn(&StageShare) -> u64| self.of_stage(stage.index()).map(of).sum();
-            show(&Progress {
-                stage: plan.name.clone(),
-                stage_index: stage.index(),
-                stage_count: context.plan.stages.len(),
-                blocks_done: sum(|share| share.blocks_done),
-                blocks: plan.block_count,
-                baseline_tasks: sum(|share| share.baseline_tasks),
-                optimized_tasks: sum(|share| share.optimized_tasks),
-                processed_bytes: sum(|share| share.processed_bytes),
-            });
+    /// The progress of a stage on all ranks.
+    fn stage_progress(&self, setup: &ProgressSetup, index: usize) -> Progress {
+        let plan = &setup.plan.stages[index];
+        let of_stage = || self.reports.values().flat_map(|report| &report.stages).filter(|stage| stage.index == index);
+        let sum = |of: fn(&StageShare) -> u64| of_stage().map(of).sum();
+        Progress {
+            stage: plan.name.clone(),
+            stage_index: index,
+            stage_count: setup.plan.stages.len(),
+            blocks_done: sum(|share| share.blocks_done),
+            blocks: plan.block_count,
+            baseline_tasks: sum(|share| share.baseline_tasks),
+            optimized_tasks: sum(|share| share.optimized_tasks),
+            processed_bytes: sum(|share| share.processed_bytes),
         }
     }
 }
 
 impl SnapshotPublisher {
-    fn tell(&mut self, heard: &BTreeMap<Rank, Share>, iteration: Option<Iteration>, context: &Context<'_>) {
-        let elapsed = context.process_start.elapsed();
-        if elapsed < SHORT || self.last.is_some_and(|last| last.elapsed() < MADE_KNOWN) {
+    fn publish_if_due(&mut self, setup: &ProgressSetup, reports: &BTreeMap<Rank, Share>, iteration: Option<Iteration>) {
+        let elapsed = setup.process_start.elapsed();
+        if elapsed < SHORT || self.last.is_some_and(|last| last.elapsed() < PUBLISH_INTERVAL) {
             return;
         }
         if self.last.is_none() {
-            let started = Publisher::start(&self.folder, &self.name).inspect_err(|error| {
-                tracing::debug!("nobody will see how the run is getting on: {}: {error}", self.folder.display());
+            let started = Publisher::start(&self.folder, &setup.name).inspect_err(|error| {
+                tracing::debug!("the run's progress is not published: {}: {error}", self.folder.display());
             });
             self.publisher = started.ok();
         }
         self.last = Some(Instant::now());
-        let Some(publisher) = &self.publisher else { return };
         let speeds = &mut self.speeds;
-        let rank = |(rank, share): (&Rank, &Share)| {
-            let Speed { at_ns, bytes, bytes_per_s } = speeds.entry(*rank).or_default();
-            if share.at_ns > *at_ns {
-                let ns = (share.at_ns - *at_ns) as f64;
-                *bytes_per_s = share.processed_bytes.saturating_sub(*bytes) as f64 / ns * 1e9;
-                (*at_ns, *bytes) = (share.at_ns, share.processed_bytes);
-            }
-            let hostname = context.topology.host(*rank).hostname.clone();
-            RankSnapshot { rank: *rank, hostname, bytes_per_s: *bytes_per_s, share: share.clone() }
+        let Some(publisher) = &self.publisher else { return };
+        let rank = |(rank, report): (&Rank, &Share)| RankSnapshot {
+            rank: *rank,
+            hostname: setup.topology.host(*rank).hostname.clone(),
+            bytes_per_s: speeds.entry(*rank).or_default().update(report),
+            share: report.clone(),
         };
-        let ranks = heard.iter().map(rank).collect();
-        let mut stages: BTreeMap<usize, StageSnapshot> = BTreeMap::new();
-        for share in heard.values().flat_map(|share| &share.stages) {
-            let Some(plan) = context.plan.stages.get(share.index) else { continue };
-            let stage = stages.entry(share.index).or_default();
-            (stage.stage, stage.blocks) = (plan.name.clone(), plan.block_count);
-            stage.bytes += share.bytes;
-            stage.processed_bytes += share.processed_bytes;
-        }
-        let stages = stages.into_values().collect();
-        let elapsed_ns = elapsed.as_nanos() as u64;
-        publisher.publish(Snapshot { elapsed_ns, iteration, stages, ranks, ..self.about.clone() });
+        let ranks = reports.iter().map(rank).collect();
+        let (elapsed_ns, stages) = (elapsed.as_nanos() as u64, stage_snapshots(&setup.plan, reports));
+        publisher.publish(Snapshot { elapsed_ns, iteration, stages, ranks, ..setup.snapshot.clone() });
     }
 }
 
-impl Communicator {
-    /// Begins, or begins again without ranks that died. `name` is that of the run's file.
-    pub fn begin_pulse(&mut self, context: &Context<'_>, name: &str, deaths: u32) {
-        let pulse = &mut self.pulse;
-        pulse.heard.clear();
-        pulse.last = Some(Instant::now());
-        let folder = context.options.live.clone().filter(|_| self.fabric.rank() == 0);
-        pulse.known = folder.map(|folder| SnapshotPublisher {
-            folder,
-            name: name.to_owned(),
-            about: Snapshot {
-                schema: Snapshot::SCHEMA,
-                job: context.job.name.clone(),
-                file: context.job.path.clone(),
-                slurm_job: crate::topology::slurm_job(),
-                rank_0: context.topology.host(0).process(),
-                nodes: context.topology.node_count(),
-                threads_per_rank: context.threads as u32,
-                deaths,
-                ..Snapshot::default()
-            },
-            last: None,
-            speeds: BTreeMap::new(),
-            publisher: None,
-        });
-    }
-
-    /// Says how the run is getting on, if it is time to.
-    pub fn beat(&mut self, stages: &[StageRun<'_>], context: &Context<'_>) -> Result<(), RunError> {
-        let interval = INTERVAL.max(PER_RANK * self.size());
-        if self.pulse.last.is_some_and(|last| last.elapsed() < interval) {
-            return Ok(());
+impl Speed {
+    /// Returns the speed in bytes per second between the report before and this one.
+    fn update(&mut self, report: &Share) -> f64 {
+        if report.at_ns > self.at_ns {
+            let ns = (report.at_ns - self.at_ns) as f64;
+            self.bytes_per_s = report.processed_bytes.saturating_sub(self.bytes) as f64 / ns * 1e9;
+            self.at_ns = report.at_ns;
+            self.bytes = report.processed_bytes;
         }
-        self.pulse.last = Some(Instant::now());
-        let share = self.pulse.share(stages, context);
-        if self.rank() != 0 {
-            return self.send(0, tag::PROGRESS, encode(&share)?.into());
-        }
-        self.pulse.heard.insert(0, share);
-        self.pulse.show(stages, context);
-        let ProgressReporter { known, heard, iteration, .. } = &mut self.pulse;
-        if let Some(known) = known {
-            known.tell(heard, *iteration, context);
-        }
-        Ok(())
+        self.bytes_per_s
     }
 }
 
-/// What this process has in memory.
+fn stage_snapshots(plan: &Plan, reports: &BTreeMap<Rank, Share>) -> Vec<StageSnapshot> {
+    let mut stages: BTreeMap<usize, StageSnapshot> = BTreeMap::new();
+    for share in reports.values().flat_map(|report| &report.stages) {
+        let Some(stage_plan) = plan.stages.get(share.index) else { continue };
+        let stage = stages.entry(share.index).or_default();
+        stage.stage = stage_plan.name.clone();
+        stage.blocks = stage_plan.block_count;
+        stage.bytes += share.bytes;
+        stage.processed_bytes += share.processed_bytes;
+    }
+    stages.into_values().collect()
+}
+
+/// The resident memory of this process.
 fn resident_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);

@@ -109,7 +109,7 @@ fn options(arguments: &RunArguments, size: u32) -> Result<Options, String> {
         suggest_check: std::io::stderr().is_terminal(),
         progress: Some(progress::show),
         live: live::folder(),
-        watched: Some(status_files::report_detecting),
+        on_started: Some(status_files::report_detecting),
         ..Options::default()
     })
 }

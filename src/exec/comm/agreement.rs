@@ -1,59 +1,61 @@
-//! How survivors agree on who has died.
+//! Agreement of the surviving ranks on the set of failed ranks.
 //!
-//! Whoever learns of a death, by itself or from another rank, tells all others that it takes for alive the whole set of
-//! those it takes for dead. A rank goes on once all of them have last told it the set that it has itself. A death meanwhile, or
-//! later, only makes the sets larger: any two sets that ranks ever agree on contain one another, since of both each member
-//! was told by each rank that survived the larger. Ranks are called what they were at the start.
+//! A rank that learns of a failed rank, by itself or from a report, sends its whole set of failed ranks to all ranks that
+//! it believes to be alive. It goes on once the last report of each of them equals its own set. Sets only grow, and each
+//! member of an agreed set was reported by every rank that survived the larger one: of any two sets that ranks ever agree
+//! on, one contains the other. Ranks are numbered as at the start of the run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::fabric::Rank;
 
-/// What one rank knows of deaths. No clock, no messages of its own: those are its owner's to send.
+/// The failed ranks that one rank knows, and what others reported. It sends no messages itself.
 #[derive(Clone, Debug)]
 pub(in crate::exec) struct Agreement {
     me: Rank,
     size: u32,
-    dead: BTreeSet<Rank>,
-    /// What each rank has last said.
-    said: BTreeMap<Rank, BTreeSet<Rank>>,
+    failed: BTreeSet<Rank>,
+    /// The last report of each rank.
+    reports: BTreeMap<Rank, BTreeSet<Rank>>,
 }
 
 impl Agreement {
     pub fn new(me: Rank, size: u32) -> Agreement {
-        Agreement { me, size, dead: BTreeSet::new(), said: BTreeMap::new() }
+        Agreement { me, size, failed: BTreeSet::new(), reports: BTreeMap::new() }
     }
 
-    pub fn dead(&self) -> &BTreeSet<Rank> {
-        &self.dead
+    pub fn failed(&self) -> &BTreeSet<Rank> {
+        &self.failed
     }
 
-    /// How many this rank takes for alive, itself included.
+    /// The number of ranks that this rank believes to be alive, itself included.
     pub fn alive(&self) -> usize {
-        self.size as usize - self.dead.len()
+        self.size as usize - self.failed.len()
     }
 
-    /// Those that this rank takes for alive, itself apart.
+    /// The other ranks that this rank believes to be alive.
     pub fn others(&self) -> impl Iterator<Item = Rank> + '_ {
-        (0..self.size).filter(|rank| *rank != self.me && !self.dead.contains(rank))
+        (0..self.size).filter(|rank| *rank != self.me && !self.failed.contains(rank))
     }
 
-    /// This rank has seen that another is dead. True if that is news: then all [`Agreement::others`] are to be told.
-    pub fn see(&mut self, dead: Rank) -> bool {
-        self.dead.insert(dead)
+    /// Adds a rank that this rank has found to have failed. Returns whether that is news, which must be sent to all
+    /// [`Agreement::others`].
+    pub fn add_failed(&mut self, rank: Rank) -> bool {
+        self.failed.insert(rank)
     }
 
-    /// Another rank has told its set. True if there is news in it: then all [`Agreement::others`] are to be told.
-    pub fn hear(&mut self, from: Rank, dead: BTreeSet<Rank>) -> bool {
-        let known = self.dead.len();
-        self.dead.extend(dead.iter().filter(|rank| **rank < self.size && **rank != self.me));
-        self.said.insert(from, dead);
-        self.dead.len() > known
+    /// Records another rank's set of failed ranks. Returns whether it holds news, which must be sent to all
+    /// [`Agreement::others`].
+    pub fn record_report(&mut self, from: Rank, failed: BTreeSet<Rank>) -> bool {
+        let known = self.failed.len();
+        self.failed.extend(failed.iter().filter(|rank| **rank < self.size && **rank != self.me));
+        self.reports.insert(from, failed);
+        self.failed.len() > known
     }
 
-    /// Whether all others know of these deaths, and of no more.
+    /// Whether all others know exactly the failed ranks that this rank knows.
     pub fn is_reached(&self) -> bool {
-        self.others().all(|rank| self.said.get(&rank) == Some(&self.dead))
+        self.others().all(|rank| self.reports.get(&rank) == Some(&self.failed))
     }
 }
 
@@ -61,96 +63,99 @@ impl Agreement {
 mod tests {
     use super::*;
 
-    /// Numbers that repeat from run to run.
-    fn chance(state: &mut u64, below: usize) -> usize {
+    /// A pseudo-random number below `below`.
+    fn random(state: &mut u64, below: usize) -> usize {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((*state >> 33) % below as u64) as usize
     }
 
-    /// Messages between ranks, in order between any two, that arrive in any order otherwise.
-    struct World {
+    /// Messages between ranks: those between two ranks stay in order, others arrive in any order.
+    struct Network {
         ranks: Vec<Option<Agreement>>,
-        wires: BTreeMap<(Rank, Rank), Vec<BTreeSet<Rank>>>,
-        /// Sets that ranks have gone on with.
+        channels: BTreeMap<(Rank, Rank), Vec<BTreeSet<Rank>>>,
+        /// Sets that ranks have agreed on.
         reached: Vec<BTreeSet<Rank>>,
     }
 
-    impl World {
-        fn tell(&mut self, rank: Rank) {
+    impl Network {
+        fn announce(&mut self, rank: Rank) {
             let Some(agreement) = &self.ranks[rank as usize] else { return };
             for other in agreement.others() {
-                self.wires.entry((rank, other)).or_default().push(agreement.dead().clone());
+                self.channels.entry((rank, other)).or_default().push(agreement.failed().clone());
             }
         }
 
-        fn step(&mut self, rank: Rank, change: impl FnOnce(&mut Agreement) -> bool) {
+        fn change(&mut self, rank: Rank, change: impl FnOnce(&mut Agreement) -> bool) {
             let Some(agreement) = &mut self.ranks[rank as usize] else { return };
             if change(agreement) {
-                self.tell(rank);
+                self.announce(rank);
             }
             let Some(agreement) = &self.ranks[rank as usize] else { return };
-            if !agreement.dead().is_empty() && agreement.is_reached() {
-                self.reached.push(agreement.dead().clone());
+            if !agreement.failed().is_empty() && agreement.is_reached() {
+                self.reached.push(agreement.failed().clone());
             }
         }
     }
 
     #[test]
-    fn whatever_dies_when_survivors_end_with_the_same_set_and_never_with_sets_that_differ() {
+    fn survivors_agree_on_one_set_whatever_fails_when() {
         for seed in 0..3000 {
             let mut state = seed;
-            let size = 2 + chance(&mut state, 6) as u32;
+            let size = 2 + random(&mut state, 6) as u32;
             let ranks = (0..size).map(|rank| Some(Agreement::new(rank, size))).collect();
-            let mut world = World { ranks, wires: BTreeMap::new(), reached: Vec::new() };
+            let mut network = Network { ranks, channels: BTreeMap::new(), reached: Vec::new() };
             let mut killed = BTreeSet::new();
-            let deaths = 1 + chance(&mut state, size as usize - 1);
+            let failures = 1 + random(&mut state, size as usize - 1);
             loop {
-                // A death, some rank sees one, or a message arrives.
+                // A rank fails, another one notices a failure, or a message arrives.
                 let unseen: Vec<(Rank, Rank)> = (0..size)
-                    .flat_map(|rank| killed.iter().map(move |dead| (rank, *dead)))
-                    .filter(|(rank, dead)| {
-                        world.ranks[*rank as usize].as_ref().is_some_and(|agreement| !agreement.dead().contains(dead))
+                    .flat_map(|rank| killed.iter().map(move |failed| (rank, *failed)))
+                    .filter(|(rank, failed)| {
+                        network.ranks[*rank as usize]
+                            .as_ref()
+                            .is_some_and(|agreement| !agreement.failed().contains(failed))
                     })
                     .collect();
-                let wires: Vec<(Rank, Rank)> = world.wires.keys().copied().collect();
-                match chance(&mut state, 8) {
-                    0 if killed.len() < deaths => {
-                        let victim = chance(&mut state, size as usize) as Rank;
+                let channels: Vec<(Rank, Rank)> = network.channels.keys().copied().collect();
+                match random(&mut state, 8) {
+                    0 if killed.len() < failures => {
+                        let victim = random(&mut state, size as usize) as Rank;
                         killed.insert(victim);
-                        world.ranks[victim as usize] = None;
-                        // Of what it has sent, the end may be lost.
-                        for ((from, _), wire) in &mut world.wires {
+                        network.ranks[victim as usize] = None;
+                        // The last messages that it sent may be lost.
+                        for ((from, _), channel) in &mut network.channels {
                             if *from == victim {
-                                wire.truncate(chance(&mut state, wire.len() + 1));
+                                channel.truncate(random(&mut state, channel.len() + 1));
                             }
                         }
                     }
                     1 | 2 if !unseen.is_empty() => {
-                        let (rank, dead) = unseen[chance(&mut state, unseen.len())];
-                        world.step(rank, |agreement| agreement.see(dead));
+                        let (rank, failed) = unseen[random(&mut state, unseen.len())];
+                        network.change(rank, |agreement| agreement.add_failed(failed));
                     }
-                    _ if !wires.is_empty() => {
-                        let wire = wires[chance(&mut state, wires.len())];
-                        let queue = world.wires.get_mut(&wire).expect("it was just listed");
+                    _ if !channels.is_empty() => {
+                        let channel = channels[random(&mut state, channels.len())];
+                        let queue = network.channels.get_mut(&channel).expect("it was just listed");
                         let first = (!queue.is_empty()).then(|| queue.remove(0));
                         if queue.is_empty() {
-                            world.wires.remove(&wire);
+                            network.channels.remove(&channel);
                         }
                         if let Some(set) = first {
-                            world.step(wire.1, |agreement| agreement.hear(wire.0, set));
+                            network.change(channel.1, |agreement| agreement.record_report(channel.0, set));
                         }
                     }
-                    _ if killed.len() == deaths && unseen.is_empty() => break,
+                    _ if killed.len() == failures && unseen.is_empty() => break,
                     _ => {}
                 }
             }
-            for agreement in world.ranks.iter().flatten() {
+            for agreement in network.ranks.iter().flatten() {
                 assert!(
-                    agreement.is_reached() && *agreement.dead() == killed,
+                    agreement.is_reached() && *agreement.failed() == killed,
                     "seed {seed}: {agreement:?}, {killed:?}"
                 );
             }
-            for (one, other) in world.reached.iter().flat_map(|one| world.reached.iter().map(move |other| (one, other)))
+            for (one, other) in
+                network.reached.iter().flat_map(|one| network.reached.iter().map(move |other| (one, other)))
             {
                 assert!(one.is_subset(other) || other.is_subset(one), "seed {seed}: {one:?} and {other:?}");
             }

@@ -4,4 +4,7 @@ pub mod agreement;
 pub mod communicator;
 pub mod monitor;
 pub mod shrink;
+pub mod shutdown;
+pub mod signal;
+pub mod tag;
 pub mod trailer;

@@ -1,59 +1,36 @@
-//! What a rank looks out for while it waits: failures and deaths elsewhere, signals, and messages that are for others.
+//! Interruptions of a run: failures elsewhere, failed ranks and signals. Messages of other kinds wait in its inbox.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::encode::encode;
 use crate::exec::comm::agreement::Agreement;
-use crate::exec::comm::communicator::tag;
+use crate::exec::comm::signal::{Signal, signal_name};
+use crate::exec::comm::tag::{Control, Tag, TaggedMessage};
 use crate::exec::error::{ExitCode, RunError};
 use crate::fabric::{Fabric, FabricError, Message, Payload, Rank};
 use crate::topology::{Topology, Watch};
 
-/// How long a signal may wait for the end of an iteration.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// The longest time that a signal waits for the end of an iteration.
+const SIGNAL_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Set by signal handlers: 0, or the signal that asks the run to end.
-pub type Signal = Arc<AtomicUsize>;
-
-/// What ended the run, as seen by [`Monitor`].
-#[derive(Debug)]
-pub(in crate::exec) struct Failure {
+/// A failure that another rank reported.
+#[derive(Clone, Debug)]
+pub(in crate::exec::comm) struct RemoteFailure {
     pub code: i32,
-    /// Whether it is the death of a rank.
+    /// Whether the cause was a failed rank.
     pub died: bool,
-    /// What to print; empty when the rank that sent it is not the one to print.
+    /// The text to print; empty if the sender does not ask this rank to print it.
     pub text: String,
 }
 
-/// What a rank looks out for while it waits; apart from the fabric, so that a collective can borrow both.
+/// The cause that ends a run early.
 #[derive(Debug)]
-pub(in crate::exec) struct Monitor {
-    pub watch: Option<(Watch, Topology)>,
-    pub signal: Signal,
-    pub inbox: VecDeque<Message>,
-    /// What each rank was at the start.
-    pub members: Vec<Rank>,
-    pub agreement: Agreement,
-    /// Ranks that have said that the run is over.
-    pub over: BTreeSet<Rank>,
-    /// Set once: every later look fails in the same way.
-    pub ending: Option<Interruption>,
-    /// Ranks that have said that they failed.
-    pub failed: u32,
-    /// Whether this rank is leaving.
-    pub leaves: bool,
-    /// Where a signal need not end the run at once: since when there is one.
-    pub patience: Option<Option<Instant>>,
-}
-
-#[derive(Debug)]
-pub(in crate::exec) enum Interruption {
-    Elsewhere(Failure),
-    /// Called what it was at the start.
-    Died {
+pub(in crate::exec::comm) enum Interruption {
+    Elsewhere(RemoteFailure),
+    /// `rank` is the number that the failed rank had at the start of the run.
+    RankFailed {
         rank: Rank,
         pid: u32,
         hostname: String,
@@ -61,93 +38,152 @@ pub(in crate::exec) enum Interruption {
     Signal(usize),
 }
 
+/// The other ranks, once this rank knows their hosts.
+#[derive(Debug)]
+pub(in crate::exec::comm) struct WatchedRanks {
+    pub detector: Watch,
+    pub topology: Topology,
+}
+
+/// When a signal ends the run.
+#[derive(Debug)]
+pub(in crate::exec::comm) enum SignalPolicy {
+    AtOnce,
+    /// At the end of an iteration, unless that takes too long; `since` is the time at which the signal was first seen.
+    AfterIteration {
+        since: Option<Instant>,
+    },
+}
+
+/// The state of a run as one rank knows it. It is apart from the fabric, so that a collective can borrow both.
+#[derive(Debug)]
+pub(in crate::exec::comm) struct Monitor {
+    pub watched: Option<WatchedRanks>,
+    pub signal: Signal,
+    pub inbox: VecDeque<TaggedMessage>,
+    /// By rank, the number that it had at the start of the run.
+    pub initial_ranks: Vec<Rank>,
+    pub agreement: Agreement,
+    /// Ranks that have said that the run is over.
+    pub finished: BTreeSet<Rank>,
+    /// Set once: every later check fails in the same way.
+    pub interruption: Option<Interruption>,
+    /// The number of ranks that have reported a failure.
+    pub failure_reports: u32,
+    /// Whether this rank is leaving after a failure.
+    pub is_leaving: bool,
+    pub signal_policy: SignalPolicy,
+}
+
 impl Monitor {
-    /// Takes in what has arrived, and who has died.
-    pub fn notice(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
-        let mut news = false;
+    pub fn new(rank: Rank, size: u32, signal: Signal) -> Monitor {
+        Monitor {
+            watched: None,
+            signal,
+            inbox: VecDeque::new(),
+            initial_ranks: (0..size).collect(),
+            agreement: Agreement::new(rank, size),
+            finished: BTreeSet::new(),
+            interruption: None,
+            failure_reports: 0,
+            is_leaving: false,
+            signal_policy: SignalPolicy::AtOnce,
+        }
+    }
+
+    /// Takes all messages that have arrived, and looks for failed ranks.
+    pub fn update(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
+        let mut is_news = false;
         while let Some(message) = fabric.poll()? {
-            match message.tag {
-                // Once this rank leaves, only how the others end counts.
-                tag::DRAIN if self.leaves => {}
-                tag::DRAIN => {
-                    let number = message.bytes.first().map_or(15, |number| usize::from(*number));
-                    self.signal.store(number, Ordering::Relaxed);
-                }
-                tag::DEAD => {
-                    if let (Some(from), Ok(dead)) =
-                        (self.members.get(message.source as usize), serde_json::from_slice(&message.bytes))
-                    {
-                        news |= self.agreement.hear(*from, dead);
-                    }
-                }
-                tag::OVER => drop(self.over.insert(message.source)),
-                tag::FAIL | tag::STOP => {
-                    self.failed += u32::from(message.tag == tag::FAIL);
-                    // It explains a death.
-                    if matches!(self.ending, None | Some(Interruption::Died { .. })) {
-                        self.ending = Some(Interruption::Elsewhere(Failure::decode(&message.bytes)));
-                    }
-                }
-                _ => self.inbox.push_back(message),
+            let Message { source, tag, bytes } = message;
+            match Tag::decode(tag) {
+                Some(Tag::Control(control)) => is_news |= self.handle_control(control, source, &bytes),
+                Some(tag) => self.inbox.push_back(TaggedMessage { source, tag, bytes }),
+                None => tracing::warn!("rank {source} sent a message with the unknown tag {tag}"),
             }
         }
-        if let Some((watch, _)) = &mut self.watch
-            && let Some(rank) = watch.dead()
+        if let Some(WatchedRanks { detector, .. }) = &mut self.watched
+            && let Some(rank) = detector.dead()
         {
-            news |= self.agreement.see(self.members[rank as usize]);
+            is_news |= self.agreement.add_failed(self.initial_ranks[rank as usize]);
         }
-        if news && fabric.outlives_ranks() {
-            self.tell_of_deaths(fabric)?;
+        if is_news && fabric.outlives_ranks() {
+            self.announce_failed_ranks(fabric)?;
         }
         // A rank that failed by itself has said so before it left; its message may still be on the way.
-        if self.ending.is_none() {
-            self.ending = self.died();
+        if self.interruption.is_none() {
+            self.interruption = self.first_failed_rank();
         }
         Ok(())
     }
 
-    fn tell_of_deaths(&self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
-        let dead = Payload::from(encode(self.agreement.dead())?);
+    /// Handles a message about the run. Returns whether it names a failed rank that was not known.
+    fn handle_control(&mut self, control: Control, source: Rank, bytes: &[u8]) -> bool {
+        match control {
+            // Once this rank leaves, only how the others end counts.
+            Control::Drain if self.is_leaving => {}
+            Control::Drain => {
+                let number = bytes.first().map_or(15, |number| usize::from(*number));
+                self.signal.store(number, Ordering::Relaxed);
+            }
+            Control::FailedRanks => {
+                let initial_rank = self.initial_ranks.get(source as usize);
+                if let (Some(from), Ok(failed)) = (initial_rank, serde_json::from_slice(bytes)) {
+                    return self.agreement.record_report(*from, failed);
+                }
+            }
+            Control::Over => drop(self.finished.insert(source)),
+            Control::Fail | Control::Stop => {
+                self.failure_reports += u32::from(control == Control::Fail);
+                // A reported failure explains why its rank's process ended.
+                if matches!(self.interruption, None | Some(Interruption::RankFailed { .. })) {
+                    self.interruption = Some(Interruption::Elsewhere(RemoteFailure::decode(bytes)));
+                }
+            }
+        }
+        false
+    }
+
+    fn announce_failed_ranks(&self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
+        let failed = Payload::from(encode(self.agreement.failed())?);
         for other in self.agreement.others() {
-            if let Ok(rank) = self.members.binary_search(&other) {
-                fabric.send(rank as Rank, tag::DEAD, dead.clone())?;
+            if let Ok(rank) = self.initial_ranks.binary_search(&other) {
+                fabric.send(rank as Rank, Tag::Control(Control::FailedRanks).encode(), failed.clone())?;
             }
         }
         Ok(())
     }
 
-    /// The death of a rank that still counts.
-    fn died(&self) -> Option<Interruption> {
-        if self.members.len() == self.agreement.alive() {
+    /// The first failed rank that the run has not been shrunk by.
+    fn first_failed_rank(&self) -> Option<Interruption> {
+        if self.initial_ranks.len() == self.agreement.alive() {
             return None;
         }
-        let (at, rank) = self.members.iter().enumerate().find(|(_, rank)| self.agreement.dead().contains(rank))?;
-        let host = self.watch.as_ref().map(|(_, topology)| topology.host(at as Rank));
+        let mut ranks = self.initial_ranks.iter().enumerate();
+        let (at, rank) = ranks.find(|(_, rank)| self.agreement.failed().contains(rank))?;
+        let host = self.watched.as_ref().map(|watched| watched.topology.host(at as Rank));
         let (pid, hostname) = host.map(|host| (host.pid, host.hostname.clone())).unwrap_or_default();
-        Some(Interruption::Died { rank: *rank, pid, hostname })
+        Some(Interruption::RankFailed { rank: *rank, pid, hostname })
     }
 
-    /// Takes in what has arrived; fails when the run must end.
-    pub fn look(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
-        self.notice(fabric)?;
+    /// Takes all messages that have arrived. Fails if the run must end.
+    pub fn check_interrupts(&mut self, fabric: &mut dyn Fabric) -> Result<(), FabricError> {
+        self.update(fabric)?;
         let signal = self.signal.load(Ordering::Relaxed);
-        if self.ending.is_none() && signal != 0 {
-            let waits =
-                self.patience.as_mut().is_some_and(|since| since.get_or_insert_with(Instant::now).elapsed() < PATIENCE);
-            if !waits {
-                self.ending = Some(Interruption::Signal(signal));
-            }
+        if self.interruption.is_none() && signal != 0 && self.signal_policy.is_due() {
+            self.interruption = Some(Interruption::Signal(signal));
         }
-        match self.ending {
+        match self.interruption {
             Some(_) => Err(FabricError::Interrupted),
             None => Ok(()),
         }
     }
 
+    /// The error to report for a fabric's error: the interruption, if there is one.
     pub fn error(&self, error: FabricError) -> RunError {
-        match (&self.ending, error) {
+        match (&self.interruption, error) {
             (Some(Interruption::Elsewhere(failure)), _) => RunError::Elsewhere { code: failure.code },
-            (Some(Interruption::Died { rank, pid, hostname }), _) => {
+            (Some(Interruption::RankFailed { rank, pid, hostname }), _) => {
                 RunError::RankDied { rank: *rank, pid: *pid, hostname: hostname.clone() }
             }
             (Some(Interruption::Signal(signal)), _) => RunError::Interrupted { signal: signal_name(*signal) },
@@ -156,27 +192,31 @@ impl Monitor {
     }
 }
 
-pub(in crate::exec) fn signal_name(signal: usize) -> &'static str {
-    match signal as i32 {
-        signal_hook::consts::SIGINT => "SIGINT",
-        signal_hook::consts::SIGUSR1 => "SIGUSR1",
-        _ => "SIGTERM",
+impl SignalPolicy {
+    /// Whether a signal that has arrived ends the run now.
+    fn is_due(&mut self) -> bool {
+        match self {
+            SignalPolicy::AtOnce => true,
+            SignalPolicy::AfterIteration { since } => {
+                since.get_or_insert_with(Instant::now).elapsed() >= SIGNAL_PATIENCE
+            }
+        }
     }
 }
 
-impl Failure {
-    pub fn encode(code: i32, died: bool, text: &str) -> Vec<u8> {
-        let mut bytes = code.to_le_bytes().to_vec();
-        bytes.push(u8::from(died));
-        bytes.extend_from_slice(text.as_bytes());
+impl RemoteFailure {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.code.to_le_bytes().to_vec();
+        bytes.push(u8::from(self.died));
+        bytes.extend_from_slice(self.text.as_bytes());
         bytes
     }
 
-    pub fn decode(bytes: &[u8]) -> Failure {
+    fn decode(bytes: &[u8]) -> RemoteFailure {
         let (code, died, text) = match bytes {
             [a, b, c, d, died, text @ ..] => (i32::from_le_bytes([*a, *b, *c, *d]), *died == 1, text),
             _ => (ExitCode::Failed as i32, false, bytes),
         };
-        Failure { code, died, text: String::from_utf8_lossy(text).into_owned() }
+        RemoteFailure { code, died, text: String::from_utf8_lossy(text).into_owned() }
     }
 }

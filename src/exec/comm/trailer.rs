@@ -1,35 +1,35 @@
-//! What lets a rank trust bytes from another one: behind every transfer stands a stamp that says what the bytes are, and a
-//! checksum over them and it. A transfer that is damaged, or is not the one that was due, ends the run by name.
+//! The trailer of a transfer: an identity that says what the bytes are, and a checksum of both. A transfer that is damaged,
+//! or is not the expected one, ends the run with an error that names its source.
 
 use crate::exec::error::RunError;
 use crate::fabric::Rank;
 
-/// Behind the bytes: the stamp, then the CRC-32 of bytes and stamp.
-pub(in crate::exec) const STAMP_BYTES: usize = 12;
+/// The length of a trailer: the identity, then the CRC-32 of bytes and identity.
+pub(in crate::exec) const TRAILER_BYTES: usize = 12;
 
-/// Which transfer it is: the same number on both sides, made of what both know.
+/// The identity of a transfer. Both sides derive the same number from what they know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::exec) struct Trailer(u64);
 
 impl Trailer {
-    /// Of an operand of a stage.
+    /// The trailer of an operand of a stage.
     pub const fn operand(stage: usize, operand: usize) -> Trailer {
         Trailer((stage as u64) << 32 | operand as u64)
     }
 
-    /// Of whatever else moves in a run of a stage; tags tell its kinds apart.
+    /// The trailer of all other transfers in a run of a stage, whose kinds differ by tag.
     pub fn run(run: u64) -> Trailer {
         Trailer(run)
     }
 
-    /// Puts the stamp behind `bytes`.
+    /// Appends the trailer to `bytes`.
     pub fn put(self, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(&self.0.to_le_bytes());
         let checksum = crc32fast::hash(bytes);
         bytes.extend_from_slice(&checksum.to_le_bytes());
     }
 
-    /// Takes the stamp off `bytes` of rank `from`. `what` is for the error if it is not this one.
+    /// Removes the trailer from `bytes`, which rank `from` sent. Fails if it is another one; the error names `what`.
     pub fn check(self, bytes: &mut Vec<u8>, from: Rank, what: &'static str) -> Result<(), RunError> {
         let damaged = RunError::Damaged { rank: from, what };
         let Some((stamped, checksum)) = bytes.split_last_chunk::<4>() else { return Err(damaged) };
@@ -37,7 +37,7 @@ impl Trailer {
         if *trailer != self.0.to_le_bytes() || u32::from_le_bytes(*checksum) != crc32fast::hash(stamped) {
             return Err(damaged);
         }
-        bytes.truncate(bytes.len() - STAMP_BYTES);
+        bytes.truncate(bytes.len() - TRAILER_BYTES);
         Ok(())
     }
 }
@@ -47,10 +47,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_flipped_bit_and_any_other_transfer_is_noticed() {
+    fn flipped_bits_and_other_transfers_are_detected() {
         let mut sent = vec![7, 0, 255];
         Trailer::operand(2, 1).put(&mut sent);
-        assert_eq!(sent.len(), 3 + STAMP_BYTES);
+        assert_eq!(sent.len(), 3 + TRAILER_BYTES);
         let check = |trailer: Trailer, mut bytes: Vec<u8>| trailer.check(&mut bytes, 3, "a part").map(|()| bytes);
         assert_eq!(check(Trailer::operand(2, 1), sent.clone()).unwrap(), [7, 0, 255]);
         assert!(check(Trailer::operand(2, 0), sent.clone()).is_err());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::tag::TaggedMessage;
 use crate::exec::comm::trailer::Trailer;
 use crate::exec::dataset_paths::{DatasetPaths, place};
 use crate::exec::error::RunError;
@@ -11,7 +12,7 @@ use crate::exec::transfer::exchange;
 use crate::exec::transfer::pending_receives::{Arrived, PendingReceives};
 use crate::exec::transfer::piece::{BlockInput, Piece, fill};
 use crate::exec::transfer::resident::Resident;
-use crate::fabric::{Message, Payload, Rank};
+use crate::fabric::{Payload, Rank};
 use crate::job::{self, Job};
 use crate::plan::{OperandPlan, Plan, Role, StagePlan, Tile};
 use crate::report::{Counts, Reason};
@@ -99,7 +100,7 @@ impl<'a> Inputs<'a> {
         }
         inputs.settle();
         // For what has come by now, nothing need be put off.
-        let tag = inputs.tag();
+        let tag = inputs.arrivals.tag();
         while !inputs.all_here()
             && let Some(message) = comm.poll(|other| other == tag)?
         {
@@ -108,16 +109,11 @@ impl<'a> Inputs<'a> {
         Ok(inputs)
     }
 
-    /// The tag of messages that bring parts of them.
-    pub fn tag(&self) -> u32 {
-        self.arrivals.tag()
-    }
-
     /// Takes such a message, and says which transfer has come with it, if one has.
     pub fn take(
         &mut self,
         comm: &Communicator,
-        message: Message,
+        message: TaggedMessage,
         counts: &mut Counts,
     ) -> Result<Option<Arrived>, RunError> {
         let arrived = self.arrivals.take(comm, message, &mut counts.moved)?;
@@ -247,7 +243,7 @@ impl<'a> InputRef<'a, '_> {
         };
         let region = Region::whole(&self.operand().shape);
         let whole = if on_node {
-            let ranks = comm.node();
+            let ranks = comm.ranks_on_node();
             let holder = if ranks.contains(&owner) { owner } else { ranks[0] };
             let bytes = match comm.rank() == holder {
                 true => Some(found.read(self.stage(), self.operand, &region, counts)?),
@@ -374,7 +370,7 @@ fn read_piece(
 ) -> Result<Piece, RunError> {
     let mut bytes = Vec::new();
     if region.elements() > 0 {
-        reader.read_in_parts(&region, &mut bytes, PART_BYTES, || comm.look())?;
+        reader.read_in_parts(&region, &mut bytes, PART_BYTES, || comm.check_interrupts())?;
     }
     counts.read_bytes += bytes.len() as u64;
     Ok(Piece { region, bytes: bytes.into() })
@@ -396,7 +392,7 @@ fn read_and_send(
     if comm.rank() == 0 {
         let (file, dataset) = place(input.job, &input.operand().tensor, places);
         let mut read = Vec::new();
-        Reader::open(&file, &dataset)?.read_in_parts(&region, &mut read, PART_BYTES, || comm.look())?;
+        Reader::open(&file, &dataset)?.read_in_parts(&region, &mut read, PART_BYTES, || comm.check_interrupts())?;
         counts.read_bytes += read.len() as u64;
         bytes = Some(Payload::from(read));
     }

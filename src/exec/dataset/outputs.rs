@@ -4,7 +4,8 @@
 use std::collections::btree_map::Entry;
 
 use crate::encode::encode;
-use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::tag::{StageMessage, Tag, TaggedMessage};
 use crate::exec::comm::trailer::Trailer;
 use crate::exec::dataset_paths::DatasetPaths;
 use crate::exec::dataset_paths::destination;
@@ -13,7 +14,7 @@ use crate::exec::recovery::record::{CompletionRecord, StoredAt};
 use crate::exec::recovery::staging::Stagings;
 use crate::exec::transfer::piece::Piece;
 use crate::exec::transfer::resident::{Holding, Resident};
-use crate::fabric::{Message, Payload};
+use crate::fabric::Payload;
 use crate::job::{Job, Source};
 use crate::plan::{OperandPlan, Origin, Plan, Role, StagePlan};
 use crate::report::{Counts, Moved, OutputReport, Reason};
@@ -147,7 +148,7 @@ impl Outputs {
         }
         let (begun, bytes) = (comm.tracer.begin(), encoded.len() as u64);
         Trailer::run(self.run).put(&mut encoded);
-        comm.send(0, tag::of_run(tag::CHUNKS, self.run), encoded.into())?;
+        comm.send(0, Tag::stage(StageMessage::Chunks, self.run), encoded.into())?;
         comm.sent(begun, 0, Reason::Output, bytes);
         self.sent += 1;
         Ok(())
@@ -162,7 +163,7 @@ impl Outputs {
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
         for (at, finished) in stagings.manifest.earlier(&plan.name).to_vec().into_iter().enumerate() {
-            comm.look()?;
+            comm.check_interrupts()?;
             let is_mine = at as u64 % u64::from(comm.size()) == u64::from(comm.rank());
             for (number, stored) in finished.outputs.iter().enumerate() {
                 let output = &self.outputs[number];
@@ -238,8 +239,8 @@ impl Outputs {
         for (rank, sent) in (0..).zip(sent.iter().flatten()).skip(1) {
             let wrong = |_| RunError::Protocol { rank, what: "the end of its outputs" };
             for _ in 0..u64::from_le_bytes(sent.as_slice().try_into().map_err(wrong)?) {
-                let chunks = tag::of_run(tag::CHUNKS, run);
-                let message = Message { source: rank, tag: chunks, bytes: comm.receive(rank, chunks)? };
+                let chunks = Tag::stage(StageMessage::Chunks, run);
+                let message = TaggedMessage { source: rank, tag: chunks, bytes: comm.receive(rank, chunks)? };
                 outputs.receive(comm, message, stagings, &mut counts.moved)?;
             }
         }
@@ -262,7 +263,7 @@ impl Outputs {
     pub fn receive(
         &mut self,
         comm: &Communicator,
-        mut message: Message,
+        mut message: TaggedMessage,
         stagings: &mut Stagings,
         moved: &mut Moved,
     ) -> Result<(), RunError> {

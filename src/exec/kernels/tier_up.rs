@@ -9,10 +9,11 @@ use std::time::Duration;
 use crate::engine::{
     BackgroundCompile, Cache, Code, CompileLimits, Engine, EngineError, Kernel, OPTIMIZING_NS_PER_BYTE, Tier, optimize,
 };
-use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::tag::{Tag, TaggedMessage};
 use crate::exec::error::RunError;
 use crate::exec::options::TierPolicy;
-use crate::fabric::{Backoff, Message, Payload, Rank};
+use crate::fabric::{Backoff, Payload, Rank};
 use crate::report::KernelReport;
 
 /// A compile pays if what is left takes longer than it by this factor; optimized code is 3 to 20 times faster.
@@ -251,7 +252,7 @@ impl TierUp {
             if let Some(result) = compile.poll() {
                 return Ok(Some(result));
             }
-            while let Some(message) = comm.poll(|tag| tag == tag::ARTIFACT)? {
+            while let Some(message) = comm.poll(|tag| tag == Tag::Artifact)? {
                 self.receive(comm, &message)?;
             }
             self.poll(comm)?;
@@ -305,7 +306,7 @@ impl TierUp {
                 let source = EngineError::Compile { name, compiler: "llvm", message: message.clone() };
                 return Err(RunError::NoOptimizedCode { source: Box::new(source) });
             }
-            while let Some(message) = comm.poll(|tag| tag == tag::ARTIFACT)? {
+            while let Some(message) = comm.poll(|tag| tag == Tag::Artifact)? {
                 self.receive(comm, &message)?;
             }
             self.poll(comm)?;
@@ -370,7 +371,7 @@ impl TierUp {
     }
 
     /// An artifact, or the news that there is none, from the rank above in the tree.
-    pub fn receive(&mut self, comm: &mut Communicator, message: &Message) -> Result<(), RunError> {
+    pub fn receive(&mut self, comm: &mut Communicator, message: &TaggedMessage) -> Result<(), RunError> {
         let wrong = || RunError::Protocol { rank: message.source, what: "an artifact" };
         let (index, rest) = message.bytes.split_first_chunk::<4>().ok_or_else(wrong)?;
         let index = u32::from_le_bytes(*index) as usize;
@@ -424,7 +425,7 @@ impl TierUp {
         message.extend_from_slice(bytes);
         let message = Payload::from(message);
         for child in children.into_iter().filter_map(|position| self.class.get(position)) {
-            comm.send(*child, tag::ARTIFACT, message.clone())?;
+            comm.send(*child, Tag::Artifact, message.clone())?;
         }
         Ok(())
     }

@@ -107,7 +107,7 @@ impl Checkpoints {
         if (first.is_due || signal.is_some()) && manifest.lasts() && !resident.is_empty() {
             self.take(comm, plan, next, resident, manifest)?;
         }
-        signal.map_or(Ok(()), |signal| Err(comm.end_by(signal)))
+        signal.map_or(Ok(()), |signal| Err(comm.interrupt(signal)))
     }
 
     /// Returns the iteration after which ranks vote next, given how long those since the last vote took.

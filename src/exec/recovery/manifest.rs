@@ -173,7 +173,7 @@ impl Manifest {
         let mine = (0..records.len()).skip(comm.rank() as usize).step_by(comm.size() as usize);
         let (mut writers, mut bad) = (Writers::default(), Vec::new());
         for at in mine {
-            comm.look()?;
+            comm.check_interrupts()?;
             if !self.is_sound(plan, &records[at], &mut writers) {
                 bad.push(at);
             }

@@ -23,7 +23,7 @@ const MEMORY_SHARE: f64 = 0.8;
 
 /// What rank 0 found out for all.
 #[derive(Clone, Serialize, Deserialize)]
-pub(in crate::exec) struct Opening {
+pub(in crate::exec) struct JobSetup {
     #[serde(with = "encode::path")]
     path: PathBuf,
     text: String,
@@ -44,27 +44,27 @@ struct Introduction {
 }
 
 /// Rank 0 reads the job and looks at its datasets; everyone learns the outcome. Collective.
-pub(in crate::exec) fn open(
+pub(in crate::exec) fn open_job(
     comm: &mut Communicator,
     path: &Path,
     options: &Options,
-    kept: &mut Option<Opening>,
-) -> Result<(Opening, Job), RunError> {
+    kept: &mut Option<JobSetup>,
+) -> Result<(JobSetup, Job), RunError> {
     let mut encoded = None;
     if comm.rank() == 0 {
-        let opening = match kept.take() {
-            Some(opening) => opening,
+        let setup = match kept.take() {
+            Some(setup) => setup,
             None => read(path, options)?,
         };
-        encoded = Some(Payload::from(encode(&opening)?));
+        encoded = Some(Payload::from(encode(&setup)?));
     }
     let encoded = comm.broadcast(encoded)?;
-    let opening: Opening =
+    let setup: JobSetup =
         serde_json::from_slice(&encoded).map_err(|_| RunError::Protocol { rank: 0, what: "the job" })?;
-    let mut job = Job::parse(&opening.text, &opening.path).map_err(Box::new)?;
-    job.move_outputs(opening.outputs.iter().map(|(tensor, path)| (tensor.as_str(), path.as_ref())));
-    *kept = Some(opening.clone());
-    Ok((opening, job))
+    let mut job = Job::parse(&setup.text, &setup.path).map_err(Box::new)?;
+    job.move_outputs(setup.outputs.iter().map(|(tensor, path)| (tensor.as_str(), path.as_ref())));
+    *kept = Some(setup.clone());
+    Ok((setup, job))
 }
 
 /// The layouts of the datasets that a job reads.
@@ -98,7 +98,7 @@ pub fn check_outputs(job: &Job) -> Result<(), StoreError> {
     })
 }
 
-fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
+fn read(path: &Path, options: &Options) -> Result<JobSetup, RunError> {
     let job = Job::load(path).map_err(Box::new)?;
     let outputs = real_outputs(&job)?;
     let datasets = datasets(&job)?;
@@ -108,26 +108,26 @@ fn read(path: &Path, options: &Options) -> Result<Opening, RunError> {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let text = job.text().to_owned();
     let (threads, memory_bytes) = (options.threads, options.memory_bytes);
-    Ok(Opening { path, text, outputs, layouts, sources, threads, memory_bytes, trace: options.trace })
+    Ok(JobSetup { path, text, outputs, layouts, sources, threads, memory_bytes, trace: options.trace })
 }
 
 /// The same on every rank: made of what was gathered and of what rank 0 said.
-pub(in crate::exec) fn machine(topology: &Topology, opening: &Opening, job: &Job) -> Machine {
+pub(in crate::exec) fn machine(topology: &Topology, setup: &JobSetup, job: &Job) -> Machine {
     let ranks = 0..topology.size();
     let on_node = |rank: Rank| topology.ranks_on_node(rank).len() as u32;
     let ranks_per_node = ranks.clone().map(on_node).max().unwrap_or(1);
     let threads =
-        opening.threads.unwrap_or_else(|| ranks.clone().map(|r| topology.default_threads(r)).min().unwrap_or(1));
+        setup.threads.unwrap_or_else(|| ranks.clone().map(|r| topology.default_threads(r)).min().unwrap_or(1));
     let share = |rank: Rank| {
         let node = topology.host(rank).memory_bytes as f64 * MEMORY_SHARE;
         (node / f64::from(on_node(rank))) as u64
     };
-    let memory_bytes = opening.memory_bytes.or(job.memory_bytes).or_else(|| ranks.map(share).min()).unwrap_or(u64::MAX);
+    let memory_bytes = setup.memory_bytes.or(job.memory_bytes).or_else(|| ranks.map(share).min()).unwrap_or(u64::MAX);
     Machine { ranks: topology.size(), ranks_per_node, threads: threads.max(1), memory_bytes }
 }
 
 /// All ranks must have made the same plan. Returns the ranks whose CPU is like this rank's. Collective.
-pub(in crate::exec) fn agree(comm: &mut Communicator, plan: &Plan) -> Result<Vec<Rank>, RunError> {
+pub(in crate::exec) fn agree_on_plan(comm: &mut Communicator, plan: &Plan) -> Result<Vec<Rank>, RunError> {
     let mine = Introduction { plan_hash: plan.hash(), cpu: Cpu::host() };
     let all = comm.allgather(encode(&mine)?)?;
     let mut introductions = Vec::new();
@@ -164,7 +164,7 @@ fn engine_error(stage: &Stage) -> impl Fn(EngineError) -> RunError {
 
 /// The kernels of a job.
 #[derive(Default)]
-pub(in crate::exec) struct Loaded {
+pub(in crate::exec) struct LoadedKernels {
     /// The distinct ones that compute tiles.
     pub kernels: Vec<Kernel>,
     /// Which of them each stage runs.
@@ -179,9 +179,9 @@ pub(in crate::exec) fn load_kernels(
     comm: &mut Communicator,
     job: &Job,
     kept: &mut Vec<Payload>,
-) -> Result<Loaded, RunError> {
-    let mut loaded = Loaded::default();
-    let Loaded { kernels, of_stage, merges } = &mut loaded;
+) -> Result<LoadedKernels, RunError> {
+    let mut loaded = LoadedKernels::default();
+    let LoadedKernels { kernels, of_stage, merges } = &mut loaded;
     for (index, stage) in job.stages.iter().enumerate() {
         let failed = engine_error(stage);
         let mut bytes = None;

@@ -10,11 +10,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::engine::Tier;
-use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::tag::{RUNS, RunTag};
 use crate::exec::dataset::inputs::{InputSources, Inputs};
 use crate::exec::dataset::outputs::Outputs;
 use crate::exec::error::RunError;
 use crate::exec::kernels::tier_up::TierUp;
+use crate::exec::progress::StageProgress;
 use crate::exec::recovery::staging::Stagings;
 use crate::exec::reduce::chain::Reduction;
 use crate::exec::reduce::fold::Merger;
@@ -108,7 +110,7 @@ impl<'a> StageRun<'a> {
         let mut outputs = Outputs::create(comm, context.job, plan, !data.deferred, run, &mut data.places, stagings)?;
         outputs.recover(comm, plan, stagings)?;
         // What goes into files is complete for all ranks at once; what stays in memory is fetched when it is needed.
-        let together = outputs.has_datasets() || run.is_multiple_of(tag::RUNS / 2);
+        let together = outputs.has_datasets() || run.is_multiple_of(RUNS / 2);
         let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
         let from = InputSources { places: &data.places, resident: &data.resident, kept: &mut data.kept };
         let this = (stage_index, run);
@@ -215,11 +217,6 @@ impl StageRun<'_> {
         &self.context.plan.stages[self.stage_index]
     }
 
-    /// Since it began.
-    pub fn age(&self) -> Duration {
-        self.started.elapsed()
-    }
-
     /// Whether this rank goes on to other stages.
     pub fn is_done(&self) -> bool {
         self.done
@@ -236,8 +233,8 @@ impl StageRun<'_> {
         *self.bytes.get_or_init(|| self.tiles.iter().map(of_tile).sum())
     }
 
-    /// How far this rank is with it, and what has been done in it so far.
-    pub fn share(&self) -> (StageShare, Counts) {
+    /// The progress of this stage on this rank.
+    pub fn progress(&self) -> StageProgress {
         let progress = &self.shared.progress;
         let counts = Counts {
             baseline_tasks: progress.baseline_tasks.load(Ordering::Relaxed),
@@ -257,16 +254,17 @@ impl StageRun<'_> {
             optimized_tasks: counts.optimized_tasks,
             processed_bytes: counts.processed_bytes,
         };
-        (share, counts)
-    }
-
-    pub fn index(&self) -> usize {
-        self.stage_index
+        StageProgress { share, counts, age: self.started.elapsed() }
     }
 
     /// The number of this run of the stage.
     pub fn run(&self) -> u64 {
         self.run
+    }
+
+    /// Whether messages with this tag of a run belong to this stage, which is not done yet.
+    pub fn expects(&self, run: RunTag) -> bool {
+        !self.done && RunTag::from(self.run) == run
     }
 
     /// Lets the workers go, who say so as they leave.

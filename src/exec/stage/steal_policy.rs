@@ -203,7 +203,7 @@ mod tests {
         // What two ranks take for a stage in each iteration: they compare after the first, the second and the fourth.
         let times = [[60, 0], [30, 30], [8, 0], [8, 0]];
         let iterate = |rank: usize, fabric| {
-            let mut comm = Communicator::new(fabric, crate::exec::comm::monitor::Signal::default());
+            let mut comm = Communicator::new(fabric, crate::exec::comm::signal::Signal::default());
             let (mut balance, mut decided) = (StealPolicy::default(), Vec::new());
             balance.begin();
             for ms in times {

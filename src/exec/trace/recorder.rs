@@ -6,25 +6,15 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
-use crate::encode::encode;
 use crate::engine::Tier;
-use crate::exec::comm::communicator::Communicator;
-use crate::exec::error::RunError;
 use crate::exec::sync::lock;
-use crate::exec::trace::render::render;
 use crate::fabric::Rank;
 use crate::plan::{Plan, Tile};
-use crate::report::{Moved, RankTrace, Reason, Trace};
+use crate::report::Reason;
 use crate::tensor::Region;
-use crate::topology::Topology;
 
-/// Events of a whole run, which its threads share; viewers take no more in good time.
-const EVENTS: usize = 1 << 20;
-/// Of one thread. 16 MB of memory, as far as it is used.
-const MOST: usize = 1 << 17;
-const LEAST: usize = 1 << 8;
+/// The least room for the events of one thread.
+pub(in crate::exec) const LEAST: usize = 1 << 8;
 
 /// What takes no longer is one event with more of the same that follows it. Where tasks are so short, events of their own would cost
 /// more than a trace may.
@@ -142,15 +132,6 @@ pub(in crate::exec) struct Incarnation {
 #[derive(Clone, Debug, Default)]
 pub(in crate::exec) struct Tracer(Option<Arc<Vec<Mutex<Track>>>>);
 
-/// How a rank tells the time.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-struct Clock {
-    /// Of the node: the time of day when its clock began.
-    epoch_ns: i64,
-    /// Of the rank's process.
-    started_ns: i64,
-}
-
 impl TraceEventKind {
     /// Adds what was done next, if it is more of the same. What touches a file, moves between ranks or takes no time stays an
     /// event of its own: each of these is of interest by itself.
@@ -199,11 +180,16 @@ impl Event {
 
 impl Tracer {
     /// For a main thread with this many workers, each of which has room for as many events.
-    fn new(workers: usize, room: usize) -> Tracer {
+    pub fn new(workers: usize, room: usize) -> Tracer {
         // Pages that are never written take no memory. Tiles have two axes, for the most part.
         let track =
             |_| Track { events: Vec::with_capacity(room), numbers: Vec::with_capacity(4 * room), dropped: None };
         Tracer(Some(Arc::new((0..=workers).map(track).map(Mutex::new).collect())))
+    }
+
+    /// The tracks of all threads, if anything is recorded.
+    pub fn tracks(&self) -> Option<Arc<Vec<Mutex<Track>>>> {
+        self.0.clone()
     }
 
     /// Now, if anything is recorded.
@@ -240,80 +226,6 @@ impl Tracer {
     }
 }
 
-impl Communicator {
-    /// Counts bytes of a tensor that are here now and that `from`, which may be this rank, had.
-    pub fn received(&self, moved: &mut Moved, reason: Reason, from: Rank, bytes: u64) {
-        moved.count(reason, self.distance(from), bytes);
-        if from != self.rank() {
-            self.tracer.mark(|| TraceEventKind::Received { from, reason, bytes });
-        }
-    }
-
-    /// Records that bytes of a tensor have been sent since then. Their receiver says that they are [`Communicator::received`].
-    pub fn sent(&self, begun: Option<Instant>, to: Rank, reason: Reason, bytes: u64) {
-        self.tracer.end(begun, || TraceEventKind::Sent { to, reason, bytes });
-    }
-
-    /// From now on what this rank and so many workers do is recorded, as a life of its own.
-    pub fn record(&mut self, plan: &Arc<Plan>, workers: usize) {
-        let used = |life: &Incarnation| life.tracks.iter().map(|track| lock(track).events.len()).max().unwrap_or(0);
-        let used: usize = self.lives.iter().map(used).sum();
-        let room = (EVENTS / (self.size() as usize * (workers + 1))).min(MOST).saturating_sub(used).max(LEAST);
-        self.tracer = Tracer::new(workers, room);
-        if let Some(tracks) = self.tracer.0.clone() {
-            self.lives.push(Incarnation { tracks, plan: plan.clone(), members: self.monitor.members.clone() });
-        }
-    }
-
-    /// What all ranks have recorded, if they have. The job is done: if this fails, no result is the worse for it. Collective.
-    pub fn gather_trace(&mut self, topology: &Topology, process_start: Instant) -> Option<Trace> {
-        self.tracer = Tracer::default();
-        let lives = std::mem::take(&mut self.lives);
-        if lives.is_empty() {
-            return None;
-        }
-        let gathered = self.gather_lives(&lives, topology, process_start);
-        gathered.inspect_err(|error| tracing::warn!("gathering the trace: {error}")).ok().flatten()
-    }
-
-    fn gather_lives(
-        &mut self,
-        lives: &[Incarnation],
-        topology: &Topology,
-        process_start: Instant,
-    ) -> Result<Option<Trace>, RunError> {
-        let (now, now_ns, epoch_ns) = clocks();
-        let started_ns = now_ns - now.duration_since(process_start).as_nanos() as i64;
-        let clock = Clock { epoch_ns, started_ns };
-        let all = self.allgather(encode(&clock)?)?;
-        let wrong = |rank| RunError::Protocol { rank, what: "its clock" };
-        let read = |(rank, bytes): (Rank, &Vec<u8>)| serde_json::from_slice(bytes).map_err(|_| wrong(rank));
-        let clocks: Vec<Clock> = (0..).zip(&all).map(read).collect::<Result<_, _>>()?;
-        // Ranks of a node have one clock.
-        let epoch = |rank: Rank| {
-            let first = topology.ranks_on_node(rank).first().copied().unwrap_or(rank);
-            clocks[first as usize].epoch_ns
-        };
-        let start = (0..self.size()).map(|rank| epoch(rank) + clocks[rank as usize].started_ns).min().unwrap_or(0);
-        let origin_ns = start - epoch(self.rank());
-        let since_start = |at: Instant| {
-            let ns = now_ns - now.saturating_duration_since(at).as_nanos() as i64 - origin_ns;
-            u64::try_from(ns).unwrap_or(0)
-        };
-        let at_the_start = self.monitor.members[self.rank() as usize];
-        let lists = lives.iter().flat_map(|life| life.tracks.iter());
-        // A task is an event in another.
-        let events = lists.map(|track| 2 * lock(track).events.len()).sum();
-        let trace = RankTrace::new(at_the_start, &topology.host(self.rank()).hostname, events);
-        let parts = self.gather(render(lives, trace, since_start))?;
-        Ok(parts.map(|parts| {
-            let mut trace = Trace::default();
-            parts.into_iter().for_each(|part| trace.push(part));
-            trace
-        }))
-    }
-}
-
 /// Workers are the threads of a pool, each rank's own.
 fn record(tracks: &[Mutex<Track>], at: Instant, ns: u64, tile: Option<&Tile>, what: TraceEventKind) {
     let track = rayon::current_thread_index().map_or(MAIN, |index| index + 1);
@@ -334,23 +246,6 @@ fn record(tracks: &[Mutex<Track>], at: Instant, ns: u64, tile: Option<&Tile>, wh
         (begin, offset.len() as u32)
     });
     events.push(Event { at, ns, times: 1, tile, what });
-}
-
-/// Now: for this process, since the clock of the node began, and the time of day when it did. Taken several times, since
-/// something else may run in between.
-fn clocks() -> (Instant, i64, i64) {
-    use rustix::time::{ClockId, clock_gettime};
-    let ns = |clock| {
-        let time = clock_gettime(clock);
-        time.tv_sec as i64 * 1_000_000_000 + time.tv_nsec as i64
-    };
-    let take = |_| {
-        let (before, now, of_day) = (ns(ClockId::Monotonic), Instant::now(), ns(ClockId::Realtime));
-        let took = ns(ClockId::Monotonic) - before;
-        (took, (now, before, of_day - before))
-    };
-    let takes = (0..8).map(take).min_by_key(|(took, _)| *took);
-    takes.map_or((Instant::now(), 0, 0), |(_, clocks)| clocks)
 }
 
 impl Track {

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use crate::engine::{EngineError, Instance, SharedBytes};
-use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::tag::Tag;
 use crate::exec::comm::trailer::Trailer;
 use crate::exec::error::RunError;
-use crate::exec::transfer::node_memory::Offer;
+use crate::exec::transfer::node_memory::{Offer, exchange_on_node};
 use crate::fabric::{Payload, Rank};
 use crate::report::{Distance, Moved, Reason};
 
@@ -56,7 +57,7 @@ impl NodeBroadcast<'_> {
     fn offer(self, comm: &mut Communicator, bytes: Vec<u8>) -> Result<BroadcastInput, RunError> {
         let others = self.ranks.iter().filter(|rank| **rank != self.holder);
         let offers = [Offer::new(others.copied().collect(), SharedBytes::new(&bytes))];
-        let exchanged = comm.exchange_on_node(self.trailer, &offers, &[], SharedBytes::open)?;
+        let exchanged = exchange_on_node(comm, self.trailer, &offers, &[], SharedBytes::open)?;
         // Made once somebody needs it.
         let mut stamped: Option<Payload> = None;
         for rank in exchanged.refused.into_iter().flatten() {
@@ -66,7 +67,7 @@ impl NodeBroadcast<'_> {
                 self.trailer.put(&mut message);
                 message.into()
             });
-            comm.send(rank, tag::SHARED, message.clone())?;
+            comm.send(rank, Tag::NodeMemory, message.clone())?;
             comm.sent(begun, rank, self.reason, bytes.len() as u64);
         }
         let [Offer { shared, .. }] = offers;
@@ -77,12 +78,12 @@ impl NodeBroadcast<'_> {
     }
 
     fn accept(self, comm: &mut Communicator, moved: &mut Moved) -> Result<BroadcastInput, RunError> {
-        let mut accepted = comm.exchange_on_node(self.trailer, &[], &[self.holder], SharedBytes::open)?.accepted;
+        let mut accepted = exchange_on_node(comm, self.trailer, &[], &[self.holder], SharedBytes::open)?.accepted;
         if let Some(shared) = accepted.pop().flatten() {
             moved.count(self.reason, Distance::Rank, shared.len());
             return Ok(BroadcastInput::Shared(Arc::new(shared)));
         }
-        let mut bytes = comm.receive(self.holder, tag::SHARED)?;
+        let mut bytes = comm.receive(self.holder, Tag::NodeMemory)?;
         self.trailer.check(&mut bytes, self.holder, "an input of its node")?;
         comm.received(moved, self.reason, self.holder, bytes.len() as u64);
         Ok(BroadcastInput::Copied(bytes.into()))
@@ -92,7 +93,7 @@ impl NodeBroadcast<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::comm::monitor::Signal;
+    use crate::exec::comm::signal::Signal;
     use crate::fabric::local;
 
     const STAMP: Trailer = Trailer::operand(1, 2);
@@ -126,11 +127,11 @@ mod tests {
             let mut name = serde_json::to_vec(&SharedBytes::new(&[1]).unwrap().name()).unwrap();
             STAMP.put(&mut name);
             // By now the name is of nothing.
-            comm.send(1, tag::SHARED, name.into()).unwrap();
-            assert_eq!(comm.receive(1, tag::SHARED).unwrap(), [0]);
+            comm.send(1, Tag::NodeMemory, name.into()).unwrap();
+            assert_eq!(comm.receive(1, Tag::NodeMemory).unwrap(), [0]);
             let mut bytes = vec![1, 2, 3];
             STAMP.put(&mut bytes);
-            comm.send(1, tag::SHARED, bytes.into()).unwrap();
+            comm.send(1, Tag::NodeMemory, bytes.into()).unwrap();
         });
         assert!(matches!(got.unwrap(), BroadcastInput::Copied(bytes) if *bytes == [1, 2, 3]));
         assert_eq!((moved.input.node, moved.total().moved()), (3, 3));

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::engine::{Mapped, SharedBytes};
 use crate::exec::comm::communicator::Communicator;
-use crate::exec::comm::trailer::STAMP_BYTES;
+use crate::exec::comm::trailer::TRAILER_BYTES;
 use crate::exec::error::RunError;
-use crate::exec::transfer::node_memory::Offer;
+use crate::exec::transfer::node_memory::{Offer, exchange_on_node, shares};
 use crate::exec::transfer::pending_receives::{PendingReceives, Transfer};
 use crate::exec::transfer::piece::{Piece, pack, packed_bytes};
 use crate::fabric::{Payload, Rank};
@@ -43,7 +43,7 @@ impl Exchange {
         let Exchange { operand, element_bytes, reason } = self;
         // Who waits for halos has other things to do meanwhile.
         let is_near = |comm: &Communicator, (rank, regions): &Parts| {
-            reason != Reason::Halo && comm.shares(*rank, packed_bytes(regions, element_bytes))
+            reason != Reason::Halo && shares(comm, *rank, packed_bytes(regions, element_bytes))
         };
         let (near, mut sends): (Vec<_>, Vec<_>) = sends.iter().partition(|parts| is_near(comm, parts));
         let (near_from, mut receives): (Vec<_>, Vec<_>) = receives.iter().partition(|parts| is_near(comm, parts));
@@ -61,7 +61,7 @@ impl Exchange {
         }
         let (_, offers): (Vec<_>, Vec<_>) = offers.into_iter().unzip();
         let from: Vec<Rank> = near_from.iter().map(|(from, _)| *from).collect();
-        let exchanged = comm.exchange_on_node(arrivals.trailer(operand), &offers, &from, Mapped::open)?;
+        let exchanged = exchange_on_node(comm, arrivals.trailer(operand), &offers, &from, Mapped::open)?;
         let is_refused = |rank: &Rank| exchanged.refused.iter().any(|refused| refused.contains(rank));
         for parts in near {
             match is_refused(&parts.0) {
@@ -132,7 +132,7 @@ fn send(
     if tensor_bytes == 0 {
         return Ok(());
     }
-    let mut bytes = Vec::with_capacity(tensor_bytes + STAMP_BYTES);
+    let mut bytes = Vec::with_capacity(tensor_bytes + TRAILER_BYTES);
     bytes.resize(tensor_bytes, 0);
     pack(&mut bytes, pieces, regions, element_bytes);
     arrivals.trailer(operand).put(&mut bytes);
@@ -147,8 +147,8 @@ fn send(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::comm::communicator::tag;
-    use crate::exec::comm::monitor::Signal;
+    use crate::exec::comm::signal::Signal;
+    use crate::exec::comm::tag::Tag;
     use crate::exec::transfer::piece::PieceBytes;
     use crate::fabric::local;
     use crate::plan::SHARED_BYTES;
@@ -236,11 +236,11 @@ mod tests {
             // Of nothing, by now.
             let mut name = serde_json::to_vec(&SharedBytes::new(&[1]).unwrap().name()).unwrap();
             arrivals().trailer(THIS.operand).put(&mut name);
-            comm.send(1, tag::SHARED, name.into()).unwrap();
-            comm.receive(1, tag::SHARED).unwrap();
+            comm.send(1, Tag::NodeMemory, name.into()).unwrap();
+            comm.receive(1, Tag::NodeMemory).unwrap();
             // Nor does this rank see the other's.
-            comm.send(1, tag::SHARED, vec![0].into()).unwrap();
-            assert_eq!(comm.receive(1, tag::SHARED).unwrap(), [0]);
+            comm.send(1, Tag::NodeMemory, vec![0].into()).unwrap();
+            assert_eq!(comm.receive(1, Tag::NodeMemory).unwrap(), [0]);
             let mut bytes = piece(part(0, 0)).bytes.to_vec();
             arrivals().trailer(THIS.operand).put(&mut bytes);
             comm.send(1, arrivals().tag(), bytes.into()).unwrap();

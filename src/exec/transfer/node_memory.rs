@@ -6,7 +6,8 @@ use std::io;
 
 use crate::encode::encode;
 use crate::engine::{SharedBytes, SharedName};
-use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::tag::Tag;
 use crate::exec::comm::trailer::Trailer;
 use crate::exec::error::RunError;
 use crate::fabric::Rank;
@@ -37,49 +38,47 @@ fn shared_or_not<T>(shared: io::Result<T>) -> Option<T> {
     shared.inspect_err(|error| tracing::debug!("memory is not shared: {error}")).ok()
 }
 
-impl Communicator {
-    /// Whether this rank shares so many bytes with that one, if one of them needs what the other has.
-    pub fn shares(&self, rank: Rank, bytes: usize) -> bool {
-        bytes as u64 >= SHARED_BYTES && self.distance(rank) == Distance::Node
-    }
+/// Whether this rank and `rank` exchange this many bytes in memory that they share.
+pub(in crate::exec) fn shares(comm: &Communicator, rank: Rank, bytes: usize) -> bool {
+    bytes as u64 >= SHARED_BYTES && comm.distance(rank) == Distance::Node
+}
 
-    /// Makes these offers, and takes one from each rank of `from`, as `open` finds it. All these ranks call it, with what stands
-    /// in one another's calls, and go on when all have answered.
-    pub fn exchange_on_node<T>(
-        &mut self,
-        trailer: Trailer,
-        offers: &[Offer],
-        from: &[Rank],
-        open: impl Fn(SharedName) -> io::Result<T>,
-    ) -> Result<Exchanged<T>, RunError> {
-        for Offer { to, shared } in offers {
-            let name = shared.as_ref().map(SharedBytes::name);
-            for rank in to {
-                let mut message = encode(&name)?;
-                trailer.put(&mut message);
-                self.send(*rank, tag::SHARED, message.into())?;
-            }
+/// Sends these offers, and accepts one from each rank of `from` through `open`. All these ranks call it with matching
+/// arguments, and go on when all have answered.
+pub(in crate::exec) fn exchange_on_node<T>(
+    comm: &mut Communicator,
+    trailer: Trailer,
+    offers: &[Offer],
+    from: &[Rank],
+    open: impl Fn(SharedName) -> io::Result<T>,
+) -> Result<Exchanged<T>, RunError> {
+    for Offer { to, shared } in offers {
+        let name = shared.as_ref().map(SharedBytes::name);
+        for rank in to {
+            let mut message = encode(&name)?;
+            trailer.put(&mut message);
+            comm.send(*rank, Tag::NodeMemory, message.into())?;
         }
-        let mut exchanged = Exchanged { accepted: Vec::new(), refused: Vec::new() };
-        for rank in from {
-            let what = "an input of its node";
-            let mut message = self.receive(*rank, tag::SHARED)?;
-            trailer.check(&mut message, *rank, what)?;
-            let name: Option<SharedName> =
-                serde_json::from_slice(&message).map_err(|_| RunError::Protocol { rank: *rank, what })?;
-            let opened = name.and_then(|name| shared_or_not(open(name)));
-            self.send(*rank, tag::SHARED, vec![u8::from(opened.is_some())].into())?;
-            exchanged.accepted.push(opened);
-        }
-        for Offer { to, .. } in offers {
-            let mut refused = Vec::new();
-            for rank in to {
-                if self.receive(*rank, tag::SHARED)? != [1] {
-                    refused.push(*rank);
-                }
-            }
-            exchanged.refused.push(refused);
-        }
-        Ok(exchanged)
     }
+    let mut exchanged = Exchanged { accepted: Vec::new(), refused: Vec::new() };
+    for rank in from {
+        let what = "an input of its node";
+        let mut message = comm.receive(*rank, Tag::NodeMemory)?;
+        trailer.check(&mut message, *rank, what)?;
+        let name: Option<SharedName> =
+            serde_json::from_slice(&message).map_err(|_| RunError::Protocol { rank: *rank, what })?;
+        let opened = name.and_then(|name| shared_or_not(open(name)));
+        comm.send(*rank, Tag::NodeMemory, vec![u8::from(opened.is_some())].into())?;
+        exchanged.accepted.push(opened);
+    }
+    for Offer { to, .. } in offers {
+        let mut refused = Vec::new();
+        for rank in to {
+            if comm.receive(*rank, Tag::NodeMemory)? != [1] {
+                refused.push(*rank);
+            }
+        }
+        exchanged.refused.push(refused);
+    }
+    Ok(exchanged)
 }

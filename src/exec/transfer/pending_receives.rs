@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
-use crate::exec::comm::communicator::{Communicator, tag};
-use crate::exec::comm::trailer::{STAMP_BYTES, Trailer};
+use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::tag::{StageMessage, Tag, TaggedMessage};
+use crate::exec::comm::trailer::{TRAILER_BYTES, Trailer};
 use crate::exec::error::RunError;
 use crate::exec::transfer::piece::{Piece, packed_bytes};
-use crate::fabric::{Message, Rank};
+use crate::fabric::Rank;
 use crate::report::{Moved, Reason};
 use crate::tensor::{HaloPart, Region};
 
@@ -64,8 +65,8 @@ impl PendingReceives {
     }
 
     /// The tag of their messages.
-    pub fn tag(&self) -> u32 {
-        tag::of_run(tag::SHARD, self.run)
+    pub fn tag(&self) -> Tag {
+        Tag::stage(StageMessage::Shard, self.run)
     }
 
     /// What stands behind the bytes of input `operand`.
@@ -99,7 +100,7 @@ impl PendingReceives {
     pub fn take(
         &mut self,
         comm: &Communicator,
-        message: Message,
+        message: TaggedMessage,
         moved: &mut Moved,
     ) -> Result<Option<Arrived>, RunError> {
         let wrong = RunError::Protocol { rank: message.source, what: "its part of a tensor" };
@@ -107,7 +108,7 @@ impl PendingReceives {
         let Some(at) = first else { return Err(wrong) };
         let PendingReceive { transfer, bytes, .. } = &mut self.awaited[at];
         let (length, part) = (transfer.bytes(), message.bytes);
-        if part.is_empty() || bytes.len() + part.len() > length + STAMP_BYTES {
+        if part.is_empty() || bytes.len() + part.len() > length + TRAILER_BYTES {
             return Err(wrong);
         }
         // One message is the rule: taken as it is.
@@ -116,7 +117,7 @@ impl PendingReceives {
         } else {
             bytes.extend_from_slice(&part)
         }
-        if bytes.len() < length + STAMP_BYTES {
+        if bytes.len() < length + TRAILER_BYTES {
             return Ok(None);
         }
         let PendingReceive { number, transfer, mut bytes } = self.awaited.remove(at);
@@ -140,7 +141,7 @@ impl PendingReceives {
         while let Some(first) = self.awaited.iter().find(|awaited| awaited.transfer.operand == operand) {
             let (source, tag) = (first.transfer.from, self.tag());
             let bytes = comm.receive(source, tag)?;
-            self.take(comm, Message { source, tag, bytes }, moved)?;
+            self.take(comm, TaggedMessage { source, tag, bytes }, moved)?;
         }
         let (wanted, others) = self.came().into_iter().partition(|(of, _)| *of == operand);
         self.came = others;
@@ -152,7 +153,7 @@ impl PendingReceives {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::comm::monitor::Signal;
+    use crate::exec::comm::signal::Signal;
     use crate::fabric;
 
     fn region(offset: u64, extent: u64) -> Region {
@@ -163,10 +164,10 @@ mod tests {
         Transfer { from, operand, regions: regions.into(), element_bytes: 1, reason: Reason::Halo }
     }
 
-    fn message(arrivals: &PendingReceives, source: Rank, operand: usize, bytes: &[u8]) -> Message {
+    fn message(arrivals: &PendingReceives, source: Rank, operand: usize, bytes: &[u8]) -> TaggedMessage {
         let mut bytes = bytes.to_vec();
         arrivals.trailer(operand).put(&mut bytes);
-        Message { source, tag: arrivals.tag(), bytes }
+        TaggedMessage { source, tag: arrivals.tag(), bytes }
     }
 
     fn comm() -> Communicator {
@@ -189,7 +190,7 @@ mod tests {
         assert_eq!(arrivals.take(&comm, late, &mut moved).unwrap(), Some(Arrived { number: 1, bytes: 3 }));
         // In two parts.
         let mut first = message(&arrivals, 1, 0, &[1, 2, 3]);
-        let rest = Message { bytes: first.bytes.split_off(2), ..first.clone() };
+        let rest = TaggedMessage { bytes: first.bytes.split_off(2), ..first.clone() };
         assert_eq!(arrivals.take(&comm, first, &mut moved).unwrap(), None);
         assert_eq!(arrivals.take(&comm, rest, &mut moved).unwrap(), Some(Arrived { number: 0, bytes: 3 }));
         assert!(arrivals.missing(0, &part(0, 20)).is_empty());
@@ -215,8 +216,8 @@ mod tests {
         let (mut moved, mut arrivals) = (Moved::default(), PendingReceives::new(0, 1));
         for operand in [0, 1] {
             arrivals.expect(transfer(1, operand, &[region(operand as u64, 2)]));
-            let Message { tag, bytes, .. } = message(&arrivals, 1, operand, &[operand as u8; 2]);
-            sender.send(0, tag, bytes.into()).unwrap();
+            let TaggedMessage { tag, bytes, .. } = message(&arrivals, 1, operand, &[operand as u8; 2]);
+            sender.send(0, tag.encode(), bytes.into()).unwrap();
         }
         let pieces = arrivals.wait(&mut comm, 1, &mut moved).unwrap();
         assert_eq!(pieces.iter().map(|piece| piece.bytes.to_vec()).collect::<Vec<_>>(), [[1, 1]]);

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::tag::{StageMessage, Tag, TaggedMessage};
 use crate::exec::comm::trailer::Trailer;
 use crate::exec::error::RunError;
 use crate::exec::recovery::record::CompletionRecord;
@@ -16,14 +17,14 @@ use crate::exec::sync::lock;
 use crate::exec::trace::recorder::TraceEventKind;
 use crate::exec::transfer::piece::BlockInput;
 use crate::exec::worker::block::{BlockData, BlockOutputs, ComputedTile};
-use crate::fabric::{Message, Rank};
+use crate::fabric::Rank;
 use crate::plan::Tile;
 use crate::report::Reason;
 use crate::sched::{self, Action, Event, Span};
 
 impl StageRun<'_> {
     /// Takes a part of an input from another rank, and does what has waited for it.
-    pub(in crate::exec) fn arrive(&mut self, comm: &mut Communicator, message: Message) -> Result<(), RunError> {
+    pub(in crate::exec) fn arrive(&mut self, comm: &mut Communicator, message: TaggedMessage) -> Result<(), RunError> {
         let counts = &mut self.report.counts;
         let Some(arrived) = self.inputs.take(comm, message, counts)? else { return Ok(()) };
         if self.shared.has_begun() {
@@ -128,10 +129,10 @@ impl StageRun<'_> {
             _ => {}
         }
         Trailer::run(self.run).put(&mut bytes);
-        comm.send(to, tag::of_run(tag::SCHEDULER, self.run), bytes.into())
+        comm.send(to, Tag::stage(StageMessage::Scheduler, self.run), bytes.into())
     }
 
-    pub(in crate::exec) fn handle_scheduler(&mut self, mut message: Message) -> Result<(), RunError> {
+    pub(in crate::exec) fn handle_scheduler(&mut self, mut message: TaggedMessage) -> Result<(), RunError> {
         Trailer::run(self.run).check(&mut message.bytes, message.source, "a message of its scheduler")?;
         let wrong = || RunError::Protocol { rank: message.source, what: "a message of its scheduler" };
         let decoded = sched::Message::decode(&message.bytes, message.source, self.owner);
@@ -223,7 +224,7 @@ impl StageRun<'_> {
                 ReductionStep::Pass { to, mut bytes } => {
                     let (begun, tensor_bytes) = (comm.tracer.begin(), bytes.len() - Reduction::header_bytes(&bytes));
                     Trailer::run(self.run).put(&mut bytes);
-                    comm.send(to, tag::of_run(tag::PARTIAL, self.run), bytes.into())?;
+                    comm.send(to, Tag::stage(StageMessage::Partial, self.run), bytes.into())?;
                     comm.sent(begun, to, Reason::Reduce, tensor_bytes as u64);
                 }
                 ReductionStep::Complete { tile, results } => self.emit(comm, &tile, &results, stagings)?,

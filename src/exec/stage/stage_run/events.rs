@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::exec::comm::communicator::{Communicator, tag};
+use crate::exec::comm::communicator::Communicator;
+use crate::exec::comm::tag::{StageMessage, Tag, TaggedMessage};
 use crate::exec::comm::trailer::Trailer;
 use crate::exec::error;
 use crate::exec::error::RunError;
@@ -18,7 +19,6 @@ use crate::exec::trace::recorder::TraceEventKind;
 use crate::exec::worker::fault::TaskError;
 use crate::exec::worker::message::FromWorker;
 use crate::exec::worker::setup::KernelCall;
-use crate::fabric::Message;
 use crate::report::Reason;
 use crate::sched::{Action, Event};
 
@@ -26,23 +26,15 @@ use crate::sched::{Action, Event};
 const JUDGEMENT: Duration = Duration::from_millis(500);
 
 impl StageRun<'_> {
-    /// Does what messages of other ranks, time and compilers ask for; notes when all is done: this rank's blocks are written
-    /// and, on rank 0, all others'. Returns whether another rank has said something.
-    pub fn look(
+    /// Does what time and compilers ask for, and notes when all is done: this rank's blocks are written and, on rank 0, all
+    /// others'.
+    pub fn poll(
         &mut self,
         comm: &mut Communicator,
         tiers: &mut TierUp,
         stagings: &mut Stagings,
-    ) -> Result<bool, RunError> {
+    ) -> Result<(), RunError> {
         let kernel = self.context.kernels[self.stage_index];
-        let of_run = [tag::CHUNKS, tag::PARTIAL, tag::STAGE_DONE, tag::SCHEDULER, tag::SHARD];
-        let of_run = of_run.map(|kind| tag::of_run(kind, self.run));
-        let wanted = |tag| tag == tag::ARTIFACT || tag == tag::PROGRESS || of_run.contains(&tag);
-        let mut heard = false;
-        while let Some(message) = comm.poll(wanted)? {
-            self.handle_rank(comm, tiers, message, stagings)?;
-            heard = true;
-        }
         if self.wake_at_ns.is_some_and(|ns| self.shared.now_ns() >= ns) {
             self.wake_at_ns = None;
             self.shared.event(Event::Tick);
@@ -68,11 +60,11 @@ impl StageRun<'_> {
             self.told = true;
             if comm.rank() != 0 && self.together {
                 let sent = self.outputs.messages_sent().to_le_bytes().to_vec();
-                comm.send(0, tag::of_run(tag::STAGE_DONE, self.run), sent.into())?;
+                comm.send(0, Tag::stage(StageMessage::Done, self.run), sent.into())?;
             }
         }
         self.done = self.told && self.over && others_done && self.inputs.all_here();
-        Ok(heard)
+        Ok(())
     }
 
     pub fn handle_worker(
@@ -130,43 +122,35 @@ impl StageRun<'_> {
         }
     }
 
-    fn handle_rank(
+    /// Handles a message of another rank.
+    pub fn handle_rank(
         &mut self,
         comm: &mut Communicator,
-        tiers: &mut TierUp,
-        mut message: Message,
+        kind: StageMessage,
+        mut message: TaggedMessage,
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
         let source = message.source;
         let wrong = |what| RunError::Protocol { rank: source, what };
-        let kind = message.tag;
         match kind {
-            tag::ARTIFACT => tiers.receive(comm, &message),
-            _ if kind == tag::of_run(tag::CHUNKS, self.run) => {
-                self.outputs.receive(comm, message, stagings, &mut self.report.counts.moved)
-            }
-            _ if kind == tag::of_run(tag::PARTIAL, self.run) => {
-                Trailer::run(self.run).check(&mut message.bytes, message.source, "a partial result")?;
+            StageMessage::Chunks => self.outputs.receive(comm, message, stagings, &mut self.report.counts.moved),
+            StageMessage::Partial => {
+                Trailer::run(self.run).check(&mut message.bytes, source, "a partial result")?;
                 let bytes = message.bytes.len().saturating_sub(Reduction::header_bytes(&message.bytes));
-                comm.received(&mut self.report.counts.moved, Reason::Reduce, message.source, bytes as u64);
+                comm.received(&mut self.report.counts.moved, Reason::Reduce, source, bytes as u64);
                 let shared = self.shared.clone();
                 let received = self.reduction.as_mut().and_then(|r| r.receive(shared.stage(), &message.bytes));
                 let outcomes = received.ok_or_else(|| wrong("a partial result"))?;
                 self.follow(comm, outcomes, stagings)
             }
-            _ if kind == tag::of_run(tag::STAGE_DONE, self.run) => {
+            StageMessage::Done => {
                 let sent = message.bytes.as_slice().try_into().map_err(|_| wrong("the end of its stage"))?;
                 self.ranks_done += 1;
                 self.outputs.expect(u64::from_le_bytes(sent));
                 Ok(())
             }
-            tag::PROGRESS => {
-                comm.pulse.hear(&message);
-                Ok(())
-            }
-            _ if kind == tag::of_run(tag::SCHEDULER, self.run) => self.handle_scheduler(message),
-            _ if kind == self.inputs.tag() => self.arrive(comm, message),
-            _ => Err(wrong("a message of unknown kind")),
+            StageMessage::Scheduler => self.handle_scheduler(message),
+            StageMessage::Shard => self.arrive(comm, message),
         }
     }
 

@@ -81,7 +81,7 @@ impl StageRun<'_> {
     /// Notes the sums of an own block in memory, as far as they go and are not noted; unless that takes too much of the
     /// stage's time, or the stage is so young that little would be lost.
     pub(in crate::exec) fn note_sums(&mut self, block: &BlockData, stagings: &mut Stagings, at_end: bool) {
-        let (began, age) = (Instant::now(), self.age());
+        let (began, age) = (Instant::now(), self.started.elapsed());
         if !self.sums.notes || !at_end && (age < SAVE_INTERVAL || self.sums.spent * COST_PART > age) {
             return;
         }
