@@ -9,7 +9,7 @@ use crate::lab::launch::open_mpi;
 use crate::lab::rows::{COLUMNS, ROWS, WRITE_ZEROS, assert_no_output, rows_job, rows_lab, take_result, wat};
 use crate::lab::slow::{pids, signal};
 use crate::lab::{EXUVIA, Lab, root, text};
-use exuvia::engine::{BackgroundCompile, CompileLimits, Cpu, Engine, Kernel, Pipeline, Tier};
+use exuvia::engine::{BackgroundCompile, CompileJob, CompileLimits, Cpu, Engine, Kernel, Pipeline, Tier};
 use exuvia::exec::{Options, TierPolicy};
 use exuvia::report::Report;
 use exuvia::sched::Granularity;
@@ -314,15 +314,14 @@ fn a_paused_compile_goes_on_when_it_is_resumed() {
     let lab = rows_lab();
     let engine = Engine::new(Cpu::host(), Pipeline::Full);
     let kernel = Kernel::load(&lab.path("softmax.wasm"), None).unwrap();
-    let mut compile = BackgroundCompile::start(
-        EXUVIA.as_ref(),
-        &engine,
-        (&kernel, Tier::Optimized),
-        1,
-        CompileLimits::default(),
-        None,
-    )
-    .unwrap();
+    let job = CompileJob {
+        kernel: &kernel,
+        tier: Tier::Optimized,
+        threads: 1,
+        limits: CompileLimits::default(),
+        cache: None,
+    };
+    let mut compile = BackgroundCompile::start(EXUVIA.as_ref(), &engine, job).unwrap();
     compile.pause();
     std::thread::sleep(Duration::from_secs(1));
     assert!(compile.poll().is_none(), "it should stand still");

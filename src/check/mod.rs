@@ -24,7 +24,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::engine::{BackgroundCompile, Cache, Code, CompileLimits, Cpu, Engine, EngineError, Kernel, Pipeline, Tier};
+use crate::engine::{
+    BackgroundCompile, Cache, Code, CompileJob, CompileLimits, Cpu, Engine, EngineError, Kernel, Pipeline, Tier,
+};
 use crate::exec;
 use crate::job::Job;
 use crate::plan::{Machine, Plan, PlanError, plan};
@@ -183,7 +185,8 @@ fn artifact(
     if let Some(artifact) = cache.and_then(|cache| cache.get(&engine.fingerprint(kernel, tier))) {
         return Ok(artifact);
     }
-    let mut compile = BackgroundCompile::start(helper, engine, (kernel, tier), 1, options.compile_limits, cache)?;
+    let job = CompileJob { kernel, tier, threads: 1, limits: options.compile_limits, cache };
+    let mut compile = BackgroundCompile::start(helper, engine, job)?;
     loop {
         match compile.poll() {
             Some(result) => return result,

@@ -14,7 +14,7 @@ use super::unwritten_outputs::{Suspicion, first_unwritten, looks_unwritten};
 use crate::engine::code::Engine;
 use crate::engine::error::{EngineError, KernelFault};
 use crate::engine::kernel::Kernel;
-use crate::engine::module_rewrite::{HOST_MODULE, Initial, MEMORY, global_name};
+use crate::engine::module_rewrite::{HOST_MODULE, HostState, Initial, MEMORY, global_name};
 use crate::engine::operand::{Access, OperandSpec, View};
 use crate::engine::shared_memory::SharedBytes;
 use crate::engine::start_function::StartFunction;
@@ -97,35 +97,14 @@ impl Instance {
         let mut store = Store::new(engine.run().clone());
         let mut memory =
             GuestMemory::new(&mut store, state.memory_pages, state.max_pages, limit_pages).map_err(failed)?;
-        for (address, data) in &state.data {
-            let Some(target) = memory.bytes_mut(&mut store, u64::from(*address), data.len() as u64) else {
-                let what = format!("the data of {} bytes at address {address}", data.len());
-                let memory_bytes = u64::from(state.memory_pages) * WASM_PAGE;
-                return Err(EngineError::DataOutOfBounds { name: kernel.name().to_owned(), what, memory_bytes });
-            };
-            target.copy_from_slice(data);
-        }
+        write_data(&mut store, &mut memory, kernel, state)?;
         let globals = state.globals.iter().map(|initial| new_global(&mut store, *initial)).collect::<Vec<_>>();
         if state.leaves_first_page {
             // Before the start function: null pointers are as wrong in there.
             memory.close(&store, 0..HOST_PAGE).map_err(|e| failed(e.to_string()))?;
         }
         let exports = instantiate(&mut store, code, &memory, &globals).map_err(failed)?;
-        for start in [StartFunction::Start, StartFunction::Initialize] {
-            let exists = start == StartFunction::Initialize || state.has_start;
-            if let Ok(function) = exports.exports.get_typed_function::<(), ()>(&store, start.export())
-                && exists
-            {
-                starts(Some(start));
-                let result = function.call(&mut store);
-                starts(None);
-                result.map_err(|error| EngineError::Start {
-                    name: kernel.name().to_owned(),
-                    function: start,
-                    source: Box::new(fault(&error)),
-                })?;
-            }
-        }
+        run_start_functions(&mut store, &exports, kernel, state, &mut starts)?;
         let start = memory.memory.view(&store).data_size();
         let arena = Arena::new(start, operands);
         let pages = (arena.end() - start).div_ceil(WASM_PAGE) as u32;
@@ -134,24 +113,20 @@ impl Instance {
         let window = memory.lay_out(&store, &arena);
         let window = window.map_err(|e| failed(format!("its memory cannot be laid out: {e}")))?;
         let function = kernel_function(&store, &exports, kernel).map_err(failed)?;
-        let tier = code.tier();
-        let kernel = kernel.clone();
-        let mapped = vec![None; operands.len()];
-        let (usable, fill, fence_bytes) = (true, FILL, FENCE_BYTES);
         Ok(Instance {
             store,
-            kernel,
+            kernel: kernel.clone(),
             memory,
             globals,
             arena,
             window,
-            mapped,
+            mapped: vec![None; operands.len()],
             limit_bytes,
             function,
-            tier,
-            usable,
-            fill,
-            fence_bytes,
+            tier: code.tier(),
+            usable: true,
+            fill: FILL,
+            fence_bytes: FENCE_BYTES,
             suspicion: None,
         })
     }
@@ -381,6 +356,50 @@ impl Instance {
         let first = self.bytes(slot, behind)?.iter().position(changed).map(|at| behind_at + at as u64);
         first.or_else(last).map(|address| address as i64 - tile.start as i64)
     }
+}
+
+/// Copies the module's active data segments into its memory.
+fn write_data(
+    store: &mut Store,
+    memory: &mut GuestMemory,
+    kernel: &Kernel,
+    state: &HostState,
+) -> Result<(), EngineError> {
+    for (address, data) in &state.data {
+        let Some(target) = memory.bytes_mut(store, u64::from(*address), data.len() as u64) else {
+            let what = format!("the data of {} bytes at address {address}", data.len());
+            let memory_bytes = u64::from(state.memory_pages) * WASM_PAGE;
+            return Err(EngineError::DataOutOfBounds { name: kernel.name().to_owned(), what, memory_bytes });
+        };
+        target.copy_from_slice(data);
+    }
+    Ok(())
+}
+
+/// Runs the module's start function and `_initialize`, if it has them; `observe` is called before each and after it.
+fn run_start_functions(
+    store: &mut Store,
+    exports: &wasmer::Instance,
+    kernel: &Kernel,
+    state: &HostState,
+    observe: &mut impl FnMut(Option<StartFunction>),
+) -> Result<(), EngineError> {
+    for start in [StartFunction::Start, StartFunction::Initialize] {
+        let exists = start == StartFunction::Initialize || state.has_start;
+        if let Ok(function) = exports.exports.get_typed_function::<(), ()>(store, start.export())
+            && exists
+        {
+            observe(Some(start));
+            let result = function.call(store);
+            observe(None);
+            result.map_err(|error| EngineError::Start {
+                name: kernel.name().to_owned(),
+                function: start,
+                source: Box::new(fault(&error)),
+            })?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn new_global(store: &mut Store, initial: Initial) -> Global {

@@ -12,6 +12,7 @@ mod artifact;
 mod background_compile;
 mod cache;
 mod code;
+mod compile_helper;
 mod error;
 mod first_page;
 mod frames;
@@ -37,11 +38,10 @@ mod volatile_accesses;
 
 pub use arena::TilePlacement;
 pub use artifact::{ArtifactFingerprint, COMPILER, Pipeline};
-pub use background_compile::{
-    BackgroundCompile, CompileLimits, HELPER_VERB, OPTIMIZING_NS_PER_BYTE, compile_helper_main,
-};
+pub use background_compile::{BackgroundCompile, CompileJob, CompileLimits, HELPER_VERB};
 pub use cache::Cache;
 pub use code::{Code, Engine, optimize, start_artifact};
+pub use compile_helper::{OPTIMIZING_NS_PER_BYTE, compile_helper_main};
 pub use error::{EngineError, KernelFault};
 pub use first_page::mark_first_page;
 pub use inspect::{Inspection, inspect};
@@ -56,6 +56,8 @@ pub use tier::Tier;
 
 #[cfg(test)]
 mod differential_tests;
+#[cfg(test)]
+mod fault_tests;
 #[cfg(test)]
 mod fuzz_tests;
 #[cfg(test)]

@@ -207,6 +207,23 @@ struct Sections {
     data: DataSection,
 }
 
+impl Sections {
+    fn assemble(&self, keeps_data: bool) -> Vec<u8> {
+        let mut module = Module::new();
+        module.section(&self.types).section(&self.imports).section(&self.functions);
+        module.section(&self.tables).section(&self.globals).section(&self.exports);
+        module.section(&self.elements);
+        if keeps_data {
+            module.section(&DataCountSection { count: self.data.len() });
+        }
+        module.section(&self.code);
+        if keeps_data {
+            module.section(&self.data);
+        }
+        module.finish()
+    }
+}
+
 fn rewrite_for(bytes: &[u8], compiler: TargetCompiler) -> Result<(Vec<u8>, HostState), RewriteError> {
     let mut renumber = Renumber { globals: renumbered_globals(bytes)?, compiler };
     let mut sections = Sections::default();
@@ -222,22 +239,7 @@ fn rewrite_for(bytes: &[u8], compiler: TargetCompiler) -> Result<(Vec<u8>, HostS
                 }
                 renumber.parse_table_section(&mut sections.tables, s)?;
             }
-            Payload::MemorySection(s) => {
-                for memory in s {
-                    let memory = memory?;
-                    state.memory_pages = memory.initial as u32;
-                    state.max_pages = memory.maximum.unwrap_or(MAX_PAGES) as u32;
-                }
-                let memory = MemoryType {
-                    minimum: u64::from(state.memory_pages),
-                    // The host's memory decides how far it may grow: it is larger by the operands.
-                    maximum: None,
-                    memory64: false,
-                    shared: false,
-                    page_size_log2: None,
-                };
-                sections.imports.import(HOST_MODULE, MEMORY, EntityType::Memory(memory));
-            }
+            Payload::MemorySection(s) => import_memory(s, &mut sections, &mut state)?,
             Payload::GlobalSection(s) => rewrite_globals(s, &mut renumber, &mut sections, &mut state)?,
             Payload::ExportSection(s) => renumber.parse_export_section(&mut sections.exports, s)?,
             Payload::StartSection { func, .. } => {
@@ -247,43 +249,64 @@ fn rewrite_for(bytes: &[u8], compiler: TargetCompiler) -> Result<(Vec<u8>, HostS
             Payload::ElementSection(s) => renumber.parse_element_section(&mut sections.elements, s)?,
             Payload::DataCountSection { count, .. } => sections.data_count = Some(count),
             Payload::CodeSectionEntry(body) => renumber.parse_function_body(&mut sections.code, body)?,
-            Payload::DataSection(s) => {
-                for segment in s {
-                    let segment = segment?;
-                    match segment.kind {
-                        DataKind::Passive => {
-                            passive_segments = true;
-                            sections.data.passive(segment.data.iter().copied());
-                        }
-                        DataKind::Active { offset_expr, .. } => {
-                            let Some(Initial::I32(address)) = constant(&offset_expr)? else {
-                                return Err(RewriteError::NotConstant("a data segment's address".to_owned()));
-                            };
-                            state.data.push((address as u32, segment.data.to_vec()));
-                            // An empty one keeps the numbers of those behind it.
-                            sections.data.passive([]);
-                        }
-                    }
-                }
-            }
+            Payload::DataSection(s) => passive_segments |= take_active_data(s, &mut sections, &mut state)?,
             Payload::CustomSection(section) => state.leaves_first_page |= section.name() == first_page::SECTION,
             _ => {}
         }
     }
     state.leaves_first_page &= state.memory_pages > 0 && state.data.iter().all(|(at, _)| u64::from(*at) >= HOST_PAGE);
     let keeps_data = passive_segments || sections.data_count.is_some();
-    let mut module = Module::new();
-    module.section(&sections.types).section(&sections.imports).section(&sections.functions);
-    module.section(&sections.tables).section(&sections.globals).section(&sections.exports);
-    module.section(&sections.elements);
-    if keeps_data {
-        module.section(&DataCountSection { count: sections.data.len() });
+    Ok((sections.assemble(keeps_data), state))
+}
+
+/// Makes the module's memory an import.
+fn import_memory(
+    section: wasmparser::MemorySectionReader<'_>,
+    sections: &mut Sections,
+    state: &mut HostState,
+) -> Result<(), RewriteError> {
+    for memory in section {
+        let memory = memory?;
+        state.memory_pages = memory.initial as u32;
+        state.max_pages = memory.maximum.unwrap_or(MAX_PAGES) as u32;
     }
-    module.section(&sections.code);
-    if keeps_data {
-        module.section(&sections.data);
+    let memory = MemoryType {
+        minimum: u64::from(state.memory_pages),
+        // The host's memory decides how far it may grow: it is larger by the operands.
+        maximum: None,
+        memory64: false,
+        shared: false,
+        page_size_log2: None,
+    };
+    sections.imports.import(HOST_MODULE, MEMORY, EntityType::Memory(memory));
+    Ok(())
+}
+
+/// Hands active data segments to the host and keeps passive ones. Returns whether there are passive ones.
+fn take_active_data(
+    section: wasmparser::DataSectionReader<'_>,
+    sections: &mut Sections,
+    state: &mut HostState,
+) -> Result<bool, RewriteError> {
+    let mut has_passive = false;
+    for segment in section {
+        let segment = segment?;
+        match segment.kind {
+            DataKind::Passive => {
+                has_passive = true;
+                sections.data.passive(segment.data.iter().copied());
+            }
+            DataKind::Active { offset_expr, .. } => {
+                let Some(Initial::I32(address)) = constant(&offset_expr)? else {
+                    return Err(RewriteError::NotConstant("a data segment's address".to_owned()));
+                };
+                state.data.push((address as u32, segment.data.to_vec()));
+                // An empty segment keeps the numbers of the later ones.
+                sections.data.passive([]);
+            }
+        }
     }
-    Ok((module.finish(), state))
+    Ok(has_passive)
 }
 
 /// New number of each global: the mutable ones first, both kinds in their old order.

@@ -22,7 +22,7 @@ use super::llvm_functions::{ON_FUNCTION, add_text_attribute, attribute_kind, def
 use super::volatile_accesses;
 use crate::engine::nan_canonicalization;
 use llvm_sys::core::*;
-use llvm_sys::error::{LLVMDisposeErrorMessage, LLVMGetErrorMessage};
+use llvm_sys::error::{LLVMDisposeErrorMessage, LLVMErrorRef, LLVMGetErrorMessage};
 use llvm_sys::prelude::*;
 use llvm_sys::target_machine::*;
 use llvm_sys::transforms::pass_builder::*;
@@ -264,23 +264,7 @@ unsafe fn optimize(module: LLVMModuleRef, cpu: &Cpu) -> Result<(), String> {
     // SAFETY: handles are from this module; the target was initialised by wasmer before it translated the function;
     // everything created here is disposed of here.
     unsafe {
-        let context = LLVMGetModuleContext(module);
-        for function in defined_functions(module) {
-            for name in ["optnone", "noinline"] {
-                LLVMRemoveEnumAttributeAtIndex(function, ON_FUNCTION, attribute_kind(name));
-            }
-            for (key, value) in [
-                // Codegen follows these rather than wasmer's generic target machine.
-                ("target-cpu", cpu.name.as_str()),
-                ("target-features", cpu.features.as_str()),
-                // Otherwise runaway recursion becomes an endless loop instead of a stack overflow.
-                ("disable-tail-calls", "true"),
-                // Otherwise fill and copy loops become calls of memset and memcpy, which wasmer's loader does not know.
-                ("no-builtins", ""),
-            ] {
-                add_text_attribute(context, function, key, value);
-            }
-        }
+        set_attributes(module, cpu);
         let triple = LLVMGetTarget(module);
         let (mut target, mut message) = (null_mut(), null_mut());
         if LLVMGetTargetFromTriple(triple, &mut target, &mut message) != 0 {
@@ -303,23 +287,7 @@ unsafe fn optimize(module: LLVMModuleRef, cpu: &Cpu) -> Result<(), String> {
         LLVMPassBuilderOptionsSetSLPVectorization(options, 1);
         LLVMPassBuilderOptionsSetLoopInterleaving(options, 1);
         LLVMPassBuilderOptionsSetLoopUnrolling(options, 1);
-        // Locals into registers first: only then is it seen which values stay inside arithmetic.
-        let mut error = LLVMRunPasses(module, c"function(sroa,early-cse)".as_ptr(), machine, options);
-        if error.is_null() {
-            let builder = LLVMCreateBuilderInContext(context);
-            for function in defined_functions(module) {
-                nan_canonicalization::defer(function, builder);
-            }
-            LLVMDisposeBuilder(builder);
-            // Then nothing is left whose value is plainly of no use but what is marked as volatile.
-            error = LLVMRunPasses(module, c"function(instcombine,simplifycfg,adce)".as_ptr(), machine, options);
-        }
-        if error.is_null() {
-            for function in defined_functions(module) {
-                volatile_accesses::release(function);
-            }
-            error = LLVMRunPasses(module, c"default<O3>".as_ptr(), machine, options);
-        }
+        let error = run_passes(module, machine, options);
         LLVMDisposePassBuilderOptions(options);
         LLVMDisposeTargetMachine(machine);
         if error.is_null() {
@@ -329,5 +297,66 @@ unsafe fn optimize(module: LLVMModuleRef, cpu: &Cpu) -> Result<(), String> {
         let text = CStr::from_ptr(message).to_string_lossy().into_owned();
         LLVMDisposeErrorMessage(message);
         Err(text)
+    }
+}
+
+/// Makes the functions visible to passes again, and sets the CPU that code is made for.
+///
+/// # Safety
+/// `module` must be valid and not be used by anyone else meanwhile.
+unsafe fn set_attributes(module: LLVMModuleRef, cpu: &Cpu) {
+    // SAFETY: handles are from this module.
+    unsafe {
+        let context = LLVMGetModuleContext(module);
+        for function in defined_functions(module) {
+            for name in ["optnone", "noinline"] {
+                LLVMRemoveEnumAttributeAtIndex(function, ON_FUNCTION, attribute_kind(name));
+            }
+            for (key, value) in [
+                // Code generation follows these rather than wasmer's generic target machine.
+                ("target-cpu", cpu.name.as_str()),
+                ("target-features", cpu.features.as_str()),
+                // Otherwise runaway recursion becomes an endless loop instead of a stack overflow.
+                ("disable-tail-calls", "true"),
+                // Otherwise fill and copy loops become calls of memset and memcpy, which wasmer's loader does not know.
+                ("no-builtins", ""),
+            ] {
+                add_text_attribute(context, function, key, value);
+            }
+        }
+    }
+}
+
+/// Runs `default<O3>`, with the deferral of NaN canonicalization and the release of volatile accesses before it. Returns
+/// LLVM's error, or null.
+///
+/// # Safety
+/// `module` must be valid and not be used by anyone else meanwhile; `machine` and `options` must be alive.
+unsafe fn run_passes(
+    module: LLVMModuleRef,
+    machine: LLVMTargetMachineRef,
+    options: LLVMPassBuilderOptionsRef,
+) -> LLVMErrorRef {
+    // SAFETY: promised by the caller; the builder created here is disposed of here.
+    unsafe {
+        // Locals go into registers first: only then is it known which values stay inside arithmetic.
+        let error = LLVMRunPasses(module, c"function(sroa,early-cse)".as_ptr(), machine, options);
+        if !error.is_null() {
+            return error;
+        }
+        let builder = LLVMCreateBuilderInContext(LLVMGetModuleContext(module));
+        for function in defined_functions(module) {
+            nan_canonicalization::defer(function, builder);
+        }
+        LLVMDisposeBuilder(builder);
+        // After these passes the only unused values left are those of volatile accesses.
+        let error = LLVMRunPasses(module, c"function(instcombine,simplifycfg,adce)".as_ptr(), machine, options);
+        if !error.is_null() {
+            return error;
+        }
+        for function in defined_functions(module) {
+            volatile_accesses::release(function);
+        }
+        LLVMRunPasses(module, c"default<O3>".as_ptr(), machine, options)
     }
 }

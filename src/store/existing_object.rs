@@ -57,21 +57,27 @@ pub(super) fn find_existing(file: &File, name: &str) -> Result<ExistingObject, S
             Some(Link::Other) => {
                 return Err(format!("'{shown}' is a link of an unknown kind; remove it"));
             }
-            Some(Link::Hard(_)) => {
-                let kind = file.loc_type_by_name(&path);
-                match kind.map_err(|e| format!("'{shown}' cannot be opened: {e}"))? {
-                    LocationType::Group if rest.is_empty() => {
-                        return Err(format!("'{shown}' is a group; choose another name, or remove the group"));
-                    }
-                    LocationType::Group => group = path,
-                    LocationType::Dataset if rest.is_empty() => return Ok(ExistingObject::Dataset { path }),
-                    LocationType::Dataset => {
-                        return Err(format!("'{shown}' is a dataset, in which nothing can be; choose another name"));
-                    }
-                    _ => return Err(format!("'{shown}' is a named datatype; choose another name")),
-                }
-            }
+            Some(Link::Hard(_)) if is_group(file, &path, rest.is_empty())? => group = path,
+            Some(Link::Hard(_)) => return Ok(ExistingObject::Dataset { path }),
         }
     }
     Err("it is the group '/', the file's root".to_owned())
+}
+
+/// Whether the object at this path is a group on the way to the dataset. It is the dataset if it is the last object of the
+/// path and no group; everything else is an error.
+fn is_group(file: &File, path: &str, is_last: bool) -> Result<bool, String> {
+    let shown = path.trim_start_matches('/');
+    let kind = file.loc_type_by_name(path);
+    match kind.map_err(|e| format!("'{shown}' cannot be opened: {e}"))? {
+        LocationType::Group if is_last => {
+            Err(format!("'{shown}' is a group; choose another name, or remove the group"))
+        }
+        LocationType::Group => Ok(true),
+        LocationType::Dataset if is_last => Ok(false),
+        LocationType::Dataset => {
+            Err(format!("'{shown}' is a dataset, which cannot contain others; choose another name"))
+        }
+        _ => Err(format!("'{shown}' is a named datatype; choose another name")),
+    }
 }

@@ -19,43 +19,85 @@ const OF_SCALES: [&str; 4] = ["CLASS", "NAME", "_Netcdf4Dimid", "_Netcdf4Coordin
 /// netCDF-4 wants it to be of the type of the elements.
 const FILL: &str = "_FillValue";
 
-/// Replaces the dataset at `path`, and says what that has changed.
+/// A dataset that is replaced, compared with the new one.
+struct Old {
+    /// Address of its header.
+    address: u64,
+    shape: Vec<u64>,
+    same_type: bool,
+    same_rank: bool,
+    same_shape: bool,
+    /// The scales of each axis; empty if they cannot be understood: then the attributes stay as they are.
+    scales: Vec<Vec<ObjectReference1>>,
+    /// The axes that it is attached to as a scale.
+    users: Vec<Attached>,
+    is_scale: bool,
+}
+
+impl Old {
+    fn describe(file: &File, path: &str, old: &Dataset, spec: &OutputSpec) -> hdf5::Result<Old> {
+        let shape: Vec<u64> = old.shape().into_iter().map(|extent| extent as u64).collect();
+        let names = old.attr_names()?;
+        let has = |name: &str| names.iter().any(|one| one == name);
+        Ok(Old {
+            address: address(file.reference(path)?),
+            same_type: has_type(old, spec.dtype)?,
+            same_rank: shape.len() == spec.shape.rank(),
+            same_shape: shape[..] == spec.shape[..],
+            scales: if has(SCALES) { scales(old).unwrap_or_default() } else { Vec::new() },
+            users: if has(USERS) { users(old).unwrap_or_default() } else { Vec::new() },
+            is_scale: has(USERS) || (has("CLASS") && has("NAME")),
+            shape,
+        })
+    }
+
+    /// Whether an axis has the same extent in the new dataset.
+    fn keeps_axis(&self, spec: &OutputSpec, axis: usize) -> bool {
+        let extents = self.shape.get(axis).zip(spec.shape.get(axis));
+        self.same_rank && extents.is_some_and(|(was, is)| was == is)
+    }
+
+    /// Whether an attribute does not fit the new dataset.
+    fn loses(&self, attribute: &str) -> bool {
+        match attribute {
+            SCALES | LABELS => !self.same_rank,
+            USERS => !self.same_shape,
+            FILL => !self.same_type,
+            name => self.is_scale && !self.same_shape && OF_SCALES.contains(&name),
+        }
+    }
+
+    fn difference(&self) -> &'static str {
+        match (self.same_type, self.same_shape) {
+            (true, true) => "was stored in another way",
+            (true, false) => "had another shape",
+            (false, true) => "had elements of another type",
+            (false, false) => "had another shape and elements of another type",
+        }
+    }
+}
+
+/// Replaces the dataset at `path`. Returns what that has changed, for a person.
 pub(super) fn replace(file: &File, path: &str, spec: &OutputSpec) -> hdf5::Result<String> {
-    let old = file.dataset(path)?;
-    let before = address(file.reference(path)?);
-    let shape: Vec<u64> = old.shape().into_iter().map(|extent| extent as u64).collect();
-    let (same_type, same_rank) = (has_type(&old, spec.dtype)?, shape.len() == spec.shape.rank());
-    let same_shape = shape[..] == spec.shape[..];
-    let stays = |axis: usize| same_rank && shape.get(axis).zip(spec.shape.get(axis)).is_some_and(|(was, is)| was == is);
-    let names = old.attr_names()?;
-    let has = |name: &str| names.iter().any(|one| one == name);
-    // Both say nothing where they cannot be understood: then the attributes stay as they are.
-    let scales = if has(SCALES) { scales(&old).unwrap_or_default() } else { Vec::new() };
-    let users = if has(USERS) { users(&old).unwrap_or_default() } else { Vec::new() };
-    let is_scale = has(USERS) || (has("CLASS") && has("NAME"));
+    let dataset = file.dataset(path)?;
+    let old = Old::describe(file, path, &dataset, spec)?;
     let mut dropped = Vec::new();
     let shelf = shelf(file)?;
     let mut kept = Vec::new();
-    for name in &names {
-        let goes = match name.as_str() {
-            SCALES | LABELS => !same_rank,
-            USERS => !same_shape,
-            FILL => !same_type,
-            name => is_scale && !same_shape && OF_SCALES.contains(&name),
-        };
-        match goes {
-            false if shelf.take(&old, name).is_ok() => kept.push(name),
-            // It is told of as what it says.
+    for name in dataset.attr_names()? {
+        match old.loses(&name) {
+            false if shelf.take(&dataset, &name).is_ok() => kept.push(name),
+            // The loss of scales is reported below, in other words.
             true if name == SCALES || name == USERS || OF_SCALES.contains(&name.as_str()) => {}
             _ => dropped.push(format!("attribute '{name}'")),
         }
     }
-    if old.is_resizable() {
+    if dataset.is_resizable() {
         dropped.push("that it could grow".to_owned());
     }
-    let other_names = old.loc_info()?.num_links.saturating_sub(1);
-    // Its room is free for the new one.
-    drop(old);
+    let other_names = dataset.loc_info()?.num_links.saturating_sub(1);
+    // The new dataset may take its space.
+    drop(dataset);
     file.unlink(path)?;
     spec.create_in(file, path)?;
     let new = file.dataset(path)?;
@@ -64,38 +106,11 @@ pub(super) fn replace(file: &File, path: &str, spec: &OutputSpec) -> hdf5::Resul
             dropped.push(format!("attribute '{name}'"));
         }
     }
-    let after = file.reference::<ObjectReference1>(path)?;
-    let cut: Vec<usize> = (0..scales.len()).filter(|axis| !scales[*axis].is_empty() && !stays(*axis)).collect();
-    for (axis, scales) in scales.iter().enumerate() {
-        for scale in scales.iter().filter_map(|scale| open(file, scale)) {
-            edit_users(&scale, axis, before, Some(after).filter(|_| stays(axis)))?;
-        }
-    }
-    if !cut.is_empty() {
-        if same_rank {
-            edit_scales(&new, |axis, scale| Some(scale).filter(|_| stays(axis)))?;
-        }
-        let axes: Vec<String> = cut.iter().map(usize::to_string).collect();
-        dropped.push(format!("the dimension scales of axis {}", axes.join(", ")));
-    }
-    for user in &users {
-        if let Some(dataset) = open(file, &user.dataset) {
-            edit_scales(&dataset, |axis, scale| match address(scale) == before {
-                true if axis == user.dimension as usize => Some(after).filter(|_| same_shape),
-                _ => Some(scale),
-            })?;
-        }
-    }
-    if is_scale && !same_shape {
+    reattach_scales(file, path, spec, &old, &mut dropped)?;
+    if old.is_scale && !old.same_shape {
         dropped.push("that it was a dimension scale".to_owned());
     }
-    let why = match (same_type, same_shape) {
-        (true, true) => "was stored in another way",
-        (true, false) => "had another shape",
-        (false, true) => "had elements of another type",
-        (false, false) => "had another shape and elements of another type",
-    };
-    let mut note = format!("{why} and is replaced by a new dataset with its attributes");
+    let mut note = format!("{} and is replaced by a new dataset with its attributes", old.difference());
     if !dropped.is_empty() {
         note += &format!("; dropped: {}", dropped.join(", "));
     }
@@ -103,6 +118,40 @@ pub(super) fn replace(file: &File, path: &str, spec: &OutputSpec) -> hdf5::Resul
         note += &format!("; the old one keeps its {other_names} other name(s)");
     }
     Ok(note)
+}
+
+/// Lets scales refer to the new dataset, and datasets to it as a scale, as far as its shape allows.
+fn reattach_scales(
+    file: &File,
+    path: &str,
+    spec: &OutputSpec,
+    old: &Old,
+    dropped: &mut Vec<String>,
+) -> hdf5::Result<()> {
+    let (before, after) = (old.address, file.reference::<ObjectReference1>(path)?);
+    let keeps = |axis: usize| old.keeps_axis(spec, axis);
+    for (axis, scales) in old.scales.iter().enumerate() {
+        for scale in scales.iter().filter_map(|scale| open(file, scale)) {
+            edit_users(&scale, axis, before, Some(after).filter(|_| keeps(axis)))?;
+        }
+    }
+    let cut = (0..old.scales.len()).filter(|axis| !old.scales[*axis].is_empty() && !keeps(*axis));
+    let cut: Vec<String> = cut.map(|axis| axis.to_string()).collect();
+    if !cut.is_empty() {
+        if old.same_rank {
+            edit_scales(&file.dataset(path)?, |axis, scale| Some(scale).filter(|_| keeps(axis)))?;
+        }
+        dropped.push(format!("the dimension scales of axis {}", cut.join(", ")));
+    }
+    for user in &old.users {
+        if let Some(dataset) = open(file, &user.dataset) {
+            edit_scales(&dataset, |axis, scale| match address(scale) == before {
+                true if axis == user.dimension as usize => Some(after).filter(|_| old.same_shape),
+                _ => Some(scale),
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn scales(dataset: &Dataset) -> hdf5::Result<Vec<Vec<ObjectReference1>>> {

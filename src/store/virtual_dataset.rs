@@ -253,44 +253,22 @@ fn part_name(file: &[u8], dataset: &[u8]) -> String {
     format!("'{}' in {}", String::from_utf8_lossy(dataset), String::from_utf8_lossy(file))
 }
 
+/// The elements of a source dataset that are read for a region of a virtual one.
+struct SourceSelection {
+    /// A range of numbers for each axis of the source.
+    wanted: Vec<(u64, u64)>,
+    /// For each axis of the target, the distance between neighbours among the elements that are read.
+    weights: Vec<u64>,
+    /// The number of the first element that is read.
+    first: u64,
+}
+
 impl<R: PartReader> OpenPart<R> {
     /// Puts the elements that lie in `region` to their places in `out`.
     fn read(&self, dtype: Dtype, region: &Region, out: &mut [u8]) -> Result<(), StoreError> {
         let ranges: Vec<(u64, u64)> =
             self.target.iter().enumerate().filter_map(|(d, a)| within(a, region, d)).collect();
-        let lengths = |axes: &[Axis]| axes.iter().map(Axis::len).collect::<Vec<u64>>();
-        let (target, source) = (lengths(&self.target), lengths(&self.source));
-        let long = |lengths: &[u64]| (0..lengths.len()).filter(|d| lengths[*d] > 1).collect::<Vec<usize>>();
-        let (target_long, source_long) = (long(&target), long(&source));
-        let same = target_long.len() == source_long.len()
-            && target_long.iter().zip(&source_long).all(|(t, s)| target[*t] == source[*s]);
-        // Where the element of these numbers, by axis, is among those that are read.
-        let mut wanted = vec![(0, 1); source.len()];
-        let (mut weights, mut first) = (vec![0; target.len()], 0);
-        if same {
-            let mut weight = 1;
-            for (t, s) in target_long.iter().zip(&source_long).rev() {
-                wanted[*s] = ranges[*t];
-                weights[*t] = weight;
-                first += ranges[*t].0 * weight;
-                weight *= ranges[*t].1 - ranges[*t].0;
-            }
-        } else {
-            // The elements count as one row: whole slices of the outermost axis have all that is needed.
-            let mut weight = 1;
-            for t in (0..target.len()).rev() {
-                weights[t] = weight;
-                weight *= target[t];
-            }
-            let least: u64 = ranges.iter().zip(&weights).map(|((from, _), weight)| from * weight).sum();
-            let most: u64 = ranges.iter().zip(&weights).map(|((_, to), weight)| (to - 1) * weight).sum();
-            wanted.iter_mut().zip(&source).for_each(|(wanted, length)| *wanted = (0, *length));
-            if let Some(outer) = source_long.first() {
-                let slice: u64 = source[outer + 1..].iter().product();
-                wanted[*outer] = (least / slice, most / slice + 1);
-                first = least / slice * slice;
-            }
-        }
+        let SourceSelection { wanted, weights, first } = self.source_selection(&ranges);
         let read = self.reader.read_grid(dtype, &self.source, &wanted)?;
         let size = dtype.size_bytes();
         let rank = region.rank();
@@ -321,6 +299,43 @@ impl<R: PartReader> OpenPart<R> {
                 numbers[d] += 1;
             }
         }
+    }
+
+    /// The elements of the source that stand for `ranges` of the target.
+    fn source_selection(&self, ranges: &[(u64, u64)]) -> SourceSelection {
+        let lengths = |axes: &[Axis]| axes.iter().map(Axis::len).collect::<Vec<u64>>();
+        let (target, source) = (lengths(&self.target), lengths(&self.source));
+        let long = |lengths: &[u64]| (0..lengths.len()).filter(|d| lengths[*d] > 1).collect::<Vec<usize>>();
+        let (target_long, source_long) = (long(&target), long(&source));
+        let same = target_long.len() == source_long.len()
+            && target_long.iter().zip(&source_long).all(|(t, s)| target[*t] == source[*s]);
+        let mut wanted = vec![(0, 1); source.len()];
+        let (mut weights, mut first) = (vec![0; target.len()], 0);
+        if same {
+            let mut weight = 1;
+            for (t, s) in target_long.iter().zip(&source_long).rev() {
+                wanted[*s] = ranges[*t];
+                weights[*t] = weight;
+                first += ranges[*t].0 * weight;
+                weight *= ranges[*t].1 - ranges[*t].0;
+            }
+        } else {
+            // The elements count as one row: whole slices of the outermost axis have all that is needed.
+            let mut weight = 1;
+            for t in (0..target.len()).rev() {
+                weights[t] = weight;
+                weight *= target[t];
+            }
+            let least: u64 = ranges.iter().zip(&weights).map(|((from, _), weight)| from * weight).sum();
+            let most: u64 = ranges.iter().zip(&weights).map(|((_, to), weight)| (to - 1) * weight).sum();
+            wanted.iter_mut().zip(&source).for_each(|(wanted, length)| *wanted = (0, *length));
+            if let Some(outer) = source_long.first() {
+                let slice: u64 = source[outer + 1..].iter().product();
+                wanted[*outer] = (least / slice, most / slice + 1);
+                first = least / slice * slice;
+            }
+        }
+        SourceSelection { wanted, weights, first }
     }
 }
 

@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use crate::engine::{
-    BackgroundCompile, Cache, Code, CompileLimits, Engine, EngineError, Kernel, OPTIMIZING_NS_PER_BYTE, Tier, optimize,
+    BackgroundCompile, Cache, Code, CompileJob, CompileLimits, Engine, EngineError, Kernel, OPTIMIZING_NS_PER_BYTE,
+    Tier, optimize,
 };
 use crate::exec::comm::communicator::Communicator;
 use crate::exec::comm::tag::{Tag, TaggedMessage};
@@ -241,9 +242,9 @@ impl TierUp {
         baseline: bool,
     ) -> Result<Option<Result<Vec<u8>, EngineError>>, RunError> {
         let kernel = self.kernels[index].kernel.clone();
-        let (threads, cache) = (self.threads, self.cache.as_ref());
-        let what = (&kernel, Tier::Baseline);
-        let mut compile = match BackgroundCompile::start(helper, &self.engine, what, threads, self.limits, cache) {
+        let (threads, limits, cache) = (self.threads, self.limits, self.cache.as_ref());
+        let job = CompileJob { kernel: &kernel, tier: Tier::Baseline, threads, limits, cache };
+        let mut compile = match BackgroundCompile::start(helper, &self.engine, job) {
             Ok(compile) => compile,
             Err(error) => return Ok(Some(Err(error))),
         };
@@ -347,9 +348,9 @@ impl TierUp {
         let kernel = self.kernels[index].kernel.clone();
         match &self.helper {
             Some(helper) => {
-                let (engine, threads, cache) = (&self.engine, self.threads, self.cache.as_ref());
-                let what = (&kernel, Tier::Optimized);
-                let started = BackgroundCompile::start(helper, engine, what, threads, self.limits, cache)?;
+                let (threads, limits, cache) = (self.threads, self.limits, self.cache.as_ref());
+                let job = CompileJob { kernel: &kernel, tier: Tier::Optimized, threads, limits, cache };
+                let started = BackgroundCompile::start(helper, &self.engine, job)?;
                 Ok(Compile::Helper(Box::new(started)))
             }
             None => {
