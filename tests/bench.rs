@@ -89,7 +89,7 @@ fn a_sweep_that_was_interrupted_measures_only_what_is_missing() {
     let page = fs::read_to_string(lab.path("exuvia-bench/job-strong.html")).unwrap();
     assert_stands_alone(&page);
     assert_eq!(page.matches("<svg").count(), 3, "speed-up, efficiency, bytes");
-    for words in ["ideal", "1 rank x 1 thread, of the same binary", "oversubscribed", "hollow"] {
+    for words in ["ideal", "1 rank x 1 thread, same binary", "oversubscribed", "hollow"] {
         assert!(page.contains(words), "no '{words}'");
     }
 

@@ -15,7 +15,7 @@ fn a_job_runs_on_two_nodes_however_it_is_launched() {
         let expected = desk.expected("job");
         let id = desk.submit(&["job.toml", "--nodes", "2", "--ntasks-per-node", "2"]);
         let log = desk.exuvia(&["logs", "-f", "job"]);
-        assert!(log.contains("4 on 2 node(s)"), "{log}");
+        assert!(log.contains("4 on 2 nodes"), "{log}");
         desk.wait_for(&id, "COMPLETED");
         assert!(desk.take_output("job") == expected, "submitted");
         let report = desk.report(&id);
@@ -25,7 +25,7 @@ fn a_job_runs_on_two_nodes_however_it_is_launched() {
             let id = desk.submit_script(script, &["job.toml"]);
             desk.wait_for(&id, "COMPLETED");
             let log = fs::read_to_string(desk.path(&format!("exuvia-{id}.log"))).unwrap();
-            assert!(log.contains("4 on 2 node(s)"), "{script}: {log}");
+            assert!(log.contains("4 on 2 nodes"), "{script}: {log}");
             assert!(desk.take_output("job") == expected, "{script}");
         }
     });
@@ -201,7 +201,7 @@ fn a_requeued_job_runs_again() {
         assert!(desk.take_output("job") == expected);
         // One log of both.
         let log = desk.exuvia(&["logs", &id]);
-        assert!(log.contains("interrupted by SIGTERM") && log.contains("2 on 2 node(s)"), "{log}");
+        assert!(log.contains("interrupted by SIGTERM") && log.contains("2 on 2 nodes"), "{log}");
     });
 }
 

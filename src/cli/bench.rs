@@ -18,8 +18,8 @@ use crate::exec::TierPolicy;
 use crate::job::Job;
 use crate::plan::Layout;
 use crate::sweep::{
-    Bench, Figures, Identity, Kind, Launcher, Log, MetgOf, Point, Setting, SweepError, Variant, figures, growth, page,
-    remaining,
+    MetgOf, Point, PointLog, RankLauncher, Setting, Sweep, SweepError, SweepIdentity, SweepKind, SweepStatistics,
+    Variant, figures, growth, page, remaining,
 };
 use crate::{fabric, slurm, text, topology};
 
@@ -89,23 +89,23 @@ pub(super) struct Common {
 struct BenchOutput<'a> {
     schema: u32,
     #[serde(flatten)]
-    figures: &'a Figures,
+    figures: &'a SweepStatistics,
     points: &'a Path,
     page: &'a Path,
 }
 
 pub(super) fn bench(verb: &BenchVerb) -> ExitCode {
     let (kind, common, index, slices) = match verb {
-        BenchVerb::Strong(common) => (Kind::Strong, common, None, &[][..]),
-        BenchVerb::Weak { common, index } => (Kind::Weak, common, Some(index.as_str()), &[][..]),
-        BenchVerb::Metg { common, slices } => (Kind::Metg, common, None, &slices[..]),
-        BenchVerb::Tiers(common) => (Kind::Tiers, common, None, &[][..]),
-        BenchVerb::Io(common) => (Kind::Io, common, None, &[][..]),
+        BenchVerb::Strong(common) => (SweepKind::Strong, common, None, &[][..]),
+        BenchVerb::Weak { common, index } => (SweepKind::Weak, common, Some(index.as_str()), &[][..]),
+        BenchVerb::Metg { common, slices } => (SweepKind::Metg, common, None, &slices[..]),
+        BenchVerb::Tiers(common) => (SweepKind::Tiers, common, None, &[][..]),
+        BenchVerb::Io(common) => (SweepKind::Io, common, None, &[][..]),
     };
     try_bench(kind, common, index, slices).unwrap_or_else(|code| code)
 }
 
-fn try_bench(kind: Kind, common: &Common, index: Option<&str>, slices: &[u64]) -> Result<ExitCode, ExitCode> {
+fn try_bench(kind: SweepKind, common: &Common, index: Option<&str>, slices: &[u64]) -> Result<ExitCode, ExitCode> {
     let set = ["--ranks", "1", "--threads", "1", "--tier", "auto", "--cache-dir", "C", "--report", "R", "--fresh"];
     parse_passed("bench", &common.run, &[&set[..], &["--trace", "T"]].concat())?;
     let (job, layouts) = open(&common.job)?;
@@ -115,7 +115,7 @@ fn try_bench(kind: Kind, common: &Common, index: Option<&str>, slices: &[u64]) -
     let settings = settings(kind, common, slices, &launcher)?;
     let stem = common.out.clone().unwrap_or_else(|| Path::new(FOLDER).join(format!("{}-{}", job.name, kind.name())));
     let files = ["jsonl", "html"].map(|ending| PathBuf::from(format!("{}.{ending}", stem.display())));
-    let (mut log, mut points) = Log::open(&files[0], kind, &identity, common.fresh).map_err(failed)?;
+    let (mut log, mut points) = PointLog::open(&files[0], kind, &identity, common.fresh).map_err(failed)?;
     let left = remaining(&settings, common.repeat, &points);
     let all = settings.len() * common.repeat as usize;
     if left.len() < all {
@@ -127,7 +127,7 @@ fn try_bench(kind: Kind, common: &Common, index: Option<&str>, slices: &[u64]) -
             tracing::warn!("cannot catch signal {number}: {error}");
         }
     }
-    let mut bench = Bench {
+    let mut bench = Sweep {
         kind,
         identity,
         launcher,
@@ -166,13 +166,13 @@ fn try_bench(kind: Kind, common: &Common, index: Option<&str>, slices: &[u64]) -
 
 /// Measures the missing points; returns false if it was interrupted.
 fn measure(
-    bench: &mut Bench,
+    bench: &mut Sweep,
     left: &[(Setting, u32)],
-    log: &mut Log,
+    log: &mut PointLog,
     points: &mut Vec<Point>,
 ) -> Result<bool, SweepError> {
     // `tiers` measures with a cold cache.
-    if let (Some((first, _)), true) = (left.first(), bench.kind != Kind::Tiers) {
+    if let (Some((first, _)), true) = (left.first(), bench.kind != SweepKind::Tiers) {
         eprintln!("warming up");
         if !bench.warm_up(*first)? {
             return Ok(false);
@@ -194,7 +194,7 @@ fn measure(
     Ok(true)
 }
 
-fn print_figures(figures: &Figures) {
+fn print_figures(figures: &SweepStatistics) {
     println!("{} of {}, baseline: {}", figures.kind.name(), figures.job, figures.baseline);
     println!("medians (minimum-maximum)");
     let (head, rows) = figures.table();
@@ -207,7 +207,7 @@ fn print_figures(figures: &Figures) {
         println!("{legend}");
     }
     for MetgOf { ranks, threads, metg } in &figures.metg {
-        println!("METG(50 %) on {ranks} x {threads}: {}", metg.in_words());
+        println!("METG(50 %) on {ranks} x {threads}: {}", metg.describe());
     }
 }
 
@@ -228,11 +228,11 @@ fn describe(setting: &Setting) -> String {
 
 /// Ranks are started as users start them: in an allocation with `srun` if it supports this MPI library, else by `exuvia run
 /// --ranks`.
-fn launcher() -> Launcher {
+fn launcher() -> RankLauncher {
     let pmi = if fabric::is_open_mpi() { "pmix" } else { "pmi2" };
     match topology::allocation() {
-        Some(allocation) if slurm::check(pmi).is_ok() => Launcher::Srun { allocation, pmi },
-        _ => Launcher::Program,
+        Some(allocation) if slurm::check(pmi).is_ok() => RankLauncher::Srun { allocation, pmi },
+        _ => RankLauncher::Program,
     }
 }
 
@@ -240,9 +240,9 @@ fn identity(
     job: &Job,
     layouts: &BTreeMap<String, Layout>,
     common: &Common,
-    launcher: &Launcher,
+    launcher: &RankLauncher,
     index: Option<&str>,
-) -> Result<Identity, ExitCode> {
+) -> Result<SweepIdentity, ExitCode> {
     let read = |what, path: &Path| {
         std::fs::read(path).map_err(|source| failed(SweepError::Io { what, path: path.to_owned(), source }))
     };
@@ -254,7 +254,7 @@ fn identity(
     hasher.update(format!("{layouts:?}").as_bytes());
     let exuvia = std::env::current_exe().map_err(|error| fail(&error, ExitCode::Environment, None))?;
     let host = topology::host();
-    Ok(Identity {
+    Ok(SweepIdentity {
         job_hash: hasher.finalize().to_hex().to_string(),
         program_hash: blake3::hash(&read("read", &exuvia)?).to_hex().to_string(),
         cpu: host.cpu.name,
@@ -266,28 +266,33 @@ fn identity(
 }
 
 /// The distinct settings of the sweep, in the order of their workers.
-fn settings(kind: Kind, common: &Common, slices: &[u64], launcher: &Launcher) -> Result<Vec<Setting>, ExitCode> {
+fn settings(
+    kind: SweepKind,
+    common: &Common,
+    slices: &[u64],
+    launcher: &RankLauncher,
+) -> Result<Vec<Setting>, ExitCode> {
     let tier = common.tier.policy();
     let mut settings = Vec::new();
     for &threads in &common.threads {
         let cpus = match launcher {
-            Launcher::Program => topology::host().cores,
-            Launcher::Srun { allocation, .. } => allocation.cpus(),
+            RankLauncher::Program => topology::host().cores,
+            RankLauncher::Srun { allocation, .. } => allocation.cpus(),
         };
         let most = match launcher {
-            Launcher::Srun { allocation, .. } => allocation.tasks_per_node.map(|tasks| tasks * allocation.nodes),
-            Launcher::Program => None,
+            RankLauncher::Srun { allocation, .. } => allocation.tasks_per_node.map(|tasks| tasks * allocation.nodes),
+            RankLauncher::Program => None,
         };
         let most = most.unwrap_or(cpus / threads).max(1);
         let ranks = match (&common.ranks[..], kind) {
-            ([], Kind::Metg | Kind::Tiers) => vec![most],
+            ([], SweepKind::Metg | SweepKind::Tiers) => vec![most],
             ([], _) => (0..).map(|power| 1 << power).take_while(|ranks| *ranks < most).chain([most]).collect(),
             (given, _) => given.to_vec(),
         };
         settings.extend(ranks.into_iter().map(|ranks| Setting { ranks, threads, size: 1, task_slices: None, tier }));
     }
     match kind {
-        Kind::Weak => {
+        SweepKind::Weak => {
             let least = settings.iter().map(Setting::workers).min().unwrap_or(1);
             for setting in &mut settings {
                 if !setting.workers().is_multiple_of(least) {
@@ -301,7 +306,7 @@ fn settings(kind: Kind, common: &Common, slices: &[u64], launcher: &Launcher) ->
                 setting.size = u64::from(setting.workers() / least);
             }
         }
-        Kind::Metg => {
+        SweepKind::Metg => {
             let slices =
                 if slices.is_empty() { (0..7).map(|power| 1 << (2 * power)).collect() } else { slices.to_vec() };
             let with = |setting: Setting| {
@@ -310,11 +315,11 @@ fn settings(kind: Kind, common: &Common, slices: &[u64], launcher: &Launcher) ->
             };
             settings = settings.into_iter().flat_map(with).collect();
         }
-        Kind::Tiers => {
+        SweepKind::Tiers => {
             let tiers = [TierPolicy::Baseline, TierPolicy::Optimized, TierPolicy::Auto];
             settings = settings.into_iter().flat_map(|s| tiers.map(|tier| Setting { tier, ..s })).collect();
         }
-        Kind::Strong | Kind::Io => {}
+        SweepKind::Strong | SweepKind::Io => {}
     }
     settings.sort_by_key(|setting| (setting.workers(), setting.threads));
     let mut once = Vec::new();
@@ -328,7 +333,7 @@ fn settings(kind: Kind, common: &Common, slices: &[u64], launcher: &Launcher) ->
 
 fn failed(error: SweepError) -> ExitCode {
     let code = match &error {
-        SweepError::Run { .. } | SweepError::Io { .. } | SweepError::Report { .. } | SweepError::Died => {
+        SweepError::Run { .. } | SweepError::Io { .. } | SweepError::Report { .. } | SweepError::RankFailed => {
             ExitCode::Failed
         }
         SweepError::Start { .. } => ExitCode::Environment,

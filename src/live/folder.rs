@@ -4,23 +4,23 @@ use std::time::{Duration, SystemTime};
 
 use super::Snapshot;
 
-/// On another node nobody can look for the process: then a file counts that was written so lately. Runs write every two
-/// seconds at least, and clocks of nodes differ by less than this.
+/// The age up to which a file of another node counts as that of a running process, since the process itself cannot be checked.
+/// Runs write every two seconds, and the clocks of nodes differ by less than this.
 const LATELY: Duration = Duration::from_secs(15);
-/// What is so old belongs to nobody.
+/// The age from which a file is removed.
 const OLD: Duration = Duration::from_secs(24 * 3600);
-/// A file that is being written.
+/// The suffix of a file that is being written.
 pub(super) const PART: &str = "part";
 
-/// Where runs of this user make themselves known: `$XDG_STATE_HOME/exuvia/live` or `~/.local/state/exuvia/live`, which the nodes of
-/// a cluster share as they share homes.
+/// The folder of live snapshots: `$XDG_STATE_HOME/exuvia/live` or `~/.local/state/exuvia/live`, which the nodes of a cluster share
+/// if they share home folders.
 pub fn folder() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = variable("XDG_STATE_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/state")))?;
     Some(state.join("exuvia/live"))
 }
 
-/// The runs that are under way, oldest first. Removes files of runs that are not.
+/// Returns the running jobs, oldest first. Removes the files of ended runs.
 pub fn list(folder: &Path) -> Vec<Snapshot> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let now = SystemTime::now();
@@ -36,7 +36,7 @@ fn look(file: &Path, now: SystemTime) -> Option<Snapshot> {
     if age > OLD || (file.extension().is_some_and(|extension| extension == PART) && age > LATELY) {
         remove();
     }
-    // One that another version of the program writes is none of this one's business.
+    // Files of other versions of the program are ignored.
     let run: Snapshot = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
     if run.schema != Snapshot::SCHEMA || file.extension().is_none_or(|extension| extension != "json") {
         return None;
@@ -80,7 +80,7 @@ mod tests {
         let here = host().process();
         put(folder, "alive", here.clone(), Duration::from_secs(3600));
         put(folder, "dead", Process { pid: dead.id(), ..here.clone() }, Duration::ZERO);
-        // The process with this number is another one.
+        // Another process has this pid now.
         put(folder, "replaced", Process { start_ticks: here.start_ticks + 1, ..here.clone() }, Duration::ZERO);
         let elsewhere = Process { hostname: "elsewhere".to_owned(), ..here.clone() };
         put(folder, "elsewhere", elsewhere.clone(), Duration::ZERO);

@@ -1,9 +1,7 @@
-//! Runs that are under way, as they say of themselves: a small file each, in a folder of the user's, which whoever wants to
-//! see how a run is getting on may read.
+//! Live snapshots of running jobs: each run publishes a small file in a folder of the user, which `exuvia top` reads.
 //!
-//! Refuses to do: MPI, and holding a run up: a thread of its own writes the file, and what is said while it is busy is not
-//! written. Invariant: a file is there no longer than its run: it goes with it, and whoever looks removes those of dead
-//! processes.
+//! Refuses to do: MPI, and delaying a run: a separate thread writes the file, and snapshots that arrive while it is busy are
+//! dropped. Invariant: a file exists no longer than its run: the run removes it, and readers remove those of dead processes.
 
 mod folder;
 mod publisher;
@@ -17,63 +15,63 @@ pub use publisher::Publisher;
 
 use crate::topology::Process;
 
-/// How a run is getting on. `docs/top.md` describes every field.
+/// The state of a run. `docs/top.md` describes every field.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     pub schema: u32,
     pub job: String,
     /// The job file.
     pub file: PathBuf,
-    /// Its id, if Slurm runs it; of an array with the number of the task.
+    /// Its id in Slurm, if any; for an array, with the number of the task.
     pub slurm_job: Option<String>,
-    /// The one that speaks for all.
+    /// The process of rank 0.
     pub rank_0: Process,
-    /// Since it started.
+    /// The time since the start.
     pub elapsed_ns: u64,
     pub nodes: u32,
     pub threads_per_rank: u32,
-    /// Ranks that died, and the others went on.
+    /// The number of failed ranks.
     pub deaths: u32,
     pub iteration: Option<Iteration>,
     /// Under way.
     pub stages: Vec<StageSnapshot>,
     pub ranks: Vec<RankSnapshot>,
-    /// When the file was last written, in milliseconds since 1970.
+    /// The time of the last write, in milliseconds since 1970.
     pub written_ms: u64,
 }
 
-/// How often the iterated stages have run, and how often they will at most.
+/// The number of completed iterations, and the maximum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Iteration {
     pub done: u64,
     pub most: u64,
 }
 
-/// A stage under way, all ranks together.
+/// A running stage, summed over all ranks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageSnapshot {
     pub stage: String,
     pub blocks: u64,
-    /// Of split operands, and how many of them went through kernels.
+    /// The bytes of split operands, and how many of them kernels have processed.
     pub bytes: u64,
     pub processed_bytes: u64,
 }
 
-/// What a rank last said of itself.
+/// The latest report of a rank.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RankSnapshot {
     pub rank: u32,
     pub hostname: String,
-    /// Through kernels, lately.
+    /// The recent throughput of kernels.
     pub bytes_per_s: f64,
     #[serde(flatten)]
     pub share: Share,
 }
 
-/// What a rank tells rank 0. Numbers are those of the run so far, unless they are a stage's.
+/// The report of a rank to rank 0, with counters since the start of the run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
-    /// When it said so, since its process started.
+    /// The time of the report, since the start of the process.
     pub at_ns: u64,
     pub baseline_tasks: u64,
     pub optimized_tasks: u64,
@@ -82,13 +80,13 @@ pub struct Share {
     pub written_bytes: u64,
     pub moved_bytes: u64,
     pub stolen_slices: u64,
-    /// Of its process, resident.
+    /// The resident memory of the process.
     pub memory_bytes: u64,
     /// Under way.
     pub stages: Vec<StageShare>,
 }
 
-/// A rank's part of a stage under way.
+/// A rank's part of a running stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageShare {
     /// Its number in the plan.
@@ -96,9 +94,9 @@ pub struct StageShare {
     pub blocks_done: u64,
     pub blocks: u64,
     pub blocks_in_memory: u64,
-    /// Of split operands of its blocks, whoever computes them.
+    /// The bytes of split operands of its blocks, including stolen ones.
     pub bytes: u64,
-    /// Whether its workers were given optimized code.
+    /// Whether its workers have optimized code.
     pub optimized: bool,
     pub baseline_tasks: u64,
     pub optimized_tasks: u64,
@@ -106,6 +104,6 @@ pub struct StageShare {
 }
 
 impl Snapshot {
-    /// Layout version that this build writes.
+    /// The schema version that this build writes.
     pub const SCHEMA: u32 = 1;
 }

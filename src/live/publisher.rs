@@ -9,21 +9,21 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::Snapshot;
 use super::folder::PART;
 
-/// A run that says nothing for so long is written down again, so that it is known to be there.
+/// The interval after which an unchanged snapshot is written again, to show that the run is alive.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// For the file to go at the end of the run, however slow its folder is.
+/// The time to remove the file at the end of the run, if the file system is slow.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Keeps the file of a run; removes it when it is dropped.
+/// Writes the file of a run, and removes it on drop.
 #[derive(Debug)]
 pub struct Publisher {
     snapshots: Option<Sender<Snapshot>>,
-    /// Disconnected when the file is gone.
+    /// Disconnected when the file is removed.
     gone: Receiver<()>,
 }
 
 impl Publisher {
-    /// For a run of this name, which no other has. Removes what dead runs have left in the folder.
+    /// Creates the publisher of a run with a unique name. Removes the files of dead runs from the folder.
     pub fn start(folder: &Path, name: &str) -> io::Result<Publisher> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let file = folder.join(format!("{name}.json"));
@@ -38,7 +38,7 @@ impl Publisher {
         Ok(Publisher { snapshots: Some(snapshots), gone })
     }
 
-    /// Never waits.
+    /// Publishes a snapshot without waiting.
     pub fn publish(&self, snapshot: Snapshot) {
         if let Some(snapshots) = &self.snapshots {
             let _ = snapshots.try_send(snapshot);
@@ -53,7 +53,7 @@ impl Drop for Publisher {
     }
 }
 
-/// Writes whatever comes, until nothing will.
+/// Writes all snapshots until the channel closes.
 fn keep(file: &Path, snapshots: &Receiver<Snapshot>) {
     let part = file.with_extension(PART);
     let mut last: Option<Snapshot> = None;
@@ -65,7 +65,7 @@ fn keep(file: &Path, snapshots: &Receiver<Snapshot>) {
         }
         let Some(snapshot) = &mut last else { continue };
         if let Err(error) = write(file, &part, snapshot) {
-            tracing::debug!("{} cannot be written: {error}", file.display());
+            tracing::debug!("cannot write {}: {error}", file.display());
         }
     }
     for file in [file, &part] {
@@ -76,7 +76,7 @@ fn keep(file: &Path, snapshots: &Receiver<Snapshot>) {
 fn write(file: &Path, part: &Path, snapshot: &mut Snapshot) -> io::Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     snapshot.written_ms = now.as_millis() as u64;
-    // Always a new file: whoever may write to the folder could have planted a link there.
+    // Always a new file: other users who may write to the folder could place a link there.
     let _ = fs::remove_file(part);
     fs::File::create_new(part)?.write_all(&serde_json::to_vec(snapshot)?)?;
     fs::rename(part, file)

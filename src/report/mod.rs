@@ -1,8 +1,8 @@
-//! What a run measured: the result record, its JSON form and its summary for people.
+//! The report of a run: its measurements, their JSON form and their summary.
 //!
 //! Refuses to do: measuring, or deciding anything from what was measured.
-//! Invariant: times are nanoseconds since the process started, or lasted, on the rank that says them; counters add
-//! up over ranks.
+//! Invariant: times are nanoseconds, either durations or since the start of the process of the reporting rank; counters add up
+//! over ranks.
 
 pub(crate) mod html;
 mod render;
@@ -17,58 +17,58 @@ use serde::{Deserialize, Serialize};
 
 pub use html::html;
 pub use render::summary;
-pub use timeline::{Call, FileTimes, Timeline, Worker};
+pub use timeline::{FileTimes, KernelCall, Timeline, WorkerTimeline};
 pub use trace::{Args, RankTrace, Span, Trace, Transfer, nest};
 pub use traffic::{Distance, Distances, Moved, Reason};
 
-/// The record of one run, as `--report FILE` writes it. `docs/report.md` describes every field.
+/// The report of one run, as `--report FILE` writes it. `docs/report.md` describes every field.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// Version of this record's layout.
+    /// The schema version.
     pub schema: u32,
     pub job: String,
     /// Hash of the plan that every rank agreed on, in hexadecimal.
     pub plan_hash: String,
     pub environment: Environment,
-    /// From the start of rank 0's process to the end of the last stage.
+    /// The time from the start of rank 0's process to the end of the last stage.
     pub wall_ns: u64,
-    /// Of outputs, which an earlier run of the job had finished.
+    /// The bytes of outputs that an earlier run completed.
     #[serde(default)]
     pub resumed_bytes: u64,
-    /// Of reductions, whose partial results an earlier run left.
+    /// The tasks of reductions whose partial results an earlier run left.
     #[serde(default)]
     pub resumed_tasks: u64,
-    /// Ranks that died, which the others went on without.
+    /// The ranks that failed during the run.
     #[serde(default)]
     pub deaths: Vec<Death>,
-    /// From the start of the process to the end of its first task: the earliest over ranks.
+    /// The time from the start of the process to the end of its first task; the earliest over ranks.
     pub first_task_ns: Option<u64>,
     pub kernels: Vec<KernelReport>,
     pub stages: Vec<StageReport>,
     pub ranks: Vec<RankReport>,
     pub outputs: Vec<OutputReport>,
-    /// What threads did when, if that was recorded; it goes into a file of its own.
+    /// The trace, if recorded; it is written to its own file.
     #[serde(skip)]
     pub trace: Option<Trace>,
 }
 
-/// A rank that died.
+/// A failed rank.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Death {
-    /// Its number when the run was started. The ranks that went on have been numbered anew.
+    /// Its number at the start of the run. The surviving ranks are renumbered.
     pub rank: u32,
     pub hostname: String,
-    /// When the others had agreed on it, since their processes started: the earliest.
+    /// The time when the others agreed on the failure; the earliest over ranks.
     pub at_ns: u64,
-    /// End of the first task after it: the earliest.
+    /// The end of the first task after the failure; the earliest over ranks.
     pub first_task_ns: Option<u64>,
 }
 
-/// Where and with what the run was made.
+/// The environment of the run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Environment {
     pub exuvia: String,
-    /// Versions of what was linked: MPI, HDF5, wasmer, LLVM.
+    /// The versions of the linked libraries: MPI, HDF5, wasmer, LLVM.
     pub libraries: BTreeMap<String, String>,
     pub ranks: u32,
     pub nodes: u32,
@@ -77,78 +77,78 @@ pub struct Environment {
     pub tier_policy: String,
 }
 
-/// How one kernel became code.
+/// The compilation of one kernel.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct KernelReport {
     pub kernel: String,
     pub module_hash: String,
     pub module_bytes: u64,
-    /// Which compiler made the code that the first task ran on, and why not the usual one, if so.
+    /// The compiler of the code that the first task ran on, with the reason if it is not the default one.
     pub start_compiler: String,
     pub start_reason: Option<String>,
-    /// Longest over ranks.
+    /// The longest over ranks.
     pub start_compile_ns: u64,
-    /// Optimizing compiles made by this job: one per CPU class at most, 0 when the cache had the artifact.
+    /// The number of optimizing compilations: at most one per CPU class, 0 if the artifact was in the cache.
     pub optimizing_compiles: u32,
     pub optimize_ns: Option<u64>,
     pub artifact_bytes: Option<u64>,
     pub cache_hit: bool,
-    /// Measured cost of a slice, in nanoseconds, by export, sizes of a slice (base-2 logarithms of bytes), tier and CPU; the
+    /// The measured cost of a slice, in nanoseconds, by export, sizes of a slice (base-2 logarithms of bytes), tier and CPU; the
     /// longest over ranks.
     pub ns_per_slice: BTreeMap<String, f64>,
-    /// What would make this kernel faster.
+    /// Hints to make this kernel faster.
     pub hints: Vec<String>,
 }
 
-/// One stage, all ranks together.
+/// One stage, summed over all ranks.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct StageReport {
     pub stage: String,
-    /// When it first began, since the process started: the earliest over ranks. Independent stages run at the same time.
+    /// The time of its first start; the earliest over ranks. Independent stages run at the same time.
     pub started_ns: Option<u64>,
-    /// Longest over ranks.
+    /// The longest over ranks.
     pub wall_ns: u64,
     pub counts: Counts,
 }
 
-/// Parts of a profile.
+/// The number of parts of a profile.
 const PARTS: usize = 16;
 
 fn is_flat(profile_ns: &[u64; PARTS]) -> bool {
     *profile_ns == [0; PARTS]
 }
 
-/// Tasks and bytes; they add up over stages and ranks.
+/// Counters of tasks and bytes, which add up over stages and ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     pub baseline_tasks: u64,
     pub optimized_tasks: u64,
-    /// Time inside kernels.
+    /// The time inside kernels.
     pub baseline_ns: u64,
     pub optimized_ns: u64,
-    /// Time inside optimized kernels by equal parts of the first index along which the stage is split: where it is dear.
+    /// The time inside optimized kernels, by equal parts of the first split index of the stage.
     #[serde(default, skip_serializing_if = "is_flat")]
     pub profile_ns: [u64; PARTS],
-    /// Time of workers in tasks: in kernels, copying for them, and merging.
+    /// The time of workers in tasks: in kernels, copies for them, and merges.
     #[serde(default)]
     pub busy_ns: u64,
-    /// Read from files.
+    /// The bytes read from files.
     pub read_bytes: u64,
-    /// Bytes that came from other ranks or were here already, by reason and distance.
+    /// The tensor bytes needed from memory, by reason and distance.
     pub moved: Moved,
-    /// Those of them that were on their way from other ranks when this rank's first task of the stage began.
+    /// The bytes that were still in transit when this rank's first task of the stage began.
     pub overlapped_bytes: u64,
-    /// Written to files.
+    /// The bytes written to files.
     pub written_bytes: u64,
-    /// Split operands that kernels consumed and produced.
+    /// The bytes of split operands that kernels consumed and produced.
     pub processed_bytes: u64,
-    /// How often a rank without work got some from another, and how many slices of blocks it computed for them.
+    /// The number of grants of stolen work, and the number of stolen slices.
     pub steals: u64,
     pub stolen_slices: u64,
 }
 
 impl Counts {
-    /// Adds another count to this one.
+    /// Adds other counters to these.
     pub fn add(&mut self, other: &Counts) {
         self.baseline_tasks += other.baseline_tasks;
         self.optimized_tasks += other.optimized_tasks;
@@ -165,7 +165,7 @@ impl Counts {
         self.stolen_slices += other.stolen_slices;
     }
 
-    /// Adds what an optimized kernel took for `places` of an index that has so many of them.
+    /// Adds the time of an optimized kernel for `places` of an index of `extent` elements.
     pub fn add_to_profile(&mut self, ns: u64, places: Range<u64>, extent: u64) {
         let part = |place: u64| place as f64 / extent.max(1) as f64 * PARTS as f64;
         let (from, to) = (part(places.start), part(places.end).min(PARTS as f64));
@@ -175,29 +175,29 @@ impl Counts {
         }
     }
 
-    /// Received from other ranks: tensors, not control messages.
+    /// The tensor bytes received from other ranks, without control messages.
     pub fn moved_bytes(&self) -> u64 {
         self.moved.total().moved()
     }
 
-    /// Tasks on either tier.
+    /// The number of tasks on both tiers.
     pub fn tasks(&self) -> u64 {
         self.baseline_tasks + self.optimized_tasks
     }
 }
 
-/// One rank's share.
+/// The report of one rank.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RankReport {
     pub rank: u32,
     pub hostname: String,
     pub first_task_ns: Option<u64>,
-    /// Ranks whose death this one has outlived, in the order in which that was agreed on.
+    /// The failed ranks that this one survived, in the order of agreement.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deaths: Vec<Death>,
-    /// How often the iterated stages ran; none in a job without any.
+    /// The number of iterations; `None` in a job without iterated stages.
     pub iterations: Option<u64>,
-    /// What the fabric itself counted until the last stage was over: tensors and control messages alike.
+    /// The counters of the fabric until the end of the last stage, for tensors and control messages.
     pub fabric: Traffic,
     pub swaps: Vec<Swap>,
     pub stages: Vec<StageReport>,
@@ -205,7 +205,7 @@ pub struct RankReport {
 }
 
 impl RankReport {
-    /// The entry of a stage, made if it is not there yet.
+    /// Returns the entry of a stage, and creates it if needed.
     pub fn stage(&mut self, name: &str) -> &mut StageReport {
         let at = self.stages.iter().position(|stage| stage.stage == name).unwrap_or(self.stages.len());
         if at == self.stages.len() {
@@ -215,7 +215,7 @@ impl RankReport {
     }
 }
 
-/// Messages and bytes that went through the fabric.
+/// The messages and bytes of the fabric.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     pub messages_sent: u64,
@@ -224,20 +224,20 @@ pub struct Traffic {
     pub bytes_received: u64,
 }
 
-/// A worker that went from one tier to the other while it ran.
+/// The swap of a worker to optimized code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Swap {
     pub stage: String,
     pub worker: u32,
-    /// When, since the process started.
+    /// The time of the swap.
     pub at_ns: u64,
-    /// How long the worker did nothing else.
+    /// The pause of the worker.
     pub held_ns: u64,
-    /// Tasks this worker had finished in the stage before.
+    /// The number of tasks that this worker had completed in the stage.
     pub after_tasks: u64,
 }
 
-/// One dataset that the run wrote.
+/// A dataset that the run wrote.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OutputReport {
     pub tensor: String,
@@ -248,10 +248,10 @@ pub struct OutputReport {
 }
 
 impl Report {
-    /// Layout version that this build writes.
+    /// The schema version that this build writes.
     pub const SCHEMA: u32 = 1;
 
-    /// Joins the shares of all ranks: stages and kernels as wholes, the ranks' own kept beside them.
+    /// Combines the reports of all ranks, with sums for stages and kernels.
     pub fn join(
         job: String,
         plan_hash: String,
@@ -290,7 +290,7 @@ impl Report {
             }
         }
         let first_task_ns = ranks.iter().filter_map(|r| r.first_task_ns).min();
-        // A rank may not have heard of every hostname, but of every death.
+        // A rank may not know every hostname, but knows every failure.
         let mut deaths = ranks.first().map(|rank| rank.deaths.clone()).unwrap_or_default();
         for death in &mut deaths {
             for other in ranks.iter().flat_map(|rank| &rank.deaths).filter(|other| other.rank == death.rank) {
@@ -319,7 +319,7 @@ impl Report {
         }
     }
 
-    /// Tasks and bytes of the whole run.
+    /// The counters of the whole run.
     pub fn totals(&self) -> Counts {
         let mut totals = Counts::default();
         for stage in &self.stages {
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_says_where_time_went() {
+    fn a_profile_divides_time_by_place() {
         let mut counts = Counts::default();
         counts.add_to_profile(1600, 0..100, 100);
         assert_eq!(counts.profile_ns, [100; PARTS]);
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_join_into_one_record_that_survives_json() {
+    fn rank_reports_combine_and_survive_json() {
         let ranks = vec![share(0, 3, 50, 1), share(1, 4, 70, 0)];
         let report = Report::join("j".into(), "h".into(), Environment::default(), 99, ranks);
         assert_eq!(report.first_task_ns, Some(100));

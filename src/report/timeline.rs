@@ -1,4 +1,4 @@
-//! What workers did when, read back from a trace.
+//! The timeline of workers, read from a trace.
 
 use std::collections::BTreeMap;
 
@@ -6,27 +6,27 @@ use serde::Deserialize;
 
 /// A call of a kernel on a worker.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Call {
-    /// In nanoseconds since the run began, as in the trace.
+pub struct KernelCall {
+    /// In nanoseconds since the start of the run, as in the trace.
     pub at_ns: f64,
     pub ns: f64,
     pub optimized: bool,
 }
 
-/// What a worker did.
+/// The kernel calls and swaps of a worker.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Worker {
-    pub calls: Vec<Call>,
+pub struct WorkerTimeline {
+    pub calls: Vec<KernelCall>,
     pub swaps_ns: Vec<f64>,
 }
 
-/// The workers of every rank, by what it was when the run was started, and by number of their track.
+/// The workers, by the number of their rank at the start of the run and by track.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Timeline(pub BTreeMap<u64, BTreeMap<u64, Worker>>);
+pub struct Timeline(pub BTreeMap<u64, BTreeMap<u64, WorkerTimeline>>);
 
-/// The parts of an event that matter here.
+/// The fields of a trace event that are used here.
 #[derive(Deserialize)]
-struct Event {
+struct TraceEvent {
     ph: String,
     pid: u64,
     tid: u64,
@@ -38,11 +38,11 @@ struct Event {
     name: String,
     #[serde(default)]
     cat: String,
-    args: Option<Arguments>,
+    args: Option<EventArguments>,
 }
 
 #[derive(Deserialize)]
-struct Arguments {
+struct EventArguments {
     name: Option<String>,
     #[serde(default)]
     read_bytes: u64,
@@ -51,7 +51,7 @@ struct Arguments {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct File {
-    trace_events: Vec<Event>,
+    trace_events: Vec<TraceEvent>,
 }
 
 impl Timeline {
@@ -62,7 +62,7 @@ impl Timeline {
         for event in &events {
             let name = event.args.as_ref().and_then(|args| args.name.as_deref()).unwrap_or_default();
             if event.name == "thread_name" && name.starts_with("worker") {
-                timeline.0.entry(event.pid - 1).or_default().insert(event.tid, Worker::default());
+                timeline.0.entry(event.pid - 1).or_default().insert(event.tid, WorkerTimeline::default());
             }
         }
         for event in &events {
@@ -70,7 +70,7 @@ impl Timeline {
             let Some(worker) = workers.and_then(|workers| workers.get_mut(&event.tid)) else { continue };
             let (at_ns, ns) = (event.ts * 1e3, event.dur * 1e3);
             match (event.ph.as_str(), event.cat.as_str(), event.name.as_str()) {
-                ("X", "kernel", tier) => worker.calls.push(Call { at_ns, ns, optimized: tier == "optimized" }),
+                ("X", "kernel", tier) => worker.calls.push(KernelCall { at_ns, ns, optimized: tier == "optimized" }),
                 ("i", _, "swap") => worker.swaps_ns.push(at_ns),
                 _ => {}
             }
@@ -79,7 +79,7 @@ impl Timeline {
     }
 }
 
-/// How long ranks read from files and wrote to them until it was on disk, from a trace: of the rank that took longest.
+/// The times of reads and writes of the slowest rank, read from a trace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileTimes {
     pub read_ns: u64,
@@ -89,7 +89,7 @@ pub struct FileTimes {
 impl FileTimes {
     /// Reads the file that `exuvia run --trace` wrote.
     pub fn read(text: &[u8]) -> serde_json::Result<FileTimes> {
-        // By rank, of reading and writing: the sum, and until when the last span took, which has others in it.
+        // For each rank, the sum of reads and of writes, and the end of the last span, which contains nested ones.
         let mut ranks: BTreeMap<u64, [(f64, f64); 2]> = BTreeMap::new();
         for event in serde_json::from_slice::<File>(text)?.trace_events {
             let read_bytes = event.args.as_ref().map_or(0, |args| args.read_bytes);
@@ -115,7 +115,7 @@ mod tests {
     use crate::report::trace::{RankTrace, Span, Trace};
 
     #[test]
-    fn what_a_trace_says_of_workers_is_read_back() {
+    fn the_timeline_of_workers_is_read_from_a_trace() {
         let mut part = RankTrace::new(2, "node", 0);
         part.track(0, "main thread");
         part.track(1, "worker 0");
@@ -131,14 +131,14 @@ mod tests {
         let mut text = Vec::new();
         trace.write("job", &mut text).unwrap();
         let timeline = Timeline::read(&text).unwrap();
-        let workers: Vec<&Worker> = timeline.0[&2].values().collect();
-        let calls = vec![Call { at_ns: 110.0, ns: 20.0, optimized: true }];
-        assert_eq!(workers, [&Worker { calls, swaps_ns: vec![105.0] }]);
+        let workers: Vec<&WorkerTimeline> = timeline.0[&2].values().collect();
+        let calls = vec![KernelCall { at_ns: 110.0, ns: 20.0, optimized: true }];
+        assert_eq!(workers, [&WorkerTimeline { calls, swaps_ns: vec![105.0] }]);
         assert!(Timeline::read(b"{}").is_err());
     }
 
     #[test]
-    fn the_rank_that_reads_longest_counts() {
+    fn the_slowest_rank_counts() {
         let part = |rank, spans: &[(u64, u64, &str, &str, u64)]| {
             let mut part = RankTrace::new(rank, "node", 0);
             for &(at_ns, ns, name, category, read_bytes) in spans {
@@ -148,7 +148,7 @@ mod tests {
             part.into_bytes()
         };
         let mut trace = Trace::default();
-        // A read is in the span of the inputs that it is for; what came from another rank was not read here.
+        // A read is nested in the span of its inputs; inputs from another rank were not read here.
         trace.push(part(0, &[(0, 100, "inputs", "io", 8), (10, 50, "read", "io", 8), (200, 30, "read", "io", 8)]));
         trace
             .push(part(1, &[(0, 500, "inputs", "io", 0), (500, 40, "write", "io", 0), (700, 60, "publish", "run", 0)]));

@@ -1,8 +1,8 @@
-//! A trace: what every thread of every rank did when, in the JSON of Chrome's trace viewer, which Perfetto opens as well.
+//! Traces: the activity of all threads of all ranks, in the JSON format of Chrome's trace viewer, which Perfetto opens too.
 //!
-//! A rank is a process there and each of its threads a track. Every rank writes its own part; the file is all parts, one after
-//! another. A transfer is an arrow between the two ranks: both name it alike without asking one another, since each counts
-//! those of the same bytes in the order in which they happen to it.
+//! A rank is a process in the trace, and each of its threads is a track. Every rank writes its own part, and the file is the
+//! concatenation of all parts. A transfer is an arrow between two ranks. Both give it the same name without communication, since
+//! each counts the transfers of the same bytes in their order.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,26 +12,26 @@ use serde::{Serialize, Serializer};
 
 use crate::report::traffic::Reason;
 
-/// A moment is drawn as long as this, where there is room.
+/// The drawn length of an instant, if there is room.
 const MOMENT_NS: u64 = 1000;
-/// An event as text, for the most part.
+/// The typical size of an event as text.
 const EVENT_BYTES: usize = 160;
-/// A number in a part.
+/// The size of a number in a part.
 const NUMBER: usize = size_of::<u64>();
-/// Room for the tracks of a rank among the numbers of threads.
+/// The range of thread numbers for the tracks of a rank.
 const TRACKS: u64 = 10_000;
 
-/// From when to when, in nanoseconds since the first process of the run started.
+/// An interval, in nanoseconds since the first process of the run started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     pub at_ns: u64,
     pub ns: u64,
-    /// Which event it is of.
+    /// The number of its event.
     pub event: usize,
 }
 
-/// Puts the spans of a track into order, and cuts off what of a span is after the end of one that it begins in: viewers know
-/// spans within spans only. A span of no length is a moment, and gets one.
+/// Sorts the spans of a track and truncates each at the end of the span that it begins in, since viewers support nested spans only.
+/// A span of length zero gets a visible length.
 pub fn nest(spans: &mut [Span]) {
     spans.sort_by_key(|span| (span.at_ns, std::cmp::Reverse(span.ns)));
     let mut open: Vec<u64> = Vec::new();
@@ -63,14 +63,14 @@ pub struct Transfer {
 #[derive(Debug)]
 pub struct RankTrace {
     rank: u32,
-    /// Room for the number of events that are dropped, and events, each behind a comma.
+    /// The number of dropped events, followed by the events, each after a comma.
     text: Vec<u8>,
-    /// Transfers so far that look alike.
+    /// The number of transfers so far, by equal properties.
     alike: BTreeMap<Transfer, u64>,
     dropped: u64,
 }
 
-/// What an event says beside its name; what it does not say is left out.
+/// The arguments of an event; unset ones are left out.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Args<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,7 +81,7 @@ pub struct Args<'a> {
     pub stage: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tile: Option<String>,
-    /// How often, if the span is of several that follow one another; `tile` is the first's.
+    /// The number of consecutive spans that are merged into this one; `tile` is that of the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,12 +110,12 @@ pub struct Args<'a> {
     pub held_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after_tasks: Option<u64>,
-    /// Events that are not there.
+    /// The number of missing events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<u64>,
 }
 
-/// An event as Chrome's trace viewer reads it.
+/// An event in the format of Chrome's trace viewer.
 #[derive(Serialize)]
 struct Entry<'a> {
     ph: &'static str,
@@ -130,10 +130,10 @@ struct Entry<'a> {
     cat: &'a str,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "hexadecimal")]
     id: Option<u64>,
-    /// An arrow ends at the span that it ends in.
+    /// Binds the end of an arrow to the enclosing span.
     #[serde(skip_serializing_if = "Option::is_none")]
     bp: Option<&'static str>,
-    /// An instant is its thread's.
+    /// The scope of an instant: its thread.
     #[serde(skip_serializing_if = "Option::is_none")]
     s: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,7 +145,7 @@ fn hexadecimal<S: Serializer>(id: &Option<u64>, serializer: S) -> Result<S::Ok, 
 }
 
 impl RankTrace {
-    /// Of a rank on this host, with room for about so many events.
+    /// Creates the part of a rank, with capacity for about `events` events.
     pub fn new(rank: u32, hostname: &str, events: usize) -> RankTrace {
         let mut text = Vec::with_capacity(events * EVENT_BYTES);
         text.extend_from_slice(&[0; NUMBER]);
@@ -160,24 +160,24 @@ impl RankTrace {
         self.rank
     }
 
-    /// Names a track. They are shown in the order of their numbers.
+    /// Names a track. Tracks are shown in the order of their numbers.
     pub fn track(&mut self, track: usize, name: &str) {
         self.describe(track, "thread_name", &Args { name: Some(name), ..Args::default() });
         self.describe(track, "thread_sort_index", &Args { sort_index: Some(track as u64), ..Args::default() });
     }
 
-    /// Spans of a track come in the order in which [`nest`] puts them.
+    /// Adds a span. The spans of a track must be in the order of [`nest`].
     pub fn span(&mut self, track: usize, span: Span, (name, category): (&str, &str), args: Option<&Args<'_>>) {
         let dur = Some(microseconds(span.ns));
         self.push(&Entry { dur, cat: category, ..self.entry("X", track, span.at_ns, name, args) });
     }
 
-    /// Something that takes no time.
+    /// Adds an instant event.
     pub fn instant(&mut self, track: usize, at_ns: u64, name: &str, args: Option<&Args<'_>>) {
         self.push(&Entry { s: Some("t"), ..self.entry("i", track, at_ns, name, args) });
     }
 
-    /// This rank's end of an arrow, in the span of the track that was given last and begins then.
+    /// Adds this rank's end of the arrow of a transfer, in the latest span of the track, which begins at `at_ns`.
     pub fn transfer(&mut self, track: usize, at_ns: u64, transfer: Transfer) {
         let alike = self.alike.entry(transfer).or_default();
         let mut hasher = DefaultHasher::new();
@@ -188,14 +188,14 @@ impl RankTrace {
         self.push(&Entry { id, bp, cat: "transfer", ..self.entry(ph, track, at_ns, name, None) });
     }
 
-    /// So many later events of a track, the first of them then, are not in the trace.
+    /// Notes that `events` later events of a track, from `at_ns` on, are missing.
     pub fn dropped(&mut self, track: usize, at_ns: u64, events: u64) {
         self.dropped += events;
         let name = format!("trace is full: {events} later events are missing");
         self.instant(track, at_ns, &name, Some(&Args { missing: Some(events), ..Args::default() }));
     }
 
-    /// For [`Trace::push`].
+    /// Returns the bytes for [`Trace::push`].
     pub fn into_bytes(self) -> Vec<u8> {
         let mut bytes = self.text;
         bytes[..NUMBER].copy_from_slice(&self.dropped.to_le_bytes());
@@ -214,7 +214,7 @@ impl RankTrace {
         name: &'a str,
         args: Option<&'a Args<'a>>,
     ) -> Entry<'a> {
-        // Perfetto takes the thread with the number of its process for the main one, and 0 for the idle process.
+        // In Perfetto, the thread with the number of its process is the main one, and process 0 is the idle process.
         let pid = u64::from(self.rank) + 1;
         let tid = if track == 0 { pid } else { pid * TRACKS + track as u64 };
         let ts = microseconds(at_ns);
@@ -223,7 +223,7 @@ impl RankTrace {
 
     fn push(&mut self, entry: &Entry<'_>) {
         self.text.extend_from_slice(b",\n");
-        serde_json::to_writer(&mut self.text, entry).expect("an event is numbers and names");
+        serde_json::to_writer(&mut self.text, entry).expect("numbers and names can be serialized");
     }
 }
 
@@ -234,9 +234,9 @@ fn microseconds(ns: u64) -> f64 {
 /// The trace of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
-    /// As [`RankTrace::into_bytes`] made them.
+    /// The parts from [`RankTrace::into_bytes`].
     parts: Vec<Vec<u8>>,
-    /// Events for which there was no room.
+    /// The number of events that did not fit.
     pub dropped: u64,
 }
 
@@ -249,7 +249,7 @@ impl Trace {
         }
     }
 
-    /// Writes it for Perfetto.
+    /// Writes the trace in the format of Perfetto.
     pub fn write(&self, job: &str, out: &mut impl Write) -> io::Result<()> {
         #[derive(Serialize)]
         struct About<'a> {
@@ -260,7 +260,7 @@ impl Trace {
         serde_json::to_writer(&mut *out, &About { job, dropped_events: self.dropped })?;
         out.write_all(b",\"traceEvents\":[")?;
         for (number, part) in self.parts.iter().enumerate() {
-            // Before the first event there is no comma.
+            // The first event has no comma.
             let begin = if number == 0 { NUMBER + 1 } else { NUMBER };
             out.write_all(part.get(begin..).unwrap_or_default())?;
         }
@@ -281,22 +281,22 @@ mod tests {
     }
 
     #[test]
-    fn spans_lie_within_spans() {
+    fn spans_are_nested() {
         assert_eq!(nested(&[(30, 5), (0, 100), (10, 50), (20, 10)]), [(0, 100), (10, 50), (20, 10), (30, 5)]);
-        // The second begins in the first and ends after it.
+        // The second span begins in the first and ends after it.
         assert_eq!(nested(&[(0, 10), (8, 10), (17, 9)]), [(0, 10), (8, 2), (17, 9)]);
         assert_eq!(nested(&[(0, 10), (0, 10)]), [(0, 10), (0, 10)]);
     }
 
     #[test]
-    fn moments_have_a_length_where_there_is_room() {
+    fn instants_get_a_length_if_there_is_room() {
         assert_eq!(nested(&[(0, 0)]), [(0, MOMENT_NS)]);
         assert_eq!(nested(&[(0, 0), (7, 0), (7, 3)]), [(0, 7), (7, 3), (7, 3)]);
         assert_eq!(nested(&[(0, 50), (40, 0), (60, 0)]), [(0, 50), (40, 10), (60, MOMENT_NS)]);
     }
 
     #[test]
-    fn both_ranks_name_a_transfer_alike() {
+    fn both_ranks_give_a_transfer_the_same_name() {
         let id = |rank: u32, transfers: &[Transfer]| -> Vec<(String, String)> {
             let mut part = RankTrace::new(rank, "node", 0);
             transfers.iter().for_each(|transfer| part.transfer(0, 5, *transfer));
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said() {
+    fn missing_events_are_reported() {
         let mut trace = Trace::default();
         for rank in 0..2 {
             let mut part = RankTrace::new(rank, "node", 0);

@@ -1,17 +1,17 @@
-//! Bytes of tensors that ranks needed and where those came from.
+//! Tensor traffic: bytes that ranks needed, by reason and distance.
 
 use serde::{Deserialize, Serialize};
 
-/// Why a rank needed bytes that others have as well.
+/// The reason for a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// An input from a file, which one rank has read for several.
+    /// An input from a file, which one rank reads for several.
     Input,
-    /// The border of its part of a resident tensor.
+    /// The halo of a resident tensor.
     Halo,
-    /// A resident tensor, all of which (or all along some dimensions) every task needs.
+    /// A resident tensor that every task needs wholly, or wholly along some dimensions.
     Operand,
-    /// A resident tensor that the next stage divides otherwise than the one before.
+    /// A resident tensor that consecutive stages divide differently.
     Shuffle,
     /// Partial results.
     Reduce,
@@ -22,7 +22,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// As reports and traces call it.
+    /// The name in reports and traces.
     pub fn name(self) -> &'static str {
         match self {
             Reason::Input => "input",
@@ -36,14 +36,14 @@ impl Reason {
     }
 }
 
-/// Where bytes came from.
+/// The distance of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Distance {
-    /// They were in the memory of this rank.
+    /// The bytes were in the memory of this rank.
     Rank,
-    /// Another rank of the same node, which sent them or lets this one read them where they are.
+    /// From another rank of the same node, by a message or in shared memory.
     Node,
-    /// Another node.
+    /// From another node.
     Network,
 }
 
@@ -56,13 +56,13 @@ pub struct Distances {
 }
 
 impl Distances {
-    /// What came from other ranks.
+    /// The bytes from other ranks.
     pub fn moved(&self) -> u64 {
         self.node + self.network
     }
 }
 
-/// Bytes by reason and distance; control messages and what belongs to no tensor are not in it.
+/// Tensor bytes by reason and distance, without control messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moved {
     pub input: Distances,
@@ -75,7 +75,7 @@ pub struct Moved {
 }
 
 impl Moved {
-    /// Counts bytes that this rank got, or found that it had.
+    /// Counts bytes that this rank received or already had.
     pub fn count(&mut self, reason: Reason, distance: Distance, bytes: u64) {
         let of_reason = match reason {
             Reason::Input => &mut self.input,
@@ -123,7 +123,7 @@ impl Moved {
         }
     }
 
-    /// All reasons together.
+    /// The sum over all reasons.
     pub fn total(&self) -> Distances {
         self.by_reason().iter().fold(Distances::default(), |sum, (_, bytes)| Distances {
             rank: sum.rank + bytes.rank,
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_its_place() {
+    fn every_reason_is_counted_separately() {
         use Reason::*;
         let mut moved = Moved::default();
         for (bytes, reason) in (1..).zip([Input, Halo, Operand, Shuffle, Reduce, Steal, Output]) {

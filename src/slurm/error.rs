@@ -1,31 +1,31 @@
 use std::path::PathBuf;
 
-/// Why Slurm did not do what it was asked to do.
+/// An error of Slurm.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SlurmError {
-    #[error("there is no `{program}` here: this machine does not submit to Slurm")]
+    #[error("cannot find `{program}`: this machine cannot submit to Slurm")]
     Missing { program: &'static str },
-    #[error("`{program}` cannot be started")]
+    #[error("cannot start `{program}`")]
     Start { program: &'static str, source: std::io::Error },
-    #[error("`{program}` refused: {message}")]
+    #[error("`{program}` failed: {message}")]
     Refused { program: &'static str, message: String },
-    #[error("`{program}` does not reach Slurm: {message}")]
+    #[error("`{program}` cannot reach Slurm: {message}")]
     Unreachable { program: &'static str, message: String },
-    #[error("`{program}` said '{said}', which is not understood")]
+    #[error("cannot parse the output of `{program}`: '{said}'")]
     NotUnderstood { program: &'static str, said: String },
-    #[error("srun has no plugin for {pmi}, which the MPI library of this exuvia needs (see `srun --mpi=list`)")]
+    #[error("srun has no plugin for {pmi}, which the MPI library of this build needs (see `srun --mpi=list`)")]
     NoPmi { pmi: String },
-    #[error("'{text}' is no list of array tasks")]
+    #[error("'{text}' is not a list of array tasks")]
     Array { text: String },
-    #[error("{path} cannot be written")]
+    #[error("cannot write {path}")]
     Write { path: PathBuf, source: std::io::Error },
-    #[error("{path} is no record of a submission")]
+    #[error("{path} is not the record of a submission")]
     Record { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
 }
 
 impl SlurmError {
-    /// A way out, where there is one to tell.
+    /// The next step for the user, if there is one.
     pub fn help(&self) -> Option<&'static str> {
         match self {
             SlurmError::Missing { .. } => Some(
@@ -33,16 +33,16 @@ impl SlurmError {
                  exuvia run JOB`",
             ),
             SlurmError::Unreachable { .. } => {
-                Some("try `sinfo`; on a machine that is no part of a cluster use `mpirun exuvia run JOB`")
+                Some("try `sinfo`; on a machine outside a cluster, use `exuvia run --ranks N JOB`")
             }
-            SlurmError::NoPmi { .. } => Some("start ranks with mpirun in a script like slurm/mpirun.sbatch"),
-            SlurmError::Array { .. } => Some("write for example 0-15, 1,3,7 or 0-99:10%4"),
-            SlurmError::Record { .. } => Some("remove it if you do not need it"),
+            SlurmError::NoPmi { .. } => Some("start the ranks with mpirun in a script such as slurm/mpirun.sbatch"),
+            SlurmError::Array { .. } => Some("use the format 0-15, 1,3,7 or 0-99:10%4"),
+            SlurmError::Record { .. } => Some("remove the file if you do not need it"),
             _ => None,
         }
     }
 
-    /// Whether the machine is at fault, and not what was asked for.
+    /// Returns whether the machine causes the error, and not the request.
     pub fn is_environment(&self) -> bool {
         use SlurmError::*;
         matches!(self, Missing { .. } | Start { .. } | Unreachable { .. } | NoPmi { .. })

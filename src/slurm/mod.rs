@@ -1,8 +1,8 @@
-//! Jobs under Slurm: batch scripts, the records that submissions leave, and what Slurm says of them.
+//! Jobs under Slurm: batch scripts, records of submissions, and the states of jobs.
 //!
 //! Starts `sbatch`, `squeue`, `sacct`, `scontrol`, `scancel`, `sinfo` and `srun`, and nothing else does. Refuses
 //! to do: reading `SLURM_*` (that is `topology`), checking jobs, printing.
-//! Invariant: everything Slurm says is read from formats that were asked for field by field, never from its tables.
+//! Invariant: the output of Slurm is requested field by field; its tables for people are never parsed.
 
 mod error;
 mod program;
@@ -21,11 +21,11 @@ pub use units::{array_tasks, memory_bytes, time};
 
 use std::io::Write;
 
-/// Hands a batch script to Slurm and keeps it among the runs; returns the job's id.
+/// Submits a batch script to Slurm and keeps it with the runs; returns the job's id.
 pub fn submit(script: &Script<'_>) -> Result<String, SlurmError> {
     let failed = |source| SlurmError::Write { path: script.directory.to_owned(), source };
     std::fs::create_dir_all(script.directory).map_err(failed)?;
-    // Only sbatch knows by which id it will be called.
+    // The name of the script contains the id, which sbatch assigns.
     let mut file = tempfile::Builder::new().suffix(".sbatch").tempfile_in(script.directory).map_err(failed)?;
     file.write_all(script.render().as_bytes()).and_then(|()| file.flush()).map_err(failed)?;
     let said = program::output("sbatch", ["--parsable".as_ref(), file.path().as_os_str()])?;
@@ -34,7 +34,7 @@ pub fn submit(script: &Script<'_>) -> Result<String, SlurmError> {
     Ok(id)
 }
 
-/// Of `ID` or `ID;CLUSTER`.
+/// Parses `ID` or `ID;CLUSTER`.
 fn job_id(said: &str) -> Result<String, SlurmError> {
     let id = said.trim().split(';').next().unwrap_or_default();
     match !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -43,7 +43,7 @@ fn job_id(said: &str) -> Result<String, SlurmError> {
     }
 }
 
-/// Fails where nothing can be submitted, or where `srun` cannot start ranks of an MPI library that wants this PMI.
+/// Checks that jobs can be submitted, and that `srun` can start ranks with this PMI.
 pub fn check(pmi: &str) -> Result<(), SlurmError> {
     program::output("sbatch", ["--version"])?;
     let said = program::output("srun", ["--mpi=list"])?;
@@ -53,7 +53,7 @@ pub fn check(pmi: &str) -> Result<(), SlurmError> {
     }
 }
 
-/// Memory of the smallest node of a partition, the default one if none is named; `None` where Slurm does not say.
+/// Returns the memory of the smallest node of a partition, or of the default partition; `None` if Slurm does not report it.
 pub fn node_memory_bytes(partition: Option<&str>) -> Option<u64> {
     let said = program::output("sinfo", ["--noheader", "--format=%P %m"]).ok()?;
     smallest_node_bytes(&said, partition)
@@ -63,7 +63,7 @@ fn smallest_node_bytes(said: &str, partition: Option<&str>) -> Option<u64> {
     let of_line = |line: &str| {
         let (name, megabytes) = line.split_once(' ')?;
         let (name, default) = name.strip_suffix('*').map_or((name, false), |name| (name, true));
-        // `8000+`: some have more.
+        // `8000+` means that some nodes have more.
         let megabytes: u64 = megabytes.trim().trim_end_matches('+').parse().ok()?;
         partition.map_or(default, |wanted| wanted.split(',').any(|one| one == name)).then_some(megabytes << 20)
     };

@@ -4,10 +4,10 @@ use std::process::{Command, Stdio};
 
 use crate::slurm::error::SlurmError;
 
-/// What all of Slurm's programs say where it is installed, but not configured or not running.
-const NOBODY: [&str; 3] = ["configuration source", "unable to contact slurm controller", "connect failure"];
+/// The messages of Slurm's programs if it is not configured or not running.
+const UNREACHABLE: [&str; 3] = ["configuration source", "unable to contact slurm controller", "connect failure"];
 
-/// Runs one of Slurm's programs to its end; returns what it wrote to its standard output.
+/// Runs one of Slurm's programs; returns its standard output.
 pub(super) fn output<A: AsRef<OsStr>>(
     program: &'static str,
     arguments: impl IntoIterator<Item = A>,
@@ -19,7 +19,7 @@ pub(super) fn output<A: AsRef<OsStr>>(
     })?;
     if !output.status.success() {
         let message = complaint(program, &output.stderr);
-        let nobody = NOBODY.iter().any(|words| message.to_ascii_lowercase().contains(words));
+        let nobody = UNREACHABLE.iter().any(|words| message.to_ascii_lowercase().contains(words));
         return Err(match nobody {
             true => SlurmError::Unreachable { program, message },
             false => SlurmError::Refused { program, message },
@@ -28,13 +28,13 @@ pub(super) fn output<A: AsRef<OsStr>>(
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// What a program complained of, on one line and without its own name before each.
+/// The error messages of a program, on one line and without its name.
 fn complaint(program: &str, stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let prefix = format!("{program}: error: ");
     let lines = text.lines().map(|line| line.strip_prefix(&prefix).unwrap_or(line).trim());
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
-    if lines.is_empty() { "it does not say why".to_owned() } else { lines.join("; ") }
+    if lines.is_empty() { "no error message".to_owned() } else { lines.join("; ") }
 }
 
 #[cfg(test)]
@@ -47,7 +47,7 @@ mod tests {
             b"sbatch: error: Memory specification can not be satisfied\nsbatch: error: Batch job submission failed\n";
         let expected = "Memory specification can not be satisfied; Batch job submission failed";
         assert_eq!(complaint("sbatch", said), expected);
-        assert_eq!(complaint("sbatch", b"\n"), "it does not say why");
+        assert_eq!(complaint("sbatch", b"\n"), "no error message");
     }
 
     #[test]

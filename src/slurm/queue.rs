@@ -2,15 +2,15 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::program::output;
 use crate::slurm::error::SlurmError;
+use crate::slurm::program::output;
 
-/// Fields of a line, the name last: it alone may contain the separator.
+/// The fields of a line. The name is last, since only it may contain the separator.
 const SQUEUE_FIELDS: &str =
     "--Format=JobArrayID:0|,State:0|,exit_code:0|,TimeUsed:0|,TimeLimit:0|,ReasonList:0|,Name:0";
 const SACCT_FIELDS: &str = "--format=JobID,State,ExitCode,Elapsed,Timelimit,NodeList,JobName";
 
-/// States that a job never leaves; all others (there are many) are of jobs that wait, run or are about to end.
+/// The final states. In all other states, jobs wait, run or are about to end.
 const FINAL: [&str; 10] = [
     "BOOT_FAIL",
     "CANCELLED",
@@ -24,26 +24,26 @@ const FINAL: [&str; 10] = [
     "TIMEOUT",
 ];
 
-/// What Slurm says of a job, or of a task of an array.
+/// The state of a job, or of a task of an array.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct State {
-    /// `17`; `17_3` for a task; `17_[4-9]` for tasks that wait together.
+    /// `17`, `17_3` for a task, or `17_[4-9]` for waiting tasks.
     pub id: String,
     pub name: String,
-    /// In Slurm's words: `PENDING`, `RUNNING`, `COMPLETED`, ...
+    /// Slurm's name of the state: `PENDING`, `RUNNING`, `COMPLETED`, ...
     pub state: String,
-    /// Of the script, once it has ended.
+    /// The exit code of the script after its end.
     pub exit_code: Option<u32>,
-    /// What ended it, if a signal did.
+    /// The signal that ended the script, if any.
     pub signal: Option<u32>,
     pub time_used: String,
     pub time_limit: String,
-    /// The nodes, or in parentheses why it waits.
+    /// The nodes, or in parentheses the reason why the job waits.
     pub place: String,
 }
 
 impl State {
-    /// Whether the job is waiting or running.
+    /// Returns whether the job is waiting or running.
     pub fn is_active(&self) -> bool {
         !FINAL.contains(&self.state.as_str())
     }
@@ -54,14 +54,14 @@ impl State {
     }
 }
 
-/// All jobs of this user that the controller remembers: those that wait or run, and for a few minutes those that ended.
+/// Returns all jobs of this user that the controller knows: waiting and running ones, and for a few minutes those that ended.
 pub fn queue() -> Result<Vec<State>, SlurmError> {
     let user = format!("--user={}", rustix::process::getuid().as_raw());
     let said = output("squeue", ["--noheader", "--states=all", &user, SQUEUE_FIELDS])?;
     read("squeue", &said, wait_status)
 }
 
-/// Exit code and signal, from what wait(2) gives.
+/// Exit code and signal, from the status of wait(2).
 fn wait_status(exit: &str) -> Option<(u32, u32)> {
     let status: u32 = exit.parse().ok()?;
     Some((status >> 8 & 0xff, status & 0x7f))
@@ -73,7 +73,7 @@ fn code_and_signal(exit: &str) -> Option<(u32, u32)> {
     Some((code.parse().ok()?, signal.parse().ok()?))
 }
 
-/// What can be learnt of these jobs, from the controller and, where there are any, from the accounts.
+/// Returns the states of these jobs, from the controller and from the accounting data, if there is any.
 pub fn states(ids: &[String]) -> Result<Vec<State>, SlurmError> {
     let mut found: Vec<State> =
         queue()?.into_iter().filter(|state| ids.iter().any(|id| id == state.job_id())).collect();
@@ -82,7 +82,7 @@ pub fn states(ids: &[String]) -> Result<Vec<State>, SlurmError> {
     if !rest.is_empty() {
         let jobs = format!("--jobs={}", rest.join(","));
         let ask = |source| output("sacct", [source, "--noheader", "--parsable2", &jobs, SACCT_FIELDS]);
-        // Without a data base there may still be a file of completed jobs; where neither is, nothing is known.
+        // Without a database, there may be a file of completed jobs; without both, the job is unknown.
         let said = ask("--allocations").or_else(|_| ask("--completion"));
         found.extend(read("sacct", &said.unwrap_or_default(), code_and_signal)?);
     }
@@ -94,7 +94,7 @@ pub fn cancel(ids: &[String]) -> Result<(), SlurmError> {
     output("scancel", ids).map(drop)
 }
 
-/// Where a job that the controller remembers writes its log.
+/// Returns the log file of a job that the controller knows.
 pub fn log_file(id: &str) -> Result<Option<PathBuf>, SlurmError> {
     let said = output("scontrol", ["show", "job", id])?;
     Ok(said.lines().find_map(|line| line.trim().strip_prefix("StdOut=")).map(PathBuf::from))

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::slurm::error::SlurmError;
 use crate::slurm::script::TASK_PLACE;
 
-/// What `submit` leaves beside the script: which job became which of Slurm's, and where it writes. Slurm forgets finished
-/// jobs, after minutes where it keeps no accounts.
+/// The record of a submission, beside its script: the job, its Slurm id and its files. Slurm forgets finished jobs after minutes if
+/// it has no accounting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     pub schema: u32,
@@ -22,7 +22,7 @@ pub struct Record {
     /// RFC 3339, UTC.
     pub submitted: String,
     pub script: PathBuf,
-    /// With [`TASK_PLACE`], if it is an array.
+    /// Contains [`TASK_PLACE`] for an array.
     pub log: PathBuf,
     pub report: PathBuf,
     pub outputs: Vec<PathBuf>,
@@ -33,7 +33,7 @@ impl Record {
     pub fn write(&self) -> Result<(), SlurmError> {
         let path = self.script.with_extension("json");
         let write = || -> std::io::Result<()> {
-            // Whole or not at all, and through no link that stands there.
+            // The record is written atomically, and a link in its place is not followed.
             let folder = path.parent().unwrap_or(Path::new("."));
             let permissions = std::fs::Permissions::from_mode(0o666);
             let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(folder)?;
@@ -45,12 +45,12 @@ impl Record {
         write().map_err(|source| SlurmError::Write { path: path.clone(), source })
     }
 
-    /// Whether `id` is the job or a task of it.
+    /// Returns whether `id` is the job or one of its tasks.
     pub fn is(&self, id: &str) -> bool {
         id.split('_').next() == Some(self.id.as_str())
     }
 
-    /// The logs that are there, each with the id of its job or task.
+    /// The existing logs, each with the id of its job or task.
     pub fn logs(&self) -> Vec<(String, PathBuf)> {
         let pattern = self.log.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some((before, after)) = pattern.split_once(TASK_PLACE).filter(|_| self.array.is_some()) else {
@@ -69,7 +69,7 @@ impl Record {
     }
 }
 
-/// The records in a folder, in the order of their submission; none, if there is no such folder.
+/// Reads the records in a folder, in the order of submission; a missing folder has none.
 pub fn records(directory: &Path) -> Result<Vec<Record>, SlurmError> {
     let failed =
         |path: &Path, source: std::io::Error| SlurmError::Record { path: path.to_owned(), source: source.into() };
@@ -80,7 +80,7 @@ pub fn records(directory: &Path) -> Result<Vec<Record>, SlurmError> {
     };
     let mut records = Vec::new();
     for path in entries.flatten().map(|entry| entry.path()) {
-        // NAME-ID.json, not NAME-ID.report.json
+        // NAME-ID.json is a record; NAME-ID.report.json is not.
         let is_record = path.extension().is_some_and(|extension| extension == "json")
             && path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|stem| !stem.ends_with(".report"));
         if is_record {

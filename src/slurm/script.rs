@@ -2,12 +2,12 @@ use std::path::{Path, PathBuf};
 
 use shlex::Quoter;
 
-/// What stands for the number of an array task in the path of a job, as in Slurm's own file names.
+/// The placeholder for the number of an array task in paths, as in Slurm's own file names.
 pub const TASK_PLACE: &str = "%a";
 
 const TEMPLATE: &str = include_str!("../../slurm/submit.sbatch");
 
-/// Ranks that stopped early, as they do on `--signal`, go on when there are nodes again.
+/// The script requeues ranks that stopped early, as they do on `--signal`.
 const REQUEUE: &str = "\
 code=$?
 # 75: it stopped early, and running again continues.
@@ -15,41 +15,41 @@ code=$?
 exit $code
 ";
 
-/// A batch script to be.
+/// The parameters of a batch script.
 #[derive(Clone, Debug)]
 pub struct Script<'a> {
     pub name: &'a str,
-    /// Where logs and reports go.
+    /// The folder of logs and reports.
     pub directory: &'a Path,
-    /// For `#SBATCH`, as asked for.
+    /// The options for `#SBATCH`.
     pub options: Vec<String>,
     pub is_array: bool,
-    /// What Slurm sends before the time is over: `SIGNAL@SECONDS`.
+    /// The signal before the time limit: `SIGNAL@SECONDS`.
     pub signal: &'a str,
-    /// How `srun` talks to the MPI library.
+    /// The PMI that `srun` offers to the MPI library.
     pub pmi: &'a str,
     pub cpus_per_task: Option<u32>,
     pub requeue: bool,
     pub exuvia: &'a Path,
-    /// Of `exuvia run`, apart from the job.
+    /// The arguments of `exuvia run`, except the job.
     pub arguments: &'a [String],
-    /// With [`TASK_PLACE`] in it if [`Script::is_array`].
+    /// Contains [`TASK_PLACE`] if [`Script::is_array`].
     pub job: &'a Path,
 }
 
 impl Script<'_> {
-    /// Log and report of the job that gets this id, of an array with [`TASK_PLACE`] for the task.
+    /// The log and the report of the job with this id; for an array, with [`TASK_PLACE`] for the task.
     pub fn files(&self, id: &str) -> [PathBuf; 2] {
         let stem = self.stem(id, if self.is_array { TASK_PLACE } else { "" });
         [".log", ".report.json"].map(|suffix| self.directory.join(format!("{stem}{suffix}")))
     }
 
-    /// Where the script itself is kept.
+    /// The path of the script.
     pub fn file(&self, id: &str) -> PathBuf {
         self.directory.join(format!("{}-{id}.sbatch", file_name(self.name)))
     }
 
-    /// The text for `sbatch`.
+    /// Renders the script.
     pub fn render(&self) -> String {
         let directory = self.directory.display().to_string().replace('%', "%%");
         let log = match self.is_array {
@@ -76,13 +76,13 @@ impl Script<'_> {
             ("@signal@", quote(self.signal)),
             ("@options@\n", options.iter().map(|line| format!("{line}\n")).collect()),
             ("@pmi@", self.pmi.to_owned()),
-            // A step does not inherit it from the job since Slurm 22.05.
+            // Since Slurm 22.05, a step does not inherit this option from the job.
             ("@step_options@ ", self.cpus_per_task.map_or(String::new(), |cpus| format!("--cpus-per-task={cpus} "))),
             ("@exuvia@", quote(&self.exuvia.display().to_string())),
             ("@arguments@", arguments.collect::<Vec<_>>().join(" ")),
             ("@requeue@\n", if self.requeue { REQUEUE.to_owned() } else { String::new() }),
         ];
-        // Each place once, from the end of the text on: what was filled in is never taken for a place.
+        // Placeholders are replaced from the end of the text on, so that inserted text is never searched.
         let mut text = TEMPLATE.to_owned();
         let places = filled.iter().filter_map(|(place, with)| Some((TEMPLATE.find(place)?, place.len(), with)));
         let mut places: Vec<_> = places.collect();
@@ -99,13 +99,12 @@ impl Script<'_> {
     }
 }
 
-/// A name of a job, as a part of names of files.
+/// The name of a job as part of file names.
 fn file_name(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect()
 }
 
-/// As one word, for bash and for `#SBATCH` alike; bare where both take it so. NUL, which no argument of a program has, would
-/// be left out.
+/// Quotes a word for both bash and `#SBATCH`, if needed. NUL, which no program argument contains, is left out.
 fn quote(text: &str) -> String {
     if !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c)) {
         return text.to_owned();

@@ -1,33 +1,33 @@
 use std::ffi::OsStr;
 use std::process::Command;
 
-/// Ranks to be started inside an allocation, as `slurm/run.sbatch` does.
+/// Ranks to start inside an allocation, as in `slurm/run.sbatch`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step<'a> {
     pub ranks: u32,
-    /// On each node, nodes one after another.
+    /// The number of ranks per node; nodes are filled one after another.
     pub per_node: u32,
-    /// Of each rank.
+    /// The number of threads per rank.
     pub threads: u32,
-    /// More of them on a node than it has CPUs.
+    /// Whether a node gets more threads than it has CPUs.
     pub overcommit: bool,
-    /// How `srun` talks to the MPI library.
+    /// The PMI that `srun` offers to the MPI library.
     pub pmi: &'a str,
 }
 
 impl Step<'_> {
-    /// `srun` for this program, whose arguments follow.
+    /// Returns the `srun` command for this program, without its arguments.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let nodes = self.ranks.div_ceil(self.per_node.max(1));
         let mut command = Command::new("srun");
-        // -K1: when one rank dies, the others are ended.
+        // -K1 ends the other ranks when one fails.
         command.args(["-K1", &format!("--mpi={}", self.pmi)]);
         command.args([format!("--nodes={nodes}"), format!("--ntasks={}", self.ranks)]);
         command.args([format!("--ntasks-per-node={}", self.per_node), format!("--cpus-per-task={}", self.threads)]);
         if self.overcommit {
             command.arg("--overcommit");
         }
-        // Which CPUs a rank may use is for Slurm to say, not for the MPI library; and ranks that wait give way.
+        // Slurm binds ranks to CPUs, not the MPI library, and waiting ranks yield.
         command.env("OMPI_MCA_hwloc_base_binding_policy", "none").env("OMPI_MCA_mpi_yield_when_idle", "1");
         command.arg(program);
         command

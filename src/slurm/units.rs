@@ -1,4 +1,4 @@
-//! Slurm's ways to write times, memory and lists of array tasks.
+//! Slurm's formats of times, memory sizes and lists of array tasks.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub fn time(text: &str) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-/// `4G`, `500M`, or a number of MiB; `None` for 0, which is all memory of a node, and for what is no size.
+/// `4G`, `500M`, or a number of MiB; `None` for 0, which means all memory of a node, and for invalid sizes.
 pub fn memory_bytes(text: &str) -> Option<u64> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let shift = match text[end..].to_ascii_uppercase().trim_end_matches('B') {

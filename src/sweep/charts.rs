@@ -1,4 +1,4 @@
-//! The charts of a sweep. Each says what it is compared with, and which of its points are oversubscribed.
+//! The charts of a sweep. Each names its baseline and marks oversubscribed points.
 
 use std::collections::BTreeSet;
 
@@ -9,48 +9,52 @@ use super::Point;
 use crate::report::html::charts::{self, Axis, Bar, COLOURS, bars, key};
 use crate::report::html::lines::{Mark, Series, Style, lines};
 use crate::report::html::page::Page;
-use crate::sweep::statistics::{Figures, Metg, MetgOf, Rate, Row, Spread};
-use crate::sweep::timeline::Load;
+use crate::sweep::statistics::{Metg, MetgOf, Rate, Row, Spread, SweepStatistics};
+use crate::sweep::timeline::WorkerLoad;
+use crate::text;
 
-/// How many settings have a timeline.
+/// The most settings that have a timeline.
 const TIMELINES: usize = 48;
-/// Steps that it is drawn in.
+/// The number of intervals of a timeline.
 const STEPS: f64 = 6.0;
 const TIERS: [(&str, RGBColor); 2] = [("baseline code", COLOURS[1]), ("optimized code", COLOURS[0])];
-/// From this size on bandwidth is measured, more than latency.
+/// The size from which bandwidth matters more than latency.
 const LARGE_BYTES: u64 = 64 << 20;
-/// Colour of lines that are no measurement.
+/// The colour of lines that are not measured.
 const IDEAL: usize = 6;
 
-/// What the charts are drawn from.
+/// The data of the charts.
 pub(super) struct SweepCharts<'a> {
-    pub figures: &'a Figures,
+    pub figures: &'a SweepStatistics,
     pub cores: u32,
 }
 
 impl SweepCharts<'_> {
-    /// What a chart shows, compared with what; and which of its points are of more threads than there are cores.
-    fn heading(&self, page: &mut Page, what: &str) -> String {
-        self.heading_with(page, what, "hollow")
+    /// Adds the heading of a chart with a note on oversubscribed points; returns the title.
+    fn heading(&self, page: &mut Page, title: &str) -> String {
+        self.heading_with(page, title, "hollow")
     }
 
-    /// The same, where those points look `so`.
-    fn heading_with(&self, page: &mut Page, what: &str, so: &str) -> String {
+    /// Like `heading`, where `look` describes oversubscribed points.
+    fn heading_with(&self, page: &mut Page, title: &str, look: &str) -> String {
         let rows = &self.figures.rows;
         let some = rows.iter().any(|row| row.oversubscribed);
         let title = match some {
-            true => format!("{what} ({so}: oversubscribed)"),
-            false => what.to_owned(),
+            true => format!("{title} ({look}: oversubscribed)"),
+            false => title.to_owned(),
         };
         page.heading(&title);
         page.light(&match some {
-            true => format!("What is {so} is oversubscribed: more threads than the {} cores of a node.", self.cores),
-            false => "No run was oversubscribed: every thread had a core of its own.".to_owned(),
+            true => format!(
+                "Marks that are {look} are oversubscribed: more threads than the {} cores of a node.",
+                self.cores
+            ),
+            false => "No run was oversubscribed: every thread had its own core.".to_owned(),
         });
         title
     }
 
-    /// A line for each number of threads, of what `y` says.
+    /// A line of `y` for each number of threads.
     fn by_workers(&self, name: &str, colour: usize, y: impl Fn(&Row) -> Option<Spread>) -> Vec<Series> {
         let threads: BTreeSet<u32> = self.figures.rows.iter().map(|row| row.setting.threads).collect();
         let several = threads.len() > 1;
@@ -58,14 +62,15 @@ impl SweepCharts<'_> {
             let rows = self.figures.rows.iter().filter(|row| row.setting.threads == threads);
             let points =
                 rows.filter_map(|row| Some(mark(f64::from(row.workers), y(row)?, row.oversubscribed))).collect();
-            let each = if several { format!(", {threads} thread(s) each") } else { String::new() };
+            let each =
+                if several { format!(", {} each", text::count(u64::from(threads), "thread")) } else { String::new() };
             let colour = COLOURS[(colour + number) % IDEAL];
             Series { name: format!("{name}{each}"), points, colour, style: Style::Marked }
         };
         threads.into_iter().enumerate().map(series).collect()
     }
 
-    /// The axis of workers, and what is along it.
+    /// The ticks of the axis of workers.
     fn workers(&self) -> Vec<f64> {
         let workers: BTreeSet<u32> = self.figures.rows.iter().map(|row| row.workers).collect();
         workers.into_iter().map(f64::from).collect()
@@ -96,7 +101,7 @@ impl SweepCharts<'_> {
     }
 
     pub fn speed_up(&self, page: &mut Page) {
-        let title = self.heading(page, &format!("Speed-up over {}", self.figures.baseline));
+        let title = self.heading(page, &format!("Speed-up relative to {}", self.figures.baseline));
         let workers = self.workers();
         let base = workers.first().copied().unwrap_or(1.0);
         let mut series = vec![dashed("ideal", workers.iter().map(|at| (*at, at / base)))];
@@ -105,14 +110,14 @@ impl SweepCharts<'_> {
     }
 
     pub fn efficiency(&self, page: &mut Page) {
-        let title = self.heading(page, &format!("Efficiency over {}", self.figures.baseline));
+        let title = self.heading(page, &format!("Efficiency relative to {}", self.figures.baseline));
         let mut series = vec![dashed("ideal", self.workers().into_iter().map(|at| (at, 1.0)))];
         series.extend(self.by_workers("measured", 0, |row| row.efficiency));
         self.draw_by_workers(page, &title, ("efficiency", false), &series);
     }
 
     pub fn seconds(&self, page: &mut Page) {
-        let title = self.heading(page, &format!("Time, ideally that of {}", self.figures.baseline));
+        let title = self.heading(page, &format!("Time (ideal: that of {})", self.figures.baseline));
         let base = self.figures.rows.first().map_or(0.0, |row| row.seconds.median);
         let mut series = vec![dashed("ideal", self.workers().into_iter().map(|at| (at, base)))];
         series.extend(self.by_workers("measured", 0, |row| Some(row.seconds)));
@@ -120,7 +125,7 @@ impl SweepCharts<'_> {
     }
 
     pub fn bytes(&self, page: &mut Page) {
-        let title = self.heading(page, "Bytes moved between ranks, over the least that must move");
+        let title = self.heading(page, "Bytes moved between ranks, relative to the minimum");
         page.light(
             "The bound is that of the plan: the least that any division into as many boxes could move, with every input where it \
              is needed. Baseline: that bound.",
@@ -140,12 +145,12 @@ impl SweepCharts<'_> {
     }
 
     pub fn rates(&self, page: &mut Page, what: &str, rate: impl Fn(&Row) -> Option<Rate>) {
-        let title = self.heading(page, &format!("{what}, beside one plain stream"));
+        let title = self.heading(page, &format!("{what}, compared with one plain stream"));
         let bytes = self.figures.rows.iter().filter_map(&rate).map(|rate| rate.bytes).max();
-        let Some(bytes) = bytes else { return page.light("There was nothing to be done.") };
-        page.line(&format!("{} in each run. Baseline: one plain stream of as many bytes.", ByteSize(bytes)));
+        let Some(bytes) = bytes else { return page.light("There was no data.") };
+        page.line(&format!("{} in each run. Baseline: one plain stream of the same number of bytes.", ByteSize(bytes)));
         if bytes < LARGE_BYTES {
-            page.light("So few bytes show how long it takes to begin, rather than bandwidth.");
+            page.light("This size measures latency rather than bandwidth.");
         }
         let most = self
             .figures
@@ -164,19 +169,16 @@ impl SweepCharts<'_> {
     }
 
     pub fn metg(&self, page: &mut Page) {
-        let title = self.heading(page, &format!("Efficiency by granularity, over {}", self.figures.baseline));
+        let title = self.heading(page, &format!("Efficiency by granularity, relative to {}", self.figures.baseline));
         for MetgOf { ranks, threads, metg } in &self.figures.metg {
-            page.line(&format!("METG(50 %) on {ranks} x {threads}: {}.", metg.in_words()));
+            page.line(&format!("METG(50 %) on {ranks} x {threads}: {}.", metg.describe()));
         }
         let rows = || self.figures.rows.iter().filter_map(|row| Some((row, row.task_us?, row.efficiency?)));
         let (least, most) = rows()
             .fold((f64::INFINITY, 0.0f64), |(least, most), (_, us, _)| (least.min(us.median), most.max(us.median)));
         let powers = (least.max(1e-3).log10().floor() as i32)..=(most.max(1e-3).log10().ceil() as i32);
         let ticks: Vec<f64> = powers.map(|power| 10f64.powi(power)).collect();
-        let x = Axis {
-            title: "granularity: microseconds of a worker for each task",
-            ..logarithmic(&ticks, &|at| format!("{at}"))
-        };
+        let x = Axis { title: "granularity: microseconds per task", ..logarithmic(&ticks, &|at| format!("{at}")) };
         let top = rows().map(|(_, _, efficiency)| efficiency.max).fold(1.0, f64::max);
         let y = Axis {
             title: "efficiency",
@@ -214,13 +216,11 @@ impl SweepCharts<'_> {
     }
 
     pub fn tiers(&self, page: &mut Page) {
-        let title = self.heading_with(page, &format!("Time, over {}", self.figures.baseline), "thin");
-        page.light(
-            "Seconds from the start of the program; black lines: the least and the most. On the right: speed-up.",
-        );
+        let title = self.heading_with(page, &format!("Time, relative to {}", self.figures.baseline), "thin");
+        page.light("Seconds from the start of the program; black lines: minimum and maximum. On the right: speed-up.");
         let most = self.figures.rows.iter().map(|row| row.seconds.max).fold(0.0, f64::max);
         let row = |row: &Row| charts::Row {
-            name: in_short(row),
+            name: label(row),
             bars: vec![Bar {
                 range: 0.0..row.seconds.median,
                 height: if row.oversubscribed { 0.0..0.3 } else { 0.0..1.0 },
@@ -232,7 +232,7 @@ impl SweepCharts<'_> {
         page.chart(&bars(&title, &of_seconds(most), true, &self.figures.rows.iter().map(row).collect::<Vec<_>>()));
     }
 
-    /// What workers ran over time, in the run of median length of each setting.
+    /// The tiers of the workers over time, in the median run of each setting.
     pub fn timelines(&self, page: &mut Page, points: &[Point]) {
         page.heading("Tiers over time");
         page.light(
@@ -248,7 +248,7 @@ impl SweepCharts<'_> {
             };
             let star = if row.oversubscribed { " *" } else { "" };
             rows.push(charts::Row {
-                name: format!("{}{star}", in_short(row)),
+                name: format!("{}{star}", label(row)),
                 bars: of_load(load, f64::from(row.workers)),
                 ..charts::Row::default()
             });
@@ -263,8 +263,8 @@ impl SweepCharts<'_> {
     }
 }
 
-/// Optimized code from below, baseline code on top of it.
-fn of_load(load: &Load, workers: f64) -> Vec<Bar> {
+/// Bars for optimized code, with baseline code on top.
+fn of_load(load: &WorkerLoad, workers: f64) -> Vec<Bar> {
     let step = |share: f64| (share.min(1.0) * STEPS).round() / STEPS;
     let shape =
         |(baseline, optimized): (&f64, &f64)| (step(optimized / workers), step((baseline + optimized) / workers));
@@ -308,19 +308,19 @@ fn dashed(name: &str, points: impl Iterator<Item = (f64, f64)>) -> Series {
     }
 }
 
-/// With labels where the ticks are, and room beside the outermost.
+/// A logarithmic axis with labels at the ticks and margins at both ends.
 fn logarithmic<'a>(ticks: &[f64], label: &'a dyn Fn(f64) -> String) -> Axis<'a> {
     let (first, last) = (ticks.first().copied().unwrap_or(1.0), ticks.last().copied().unwrap_or(1.0));
     Axis { title: "", range: first / 1.1..last * 1.1, logarithmic: true, ticks: ticks.to_vec(), label }
 }
 
-/// Of bytes, for numbers as large as this.
+/// The unit of bytes for numbers up to `most`.
 fn unit(most: f64) -> (f64, &'static str) {
     let units = [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     let found = units.into_iter().map(|(unit, name)| (unit as f64, name)).find(|(unit, _)| most >= *unit);
     found.unwrap_or((1.0, "bytes"))
 }
 
-fn in_short(row: &Row) -> String {
+fn label(row: &Row) -> String {
     format!("{}, {} x {}", row.setting.tier.name(), row.setting.ranks, row.setting.threads)
 }

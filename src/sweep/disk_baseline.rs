@@ -1,4 +1,4 @@
-//! What a file system gives to one plain stream, beside what a run made of it.
+//! The bandwidth of a plain sequential stream, as a baseline for the reads and writes of a run.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -12,47 +12,51 @@ use super::SweepError;
 
 const BLOCK_BYTES: u64 = 4 << 20;
 
-/// How long reading and writing took.
+/// The times of reading and writing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Disk {
-    /// In the run, of the rank that took longest.
+pub struct DiskTimes {
+    /// The time of the slowest rank of the run.
     pub read_ns: u64,
-    /// With the time until it was on disk.
+    /// Includes the time until the data is on disk.
     pub write_ns: u64,
-    /// As many bytes by one process, one block after another.
+    /// The time of one process that streams the same number of bytes.
     pub plain_read_ns: u64,
     pub plain_write_ns: u64,
 }
 
-impl Disk {
-    /// Writes as many bytes as the run did to a file of this name, until they are on disk, reads back as many as it read, and
-    /// removes the file.
-    pub fn measure(file: &Path, (read_ns, write_ns): (u64, u64), read: u64, written: u64) -> Result<Disk, SweepError> {
+impl DiskTimes {
+    /// Writes as many bytes to a file as the run did, reads as many bytes as the run did, and removes the file.
+    pub fn measure(
+        file: &Path,
+        (read_ns, write_ns): (u64, u64),
+        read: u64,
+        written: u64,
+    ) -> Result<DiskTimes, SweepError> {
         let measured = || -> std::io::Result<(u64, u64)> {
             let plain_write_ns = write(file, written)?;
-            // What is to be read has to be there.
+            // The file must be as long as the read.
             if read > written {
                 write(file, read)?;
             }
-            forget(file)?;
+            evict(file)?;
             Ok((self::read(file, read)?, plain_write_ns))
         };
         let times = measured().map_err(SweepError::io("measure writing and reading", file));
         let _ = std::fs::remove_file(file);
         let (plain_read_ns, plain_write_ns) = times?;
-        Ok(Disk { read_ns, write_ns, plain_read_ns, plain_write_ns })
+        Ok(DiskTimes { read_ns, write_ns, plain_read_ns, plain_write_ns })
     }
 }
 
-/// Asks the system to take a file out of the memory of this node, so that it is read from where it is.
-pub fn forget(file: &Path) -> std::io::Result<()> {
+/// Evicts a file from the page cache of this node.
+pub fn evict(file: &Path) -> std::io::Result<()> {
     let file = File::open(file)?;
     file.sync_all()?;
     Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
 }
 
 fn write(path: &Path, bytes: u64) -> std::io::Result<u64> {
-    // Nothing that could be compressed on its way.
+    // Random bytes, which file systems cannot compress.
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let random = || {
         state ^= state << 13;

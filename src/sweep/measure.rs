@@ -1,88 +1,88 @@
-//! One run of a sweep: prepared, started, and made a point of.
+//! One run of a sweep: its preparation, its start and its point.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Identity, Kind, Point, Setting, SweepError};
+use super::{Point, Setting, SweepError, SweepIdentity, SweepKind};
 use crate::exec::Signal;
 use crate::exec::{TierPolicy, layouts};
 use crate::job::Job;
 use crate::plan::{Machine, plan};
 use crate::report::{FileTimes, Report, Timeline};
-use crate::sweep::disk_baseline::{Disk, forget};
-use crate::sweep::runner::Launcher;
-use crate::sweep::runner::{Work, start_and_await};
-use crate::sweep::timeline::Load;
+use crate::sweep::disk_baseline::{DiskTimes, evict};
+use crate::sweep::runner::RankLauncher;
+use crate::sweep::runner::{RunSpec, start_and_await};
+use crate::sweep::timeline::WorkerLoad;
 use crate::sweep::variant::Variant;
-use crate::sweep::weak_scaling::Growth;
+use crate::sweep::weak_scaling::JobGrowth;
 
-/// What all runs of a sweep have in common.
+/// The state that all runs of a sweep share.
 #[derive(Debug)]
-pub struct Bench {
-    pub kind: Kind,
-    pub identity: Identity,
-    pub launcher: Launcher,
+pub struct Sweep {
+    pub kind: SweepKind,
+    pub identity: SweepIdentity,
+    pub launcher: RankLauncher,
     pub exuvia: PathBuf,
     pub variant: Variant,
-    pub growth: Option<Growth>,
-    /// Memory of a node that plans may use.
+    pub growth: Option<JobGrowth>,
+    /// The memory of a node that plans may use.
     pub memory_bytes: u64,
-    /// Asks the sweep to end.
+    /// Set by a signal that ends the sweep.
     pub signal: Signal,
-    /// Runs so far.
+    /// The number of runs so far.
     pub measured: u32,
 }
 
-impl Bench {
-    /// A run that is no point: leaves optimized code, what tasks cost and files in caches. False if it was ended.
+impl Sweep {
+    /// Runs the job once to fill the caches of code, task costs and files. Returns false if it was interrupted.
     pub fn warm_up(&mut self, setting: Setting) -> Result<bool, SweepError> {
         let tier = if setting.tier == TierPolicy::Baseline { TierPolicy::Baseline } else { TierPolicy::Optimized };
         let setting = Setting { tier, size: 1, task_slices: None, ..setting };
         Ok(self.run(setting, &self.place("cache"), false)?.is_some())
     }
 
-    /// A point; none if the run was ended.
+    /// Measures a point; returns `None` if the run was interrupted.
     pub fn measure(&mut self, setting: Setting, repetition: u32) -> Result<Option<Point>, SweepError> {
         let cache = match self.kind {
-            // Never one that was there: a compiler that a run has left behind may still be about to write to it.
-            Kind::Tiers => self.place(&format!("cold-{}", self.measured)),
+            // A new cache for each run: a compiler left behind by an earlier run may still write to its cache.
+            SweepKind::Tiers => self.place(&format!("cold-{}", self.measured)),
             _ => self.place("cache"),
         };
         self.measured += 1;
-        if self.kind == Kind::Io {
+        if self.kind == SweepKind::Io {
             for input in self.variant.inputs() {
-                forget(input).map_err(SweepError::io("read", input))?;
+                evict(input).map_err(SweepError::io("read", input))?;
             }
         }
-        let traced = matches!(self.kind, Kind::Tiers | Kind::Io);
+        let traced = matches!(self.kind, SweepKind::Tiers | SweepKind::Io);
         let Some(took) = self.run(setting, &cache, traced)? else { return Ok(None) };
         let file = self.place(REPORT);
         let report: Report = parse(&file, |text| serde_json::from_slice(text))?;
-        // Its time would be that of something else.
+        // The time would not be that of a complete, undisturbed run.
         if !report.deaths.is_empty() || report.resumed_bytes > 0 {
-            return Err(SweepError::Died);
+            return Err(SweepError::RankFailed);
         }
         let point = Point::new((self.kind, &self.identity), (setting, repetition), &report, took.as_nanos() as u64);
         let (mut disk, mut load) = (None, None);
         let trace = self.place(TRACE);
         match self.kind {
-            Kind::Tiers => load = Some(Load::of(&parse(&trace, Timeline::read)?)),
-            Kind::Io => {
+            SweepKind::Tiers => load = Some(WorkerLoad::of(&parse(&trace, Timeline::read)?)),
+            SweepKind::Io => {
                 let times: FileTimes = parse(&trace, FileTimes::read)?;
                 let (read, written) = (point.read_bytes, point.written_bytes);
-                disk = Some(Disk::measure(&self.place("plain"), (times.read_ns, times.write_ns), read, written)?);
+                disk = Some(DiskTimes::measure(&self.place("plain"), (times.read_ns, times.write_ns), read, written)?);
             }
             _ => {}
         }
         Ok(Some(Point { disk, load, least_moved_bytes: self.least_moved_bytes(&report), ..point }))
     }
 
-    /// Returns how long it took.
+    /// Runs the job; returns its time, or `None` if it was interrupted.
     fn run(&mut self, setting: Setting, cache: &Path, traced: bool) -> Result<Option<Duration>, SweepError> {
         let job = self.variant.write(self.growth.as_ref(), setting.size)?;
         let (report, trace) = (self.place(REPORT), self.place(TRACE));
-        let work = Work {
+        let work = RunSpec {
             exuvia: &self.exuvia,
             launcher: &self.launcher,
             job: &job,

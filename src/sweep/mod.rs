@@ -1,9 +1,9 @@
-//! Sweeps: one job run again and again, in settings that differ in one thing; what each run was like is a line on disk as
-//! soon as it has ended, and a sweep that was interrupted goes on with those that are missing.
+//! Sweeps: repeated runs of one job in settings that differ in one parameter. Each run becomes a line in a file as soon as it has
+//! ended, and an interrupted sweep continues with the missing runs.
 //!
 //! Starts `exuvia run` and nothing else. Refuses to do: measuring (runs measure themselves, in their reports), printing.
-//! Invariant: points of one file are comparable: same job, kernels, program, CPU, launcher and options; a file with others is
-//! refused, never mixed.
+//! Invariant: the points of one file are comparable: same job, kernels, program, CPU, launcher and options. A file with other
+//! points is refused.
 
 mod charts;
 mod disk_baseline;
@@ -18,16 +18,16 @@ mod timeline;
 mod variant;
 mod weak_scaling;
 
-pub use disk_baseline::Disk;
-pub use measure::Bench;
+pub use disk_baseline::DiskTimes;
+pub use measure::Sweep;
 pub use order::remaining;
 pub use page::page;
-pub use point_log::Log;
-pub use runner::Launcher;
-pub use statistics::{Figures, Metg, MetgOf, Rate, Row, Spread, figures};
-pub use timeline::Load;
+pub use point_log::PointLog;
+pub use runner::RankLauncher;
+pub use statistics::{Metg, MetgOf, Rate, Row, Spread, SweepStatistics, figures};
+pub use timeline::WorkerLoad;
 pub use variant::Variant;
-pub use weak_scaling::{Growth, growth};
+pub use weak_scaling::{JobGrowth, growth};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,67 +39,67 @@ use crate::job::JobError;
 use crate::report::Report;
 use crate::store::StoreError;
 
-/// What is swept.
+/// The parameter that a sweep varies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum SweepKind {
     /// Ranks and threads, on one job.
     Strong,
     /// Ranks and threads, on a job that grows with them.
     Weak,
-    /// Slices of a task.
+    /// The number of slices per task.
     Metg,
-    /// Which code kernels run on.
+    /// The compiler tier.
     Tiers,
-    /// Ranks, for what reading and writing take.
+    /// Ranks and threads, to measure input and output.
     Io,
 }
 
-impl Kind {
+impl SweepKind {
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Strong => "strong",
-            Kind::Weak => "weak",
-            Kind::Metg => "metg",
-            Kind::Tiers => "tiers",
-            Kind::Io => "io",
+            SweepKind::Strong => "strong",
+            SweepKind::Weak => "weak",
+            SweepKind::Metg => "metg",
+            SweepKind::Tiers => "tiers",
+            SweepKind::Io => "io",
         }
     }
 }
 
-/// What one run is made with.
+/// The parameters of one run.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Setting {
     pub ranks: u32,
-    /// Of each rank.
+    /// The number of threads per rank.
     pub threads: u32,
-    /// How many times as large the job is.
+    /// The factor by which the job has grown.
     pub size: u64,
-    /// Of every task, where the scheduler would choose.
+    /// The number of slices per task; `None` if the scheduler chooses.
     pub task_slices: Option<u64>,
     pub tier: TierPolicy,
 }
 
 impl Setting {
-    /// Of all ranks.
+    /// The number of worker threads of all ranks.
     pub fn workers(&self) -> u32 {
         self.ranks * self.threads
     }
 }
 
-/// What has to be the same for points to be comparable.
+/// The properties that comparable points share.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Identity {
-    /// Of the job file, its kernels and the layouts of its inputs.
+pub struct SweepIdentity {
+    /// Covers the job file, its kernels and the layouts of its inputs.
     pub job_hash: String,
-    /// Of the program.
+    /// Covers the executable.
     pub program_hash: String,
     pub cpu: String,
-    /// Of a node.
+    /// The cores of a node.
     pub cores: u32,
-    /// Who starts the ranks.
+    /// The launcher of the ranks.
     pub launcher: String,
-    /// Of `exuvia run`, beside those that are swept.
+    /// The options of `exuvia run` that the user set.
     pub options: Vec<String>,
     /// The index along which the job grows.
     pub index: Option<String>,
@@ -109,57 +109,57 @@ pub struct Identity {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Point {
     pub schema: u32,
-    pub sweep: Kind,
+    pub sweep: SweepKind,
     pub job: String,
     #[serde(flatten)]
-    pub identity: Identity,
+    pub identity: SweepIdentity,
     #[serde(flatten)]
     pub setting: Setting,
-    /// From 1 on.
+    /// Counts from 1.
     pub repetition: u32,
     pub ended: String,
-    /// Where the ranks were.
+    /// The hosts of the ranks.
     pub hosts: Vec<String>,
-    /// More threads than cores on some node.
+    /// Whether some node had more threads than cores.
     pub oversubscribed: bool,
-    /// Of the whole command, with the start of MPI and of the program.
+    /// The time of the whole command, including the start of MPI and of the program.
     pub command_ns: u64,
-    /// From the start of rank 0's process to the end of the last stage.
+    /// The time from the start of rank 0's process to the end of the last stage.
     pub wall_ns: u64,
-    /// From the beginning of the first stage to the end of the last, outputs published.
+    /// The time from the start of the first stage to the end of the last one, with outputs published.
     pub in_stages_ns: u64,
     pub first_task_ns: Option<u64>,
     pub baseline_tasks: u64,
     pub optimized_tasks: u64,
-    /// Inside kernels, of all workers together.
+    /// The time of all workers inside kernels.
     pub baseline_ns: u64,
     pub optimized_ns: u64,
     pub read_bytes: u64,
     pub written_bytes: u64,
     pub moved_bytes: u64,
-    /// The least that must move by the plan's bound; none where the plan of the job is not known here.
+    /// The plan's lower bound of moved bytes; `None` if the plan is not known here.
     pub least_moved_bytes: Option<u64>,
-    /// Of an `io` sweep.
-    pub disk: Option<Disk>,
-    /// Of a `tiers` sweep.
-    pub load: Option<Load>,
+    /// Set in an `io` sweep.
+    pub disk: Option<DiskTimes>,
+    /// Set in a `tiers` sweep.
+    pub load: Option<WorkerLoad>,
     pub versions: BTreeMap<String, String>,
 }
 
 impl Point {
-    /// Layout version that this build writes.
+    /// The schema version that this build writes.
     pub const SCHEMA: u32 = 1;
 
-    /// Of a run with this report, `command_ns` long.
+    /// Makes a point from the report of a run that took `command_ns`.
     pub fn new(
-        (sweep, identity): (Kind, &Identity),
+        (sweep, identity): (SweepKind, &SweepIdentity),
         (setting, repetition): (Setting, u32),
         report: &Report,
         command_ns: u64,
     ) -> Point {
         let totals = report.totals();
         let environment = &report.environment;
-        // Clocks of ranks begin with their processes: only those of rank 0 are told apart exactly.
+        // The clocks of ranks start with their processes: only times of rank 0 can be subtracted exactly.
         let began = |stages: &[crate::report::StageReport]| stages.iter().filter_map(|stage| stage.started_ns).min();
         let began = report.ranks.first().and_then(|rank| began(&rank.stages)).or_else(|| began(&report.stages));
         let mut hosts: Vec<String> = report.ranks.iter().map(|rank| rank.hostname.clone()).collect();
@@ -200,27 +200,27 @@ impl Point {
     }
 }
 
-/// Why a sweep cannot go on.
+/// An error that ends a sweep.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SweepError {
     #[error("cannot {what} {path}")]
     Io { what: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("{path}:{line} is no point of a sweep")]
+    #[error("{path}:{line} is not a point of a sweep")]
     Line { path: PathBuf, line: usize, source: serde_json::Error },
-    #[error("{path} has points of {what}, which cannot be compared with new ones")]
+    #[error("{path} has points of {what}, which are not comparable with new ones")]
     Other { path: PathBuf, what: &'static str },
     #[error("another sweep is writing {path}")]
     Busy { path: PathBuf },
-    #[error("{path} is no job file")]
+    #[error("{path} is not a job file")]
     Toml { path: PathBuf, source: toml::de::Error },
-    #[error("the job cannot be written anew")]
+    #[error("cannot write the modified job file")]
     Written { source: toml::ser::Error },
     #[error(transparent)]
     Job { source: JobError },
     #[error("no stage of the job has an index '{index}'; it has {known}")]
     NoIndex { index: String, known: String },
-    #[error("{why}: the job does not grow along '{index}'")]
+    #[error("the job cannot grow along '{index}': {why}")]
     Rigid { index: String, why: String },
     #[error(transparent)]
     Store { source: StoreError },
@@ -228,19 +228,21 @@ pub enum SweepError {
     Start { program: String, source: std::io::Error },
     #[error("`{command}` ended with {status}:\n{said}")]
     Run { command: String, status: String, said: String },
-    #[error("a rank died during the run, which is no measurement then")]
-    Died,
-    #[error("{path} is no report of a run")]
+    #[error("a rank failed during the run, so the measurement is invalid")]
+    RankFailed,
+    #[error("{path} is not the report of a run")]
     Report { path: PathBuf, source: serde_json::Error },
 }
 
 impl SweepError {
-    /// A way out, where there is one to tell.
+    /// The next step for the user, if there is one.
     pub fn help(&self) -> Option<&'static str> {
         match self {
-            SweepError::Other { .. } => Some("give --fresh to begin anew, or --out for another file"),
-            SweepError::Line { .. } => Some("remove the line, or begin anew with --fresh"),
-            SweepError::Died => Some("look for the cause (out of memory? killed?); the same command goes on"),
+            SweepError::Other { .. } => Some("use --fresh to discard them, or --out to write another file"),
+            SweepError::Line { .. } => Some("remove the line, or discard all points with --fresh"),
+            SweepError::RankFailed => {
+                Some("find the cause (out of memory? killed?) and run the same command again to continue")
+            }
             SweepError::Rigid { .. } | SweepError::NoIndex { .. } => Some("choose another --index"),
             _ => None,
         }

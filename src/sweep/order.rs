@@ -1,12 +1,11 @@
-//! In which order a sweep runs.
+//! The order of the runs of a sweep.
 
 use std::collections::BTreeSet;
 
 use super::{Point, Setting};
 
-/// The runs that are missing, each with its repetition. Repetitions come one after another and have every setting once, so
-/// that whatever changes on the machine meanwhile concerns all alike; each goes the other way than the one before, so that what
-/// changes steadily does too.
+/// The missing runs, each with its repetition. Each repetition runs every setting once, so that changes of the machine affect all
+/// settings equally. The order is reversed in every other repetition, so that a steady change does so too.
 pub fn remaining(settings: &[Setting], repetitions: u32, points: &[Point]) -> Vec<(Setting, u32)> {
     let done: BTreeSet<(Setting, u32)> = points.iter().map(|point| (point.setting, point.repetition)).collect();
     let round = |repetition: u32| {
@@ -25,7 +24,7 @@ mod tests {
     use crate::sweep::statistics::tests::{point, setting};
 
     #[test]
-    fn repetitions_are_outermost_and_go_back_and_forth() {
+    fn repetitions_are_outermost_and_alternate_in_order() {
         let settings = [setting(1), setting(2), setting(4)];
         let ranks = |points: &[Point]| -> Vec<(u32, u32)> {
             let runs = remaining(&settings, 3, points);
@@ -33,7 +32,7 @@ mod tests {
         };
         let all = [(1, 1), (2, 1), (4, 1), (4, 2), (2, 2), (1, 2), (1, 3), (2, 3), (4, 3)];
         assert_eq!(ranks(&[]), all);
-        // Interrupted in the second repetition: nothing of what is there comes again.
+        // Interrupted in the second repetition: completed runs are not repeated.
         let done = [point(1, 1, 1.0), point(2, 1, 1.0), point(4, 1, 1.0), point(4, 2, 1.0)];
         assert_eq!(ranks(&done), all[4..]);
         assert_eq!(remaining(&settings, 1, &done), []);

@@ -1,35 +1,36 @@
-//! The page of a sweep.
+//! The HTML page of a sweep.
 
 use std::collections::BTreeSet;
 
-use super::{Kind, Point};
+use super::{Point, SweepKind};
 use crate::report::html::page::Page;
 use crate::sweep::charts::SweepCharts;
-use crate::sweep::statistics::Figures;
+use crate::sweep::statistics::SweepStatistics;
+use crate::text;
 
-/// A page with charts and figures of one sweep, of all the points that there are.
-pub fn page(figures: &Figures, points: &[Point]) -> String {
+/// Renders a page with charts and a table of all points of a sweep.
+pub fn page(figures: &SweepStatistics, points: &[Point]) -> String {
     let mut page = Page::new(&format!("{}: {}", figures.job, figures.kind.title()));
     let Some(first) = points.first() else { return page.finish() };
     about(&mut page, figures, points, first);
     let sheet = SweepCharts { figures, cores: first.identity.cores };
     match figures.kind {
-        Kind::Strong => {
+        SweepKind::Strong => {
             sheet.speed_up(&mut page);
             sheet.efficiency(&mut page);
             sheet.bytes(&mut page);
         }
-        Kind::Weak => {
+        SweepKind::Weak => {
             sheet.efficiency(&mut page);
             sheet.seconds(&mut page);
             sheet.bytes(&mut page);
         }
-        Kind::Metg => sheet.metg(&mut page),
-        Kind::Tiers => {
+        SweepKind::Metg => sheet.metg(&mut page),
+        SweepKind::Tiers => {
             sheet.tiers(&mut page);
             sheet.timelines(&mut page, points);
         }
-        Kind::Io => {
+        SweepKind::Io => {
             sheet.rates(&mut page, "Reading inputs", |row| row.read);
             sheet.rates(&mut page, "Writing outputs", |row| row.written);
         }
@@ -39,54 +40,58 @@ pub fn page(figures: &Figures, points: &[Point]) -> String {
     page.finish()
 }
 
-fn about(page: &mut Page, figures: &Figures, points: &[Point], first: &Point) {
+fn about(page: &mut Page, figures: &SweepStatistics, points: &[Point], first: &Point) {
     let (cores, cpu) = (first.identity.cores, &first.identity.cpu);
     let hosts: BTreeSet<&String> = points.iter().flat_map(|point| &point.hosts).collect();
-    page.line(&format!("{} runs on {} node(s) of {cores} cores ({cpu}).", points.len(), hosts.len()));
+    page.line(&format!(
+        "{} on {} of {cores} cores ({cpu}).",
+        text::count(points.len() as u64, "run"),
+        text::count(hosts.len() as u64, "node")
+    ));
     page.line(&format!("Baseline: {}.", figures.baseline));
-    page.light(figures.kind.what());
+    page.light(figures.kind.description());
     if let Some(index) = &first.identity.index {
         page.light(&format!(
-            "The job grows along index {index}: inputs that have it are repeated along it, so that every rank has as much to do \
-             as the baseline."
+            "The job grows along index {index}: inputs that have it are repeated along it, so that every rank has the same amount \
+             of work as in the baseline."
         ));
     }
-    page.light("Marks are medians, bars from the least to the most of all repetitions.");
+    page.light("Marks are medians; bars span the minimum to the maximum of all repetitions.");
 }
 
-impl Kind {
+impl SweepKind {
     fn title(self) -> &'static str {
         match self {
-            Kind::Strong => "strong scaling",
-            Kind::Weak => "weak scaling",
-            Kind::Metg => "how short tasks may be",
-            Kind::Tiers => "tiers",
-            Kind::Io => "reading and writing",
+            SweepKind::Strong => "strong scaling",
+            SweepKind::Weak => "weak scaling",
+            SweepKind::Metg => "minimum effective task granularity",
+            SweepKind::Tiers => "tiers",
+            SweepKind::Io => "input and output",
         }
     }
 
-    fn what(self) -> &'static str {
+    fn description(self) -> &'static str {
         match self {
-            Kind::Strong | Kind::Weak => {
-                "Times are from the beginning of the first stage to the end of the last, outputs on disk; the start of MPI and of \
-                 the program is left out (the table has it). Optimized code is in the cache."
+            SweepKind::Strong | SweepKind::Weak => {
+                "Times span the start of the first stage to the end of the last one, with outputs on disk. They exclude the start of \
+                 MPI and of the program, which the table shows. Optimized code is in the cache."
             }
-            Kind::Metg => {
-                "Granularity is the time of all workers over the number of tasks; efficiency is the least time over the time. \
-                 Optimized code is in the cache."
+            SweepKind::Metg => {
+                "Granularity is the time of all workers divided by the number of tasks. Efficiency is the shortest time divided by \
+                 the time. Optimized code is in the cache."
             }
-            Kind::Tiers => "Times are from the start of the program to the end of the last stage; the cache is cold.",
-            Kind::Io => {
-                "Rates are of the rank that took longest: reading with decompression, writing until it is on disk. Beside them is \
-                 one plain stream of as many bytes, by one process, right after the run, in the folder of the outputs. Inputs are \
-                 taken out of this node's page cache before each run."
+            SweepKind::Tiers => "Times span the start of the program to the end of the last stage. The cache is cold.",
+            SweepKind::Io => {
+                "Rates are those of the slowest rank: reads include decompression, and writes end when the data is on disk. For \
+                 comparison, one process streams the same number of bytes in the folder of the outputs after each run. Inputs are \
+                 evicted from this node's page cache before each run."
             }
         }
     }
 }
 
-fn table(page: &mut Page, figures: &Figures) {
-    page.heading(&format!("Figures, over {}", figures.baseline));
+fn table(page: &mut Page, figures: &SweepStatistics) {
+    page.heading(&format!("Results, relative to {}", figures.baseline));
     let (head, rows) = figures.table();
     page.numbers(&head, rows);
     if let Some(legend) = figures.legend() {
@@ -95,14 +100,14 @@ fn table(page: &mut Page, figures: &Figures) {
 }
 
 fn environment(page: &mut Page, first: &Point) {
-    page.heading("Where and with what");
+    page.heading("Environment");
     let identity = &first.identity;
-    let mut rows = vec![("CPU", identity.cpu.clone()), ("ranks are started by", identity.launcher.clone())];
+    let mut rows = vec![("CPU", identity.cpu.clone()), ("launcher", identity.launcher.clone())];
     rows.push(("program", identity.program_hash.clone()));
     rows.push(("job", identity.job_hash.clone()));
     if !identity.options.is_empty() {
         rows.push(("options", identity.options.join(" ")));
     }
     rows.extend(first.versions.iter().map(|(name, version)| (name.as_str(), version.trim().to_owned())));
-    page.words(&[], rows.into_iter().map(|(name, what)| vec![name.to_owned(), what]));
+    page.words(&[], rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]));
 }

@@ -1,4 +1,4 @@
-//! The file of a sweep: a JSON line for each run.
+//! The log of a sweep: a file with one line of JSON per run.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -7,19 +7,24 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::{Identity, Kind, Point, SweepError};
+use super::{Point, SweepError, SweepIdentity, SweepKind};
 
-/// The file, for one sweep at a time.
+/// The log file, locked by one sweep at a time.
 #[derive(Debug)]
-pub struct Log {
+pub struct PointLog {
     path: PathBuf,
     file: File,
 }
 
-impl Log {
-    /// Opens the file, or makes it; returns the points in it. A last line without an end is that of a sweep that was killed
-    /// while it wrote, and is cut off; points that are not comparable with new ones are an error, unless it begins anew.
-    pub fn open(path: &Path, kind: Kind, identity: &Identity, fresh: bool) -> Result<(Log, Vec<Point>), SweepError> {
+impl PointLog {
+    /// Opens or creates the file and returns its points. An incomplete last line, left by a sweep that was killed, is removed.
+    /// Points that are not comparable with new ones are an error, unless `fresh` discards all points.
+    pub fn open(
+        path: &Path,
+        kind: SweepKind,
+        identity: &SweepIdentity,
+        fresh: bool,
+    ) -> Result<(PointLog, Vec<Point>), SweepError> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(SweepError::io("create the folder", folder))?;
         }
@@ -27,7 +32,7 @@ impl Log {
         let mut file = file.map_err(SweepError::io("open", path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => return Err(SweepError::Busy { path: path.to_owned() }),
-            // Some file systems cannot lock.
+            // Some file systems do not support locks.
             Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(error) => return Err(SweepError::io("lock", path)(error.into())),
         }
@@ -35,10 +40,10 @@ impl Log {
         if !fresh {
             file.read_to_end(&mut text).map_err(SweepError::io("read", path))?;
         }
-        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let cut = file.set_len(whole as u64).and_then(|()| file.seek(SeekFrom::End(0)));
-        cut.map_err(SweepError::io("write to", path))?;
-        let lines = text[..whole].split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
+        let complete = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let truncated = file.set_len(complete as u64).and_then(|()| file.seek(SeekFrom::End(0)));
+        truncated.map_err(SweepError::io("write to", path))?;
+        let lines = text[..complete].split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
         let read = |(at, line): (usize, &[u8])| {
             let failed = |source| SweepError::Line { path: path.to_owned(), line: at + 1, source };
             serde_json::from_slice::<Point>(line).map_err(failed)
@@ -47,10 +52,10 @@ impl Log {
         if let Some(what) = points.iter().find_map(|point| difference(point, kind, identity)) {
             return Err(SweepError::Other { path: path.to_owned(), what });
         }
-        Ok((Log { path: path.to_owned(), file }, points))
+        Ok((PointLog { path: path.to_owned(), file }, points))
     }
 
-    /// Adds a point, so that it outlives this process and this machine.
+    /// Appends a point and flushes it to disk.
     pub fn append(&mut self, point: &Point) -> Result<(), SweepError> {
         let failed = SweepError::io("write to", &self.path);
         let line = serde_json::to_string(point).map_err(std::io::Error::from);
@@ -59,8 +64,8 @@ impl Log {
     }
 }
 
-/// What keeps a point from being compared with new ones.
-fn difference(point: &Point, kind: Kind, now: &Identity) -> Option<&'static str> {
+/// Returns why a point is not comparable with new ones, if so.
+fn difference(point: &Point, kind: SweepKind, now: &SweepIdentity) -> Option<&'static str> {
     let then = &point.identity;
     let differs = [
         (point.sweep != kind, "another kind of sweep"),
@@ -80,10 +85,10 @@ mod tests {
     use crate::sweep::statistics::tests::{identity, point};
 
     #[test]
-    fn points_outlive_a_torn_line_and_others_are_refused() {
+    fn an_incomplete_line_is_removed_and_other_points_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/sweep.jsonl");
-        let open = |identity: &Identity, fresh| Log::open(&path, Kind::Strong, identity, fresh);
+        let open = |identity: &SweepIdentity, fresh| PointLog::open(&path, SweepKind::Strong, identity, fresh);
         let (mut log, points) = open(&identity(), false).unwrap();
         assert_eq!(points, []);
         assert!(matches!(open(&identity(), false), Err(SweepError::Busy { .. })));
@@ -93,11 +98,11 @@ mod tests {
         drop(log);
         let (mut log, points) = open(&identity(), false).unwrap();
         assert_eq!(points, written);
-        // What follows the torn line does not continue it.
+        // A new point does not continue the incomplete line.
         log.append(&point(4, 1, 0.6)).unwrap();
         drop(log);
         assert_eq!(open(&identity(), false).unwrap().1.len(), 3);
-        let other = Identity { program_hash: "new".into(), ..identity() };
+        let other = SweepIdentity { program_hash: "new".into(), ..identity() };
         let error = open(&other, false).unwrap_err();
         assert!(error.to_string().contains("another build") && error.help().unwrap().contains("--fresh"), "{error}");
         assert_eq!(open(&identity(), false).unwrap().1.len(), 3);

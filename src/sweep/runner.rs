@@ -1,4 +1,4 @@
-//! The runs: `exuvia run` as a user would start it, one at a time.
+//! The runs of a sweep: `exuvia run` as a user would start it.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -16,35 +16,35 @@ use crate::slurm::Step;
 use crate::topology::Allocation;
 
 const GLANCE: Duration = Duration::from_millis(2);
-/// Of what a run that failed has said, so much is passed on.
+/// The most output of a failed run that is shown.
 const SAID_BYTES: usize = 4000;
 
-/// Who starts the ranks.
+/// The launcher of the ranks.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Launcher {
+pub enum RankLauncher {
     /// `exuvia run --ranks`.
     Program,
     /// `srun` inside the allocation, with this PMI.
     Srun { allocation: Allocation, pmi: &'static str },
 }
 
-impl Launcher {
-    /// As a person would call it.
+impl RankLauncher {
+    /// The name in reports.
     pub fn name(&self) -> String {
         match self {
-            Launcher::Program => "exuvia run --ranks".to_owned(),
-            Launcher::Srun { pmi, .. } => format!("srun --mpi={pmi}"),
+            RankLauncher::Program => "exuvia run --ranks".to_owned(),
+            RankLauncher::Srun { pmi, .. } => format!("srun --mpi={pmi}"),
         }
     }
 
     fn command(&self, exuvia: &Path, setting: &Setting) -> Command {
         match self {
-            Launcher::Program => {
+            RankLauncher::Program => {
                 let mut command = Command::new(exuvia);
                 command.args(["run", "--ranks", &setting.ranks.to_string()]);
                 command
             }
-            Launcher::Srun { allocation, pmi } => {
+            RankLauncher::Srun { allocation, pmi } => {
                 let per_node = allocation.ranks_per_node(setting.ranks, setting.threads);
                 let overcommit = per_node * setting.threads > allocation.cpus_per_node;
                 let step = Step { ranks: setting.ranks, per_node, threads: setting.threads, overcommit, pmi };
@@ -56,22 +56,22 @@ impl Launcher {
     }
 }
 
-/// What one run is to do.
+/// The specification of one run.
 #[derive(Clone, Debug)]
-pub struct Work<'a> {
+pub struct RunSpec<'a> {
     pub exuvia: &'a Path,
-    pub launcher: &'a Launcher,
+    pub launcher: &'a RankLauncher,
     pub job: &'a Path,
     pub setting: Setting,
-    /// Where optimized code is kept.
+    /// The cache of optimized code.
     pub cache: &'a Path,
     pub report: &'a Path,
     pub trace: Option<&'a Path>,
-    /// More options of `exuvia run`.
+    /// Additional options of `exuvia run`.
     pub options: &'a [String],
 }
 
-impl Work<'_> {
+impl RunSpec<'_> {
     pub fn command(&self) -> Command {
         let mut command = self.launcher.command(self.exuvia, &self.setting);
         command.args(["--threads", &self.setting.threads.to_string(), "--tier", self.setting.tier.name(), "--fresh"]);
@@ -87,13 +87,13 @@ impl Work<'_> {
     }
 }
 
-/// Runs a command to its end; returns how long that took, or nothing if `signal` ended it. What it says is kept for the error.
+/// Runs a command to its end; returns its time, or `None` if `signal` ended it. An error contains its output.
 pub fn start_and_await(mut command: Command, signal: &Signal) -> Result<Option<Duration>, SweepError> {
     let program = || -> OsString { command.get_program().to_owned() };
     let name = program().to_string_lossy().into_owned();
     let line = std::iter::once(program()).chain(command.get_args().map(OsString::from));
     let line = line.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
-    // In a group of its own: what a terminal sends to all is passed on, once.
+    // A process group of its own, so that a signal from the terminal reaches the run only once.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
     let started = Instant::now();
     let mut child = command.spawn().map_err(|source| SweepError::Start { program: name, source })?;
@@ -117,7 +117,7 @@ pub fn start_and_await(mut command: Command, signal: &Signal) -> Result<Option<D
     Ok(Some(took))
 }
 
-/// Waits, and passes on signals; true if there was one.
+/// Waits for the child and forwards signals; returns its status and whether there was a signal.
 fn wait(child: &mut Child, signal: &Signal) -> std::io::Result<(ExitStatus, bool)> {
     let mut asked = false;
     loop {

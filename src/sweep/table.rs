@@ -1,32 +1,32 @@
-//! The figures of a sweep as a table.
+//! The table of a sweep.
 
 use bytesize::ByteSize;
 
-use super::Kind;
-use crate::sweep::statistics::{Figures, Rate, Row, Spread};
+use super::SweepKind;
+use crate::sweep::statistics::{Rate, Row, Spread, SweepStatistics};
 
-impl Figures {
-    /// Heads of columns, and rows: medians, in parentheses the least and the most.
+impl SweepStatistics {
+    /// The column headings and the rows: medians, with minimum and maximum in parentheses.
     pub fn table(&self) -> (Vec<&'static str>, Vec<Vec<String>>) {
         let head = match self.kind {
-            Kind::Weak => &["size", "seconds", "efficiency", "command, s", "moved", "over least"][..],
-            Kind::Strong => &["seconds", "speed-up", "efficiency", "command, s", "moved", "over least"],
-            Kind::Metg => &["slices", "task, us", "seconds", "efficiency"],
-            Kind::Tiers => &["code", "seconds", "speed-up", "first task, ms"],
-            Kind::Io => &["read", "of plain", "written", "of plain", "seconds"],
+            SweepKind::Weak => &["size", "seconds", "efficiency", "command, s", "moved", "of minimum"][..],
+            SweepKind::Strong => &["seconds", "speed-up", "efficiency", "command, s", "moved", "of minimum"],
+            SweepKind::Metg => &["slices", "task, us", "seconds", "efficiency"],
+            SweepKind::Tiers => &["code", "seconds", "speed-up", "first task, ms"],
+            SweepKind::Io => &["read", "of plain", "written", "of plain", "seconds"],
         };
         let head = ["ranks x threads"].iter().chain(head).chain(&["runs"]).copied().collect();
         (head, self.rows.iter().map(|row| cells(self.kind, row)).collect())
     }
 
-    /// What the marks in the table mean; nothing if there are none.
+    /// The legend of the marks in the table; `None` if there are none.
     pub fn legend(&self) -> Option<&'static str> {
         let some = self.rows.iter().any(|row| row.oversubscribed);
-        some.then_some("* oversubscribed: more threads than cores of a node")
+        some.then_some("* oversubscribed: more threads than cores on a node")
     }
 }
 
-fn cells(kind: Kind, row: &Row) -> Vec<String> {
+fn cells(kind: SweepKind, row: &Row) -> Vec<String> {
     let setting = &row.setting;
     let star = if row.oversubscribed { " *" } else { "" };
     let mut cells = vec![format!("{} x {}{star}", setting.ranks, setting.threads)];
@@ -45,16 +45,16 @@ fn cells(kind: Kind, row: &Row) -> Vec<String> {
         None => ["-".to_owned(), "-".to_owned()],
     };
     cells.extend(match kind {
-        Kind::Strong => [&[spread(&row.seconds), some(&row.speed_up)][..], &moved()].concat(),
-        Kind::Weak => [&[format!("x{}", setting.size), spread(&row.seconds)][..], &moved()].concat(),
-        Kind::Metg => {
+        SweepKind::Strong => [&[spread(&row.seconds), some(&row.speed_up)][..], &moved()].concat(),
+        SweepKind::Weak => [&[format!("x{}", setting.size), spread(&row.seconds)][..], &moved()].concat(),
+        SweepKind::Metg => {
             let slices = setting.task_slices.map_or("auto".to_owned(), |slices| slices.to_string());
             vec![slices, some(&row.task_us), spread(&row.seconds), some(&row.efficiency)]
         }
-        Kind::Tiers => {
+        SweepKind::Tiers => {
             vec![setting.tier.name().to_owned(), spread(&row.seconds), some(&row.speed_up), some(&row.first_task_ms)]
         }
-        Kind::Io => [&rate(&row.read)[..], &rate(&row.written), &[spread(&row.seconds)]].concat(),
+        SweepKind::Io => [&rate(&row.read)[..], &rate(&row.written), &[spread(&row.seconds)]].concat(),
     });
     cells.push(row.repetitions.to_string());
     cells
@@ -64,7 +64,7 @@ fn spread(of: &Spread) -> String {
     format!("{} ({}-{})", number(of.median), number(of.min), number(of.max))
 }
 
-/// Three digits, and all those before the point.
+/// Formats a number with three significant digits, or all digits of its integer part.
 fn number(value: f64) -> String {
     let before = if value.abs() >= 1.0 { value.abs().log10().floor() as i32 + 1 } else { 0 };
     let after = usize::try_from(3 - before).unwrap_or(0);

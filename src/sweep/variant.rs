@@ -1,5 +1,5 @@
-//! A job as a sweep runs it: with outputs of its own, so that results and half-finished runs of the job stay what they are, and
-//! perhaps larger.
+//! The variant of a job that a sweep runs. It has its own outputs, so that results and unfinished runs of the job are not touched,
+//! and may be larger.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,20 +10,20 @@ use toml::{Table, Value};
 use super::SweepError;
 use crate::job::{Job, Source};
 use crate::store;
-use crate::sweep::weak_scaling::Growth;
+use crate::sweep::weak_scaling::JobGrowth;
 use crate::sweep::weak_scaling::repeat;
 
-/// A job in a folder of its own, which is removed when it is dropped.
+/// A job in its own folder, which is removed on drop.
 #[derive(Debug)]
 pub struct Variant {
     job: Job,
     folder: PathBuf,
-    /// Larger inputs that are there, by how many times they are as large.
+    /// The larger inputs that exist, by their factor.
     grown: BTreeMap<u64, BTreeMap<String, PathBuf>>,
 }
 
 impl Variant {
-    /// The folder is hidden, beside the first output: on the file system that the job writes to, which all nodes see.
+    /// Creates a hidden folder beside the first output, on a file system that all nodes see.
     pub fn new(job: Job) -> Result<Variant, SweepError> {
         let first = job.stages.iter().flat_map(|stage| &stage.compute.outputs).find_map(|output| {
             match &job.tensors.get(&output.tensor)?.source {
@@ -32,7 +32,7 @@ impl Variant {
             }
         });
         let beside = first.or_else(|| job.path.parent().map(absolute)).unwrap_or_default();
-        let failed = SweepError::io("make a folder in", &beside);
+        let failed = SweepError::io("create a folder in", &beside);
         let made = std::fs::create_dir_all(&beside);
         let folder = made.and_then(|()| tempfile::Builder::new().prefix(".exuvia-bench-").tempdir_in(&beside));
         Ok(Variant { folder: folder.map_err(failed)?.keep(), job, grown: BTreeMap::new() })
@@ -42,7 +42,7 @@ impl Variant {
         &self.folder
     }
 
-    /// The job file that was written last.
+    /// The latest job file.
     pub fn file(&self) -> PathBuf {
         self.folder().join("job.toml")
     }
@@ -55,9 +55,9 @@ impl Variant {
         })
     }
 
-    /// Writes the job for the next run, and makes its larger inputs if they are not there; what the run before it has written is
-    /// removed. Returns the job file.
-    pub fn write(&mut self, growth: Option<&Growth>, times: u64) -> Result<PathBuf, SweepError> {
+    /// Writes the job for the next run, creates its larger inputs if they do not exist, and removes the outputs of the previous
+    /// run. Returns the job file.
+    pub fn write(&mut self, growth: Option<&JobGrowth>, times: u64) -> Result<PathBuf, SweepError> {
         let outputs = self.folder().join("out");
         match std::fs::remove_dir_all(&outputs) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -78,7 +78,7 @@ impl Variant {
         Ok(file)
     }
 
-    fn make_inputs(&self, growth: &Growth, times: u64) -> Result<BTreeMap<String, PathBuf>, SweepError> {
+    fn make_inputs(&self, growth: &JobGrowth, times: u64) -> Result<BTreeMap<String, PathBuf>, SweepError> {
         let mut made = BTreeMap::new();
         for (tensor, dims) in &growth.dims {
             let Some(Source::File { file, dataset }) = self.job.tensors.get(tensor).map(|decl| &decl.source) else {
@@ -93,8 +93,8 @@ impl Variant {
         Ok(made)
     }
 
-    /// The job file with places that do not depend on where it is.
-    fn text(&self, outputs: &Path, grown: Option<(&Growth, u64)>) -> Result<String, SweepError> {
+    /// The text of the job file, with absolute paths.
+    fn text(&self, outputs: &Path, grown: Option<(&JobGrowth, u64)>) -> Result<String, SweepError> {
         let failed = |source| SweepError::Toml { path: self.job.path.clone(), source };
         let mut table: Table = self.job.text().parse().map_err(failed)?;
         table.insert("name".to_owned(), Value::String(self.job.name.clone()));
@@ -110,7 +110,7 @@ impl Variant {
                     tensor.insert("file".to_owned(), text_of(file));
                 }
                 Source::Create { file, .. } => {
-                    // Files of one name may be in several folders.
+                    // Files in different folders may have the same name.
                     let count = numbers.len();
                     let number = numbers.entry(file.clone()).or_insert(count);
                     let name = file.file_name().unwrap_or_default();
@@ -138,7 +138,7 @@ impl Variant {
 }
 
 impl Drop for Variant {
-    /// Compilers that runs have left behind may put something into it just now.
+    /// Retries: compilers that earlier runs left behind may still write to the folder.
     fn drop(&mut self) {
         for _ in 0..TRIES {
             match std::fs::remove_dir_all(&self.folder) {
@@ -146,13 +146,13 @@ impl Drop for Variant {
                 _ => return,
             }
         }
-        tracing::warn!("{} cannot be removed", self.folder.display());
+        tracing::warn!("cannot remove {}", self.folder.display());
     }
 }
 
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
-/// Level of inputs that are compressed; files do not tell theirs.
+/// The compression level of larger inputs; files do not record theirs.
 const DEFLATE: u8 = 4;
 
 fn absolute(path: &Path) -> PathBuf {

@@ -1,4 +1,4 @@
-//! Jobs that are larger along one index: which dimensions of which tensors that concerns, and inputs of that size.
+//! Weak scaling: the dimensions of tensors that grow with an index, and inputs of the new size.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,21 +8,21 @@ use crate::job::{Job, Source};
 use crate::store::{OutputSpec, Reader, Staging, compress_chunks};
 use crate::tensor::{Region, Shape};
 
-/// Elements that are copied at a time.
+/// The number of elements that are copied at a time.
 const BLOCK_ELEMENTS: u64 = 8 << 20;
 
-/// What is as many times as large as before.
+/// The parts of a job that grow.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Growth {
-    /// Dimensions of tensors.
+pub struct JobGrowth {
+    /// The growing dimensions of each tensor.
     pub dims: BTreeMap<String, BTreeSet<usize>>,
-    /// Indices of stages, by the position of the stage.
+    /// The growing indices, with the position of their stage.
     pub indices: BTreeSet<(usize, String)>,
 }
 
-/// What grows with an index: in the stages that have it, and then in all others what has to fit that.
-pub fn growth(job: &Job, index: &str) -> Result<Growth, SweepError> {
-    let mut growth = Growth::default();
+/// Returns what grows with an index: in the stages that have it, and in all other stages that share a tensor with them.
+pub fn growth(job: &Job, index: &str) -> Result<JobGrowth, SweepError> {
+    let mut growth = JobGrowth::default();
     let operands = |stage: usize| job.stages[stage].compute.inputs.iter().chain(&job.stages[stage].compute.outputs);
     let mut known = BTreeSet::new();
     for stage in 0..job.stages.len() {
@@ -37,7 +37,7 @@ pub fn growth(job: &Job, index: &str) -> Result<Growth, SweepError> {
         let known = known.into_iter().collect::<Vec<_>>().join(", ");
         return Err(SweepError::NoIndex { index: index.to_owned(), known });
     }
-    // One thing entails another: a dimension its index in every stage that has the tensor, an index its dimensions.
+    // A growing dimension makes its index grow in every stage that has the tensor, and an index makes its dimensions grow.
     loop {
         let before = growth.clone();
         for stage in 0..job.stages.len() {
@@ -66,15 +66,14 @@ pub fn growth(job: &Job, index: &str) -> Result<Growth, SweepError> {
     growth.dims.retain(|_, dims| !dims.is_empty());
     for tensor in growth.dims.keys() {
         if let Some(Source::Inline { .. }) = job.tensors.get(tensor).map(|decl| &decl.source) {
-            let why = format!("'{tensor}' is a constant of the job file, and would have to be longer");
+            let why = format!("'{tensor}' is a constant of the job file and cannot grow");
             return Err(SweepError::Rigid { index: index.to_owned(), why });
         }
     }
     Ok(growth)
 }
 
-/// Writes a dataset to `target` that has the elements of another again and again along some dimensions, so many times, stored
-/// as that one is. Chunks that were not compressed stay so.
+/// Writes to `target` a dataset that repeats another one `times` times along some dimensions, in the same storage layout.
 pub fn repeat(
     (file, dataset): (&Path, &str),
     dims: &BTreeSet<usize>,
@@ -100,8 +99,8 @@ pub fn repeat(
     };
     let mut staging = Staging::begin(target, "bench").map_err(failed)?;
     let layout = staging.create(std::slice::from_ref(&spec)).map_err(failed)?.remove(0);
-    for region in pieces(&shape, spec.chunk.as_deref()) {
-        let bytes = wrapped(&reader, &region)?;
+    for region in regions(&shape, spec.chunk.as_deref()) {
+        let bytes = read_periodic(&reader, &region)?;
         match spec.deflate {
             Some(_) => {
                 let chunks = compress_chunks(&layout, &region, &bytes).map_err(failed)?;
@@ -116,29 +115,30 @@ pub fn repeat(
     staging.publish().map_err(failed)
 }
 
-/// Parts of a tensor along its first dimension: whole chunks each, and not too large where that can be.
-fn pieces(shape: &Shape, chunk: Option<&[u64]>) -> Vec<Region> {
+/// Divides a tensor along its first dimension into regions of whole chunks, of limited size if possible.
+fn regions(shape: &Shape, chunk: Option<&[u64]>) -> Vec<Region> {
     let Some(length) = shape.first().copied() else { return vec![Region::whole(shape)] };
     let row: u64 = shape[1..].iter().product::<u64>().max(1);
     let step = chunk.map_or(1, |chunk| chunk[0]);
     let rows = (BLOCK_ELEMENTS / row / step).max(1) * step;
-    let piece = |start: u64| {
+    let region = |start: u64| {
         let mut region = Region::whole(shape);
         (region.offset[0], region.extent[0]) = (start, rows.min(length - start));
         region
     };
-    (0..length.div_ceil(rows)).map(|at| piece(at * rows)).collect()
+    (0..length.div_ceil(rows)).map(|at| region(at * rows)).collect()
 }
 
-/// A region of the dataset repeated without end in all directions.
-fn wrapped(reader: &Reader, region: &Region) -> Result<Vec<u8>, SweepError> {
+/// Reads a region of the dataset, repeated periodically in all dimensions.
+fn read_periodic(reader: &Reader, region: &Region) -> Result<Vec<u8>, SweepError> {
     let info = reader.info();
     let element_bytes = info.dtype.size_bytes();
     let mut bytes = vec![0; region.elements() as usize * element_bytes];
     let mut part = Vec::new();
-    // Of each dimension the runs that do not wrap; their product are boxes.
-    let runs: Vec<Vec<(u64, u64)>> =
-        (0..region.rank()).map(|dim| unwrapped(region.offset[dim], region.extent[dim], info.shape[dim])).collect();
+    // The intervals of each dimension that do not cross a period; their products are boxes.
+    let runs: Vec<Vec<(u64, u64)>> = (0..region.rank())
+        .map(|dim| split_at_periods(region.offset[dim], region.extent[dim], info.shape[dim]))
+        .collect();
     let count: usize = runs.iter().map(Vec::len).product();
     for number in 0..count {
         let mut rest = number;
@@ -155,8 +155,8 @@ fn wrapped(reader: &Reader, region: &Region) -> Result<Vec<u8>, SweepError> {
     Ok(bytes)
 }
 
-/// `length` elements from `start` on, cut where a period ends.
-fn unwrapped(start: u64, length: u64, period: u64) -> Vec<(u64, u64)> {
+/// Splits `length` elements from `start` on at the ends of periods.
+fn split_at_periods(start: u64, length: u64, period: u64) -> Vec<(u64, u64)> {
     let (mut at, end) = (start, start + length);
     let mut runs = Vec::new();
     while at < end {
@@ -191,16 +191,16 @@ kernel = "k.wasm"
 compute = "mid[i,j,t] -> sum[i]"
 "#;
 
-    fn grown(index: &str) -> Result<Growth, SweepError> {
+    fn grown(index: &str) -> Result<JobGrowth, SweepError> {
         growth(&Job::parse(JOB, Path::new("job.toml")).unwrap(), index)
     }
 
     #[test]
-    fn what_has_to_fit_grows_too() {
-        let dims = |growth: Growth| -> Vec<(String, Vec<usize>)> {
+    fn connected_dimensions_grow_too() {
+        let dims = |growth: JobGrowth| -> Vec<(String, Vec<usize>)> {
             growth.dims.into_iter().map(|(tensor, dims)| (tensor, dims.into_iter().collect())).collect()
         };
-        // 'n' is 'i' in the second stage.
+        // Index 'n' is called 'i' in the second stage.
         let n = grown("n").unwrap();
         assert!(n.indices.contains(&(1, "i".to_owned())) && n.indices.len() == 2, "{n:?}");
         assert_eq!(dims(n), [("mid".into(), vec![0]), ("sum".into(), vec![0]), ("x".into(), vec![0])]);

@@ -1,6 +1,6 @@
-//! Charts as SVG that stands in a page, drawn by plotters: rows of bars over an axis here, lines over two in `lines`.
+//! Charts as inline SVG, drawn with plotters: rows of bars over one axis here, lines over two axes in `lines`.
 //!
-//! Refuses to do: knowing what is drawn. Numbers that are none are left out.
+//! Refuses to do: knowing the meaning of the data. NaNs and infinities are left out.
 
 use std::ops::Range;
 
@@ -11,26 +11,26 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::page::escape;
+use crate::report::html::page::escape;
 
-/// Plotters draws at whole numbers: this many of them are one CSS pixel.
+/// Plotters draws at integer coordinates; this many of them are one CSS pixel.
 pub(super) const FINE: u32 = 2;
 pub(super) const WIDTH: u32 = 760 * FINE;
-/// For what stands to the left of a chart, and to the right of its rows.
+/// The margins for labels on the left and notes on the right.
 pub(super) const LEFT: u32 = 110 * FINE;
 pub(super) const RIGHT: u32 = 70 * FINE;
 const ROW: u32 = 18 * FINE;
 pub(super) const AXIS: u32 = 24 * FINE;
-/// Of plotters' units, in which a letter is a little smaller.
+/// The font size in plotters' units.
 const LETTERS: u32 = 13 * FINE;
 
 const TEXT: RGBColor = RGBColor(0x22, 0x22, 0x22);
 pub(super) const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
-/// Of a row, where nothing is drawn.
+/// The colour of an empty row.
 const GROUND: RGBColor = RGBColor(0xf0, 0xf0, 0xf0);
 const MARK: RGBColor = RGBColor(0, 0, 0);
 
-/// Colours that people tell apart whatever their eyes (Okabe and Ito).
+/// Colours that people with colour blindness can distinguish (Okabe and Ito).
 pub(crate) const COLOURS: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xe6, 0x9f, 0x00),
@@ -43,12 +43,12 @@ pub(crate) const COLOURS: [RGBColor; 7] = [
 
 /// An axis of numbers.
 pub(crate) struct Axis<'a> {
-    /// With its unit.
+    /// The title, with the unit.
     pub title: &'a str,
     pub range: Range<f64>,
-    /// Then the range begins above 0.
+    /// A logarithmic range starts above 0.
     pub logarithmic: bool,
-    /// Where the axis has labels; empty: at round numbers.
+    /// The positions of labels; if empty, labels are at round numbers.
     pub ticks: Vec<f64>,
     pub label: &'a dyn Fn(f64) -> String,
 }
@@ -58,20 +58,20 @@ pub(crate) struct Axis<'a> {
 pub(crate) struct Row {
     pub name: String,
     pub bars: Vec<Bar>,
-    /// Where a line is drawn across it.
+    /// The positions of vertical lines.
     pub marks: Vec<f64>,
-    /// Stands on the right.
+    /// The text on the right.
     pub note: String,
 }
 
 pub(crate) struct Bar {
     pub range: Range<f64>,
-    /// Of the height of the row, from below.
+    /// The part of the height of the row, from the bottom.
     pub height: Range<f64>,
     pub colour: RGBColor,
 }
 
-/// Colours and what they mean, for above a chart.
+/// The legend of the colours of a chart.
 pub(crate) fn key<'a>(entries: impl IntoIterator<Item = (&'a str, RGBColor)>) -> String {
     let entry = |(name, RGBColor(red, green, blue)): (&str, RGBColor)| {
         format!("<span><i style=\"background:rgb({red},{green},{blue})\"></i>{}</span> ", escape(name))
@@ -79,7 +79,7 @@ pub(crate) fn key<'a>(entries: impl IntoIterator<Item = (&'a str, RGBColor)>) ->
     format!("<p class=\"key\">{}</p>\n", entries.into_iter().map(entry).collect::<String>())
 }
 
-/// Rows of bars, one below the other; `labelled`: with labels along their axis.
+/// Draws rows of bars; `labelled` adds labels along the axis.
 pub(crate) fn bars(title: &str, axis: &Axis<'_>, labelled: bool, rows: &[Row]) -> String {
     let count = rows.len().max(1);
     let below = if labelled { AXIS } else { 2 * FINE };
@@ -104,7 +104,7 @@ pub(crate) fn bars(title: &str, axis: &Axis<'_>, labelled: bool, rows: &[Row]) -
                 .draw()?;
         }
         for (row, below) in rows.iter().zip((0..count).rev()) {
-            // A third of a row is between it and the next.
+            // The gap between two rows is a third of a row.
             let height = |share: f64| below as f64 + 1.0 / 6.0 + share.clamp(0.0, 1.0) * 2.0 / 3.0;
             let (from, to) = (axis.range.start, axis.range.end);
             if labelled {
@@ -138,13 +138,13 @@ pub(super) fn letters() -> TextStyle<'static> {
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub(super) type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
-/// The image, as a page has it.
+/// Draws an image for inclusion in a page.
 pub(super) fn draw(title: &str, height: u32, draw: impl for<'a> FnOnce(&Area<'a>) -> Drawn<'a>) -> String {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
-    draw(&area).and_then(|()| area.present()).expect("a string has room for whatever is drawn");
+    draw(&area).and_then(|()| area.present()).expect("drawing to a string cannot fail");
     drop(area);
-    // It is as wide as the page lets it be, and is a part of it, not a file.
+    // The image scales to the width of the page.
     let (_, drawn) = svg.split_once('>').unwrap_or_default();
     format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\">{drawn}", escape(title))
 }
@@ -155,7 +155,7 @@ impl Axis<'_> {
     }
 }
 
-/// How an axis lies in the image.
+/// The mapping of an axis to the image.
 pub(super) struct Scale {
     lies: Lies,
     ticks: Vec<f64>,
@@ -170,7 +170,7 @@ impl Scale {
     pub fn of(axis: &Axis<'_>) -> Scale {
         let Range { start, end } = axis.range;
         let start = if axis.has(start) { start } else { 1.0 };
-        // An axis has a length, whatever is on it.
+        // An axis has a positive length even if it has no data.
         let end = if end > start && end.is_finite() { end } else { start + start.abs().max(1.0) };
         let lies = match axis.logarithmic {
             true => Lies::Logarithmic((start..end).log_scale().into()),

@@ -1,16 +1,16 @@
-//! What is drawn of a run.
+//! The charts of a run.
 
 use plotters::style::RGBColor;
 
-use super::charts::{Axis, Bar, COLOURS, Row, bars, key};
-use super::run::size;
+use crate::report::html::charts::{Axis, Bar, COLOURS, Row, bars, key};
+use crate::report::html::page::size;
 use crate::report::render::time;
-use crate::report::timeline::{Timeline, Worker};
+use crate::report::timeline::{Timeline, WorkerTimeline};
 use crate::report::{Counts, RankReport, Report};
 
 const BASELINE: RGBColor = COLOURS[1];
 const OPTIMIZED: RGBColor = COLOURS[0];
-/// What is drawn of a rank's time, from left to right.
+/// The parts of a rank's time, from left to right.
 const PARTS: [(&str, RGBColor); 5] = [
     ("kernels, baseline code", BASELINE),
     ("kernels, optimized code", OPTIMIZED),
@@ -18,23 +18,23 @@ const PARTS: [(&str, RGBColor); 5] = [
     ("waiting in stages", RGBColor(0xb0, 0xb0, 0xb0)),
     ("outside stages", RGBColor(0xe4, 0xe4, 0xe4)),
 ];
-/// Distances that bytes have come.
+/// The distances of transfers.
 const DISTANCES: [(&str, RGBColor); 3] =
     [("same rank", RGBColor(0xc9, 0xdb, 0xe8)), ("same node", COLOURS[4]), ("between nodes", COLOURS[3])];
 
-/// Rows in a chart of ranks; of more ranks, so many are drawn that are as far apart as they can be.
+/// The most rows in a chart of ranks; of more ranks, evenly spaced ones are drawn.
 const RANKS: usize = 48;
 const WORKERS: usize = 96;
-/// Steps that the load of a worker is drawn in, in each of the columns of its row.
+/// The number of intervals in the chart of the load of a worker.
 const STEPS: f64 = 6.0;
 const COLUMNS: usize = 250;
 
-/// The ranks that are drawn, and a sentence if they are not all.
+/// The ranks that are drawn, and a sentence if some are left out.
 fn drawn(report: &Report, most: usize) -> (Vec<&RankReport>, Option<String>) {
     let all = report.ranks.len();
     let count = all.min(most.max(1));
     let ranks = (0..count).filter_map(|at| report.ranks.get(at * all / count)).collect();
-    (ranks, (count < all).then(|| format!("{count} of {all} ranks are drawn.")))
+    (ranks, (count < all).then(|| format!("The chart shows {count} of {all} ranks.")))
 }
 
 fn seconds(ns: u64) -> f64 {
@@ -43,7 +43,7 @@ fn seconds(ns: u64) -> f64 {
 
 /// The time of the run, in seconds.
 fn of_run(report: &Report) -> Axis<'static> {
-    // Labels are at round numbers, and need no more digits than these have.
+    // Labels are at round numbers and need few digits.
     let label = &|at: f64| match at {
         0.0 => "0".to_owned(),
         at if at < 1e-3 => format!("{} us", (at * 1e9).round() / 1e3),
@@ -53,7 +53,7 @@ fn of_run(report: &Report) -> Axis<'static> {
     Axis { title: "", range: 0.0..seconds(report.wall_ns), logarithmic: false, ticks: Vec::new(), label }
 }
 
-/// How a worker of the rank spent the run on average, in the order of [`PARTS`], in seconds.
+/// How an average worker of the rank spent the run, in the order of [`PARTS`], in seconds.
 fn parts(report: &Report, rank: &RankReport) -> [f64; 5] {
     let sum = |of: fn(&Counts) -> u64| rank.stages.iter().map(|stage| of(&stage.counts)).sum::<u64>();
     let (baseline, optimized) = (sum(|counts| counts.baseline_ns), sum(|counts| counts.optimized_ns));
@@ -66,7 +66,7 @@ fn parts(report: &Report, rank: &RankReport) -> [f64; 5] {
     [baseline, optimized, in_tasks - baseline - optimized, waiting, outside].map(|ns| seconds(ns / threads))
 }
 
-/// Bars one after another, and where the last one ends.
+/// Consecutive bars, and the end of the last one.
 fn one_after_another(parts: &[f64], colours: &[(&str, RGBColor)]) -> (Vec<Bar>, f64) {
     let mut at = 0.0;
     let bar = |(length, (_, colour)): (&f64, &(&str, RGBColor))| {
@@ -77,7 +77,7 @@ fn one_after_another(parts: &[f64], colours: &[(&str, RGBColor)]) -> (Vec<Bar>, 
     (parts.iter().zip(colours).map(bar).collect(), at)
 }
 
-/// A bar for each rank: what its workers did with their time. And a sentence, if not all ranks are there.
+/// A bar for each rank with the parts of its time, and a sentence if some ranks are left out.
 pub(super) fn ranks(report: &Report) -> (String, Option<String>) {
     let (ranks, not_all) = drawn(report, RANKS);
     let row = |rank: &&RankReport| {
@@ -87,20 +87,20 @@ pub(super) fn ranks(report: &Report) -> (String, Option<String>) {
         Row { name: format!("rank {}", rank.rank), bars, note: format!("{share:.0} %"), ..Row::default() }
     };
     let rows: Vec<Row> = ranks.iter().map(row).collect();
-    (key(PARTS) + &bars("Time of each rank", &of_run(report), true, &rows), not_all)
+    (key(PARTS) + &bars("Time by rank", &of_run(report), true, &rows), not_all)
 }
 
-/// Stages, and below them ranks with the swaps of their workers; from a trace what each worker ran when.
+/// Stages, and below them the ranks with the swaps of their workers; with a trace, the load of each worker over time.
 pub(super) fn tiers(report: &Report, timeline: Option<&Timeline>) -> (String, Option<String>) {
     let mut rows = Vec::new();
     for stage in &report.stages {
         let from = seconds(stage.started_ns.unwrap_or(0));
-        // However short, it is there.
+        // A short stage is still visible.
         let to = from + seconds(stage.wall_ns).max(seconds(report.wall_ns) / 1000.0);
         let bar = Bar { range: from..to, height: 0.0..1.0, colour: COLOURS[6] };
         rows.push(Row { name: stage.stage.clone(), bars: vec![bar], note: time(stage.wall_ns), ..Row::default() });
     }
-    // Those that are left are numbered anew after a death, in the order that they had.
+    // After a rank failure, the surviving ranks are renumbered in the same order.
     let in_order: Vec<_> = timeline.iter().flat_map(|timeline| timeline.0.values()).collect();
     let workers_of = |rank: &RankReport| in_order.get(rank.rank as usize);
     let most_workers = report.ranks.iter().filter_map(|rank| workers_of(rank).map(|workers| workers.len())).max();
@@ -123,8 +123,8 @@ pub(super) fn tiers(report: &Report, timeline: Option<&Timeline>) -> (String, Op
     (bars("Stages and tiers over time", &of_run(report), true, &rows), not_all)
 }
 
-/// How much of each moment a worker was in kernels, on which code: optimized code from below, baseline code on top of it.
-fn load(worker: &Worker, length_ns: f64) -> Vec<Bar> {
+/// The load of a worker over time: optimized code, with baseline code on top.
+fn load(worker: &WorkerTimeline, length_ns: f64) -> Vec<Bar> {
     let column_ns = (length_ns / COLUMNS as f64).max(1.0);
     let mut columns = vec![[0.0f64; 2]; COLUMNS];
     for call in &worker.calls {
@@ -152,7 +152,7 @@ fn load(worker: &Worker, length_ns: f64) -> Vec<Bar> {
     bars
 }
 
-/// A bar for each reason why bytes were needed, by where they were; nothing, if none were.
+/// A bar for each reason for transfers, divided by distance; `None` without transfers.
 pub(super) fn moved(report: &Report) -> Option<String> {
     let reasons = report.totals().moved.by_reason().map(|(name, of)| (name, [of.rank, of.node, of.network]));
     let row = |(name, bytes): &(&'static str, [u64; 3])| {

@@ -1,10 +1,10 @@
-//! Lines over two axes.
+//! Line charts.
 
 use std::ops::Range;
 
 use plotters::prelude::*;
 
-use super::charts::{AXIS, Axis, FINE, GRID, LEFT, RIGHT, Scale, draw, key, letters};
+use crate::report::html::charts::{AXIS, Axis, FINE, GRID, LEFT, RIGHT, Scale, draw, key, letters};
 
 const HEIGHT: u32 = 330 * FINE;
 
@@ -19,9 +19,9 @@ pub(crate) struct Series {
 /// A point.
 pub(crate) struct Mark {
     pub at: (f64, f64),
-    /// From where to where along the second axis there were others in whose middle it is.
+    /// The spread along the second axis, of which the point is the median.
     pub spread: Range<f64>,
-    /// To be told from others.
+    /// Drawn hollow, to distinguish it from other points.
     pub hollow: bool,
 }
 
@@ -33,13 +33,13 @@ impl Mark {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// Measured: every point is marked.
+    /// Measured values: every point is marked.
     Marked,
-    /// Not measured: an ideal, a bound.
+    /// Values that are not measured, such as an ideal or a bound.
     Dashed,
 }
 
-/// Lines with their key above them.
+/// Draws lines with their legend.
 pub(crate) fn lines(title: &str, x: &Axis<'_>, y: &Axis<'_>, series: &[Series]) -> String {
     let chart = draw(title, HEIGHT, |area| {
         let mut chart = ChartBuilder::on(area)
@@ -77,7 +77,7 @@ pub(crate) fn lines(title: &str, x: &Axis<'_>, y: &Axis<'_>, series: &[Series]) 
                         let ends = [mark.spread.start, mark.spread.end].map(|end| (mark.at.0, end));
                         PathElement::new(ends, colour.stroke_width(FINE))
                     }))?;
-                    // What is below a hollow one is not seen in it.
+                    // A white disc hides the line below a hollow point.
                     let hollow = marks.iter().filter(|mark| mark.hollow);
                     chart.draw_series(hollow.map(|mark| Circle::new(mark.at, 4 * FINE, WHITE.filled())))?;
                     chart.draw_series(marks.iter().map(|mark| match mark.hollow {

@@ -1,4 +1,4 @@
-//! Pages for people: plain HTML with charts inside, which opens without a network and prints well.
+//! HTML pages with inline charts, which need no network and print well.
 
 pub(crate) mod charts;
 mod figures;

@@ -1,6 +1,8 @@
-//! A page that stands alone: headings, sentences, tables and charts.
+//! A self-contained page: headings, sentences, tables and charts.
 
 use std::fmt::{Display, Write};
+
+use bytesize::ByteSize;
 
 const STYLE: &str = "\
 body{font:14px/1.45 system-ui,sans-serif;max-width:800px;margin:1.5em auto;padding:0 1em;color:#222;background:#fff}
@@ -14,7 +16,7 @@ svg{width:100%;height:auto}svg text{font-family:system-ui,sans-serif}
 .key{font-size:.9em}.key span{margin-right:.7em;white-space:nowrap}.key i{display:inline-block;width:.9em;height:.9em;margin-right:.3em;vertical-align:-.1em}
 @media print{body{margin:0;max-width:none}h2{break-after:avoid}svg,tr{break-inside:avoid}*{print-color-adjust:exact}}";
 
-/// A page that is being written. What it is given is text, no part of which is taken for a tag.
+/// A page under construction. All text is escaped.
 pub(crate) struct Page(String);
 
 impl Page {
@@ -40,17 +42,17 @@ impl Page {
         let _ = writeln!(self.0, "<p>{}</p>", escape(text));
     }
 
-    /// What explains something else.
+    /// An explanation, in a lighter colour.
     pub fn light(&mut self, text: &str) {
         let _ = writeln!(self.0, "<p class=\"light\">{}</p>", escape(text));
     }
 
-    /// What [`charts`](super::charts) made.
+    /// A chart from [`charts`](super::charts).
     pub fn chart(&mut self, chart: &str) {
         self.0.push_str(chart);
     }
 
-    /// A table of numbers, its first column apart.
+    /// A table of numbers with a text column first.
     pub fn numbers(&mut self, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
         self.table("", head, rows);
     }
@@ -77,4 +79,9 @@ impl Page {
 pub(super) fn escape(text: &(impl Display + ?Sized)) -> String {
     let text = text.to_string();
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// Formats a number of bytes.
+pub(super) fn size(bytes: u64) -> String {
+    ByteSize(bytes).to_string()
 }

@@ -1,20 +1,19 @@
 //! The page of one run.
 
-use bytesize::ByteSize;
-
-use super::figures;
-use super::page::Page;
+use crate::report::html::figures;
+use crate::report::html::page::{Page, size};
 use crate::report::render::time;
 use crate::report::timeline::Timeline;
 use crate::report::{Counts, KernelReport, OutputReport, RankReport, Report, StageReport};
+use crate::text::count;
 
-/// The page of a run; with a trace it also shows what workers did when.
+/// Renders the page of a run; with a trace, it contains a timeline of the workers.
 pub fn html(report: &Report, timeline: Option<&Timeline>) -> String {
     let mut page = Page::new(&report.job);
     summary(&mut page, report);
 
-    page.heading("Time of each rank");
-    page.light("An average worker's. On the right: in kernels. Outside stages: starting, between stages, publishing.");
+    page.heading("Time by rank");
+    page.light("The time of an average worker of each rank. On the right: the part inside kernels. Outside stages: start, time between stages, publishing.");
     let (chart, not_all) = figures::ranks(report);
     page.chart(&chart);
     not_all.iter().for_each(|sentence| page.light(sentence));
@@ -22,8 +21,8 @@ pub fn html(report: &Report, timeline: Option<&Timeline>) -> String {
 
     page.heading("Stages and tiers");
     page.light(match timeline {
-        Some(_) => "How much of the time workers were in kernels, in the colours above; a black line is a swap.",
-        None => "A black line is the swap of a worker. With the trace of the run, it is shown what workers did when.",
+        Some(_) => "The load of each worker in kernels, in the colours above. A black line marks a swap to optimized code.",
+        None => "A black line marks the swap of a worker to optimized code. Add the trace of the run (--trace) to see a timeline of each worker.",
     });
     let (chart, not_all) = figures::tiers(report, timeline);
     page.chart(&chart);
@@ -34,9 +33,9 @@ pub fn html(report: &Report, timeline: Option<&Timeline>) -> String {
     let totals = report.totals();
     page.line(&format!("{} read from files, {} written.", size(totals.read_bytes), size(totals.written_bytes)));
     match figures::moved(report) {
-        None => page.light("Nothing was needed that another rank had."),
+        None => page.light("No rank needed data of another rank."),
         Some(chart) => {
-            page.light("What ranks needed of tensors, by reason and by where it was.");
+            page.light("Tensor data that ranks needed from memory, by reason and by distance.");
             page.chart(&chart);
         }
     }
@@ -49,15 +48,15 @@ pub fn html(report: &Report, timeline: Option<&Timeline>) -> String {
 fn summary(page: &mut Page, report: &Report) {
     let (totals, environment) = (report.totals(), &report.environment);
     page.line(&format!(
-        "{} in {} on {} rank(s), {} node(s), {} thread(s) each.",
+        "{} in {} on {}, {}, {} each.",
         count(totals.tasks(), "task"),
         time(report.wall_ns),
-        environment.ranks,
-        environment.nodes,
-        environment.threads_per_rank
+        count(u64::from(environment.ranks), "rank"),
+        count(u64::from(environment.nodes), "node"),
+        count(u64::from(environment.threads_per_rank), "thread")
     ));
     let mut facts = Vec::new();
-    facts.extend(report.first_task_ns.map(|ns| format!("First task done after {}", time(ns))));
+    facts.extend(report.first_task_ns.map(|ns| format!("first task completed after {}", time(ns))));
     let iterations = report.ranks.first().and_then(|rank| rank.iterations);
     facts.extend(iterations.map(|iterations| count(iterations, "iteration")));
     let swaps = report.ranks.iter().map(|rank| rank.swaps.len() as u64).sum();
@@ -69,24 +68,24 @@ fn summary(page: &mut Page, report: &Report) {
         facts.push(format!("{} slices stolen in {} grants", totals.stolen_slices, totals.steals));
     }
     if report.resumed_bytes > 0 {
-        facts.push(format!("{} taken up from an earlier run", size(report.resumed_bytes)));
+        facts.push(format!("{} resumed from an earlier run", size(report.resumed_bytes)));
     }
     if report.resumed_tasks > 0 {
-        facts.push(format!("{} of an earlier run not done again", count(report.resumed_tasks, "task")));
+        facts.push(format!("{} resumed from an earlier run", count(report.resumed_tasks, "task")));
     }
     page.line(&format!("{}.", facts.join("; ")));
     for death in &report.deaths {
         let next = death.first_task_ns.and_then(|first| first.checked_sub(death.at_ns));
-        let next = next.map(|ns| format!("; the next task was done {} later", time(ns))).unwrap_or_default();
+        let next = next.map(|ns| format!("; the next task completed {} later", time(ns))).unwrap_or_default();
         let (rank, host, at) = (death.rank, &death.hostname, time(death.at_ns));
-        page.line(&format!("Rank {rank} on {host} died after {at}, and the others went on{next}."));
+        page.line(&format!("Rank {rank} on {host} failed after {at}, and the others continued{next}."));
     }
     if !report.deaths.is_empty() {
-        page.light("Of stages that were under way then, what followed is counted. Ranks are numbered anew.");
+        page.light("Interrupted stages are counted from then on. Ranks are renumbered.");
     }
 }
 
-/// As many as a person reads.
+/// The most ranks in the table.
 const RANKS: usize = 64;
 
 fn ranks(page: &mut Page, report: &Report) {
@@ -108,9 +107,9 @@ fn ranks(page: &mut Page, report: &Report) {
         ]
     };
     page.numbers(&head, report.ranks.iter().take(RANKS).map(row));
-    page.light("Moved: bytes of tensors that came from other ranks. Sent and received: messages of all kinds.");
+    page.light("Moved: tensor bytes from other ranks. Sent and received: all messages.");
     if report.ranks.len() > RANKS {
-        page.light(&format!("The first {RANKS} of {} ranks; the record has all.", report.ranks.len()));
+        page.light(&format!("The first {RANKS} of {} ranks; the report contains all.", report.ranks.len()));
     }
 }
 
@@ -156,7 +155,7 @@ fn kernels(page: &mut Page, report: &Report) {
             if kernel.start_compile_ns > 0 { time(kernel.start_compile_ns) } else { "-".to_owned() },
             kernel.optimize_ns.map_or("-".to_owned(), time),
             kernel.optimizing_compiles.to_string(),
-            if kernel.cache_hit { "from the cache" } else { "made in this run" }.to_owned(),
+            if kernel.cache_hit { "from the cache" } else { "compiled in this run" }.to_owned(),
         ]
     };
     page.numbers(&head, report.kernels.iter().map(row));
@@ -176,21 +175,13 @@ fn outputs(page: &mut Page, report: &Report) {
 }
 
 fn environment(page: &mut Page, report: &Report) {
-    page.heading("Where and with what");
+    page.heading("Environment");
     let environment = &report.environment;
     let mut rows = vec![("exuvia", environment.exuvia.clone()), ("plan", report.plan_hash.clone())];
     rows.push(("tiers", environment.tier_policy.clone()));
     rows.extend(environment.cpus.iter().map(|cpu| ("CPU", cpu.clone())));
     rows.extend(environment.libraries.iter().map(|(name, version)| (name.as_str(), version.trim().to_owned())));
-    page.words(&[], rows.into_iter().map(|(name, what)| vec![name.to_owned(), what]));
-}
-
-fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
-pub(super) fn size(bytes: u64) -> String {
-    ByteSize(bytes).to_string()
+    page.words(&[], rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]));
 }
 
 #[cfg(test)]
@@ -222,7 +213,7 @@ mod tests {
         let few = page(3);
         assert_eq!(few.matches("stroke=\"#000000\"").count(), 6);
         assert_eq!(few.matches("40 %").count(), 3);
-        assert!(!few.contains("ranks are drawn"));
-        assert!(page(1000).contains("48 of 1000 ranks are drawn"));
+        assert!(!few.contains("The chart shows"));
+        assert!(page(1000).contains("The chart shows 48 of 1000 ranks"));
     }
 }
