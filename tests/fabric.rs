@@ -25,9 +25,9 @@ fn launch(ranks: u32, arguments: &[&str]) -> Command {
     command
 }
 
-/// Waits for the launcher, which gets a minute.
+/// Waits for the launcher, which gets two minutes.
 fn finish(mut child: Child) -> Output {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
             child.kill().unwrap();
@@ -61,7 +61,7 @@ fn a_panic_on_a_worker_thread_ends_every_rank() {
     let started = Instant::now();
     let output = finish(launch(3, &["panic"]).spawn().unwrap());
     assert_eq!(output.status.code(), Some(101), "{output:?}");
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(60));
     assert!(String::from_utf8_lossy(&output.stderr).contains("as asked"), "{output:?}");
 }
 
@@ -87,7 +87,7 @@ fn the_death_of_a_rank_is_noticed_and_named() {
     let mut held = 0;
     let mut victim = None;
     while held < 3 {
-        let line = seen.recv_timeout(Duration::from_secs(60)).unwrap();
+        let line = seen.recv_timeout(Duration::from_secs(120)).unwrap();
         if let Some((rank, pid)) = line.split_once(" holds as process ") {
             held += 1;
             if rank == "rank 1" {
@@ -108,5 +108,5 @@ fn the_death_of_a_rank_is_noticed_and_named() {
     let told = errors.contains(&format!("rank 1 (process {victim} on "));
     let told_by_launcher = !launch::open_mpi() && text.contains("Killed (signal 9)");
     assert!(told || told_by_launcher, "{errors}{text}");
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
 }

@@ -46,7 +46,7 @@ fn assert_done(lab: &Lab, output: &Output) -> Report {
 #[test]
 fn a_lost_host_does_not_end_the_run_nor_change_its_bits() {
     among_hosts(3, || {
-        let lab = lab(100_000);
+        let lab = lab(300_000);
         let hosts = hostfile(&lab, &[("n1", 2), ("n2", 2), ("n3", 2)]);
         let mut run = start(&lab, 6, &hosts, &[]);
         await_record(&lab, &mut run);
@@ -70,7 +70,7 @@ fn a_lost_host_does_not_end_the_run_nor_change_its_bits() {
 #[test]
 fn ranks_killed_on_other_hosts_do_not_end_the_run() {
     among_hosts(3, || {
-        let lab = lab(100_000);
+        let lab = lab(300_000);
         let hosts = hostfile(&lab, &[("n1", 2), ("n2", 2), ("n3", 1)]);
         let mut run = start(&lab, 5, &hosts, &[]);
         // One of two, then the only one of its host, then the one that has taken its place.

@@ -22,7 +22,7 @@ fn refuses(lab: &Lab, code: i32, arguments: &[&str], messages: &[&str]) {
             assert!(said.contains(message), "{ranks} ranks: no '{message}' in: {said}");
         }
         assert_eq!(said.matches("error: ").count(), 1, "printed once: {said}");
-        assert!(started.elapsed() < Duration::from_secs(30), "it took {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(120), "it took {:?}", started.elapsed());
         assert_no_output(lab);
     }
 }
@@ -238,7 +238,7 @@ fn a_module_that_takes_minutes_to_compile_is_named_and_no_process_of_it_stays() 
     let mut command = lab.command(1, &["--tier", "baseline"]);
     let mut run = command.stderr(Stdio::piped()).spawn().unwrap();
     let helper = || fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.id())).unwrap();
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(120);
     while helper().trim().is_empty() {
         assert!(Instant::now() < until, "no helper came");
         std::thread::sleep(Duration::from_millis(10));

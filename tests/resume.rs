@@ -16,6 +16,9 @@ use exuvia::report::Report;
 use exuvia::tensor::Dtype;
 use serde_json::Value;
 
+/// How long anything may take before a test gives up; nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A run under way; its ranks can be found by its folder.
 struct Started {
     child: Child,
@@ -35,7 +38,7 @@ fn start_by(lab: &Lab, mut command: Command) -> Started {
 impl Started {
     /// Waits until the run has noted something as finished; false if it has ended before.
     fn await_record(&mut self, lab: &Lab) -> bool {
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + PATIENCE;
         while record_bytes(lab) == self.before {
             if self.child.try_wait().unwrap().is_some() {
                 return false;
@@ -109,8 +112,9 @@ fn whatever_ends_runs_when_the_next_goes_on_and_does_nothing_twice() {
                 command.args(["--ranks", &ranks.to_string()]);
             }
             let mut run = start_by(&lab, command);
-            // At work, or at any time.
-            if (draw / 4).is_multiple_of(4) || run.await_record(&lab) {
+            // At work, or at any time, and the last of them as soon as it has done something.
+            let is_early = (draw / 4).is_multiple_of(4) && attempt < 2;
+            if is_early || (run.await_record(&lab) && attempt < 2) {
                 std::thread::sleep(Duration::from_millis(draw / 16 % 400));
             }
             if is_asked {
@@ -143,13 +147,14 @@ fn a_run_that_is_asked_to_end_finishes_what_it_is_at() {
         let mut run = start(&lab, ranks, &["--threads", "1", "--tier", "baseline"]);
         assert!(run.await_record(&lab));
         let noted = record_bytes(&lab);
-        let asked = Instant::now();
         // One rank alone.
         signal(&pids(&lab)[..1], name);
         let output = run.child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(75), "{said}");
-        assert!(asked.elapsed() < Duration::from_secs(20), "it took {:?}", asked.elapsed());
+        let records: Records<Value> = Records::read(&lab.manifest()).unwrap();
+        let rows: u64 = records.records.iter().map(|record| record["tile"]["extent"][0].as_u64().unwrap()).sum();
+        assert!(rows < ROWS, "it went on after its task: {rows} rows");
         assert!(said.contains("interrupted by SIG") && said.contains("is kept: run the same command again"), "{said}");
         assert!(record_bytes(&lab) > noted, "what was begun is finished");
         assert!(!lab.path("out.h5").exists());
@@ -218,7 +223,7 @@ fn damaged_parts_are_computed_again() {
     // All of stage one and a part of stage two.
     let leave = || {
         let mut run = start(&lab, 2, &["--threads", "1", "--tier", "baseline"]);
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + PATIENCE;
         while !logs(&lab).iter().any(|log| fs::read_to_string(log).is_ok_and(|text| text.contains("\"two\""))) {
             assert!(Instant::now() < until && run.child.try_wait().unwrap().is_none());
             std::thread::sleep(Duration::from_millis(5));
@@ -293,7 +298,7 @@ fn iterations_go_on_from_a_checkpoint() {
     for (seed, ranks) in [(1, [2, 3, 4]), (2, [3, 1, 2])] {
         for (attempt, ranks) in ranks.into_iter().enumerate() {
             let mut run = start(&lab, ranks, &["--threads", "1", "--checkpoint-every", "20ms"]);
-            if run.await_record(&lab) {
+            if run.await_record(&lab) && attempt < 2 {
                 std::thread::sleep(Duration::from_millis(chance(seed + attempt as u64) % 200));
             }
             // Ranks that are killed, and a run that is asked to end.
@@ -334,7 +339,7 @@ fn reductions_go_on_with_their_partial_results() {
         let begin = |ranks: u32, draw: u64| {
             let mut run = start(&lab, ranks, &["--threads", "1", "--tier", "optimized"]);
             assert!(run.await_record(&lab), "seed {seed}");
-            std::thread::sleep(Duration::from_millis(draw / 4 % 400));
+            std::thread::sleep(Duration::from_millis(draw / 4 % 100));
             run
         };
         // Asked to end, and killed.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::lab::launch::open_mpi;
 use crate::lab::rows::{COLUMNS, ROWS, WRITE_ZEROS, assert_no_output, rows_job, rows_lab, take_result, wat};
-use crate::lab::slow::{pids, signal};
+use crate::lab::slow::{interrupt_until_it_ends, is_in_kernel, pids, signal};
 use crate::lab::{EXUVIA, Lab, root, text};
 use exuvia::engine::{BackgroundCompile, CompileJob, CompileLimits, Cpu, Engine, Kernel, Pipeline, Tier};
 use exuvia::exec::{Options, TierPolicy};
@@ -75,19 +75,19 @@ fn one_compile_serves_all_ranks_and_the_cache_serves_the_next_run() {
     assert_eq!(warm.totals().read_bytes, ROWS * COLUMNS * 4, "the second stage finds its input in memory");
 }
 
+/// How long anything may take before a test gives up; nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Starts a run whose kernel never ends and gives the pids of its ranks once it computes.
 fn endless(lab: &Lab, ranks: u32) -> (Child, Vec<u32>) {
     wat(lab, "endless.wasm", "(loop (br 0))");
-    rows_job(lab, "endless.wasm", "limits = { time = \"60s\" }");
+    rows_job(lab, "endless.wasm", "limits = { time = \"1h\" }");
     let mut command = lab.command(ranks, &["--tier", "baseline", "--threads", "1"]);
     let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + PATIENCE;
     loop {
-        let mut names = fs::read_dir(lab.path("")).unwrap().flatten().map(|entry| entry.file_name());
-        let (pids, computing) = (pids(lab), names.any(|name| name.to_string_lossy().contains(".part")));
-        if pids.len() == ranks as usize && computing {
-            // Beyond the creation of outputs the kernel is reached at once.
-            std::thread::sleep(Duration::from_millis(500));
+        let pids = pids(lab);
+        if pids.len() == ranks as usize && pids.iter().all(|pid| is_in_kernel(*pid)) {
             return (child, pids);
         }
         assert!(Instant::now() < until && child.try_wait().unwrap().is_none(), "the run did not start");
@@ -103,7 +103,7 @@ fn an_interrupted_run_leaves_nothing() {
         let started = Instant::now();
         signal(&pids, name);
         let output = child.wait_with_output().unwrap();
-        assert!(started.elapsed() < Duration::from_secs(10));
+        assert!(started.elapsed() < PATIENCE, "it waited for the kernel");
         assert_eq!(output.status.code(), Some(75));
         assert!(text(&output).contains(&format!("interrupted by {signal_name}")), "{}", text(&output));
         assert_no_output(&lab);
@@ -114,10 +114,9 @@ fn an_interrupted_run_leaves_nothing() {
 fn a_second_ctrl_c_ends_a_run_at_once() {
     let lab = rows_lab();
     let (mut child, pids) = endless(&lab, 1);
-    // The first is told from the second; until then the run waits for a task that never ends.
-    signal(&pids, "-INT");
-    std::thread::sleep(Duration::from_millis(100));
-    signal(&pids, "-INT");
+    // After the first the run waits for a task that never ends.
+    assert_eq!(pids, [child.id()]);
+    interrupt_until_it_ends(&mut child);
     assert_eq!(child.wait().unwrap().signal(), Some(2));
 }
 
@@ -128,7 +127,7 @@ fn a_killed_rank_ends_the_others_and_is_named() {
     let started = Instant::now();
     signal(&pids[2..], "-KILL");
     let output = child.wait_with_output().unwrap();
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < PATIENCE, "it waited for the kernel");
     assert!(!output.status.success());
     let (said, killed) = (text(&output), pids[2]);
     assert!(pids.iter().all(|pid| !exuvia::topology::process_alive(*pid)), "every rank has ended");
@@ -160,7 +159,7 @@ fn hanging_launcher(lab: &Lab, start_limit: &str) -> Command {
 
 fn launcher(lab: &Lab) -> u32 {
     let name = if open_mpi() { "mpirun.openmpi" } else { "mpiexec.mpich" };
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + PATIENCE;
     loop {
         let pid = fs::read_to_string(lab.path("bin").join(format!("{name}.pid"))).unwrap_or_default();
         if let Ok(pid) = pid.trim().parse() {
@@ -232,7 +231,7 @@ fn code_that_comes_too_late_for_a_job_is_there_for_the_next() {
     let arguments = ["--cache-dir", cache_dir, "--report", report.to_str().unwrap()];
     let output = lab.output(2, &arguments);
     assert!(output.status.success(), "{}", text(&output));
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while fs::read_dir(&cache).unwrap().flatten().all(|e| e.path().extension().is_none_or(|e| e != "artifact")) {
         assert!(Instant::now() < deadline, "no artifact came");
         std::thread::sleep(Duration::from_millis(20));
@@ -256,6 +255,22 @@ fn slow_to_optimize(lab: &Lab, seed: u32, more: &str) {
     fs::write(lab.path("long.wasm"), wat::parse_str(text).unwrap()).unwrap();
 }
 
+/// Processes that stand still as long as this lives, so that they do not end.
+struct Stopped(Vec<u32>);
+
+impl Stopped {
+    fn stop(&mut self, pids: impl Iterator<Item = u32>) {
+        self.0.extend(pids);
+        signal(&self.0, "-STOP");
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        signal(&self.0, "-CONT");
+    }
+}
+
 #[test]
 fn compilers_that_nobody_waits_for_are_few_and_known_and_can_be_ended() {
     let lab = rows_lab();
@@ -263,12 +278,14 @@ fn compilers_that_nobody_waits_for_are_few_and_known_and_can_be_ended() {
     rows_job(&lab, "long.wasm", "");
     let cache = || exuvia::engine::Cache::open(Some(&cache_dir)).unwrap();
     let left = || exuvia::engine::orphaned_helpers(&cache());
-    let until = Instant::now() + Duration::from_secs(60);
-    let await_left = |count: usize| {
+    let mut stopped = Stopped(Vec::new());
+    let mut await_left = |count: usize| {
+        let until = Instant::now() + PATIENCE;
         while left().len() != count {
             assert!(Instant::now() < until, "{:?}", left());
             std::thread::sleep(Duration::from_millis(20));
         }
+        stopped.stop(left().iter().map(|helper| helper.process));
     };
     // Two runs of each module leave one behind, but for the last, for which there is no room.
     for (seed, count) in [(1, 1), (1, 1), (2, 2), (2, 2), (3, 2)] {
@@ -286,6 +303,8 @@ fn compilers_that_nobody_waits_for_are_few_and_known_and_can_be_ended() {
     }
     // What they work for is gone, and so are they soon.
     fs::remove_dir_all(&cache_dir).unwrap();
+    drop(stopped);
+    let until = Instant::now() + PATIENCE;
     while helpers.iter().any(|helper| exuvia::topology::process_alive(helper.process)) {
         assert!(Instant::now() < until, "they go on");
         std::thread::sleep(Duration::from_millis(20));

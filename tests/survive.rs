@@ -9,7 +9,8 @@ use std::time::Duration;
 use crate::lab::launch::open_mpi;
 use crate::lab::rows::{rows_job, rows_lab, wat};
 use crate::lab::slow::{
-    COLUMNS, ROWS, assert_tidy, chance, expected, kills, pids, record_bytes, signal, slow_job, slow_lab,
+    COLUMNS, ROWS, assert_tidy, chance, expected, interrupt_until_it_ends, is_in_kernel, kills, pids, record_bytes,
+    signal, slow_job, slow_lab,
 };
 use crate::lab::{EXUVIA, Lab, text};
 use exuvia::live;
@@ -86,7 +87,7 @@ fn assert_done(lab: &Lab, output: &Output, expected: &[(String, Vec<u8>)], what:
 
 #[test]
 fn a_killed_rank_does_not_end_the_run_nor_change_its_bits() {
-    let lab = slow_lab(100_000);
+    let lab = slow_lab(200_000);
     let (mut all_killed, mut pauses_ns) = (0, Vec::new());
     for seed in 0..kills(4) {
         let ranks = 4 + (chance(seed) % 5) as u32;
@@ -154,7 +155,7 @@ fn ranks_killed_as_they_start_are_started_again() {
     let lab = slow_lab(100);
     for seed in 0..kills(3) {
         let mut run = start(&lab, 4, &[]);
-        while run.pids(&lab).is_empty() {
+        while run.pids(&lab).is_empty() && run.child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(Duration::from_millis(chance(seed) % 300));
@@ -204,22 +205,18 @@ fn a_run_that_starts_its_ranks_ends_as_they_do() {
 fn a_second_ctrl_c_ends_all_ranks_at_once() {
     let lab = rows_lab();
     wat(&lab, "endless.wasm", "(loop (br 0))");
-    rows_job(&lab, "endless.wasm", "limits = { time = \"60s\" }");
+    rows_job(&lab, "endless.wasm", "limits = { time = \"1h\" }");
     let mut run = start(&lab, 2, &["--tier", "baseline"]);
-    let begun =
-        || fs::read_dir(lab.path("")).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains(".part"));
-    while !begun() {
+    let pids = loop {
+        let pids = run.pids(&lab);
+        if pids.len() == 2 && pids.iter().all(|pid| is_in_kernel(*pid)) {
+            break pids;
+        }
         assert!(run.child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(5));
-    }
-    // Beyond the creation of outputs the kernel is reached at once.
-    std::thread::sleep(Duration::from_millis(300));
-    let supervisor = [run.child.id()];
-    signal(&supervisor, "-INT");
-    // The first is told from the second; until then the ranks wait for tasks that never end.
-    std::thread::sleep(Duration::from_millis(100));
-    signal(&supervisor, "-INT");
-    let pids = run.pids(&lab);
+    };
+    // After the first the ranks wait for tasks that never end.
+    interrupt_until_it_ends(&mut run.child);
     let output = run.wait();
     assert_eq!(output.status.code(), Some(75), "{}", text(&output));
     assert!(text(&output).starts_with("error: interrupted, and the ranks had no time"), "{}", text(&output));

@@ -64,11 +64,14 @@ impl Watched<'_> {
 #[test]
 fn a_run_is_seen_while_it_lasts_and_its_ranks_get_on() {
     for ranks in [2, 3] {
-        let lab = slow_lab(200_000);
+        let lab = slow_lab(400_000);
         let mut run = start(&lab, ranks);
         let done = |run: &Snapshot| -> Vec<u64> { run.ranks.iter().map(|rank| rank.share.processed_bytes).collect() };
         let first = run.until(|run| run.ranks.len() == ranks as usize && done(run).iter().all(|bytes| *bytes > 0));
         let later = run.until(|run| done(run).iter().zip(done(&first)).all(|(now, then)| *now > then));
+        // It does not end while it is looked at.
+        let ranks_here = pids(&lab);
+        signal(&ranks_here, "-STOP");
         assert_eq!((later.job.as_str(), &later.file), ("job", &lab.path("job.toml")));
         for rank in &later.ranks {
             let [stage] = &rank.share.stages[..] else { panic!("{rank:?}") };
@@ -86,6 +89,7 @@ fn a_run_is_seen_while_it_lasts_and_its_ranks_get_on() {
         let output = top(&lab, &["--once", "another"]);
         assert_eq!(output.status.code(), Some(2));
         assert!(text(&output).contains("error: no running job 'another'"), "{}", text(&output));
+        signal(&ranks_here, "-CONT");
         assert!(run.child.wait().unwrap().success());
         assert!(runs(&lab).is_empty() && files(&lab).is_empty(), "{:?}", files(&lab));
     }
@@ -93,7 +97,7 @@ fn a_run_is_seen_while_it_lasts_and_its_ranks_get_on() {
 
 #[test]
 fn a_killed_run_is_not_seen() {
-    let lab = slow_lab(2_000_000);
+    let lab = slow_lab(20_000_000);
     let mut run = start(&lab, 2);
     run.until(|run| run.ranks.len() == 2);
     signal(&pids(&lab), "-KILL");
@@ -162,7 +166,7 @@ impl OnTerminal {
 
 #[test]
 fn a_terminal_is_left_as_it_was() {
-    let lab = slow_lab(2_000_000);
+    let lab = slow_lab(20_000_000);
     let mut run = start(&lab, 2);
     run.until(|run| run.ranks.len() == 2);
     let mut terminals = [(24, 80), (10, 40), (40, 120)].map(|size| OnTerminal::start(&lab, size));

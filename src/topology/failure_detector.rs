@@ -130,7 +130,7 @@ mod tests {
             if let Some(rank) = watch.dead() {
                 break rank;
             }
-            assert!(killed.elapsed() < Duration::from_secs(1), "not noticed");
+            assert!(killed.elapsed() < Duration::from_secs(60), "not noticed");
         };
         assert_eq!(dead, 2);
         std::thread::sleep(2 * INTERVAL);

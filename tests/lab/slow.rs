@@ -1,7 +1,8 @@
 //! A job that takes its time, and what becomes of it when ranks are killed.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use exuvia::tensor::Dtype;
 
@@ -96,6 +97,14 @@ pub fn is_in_kernel(pid: u32) -> bool {
         stat.rsplit_once(')')?.1.split_whitespace().nth(11)?.parse().ok()
     };
     workers.filter_map(ticks).any(|ticks| 3 * ticks >= rustix::param::clock_ticks_per_second())
+}
+
+/// Asks a process to end, by SIGINT, until it has ended: two signals that come together count as one.
+pub fn interrupt_until_it_ends(child: &mut Child) {
+    while child.try_wait().unwrap().is_none() {
+        signal(&[child.id()], "-INT");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// To all at once; some may be gone.
