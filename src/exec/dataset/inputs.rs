@@ -22,9 +22,9 @@ use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded
 /// Of what may be long to read, so much at once.
 const PART_BYTES: u64 = 64 << 20;
 
-/// What an iterated stage reads once and keeps, by stage and operand.
+/// Inputs that an iterated stage reads once and keeps, by stage and operand.
 #[derive(Default)]
-pub(in crate::exec) struct Kept {
+pub(in crate::exec) struct InputCache {
     pieces: BTreeMap<(usize, usize), Vec<Piece>>,
     whole: BTreeMap<(usize, usize), BroadcastInput>,
 }
@@ -33,7 +33,7 @@ pub(in crate::exec) struct Kept {
 pub(in crate::exec) struct InputSources<'a> {
     pub places: &'a DatasetPaths,
     pub resident: &'a Resident,
-    pub kept: &'a mut Kept,
+    pub cache: &'a mut InputCache,
 }
 
 /// What the regions of a split input are read from.
@@ -65,8 +65,8 @@ impl<'a> Inputs<'a> {
         Inputs { whole, sources, arrivals: PendingReceives::new(stage_index, run) }
     }
 
-    /// Opens and gathers the inputs of run `run` of stage `stage_index`: waits for those that all tasks share, sends others what
-    /// they need of the rest, and notes what of it is to come. Counts what it reads and moves. Collective.
+    /// Opens and gathers the inputs of run `run` of stage `stage_index`: waits for those that all tasks share, sends
+    /// others what they need of the rest, and notes what of it is to come. Counts what it reads and moves. Collective.
     pub fn gather(
         comm: &mut Communicator,
         job: &'a Job,
@@ -226,7 +226,7 @@ impl<'a> InputRef<'a, '_> {
         counts: &mut Counts,
     ) -> Result<BroadcastInput, RunError> {
         let key = (self.stage, self.operand);
-        if let Some(kept) = from.kept.whole.get(&key) {
+        if let Some(kept) = from.cache.whole.get(&key) {
             return Ok(kept.clone());
         }
         let on_node = self.stage().is_on_node(self.operand);
@@ -256,13 +256,13 @@ impl<'a> InputRef<'a, '_> {
             BroadcastInput::Copied(found.read(self.stage(), self.operand, &region, counts)?.into())
         };
         if self.keeps() {
-            from.kept.whole.insert(key, whole.clone());
+            from.cache.whole.insert(key, whole.clone());
         }
         Ok(whole)
     }
 
-    /// Where the regions of an input come from of which every task needs its own; other ranks' parts of it may be on their way.
-    /// Collective.
+    /// Where the regions of an input come from of which every task needs its own; other ranks' parts of it may be on
+    /// their way. Collective.
     fn split(
         self,
         comm: &mut Communicator,
@@ -279,7 +279,7 @@ impl<'a> InputRef<'a, '_> {
         if let Some(constant) = constant {
             return Ok(constant);
         }
-        if let Some(pieces) = from.kept.pieces.get(&key) {
+        if let Some(pieces) = from.cache.pieces.get(&key) {
             return Ok(Source::Memory(pieces.clone()));
         }
         let (file, dataset) = place(self.job, &self.operand().tensor, from.places);
@@ -294,7 +294,7 @@ impl<'a> InputRef<'a, '_> {
             return Ok(Source::External(ExternalSource::File(reader)));
         };
         if self.keeps() {
-            from.kept.pieces.insert(key, pieces.clone());
+            from.cache.pieces.insert(key, pieces.clone());
         }
         Ok(Source::Memory(pieces))
     }
@@ -361,7 +361,8 @@ impl ExternalSource<'_> {
     }
 }
 
-/// A region of a dataset, for this rank to keep: it may be long to read, so that looks for whatever ends the run come between.
+/// A region of a dataset, for this rank to keep: it may be long to read, so that looks for whatever ends the run come
+/// between.
 fn read_piece(
     comm: &mut Communicator,
     reader: &Reader,

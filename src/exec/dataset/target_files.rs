@@ -1,4 +1,4 @@
-//! Which files a job writes, whatever it calls them: links are followed once, before anything is opened, and two names of one file
+//! The real files that a job writes: links are followed once, before any file is opened, and two names of one file
 //! become one.
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,11 +21,12 @@ impl AsRef<Path> for RealPath {
     }
 }
 
-/// The real path of each file that the job writes, by tensor. An error if two tensors are one dataset in truth, or if the job
-/// writes one file under two names that are both real: a run replaces the file of one name, and the other keeps what it was.
+/// Returns the real path of each file that the job writes, by tensor. It is an error if two tensors are the same
+/// dataset, or if the job writes one file under two names that are both real (hard links): a run would replace the file
+/// of one name, and the other name would keep the old file.
 pub fn real_outputs(job: &Job) -> Result<BTreeMap<String, RealPath>, RunError> {
     let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
-    // Each file is looked at once. Names of one place are one name, the first.
+    // Each file is resolved once. Of several names of one place, the first is used.
     let mut found: HashMap<&Path, (PathBuf, Option<FileId>)> = HashMap::new();
     let mut places: HashMap<PathIdentity, PathBuf> = HashMap::new();
     let mut written: HashMap<FileId, PathBuf> = HashMap::new();
@@ -65,7 +66,7 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of a job that reads dataset `x` of one file and writes two more.
+    /// Parses a job that reads dataset `x` of one file and writes two more, and moves its outputs to their real paths.
     fn moved(folder: &Path, input: &str, y: (&str, &str), z: (&str, &str)) -> Result<Job, String> {
         let text = format!(
             "[tensors]\nx = {{ file = \"{input}\", dataset = \"x\" }}\n\

@@ -1,10 +1,10 @@
-//! What of a stage is finished: boxes of its split indices whose outputs are safe, and what they leave to do.
+//! Completed work of a stage: boxes of its split indices whose outputs are stored, and the work that is left.
 
 use crate::exec::recovery::partial_sums::Sums;
 use crate::fabric::Rank;
 use crate::plan::{StagePlan, Tile};
 
-/// Finished boxes of a stage, which do not meet; and, of a reduction, what of its other cells is summed.
+/// Completed boxes of a stage, which do not overlap; and, in a reduction, partial sums of its other cells.
 #[derive(Clone, Debug, Default)]
 pub(in crate::exec) struct CompletedTiles {
     tiles: Vec<Tile>,
@@ -13,7 +13,7 @@ pub(in crate::exec) struct CompletedTiles {
 
 impl CompletedTiles {
     pub fn new(mut tiles: Vec<Tile>) -> CompletedTiles {
-        // Consecutive boxes of one shape are one box: blocks come in rows.
+        // Adjacent boxes of one shape are joined: blocks are completed in rows.
         for axis in (0..tiles.first().map_or(0, |tile| tile.0.rank())).rev() {
             let others = |tile: &Tile| -> Vec<(u64, u64)> {
                 let dims = (0..tile.0.rank()).filter(|dim| *dim != axis);
@@ -38,24 +38,24 @@ impl CompletedTiles {
         &self.tiles
     }
 
-    /// Whether it is all of the stage.
+    /// Whether the whole stage is complete.
     pub fn is_all(&self, plan: &StagePlan) -> bool {
         let all: u64 = (0..plan.split.len()).map(|axis| plan.extent(axis)).product();
         all > 0 && self.tiles.iter().map(|tile| tile.0.elements()).sum::<u64>() == all
     }
 
-    /// Whether the cell of a reduction that `block` is of is finished.
+    /// Whether the cell of a reduction that `block` belongs to is complete.
     pub fn has_cell_of(&self, plan: &StagePlan, block: &Tile) -> bool {
         !self.tiles.is_empty() && plan.cell_tile(plan.cell(block)).is_some_and(|cell| self.has(&cell))
     }
 
-    /// Whether all of `tile` is in one of them.
+    /// Whether one of the boxes contains `tile`.
     pub fn has(&self, tile: &Tile) -> bool {
         self.tiles.iter().any(|done| done.0.contains(&tile.0))
     }
 
-    /// The blocks of `rank` without what is finished: boxes of whole units, as finished ones are. A block of a reduction is
-    /// left as a whole or not at all; some of its leaves may be summed.
+    /// Returns the parts of the blocks of `rank` that are not complete: boxes of whole units, like the completed ones.
+    /// A block of a reduction is left as a whole or not at all; some of its leaves may be summed.
     pub fn blocks_left(&self, plan: &StagePlan, rank: Rank) -> Vec<Tile> {
         let blocks = plan.blocks(rank);
         if plan.reduce.is_some() {
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_blocks_are_one_box() {
+    fn adjacent_boxes_are_joined() {
         let rows = (0..4).map(|row| tile(&[2 * row, 0], &[2, 5]));
         assert_eq!(CompletedTiles::new(rows.rev().collect()).tiles(), [tile(&[0, 0], &[8, 5])]);
         let apart = vec![tile(&[0, 0], &[1, 5]), tile(&[2, 0], &[1, 5]), tile(&[3, 0], &[1, 4])];
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_and_what_is_done_are_all_once_for_any_number_of_ranks() {
+    fn completed_and_remaining_boxes_cover_the_stage_once_on_any_number_of_ranks() {
         for (compute, name) in
             [("\"x[a,b] -> y[a,b]\"", "map"), ("\"x[a~1,b~1] -> y[a,b]\"\nboundary = \"zero\"", "halo")]
         {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_of_a_reduction_are_done_as_wholes() {
+    fn cells_of_a_reduction_are_complete_as_a_whole() {
         let plan = stage("\"x[a,b] -> y[a]\"\ncombine = \"sum\"", "", 2);
         let cells: Vec<Tile> = (0..).map_while(|cell| plan.cell_tile(cell)).collect();
         assert!(cells.len() > 1, "{}", cells.len());

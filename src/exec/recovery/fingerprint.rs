@@ -1,4 +1,4 @@
-//! What a stage's outputs depend on, so that what is finished counts only as long as nothing of that has changed.
+//! Everything that the outputs of a stage depend on: completed work counts only as long as none of it has changed.
 
 use std::collections::BTreeMap;
 
@@ -8,20 +8,20 @@ use crate::engine::Kernel;
 use crate::job::{Job, Source};
 use crate::plan::{Plan, Role};
 
-/// What a stage computes, whatever the number of ranks.
+/// The identity of a stage's computation, on any number of ranks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::exec) struct Identity {
     pub stage: String,
     /// Hash of the module.
     pub kernel: String,
-    /// Hash of everything that the job says about the stage, its constants included.
+    /// Hash of everything in the job about the stage, with its constants.
     pub definition: String,
-    /// Tensors that it reads and writes.
+    /// The tensors that it reads, and those that it writes.
     pub reads: Vec<String>,
     pub writes: Vec<String>,
 }
 
-/// The stages of a job, with the kernel of each.
+/// Returns the identity of each stage of a job.
 pub(in crate::exec) fn identities(job: &Job, plan: &Plan, kernels: &[&Kernel]) -> Vec<Identity> {
     let stages = job.stages.iter().zip(&plan.stages).zip(kernels).enumerate();
     stages
@@ -69,7 +69,8 @@ pub(in crate::exec) fn identities(job: &Job, plan: &Plan, kernels: &[&Kernel]) -
         .collect()
 }
 
-/// Of the stages now, those that are not what they were before, and why. Iterated ones stand and fall together.
+/// Returns the stages that have changed since an earlier run, with the reason. If one iterated stage has changed, all
+/// have.
 pub(in crate::exec) fn changes(
     job: &Job,
     before: &[Identity],
@@ -78,7 +79,7 @@ pub(in crate::exec) fn changes(
 ) -> BTreeMap<String, String> {
     let mut changed: BTreeMap<String, String> = BTreeMap::new();
     let written_by = |tensor: &String| now.iter().find(|stage| stage.writes.contains(tensor)).map(|stage| &stage.stage);
-    // Twice, since in a loop a stage may read what a later one writes.
+    // Twice, since an iterated stage may read the output of a later one.
     for _ in 0..2 {
         for (position, stage) in now.iter().enumerate() {
             let why = match before.iter().find(|earlier| earlier.stage == stage.stage) {
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_depends_on_a_change_is_changed() {
+    fn a_change_affects_only_the_stages_that_depend_on_it() {
         let text = "[tensors]\nx = { file = \"i\", dataset = \"x\" }\nw = { file = \"i\", dataset = \"w\" }\n\
                     a = { dtype = \"f64\" }\nb = { create = \"o\", dataset = \"b\", dtype = \"f64\" }\n\
                     c = { create = \"o\", dataset = \"c\", dtype = \"f64\" }\n\
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn stages_of_a_loop_stand_and_fall_together() {
+    fn iterated_stages_change_together() {
         let text = "[tensors]\nx = { file = \"i\", dataset = \"x\" }\ny = { dtype = \"f64\" }\n\
                     z = { create = \"o\", dataset = \"z\", dtype = \"f64\" }\n\
                     w = { create = \"o\", dataset = \"w\", dtype = \"f64\" }\n\
@@ -175,7 +176,7 @@ mod tests {
         assert_eq!(changed(["k", "k", "j"]), ["three"]);
     }
 
-    /// All that the job says of a stage is in its definition, and nothing that the machine does.
+    /// A definition has everything in the job about a stage, and nothing of the machine.
     #[test]
     fn a_definition_changes_with_the_job_and_not_with_the_machine() {
         let text = "[tensors]\nx = { file = \"i\", dataset = \"x\" }\nc = { value = 7, dtype = \"f64\" }\n\

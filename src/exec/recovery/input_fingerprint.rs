@@ -1,4 +1,4 @@
-//! The files that inputs come from, behind links and virtual datasets too, and whether they are what they were.
+//! The files of inputs, behind links and virtual datasets too, and whether they have changed since an earlier run.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,15 +17,15 @@ use crate::store::DatasetInfo;
 const HASHED_BYTES: u64 = 1 << 30;
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// The places that inputs come from, as rank 0 found them when it opened the datasets.
+/// The files of the inputs, as rank 0 found them when it opened the datasets.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(in crate::exec) struct InputFiles {
     files: Vec<FileStat>,
-    /// By tensor: which of the files, and what in it.
+    /// By tensor: the number of a file, and the object in it.
     tensors: BTreeMap<String, Vec<(usize, String)>>,
 }
 
-/// What the file system says of a file.
+/// A file's metadata in the file system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct FileStat {
     #[serde(with = "encode::path")]
@@ -35,7 +35,7 @@ struct FileStat {
     inode: u64,
 }
 
-/// What tells whether the sources of inputs are what they were.
+/// Fingerprints of the files of all inputs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::exec) struct Fingerprints {
     files: Vec<Fingerprint>,
@@ -49,7 +49,7 @@ struct Fingerprint {
 }
 
 impl InputFiles {
-    /// Of the datasets of a job, by tensor.
+    /// Finds the files of the datasets of a job, given by tensor.
     pub fn of(datasets: &BTreeMap<String, DatasetInfo>) -> Result<InputFiles, RunError> {
         let (mut sources, mut known) = (InputFiles::default(), BTreeMap::new());
         for (tensor, info) in datasets {
@@ -67,13 +67,13 @@ impl InputFiles {
         Ok(sources)
     }
 
-    /// Hashes the files; `None` if one cannot be read or is no longer what was opened, or `stop` is set meanwhile.
+    /// Hashes the files. Returns `None` if one cannot be read or has changed since it was opened, or if `stop` is set.
     pub fn prints(&self, stop: &AtomicBool) -> Option<Fingerprints> {
         let files = self.files.iter().map(|stat| Fingerprint::take(stat, stop)).collect::<Option<_>>()?;
         Some(Fingerprints { files, tensors: self.tensors.clone() })
     }
 
-    /// The tensors that no longer come from the same content at the same places.
+    /// Returns the tensors whose content, or its place, has changed.
     pub fn changed(&self, before: &Fingerprints) -> Vec<String> {
         let mut held: BTreeMap<(usize, usize), bool> = BTreeMap::new();
         let mut is_as_before = |(number, object): &(usize, String), (print, earlier): &(usize, String)| {
@@ -91,7 +91,8 @@ impl InputFiles {
         changed.map(|(tensor, _)| tensor.clone()).collect()
     }
 
-    /// Fails if one of the files is no longer what was opened, but for `outputs`, which others may replace.
+    /// Fails if one of the files has changed since it was opened. `outputs` are excepted, as other runs may replace
+    /// them.
     pub fn check(&self, outputs: &[PathBuf]) -> Result<(), RunError> {
         let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let outputs: Vec<PathBuf> = outputs.iter().map(|path| real(path)).collect();
@@ -117,7 +118,7 @@ impl FileStat {
 }
 
 impl Fingerprint {
-    /// `None` if the file is not what `stat` says, before or after it is read.
+    /// Returns `None` if the metadata of the file differs from `stat` before or after it is read.
     fn take(stat: &FileStat, stop: &AtomicBool) -> Option<Fingerprint> {
         let mut opened = File::open(&stat.file).ok()?;
         let is_same = |opened: &File| opened.metadata().is_ok_and(|found| FileStat::from(&stat.file, &found) == *stat);
@@ -140,7 +141,7 @@ impl Fingerprint {
             }
             hash = Some(hasher.finalize().to_hex().to_string());
         }
-        // What is being written has no fingerprint.
+        // A file that is being written has no fingerprint.
         is_same(&opened).then(|| Fingerprint { stat: stat.clone(), hash })
     }
 
@@ -157,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_what_it_was_by_its_content() {
+    fn a_file_is_unchanged_if_its_content_is() {
         let lab = tempfile::tempdir().unwrap();
         let file = lab.path().join("x");
         std::fs::write(&file, [1, 2, 3]).unwrap();
@@ -171,11 +172,11 @@ mod tests {
         std::fs::write(&copy, [1, 2, 4]).unwrap();
         assert!(!print.holds(&stat(&copy)));
         assert!(Fingerprint::take(&opened, &AtomicBool::new(true)).is_none());
-        // As long as it was, but at another time.
+        // The same length, but another modification time.
         std::fs::write(&file, [1, 2, 5]).unwrap();
         File::options().write(true).open(&file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         assert!(!print.holds(&stat(&file)));
-        assert!(Fingerprint::take(&opened, &stop).is_none(), "it is not what was opened");
+        assert!(Fingerprint::take(&opened, &stop).is_none(), "it has changed since it was opened");
     }
 
     #[test]
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_changes_with_any_of_its_places() {
+    fn a_tensor_changes_with_any_of_its_files_and_objects() {
         let lab = tempfile::tempdir().unwrap();
         let files: Vec<PathBuf> = ["a", "b", "c"].iter().map(|name| lab.path().join(name)).collect();
         files.iter().for_each(|file| std::fs::write(file, file.display().to_string()).unwrap());

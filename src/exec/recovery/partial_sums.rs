@@ -1,5 +1,5 @@
-//! Partial results that outlive a run: of a reduction that takes long, the sums of the first leaves of its groups, beside the log.
-//! A later run goes on with each where it is, in the same order, so that the bits are the same.
+//! Partial sums that outlive a run: of a long reduction, the sums of the first leaves of its groups are stored beside
+//! the log. A later run continues each in the same order, so that the bits are the same.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -13,25 +13,32 @@ use crate::manifest::StoredPayload;
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::copy_region;
 
-/// What earlier runs have of the groups of a stage, by their steps along the reduced axes; the same on all ranks.
+/// The partial sums that earlier runs recorded for a stage, by the steps of their groups along the reduced axes. They
+/// are the same on all ranks.
 #[derive(Clone, Debug, Default)]
 pub(in crate::exec) struct Sums(Arc<BTreeMap<Vec<u64>, Vec<Sum>>>);
 
 #[derive(Debug)]
 struct Sum {
-    /// The box of its outputs. Cells are cut as suits the number of ranks, so it need not be one of this run's.
+    /// The box of its outputs. It need not be a cell of this run, as cells depend on the number of ranks.
     tile: Tile,
-    /// So many of the first are in it.
+    /// The number of first leaves in it.
     leaves: u64,
     outputs: Vec<StoredAt>,
 }
 
+/// The sum of the first leaves of a group, in one or more boxes of outputs.
+struct GroupSum<'a> {
+    leaves: u64,
+    parts: Vec<&'a Sum>,
+}
+
 impl Sums {
-    /// Of what is finished of the stage. Groups that the plan does not have count for nothing: where any order of adding gives
-    /// the same bits they too are cut as suits the number of ranks.
-    pub fn new(plan: &StagePlan, finished: &[CompletionRecord]) -> Sums {
+    /// Makes the partial sums of a stage from its records. Sums of groups that the plan does not have are dropped:
+    /// where any order of adding gives the same bits, groups depend on the number of ranks too.
+    pub fn new(plan: &StagePlan, records: &[CompletionRecord]) -> Sums {
         let mut groups: BTreeMap<Vec<u64>, Vec<Sum>> = BTreeMap::new();
-        for CompletionRecord { tile, outputs, leaves, .. } in finished {
+        for CompletionRecord { tile, outputs, leaves, .. } in records {
             let Some(leaves) = *leaves else { continue };
             let group: Vec<u64> = plan.groups(tile).into_iter().map(|range| range.start).collect();
             if plan.leaves_along(&group, leaves).is_some_and(|along| tile.is_along(&along)) {
@@ -48,8 +55,8 @@ impl Sums {
         self.0.is_empty()
     }
 
-    /// Those that together are the sum of the first leaves of a group, of as many as there are; and how many that are.
-    fn of(&self, plan: &StagePlan, key: &GroupKey) -> Option<(u64, Vec<&Sum>)> {
+    /// Returns the sums that together are the sum of the most first leaves of a group.
+    fn of_group(&self, plan: &StagePlan, key: &GroupKey) -> Option<GroupSum<'_>> {
         let (sums, cell) = (self.0.get(&key.within)?, plan.cell_tile(key.cell)?);
         sums.chunk_by(|a, b| a.leaves == b.leaves).find_map(|alike| {
             let (mut left, mut parts) = (vec![cell.0.clone()], Vec::new());
@@ -57,33 +64,34 @@ impl Sums {
                 left = left.iter().flat_map(|part| part.without(&sum.tile.0)).collect();
                 parts.push(sum);
             }
-            left.is_empty().then_some((alike[0].leaves, parts))
+            left.is_empty().then_some(GroupSum { leaves: alike[0].leaves, parts })
         })
     }
 
-    /// By group of a block, how many of its first leaves are summed; empty if none is.
+    /// By group of a block, the number of its first leaves that are summed; empty if the stage has no partial sums.
     pub fn leaves(&self, plan: &StagePlan, block: &Tile) -> Vec<u64> {
         if self.is_empty() {
             return Vec::new();
         }
-        GroupKey::of_groups(plan, block).map(|key| self.of(plan, &key).map_or(0, |(leaves, _)| leaves)).collect()
+        GroupKey::of_groups(plan, block).map(|key| self.of_group(plan, &key).map_or(0, |sum| sum.leaves)).collect()
     }
 
-    /// Whether all of a block is summed.
+    /// Whether all leaves of a block are summed.
     pub fn have(&self, plan: &StagePlan, block: &Tile) -> bool {
         let whole = |leaves: &u64| plan.reduce.is_some_and(|reduce| *leaves == reduce.leaves);
         let leaves = self.leaves(plan, block);
         !leaves.is_empty() && leaves.iter().all(whole)
     }
 
-    /// What is summed of a group, to go on with; an error if it cannot be read any more.
+    /// Loads the sum of a group, to continue it. `read` reads stored bytes; it is an error if they are gone.
     pub fn load(
         &self,
         plan: &StagePlan,
         key: &GroupKey,
         read: impl Fn(&StoredPayload) -> Option<Vec<u8>>,
     ) -> Result<Option<Fold>, RunError> {
-        let (Some((leaves, parts)), Some(cell)) = (self.of(plan, key), plan.cell_tile(key.cell)) else {
+        let (Some(GroupSum { leaves, parts }), Some(cell)) = (self.of_group(plan, key), plan.cell_tile(key.cell))
+        else {
             return Ok(None);
         };
         let mut results = Results::new();
@@ -107,7 +115,7 @@ impl Sums {
             }
             results.push(bytes);
         }
-        Ok(Some(Fold::going_on(leaves, results)))
+        Ok(Some(Fold::continuing(leaves, results)))
     }
 }
 
@@ -139,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_summed_counts_on_any_number_of_ranks() {
+    fn partial_sums_count_on_any_number_of_ranks() {
         let of = stage(2).reduce.unwrap().leaves;
         assert!(of > 1, "{of}");
         let whole = records(2, |_| of);
@@ -169,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_group_of_the_plan_counts_for_nothing() {
+    fn sums_of_groups_that_the_plan_does_not_have_are_dropped() {
         let plan = stage(2);
         let mut records = records(2, |_| 1);
         records.iter_mut().for_each(|record| record.tile.0.extent[1] += 1);

@@ -1,4 +1,4 @@
-//! Which stages a run that goes on need not run again.
+//! The stages that a resumed run need not run again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use crate::exec::recovery::completed::CompletedTiles;
 use crate::exec::recovery::snapshot::CheckpointIndex;
 use crate::plan::{Origin, Plan, Role, StagePlan};
 
-/// The stages that need not run: finished ones, and those whose outputs only such stages read.
+/// Returns the stages that need not run: complete ones, and those whose outputs only such stages read.
 pub(in crate::exec) fn skippable(
     plan: &Plan,
     iterated: std::ops::Range<usize>,
@@ -17,14 +17,15 @@ pub(in crate::exec) fn skippable(
     let is_saved = |tensor: &String| saved.is_some_and(|saved| saved.tensors.iter().any(|t| t.tensor == *tensor));
     let mut needed = vec![true; plan.stages.len()];
     for (position, stage) in plan.stages.iter().enumerate().rev() {
-        let finished = done.get(&stage.name).is_some_and(|done| done.is_all(stage));
+        let is_complete = done.get(&stage.name).is_some_and(|done| done.is_all(stage));
         let writes = |tensor: &str| stage.outputs().any(|output| stage.operands[output].tensor == tensor);
         let reads = |other: &StagePlan| other.operands.iter().any(|o| o.role == Role::Input && writes(&o.tensor));
         let vanishes = stage.outputs().all(|output| stage.operands[output].origin == Origin::Scratch);
-        let remembered = position < next && vanishes && stage.outputs().all(|o| is_saved(&stage.operands[o].tensor));
+        let is_saved_before =
+            position < next && vanishes && stage.outputs().all(|o| is_saved(&stage.operands[o].tensor));
         let mut readers = plan.stages.iter().zip(&needed).filter(|(other, _)| reads(other));
         let unread = vanishes && readers.all(|(_, needed)| !needed);
-        needed[position] = !(finished || remembered || unread);
+        needed[position] = !(is_complete || is_saved_before || unread);
         if iterated.start == position && needed[iterated.clone()].contains(&true) {
             needed[iterated.clone()].fill(true);
         }
@@ -41,7 +42,7 @@ mod tests {
     use crate::store::{OutputLayout, Storage};
     use crate::tensor::{Dtype, Region, Shape};
 
-    /// x -> a -> b -> c, of which b and c go into files, and d, which nobody reads.
+    /// Plans x -> a -> b -> c -> d: b and c go into files, and no stage reads d.
     fn chain() -> Plan {
         let text = "[tensors]\nx = { file = \"i\", dataset = \"x\" }\na = { dtype = \"f64\" }\nd = { dtype = \"f64\" }\n\
                     b = { create = \"o\", dataset = \"b\", dtype = \"f64\" }\n\
@@ -88,22 +89,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_finished_and_what_only_that_needs_is_not_run_again() {
-        assert_eq!(skipped(0..0, &[], None), ["four"], "nobody reads what it makes");
+    fn complete_stages_and_stages_that_only_they_read_are_skipped() {
+        assert_eq!(skipped(0..0, &[], None), ["four"], "no stage reads its output");
         assert_eq!(skipped(0..0, &[("two", 899)], None), ["four"]);
         assert_eq!(skipped(0..0, &[("two", 900)], None), ["one", "two", "four"]);
-        assert_eq!(skipped(0..0, &[("three", 900)], None), ["three", "four"], "the file of two is not whole");
+        assert_eq!(skipped(0..0, &[("three", 900)], None), ["three", "four"], "the file of two is not complete");
     }
 
     #[test]
-    fn what_a_checkpoint_has_is_not_made_again() {
+    fn stages_whose_outputs_a_checkpoint_holds_are_skipped() {
         assert_eq!(skipped(0..0, &[], Some(("two", &["a"]))), ["one", "four"]);
         assert_eq!(skipped(0..0, &[], Some(("two", &[]))), ["four"], "it is not in the checkpoint");
-        assert_eq!(skipped(0..0, &[], Some(("one", &["a"]))), ["four"], "that is yet to come");
+        assert_eq!(skipped(0..0, &[], Some(("one", &["a"]))), ["four"], "the stage comes after the checkpoint");
     }
 
     #[test]
-    fn a_loop_is_run_whole_or_not_at_all() {
+    fn iterated_stages_run_together_or_not_at_all() {
         assert_eq!(skipped(0..2, &[("one", 900)], None), ["four"]);
         assert_eq!(skipped(0..2, &[("two", 900)], None), ["one", "two", "four"]);
         assert_eq!(skipped(1..3, &[("two", 900)], None), ["four"]);

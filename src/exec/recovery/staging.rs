@@ -6,18 +6,18 @@ use std::path::PathBuf;
 use crate::exec::recovery::manifest::Manifest;
 use crate::store::{Staging, StoreError};
 
-/// Files under way, and the record of what in them is finished.
+/// The unpublished files of a run, and the manifest of the completed work in them.
 #[derive(Default)]
 pub(in crate::exec) struct Stagings {
-    /// By final name; rank 0's.
+    /// By final name; on rank 0.
     pub files: BTreeMap<PathBuf, Staging>,
     pub manifest: Manifest,
-    /// What became of datasets that stood in the way of outputs, for a person.
+    /// Notes for a person about datasets that outputs replace.
     pub notes: Vec<String>,
 }
 
 impl Stagings {
-    /// After a failure: leaves what a later run can go on with, and says whether there is anything.
+    /// After a failure: leaves the files if a later run can use them, and returns whether it can.
     pub fn abandon(&mut self) -> bool {
         let stays = self.manifest.abandon();
         if stays {
@@ -26,7 +26,7 @@ impl Stagings {
         stays
     }
 
-    /// Leaves everything for the run to go on with, when it begins again on fewer ranks.
+    /// Leaves the files for the run itself, which restarts on fewer ranks.
     pub fn suspend(mut self) {
         if self.manifest.lasts() {
             self.leave();
@@ -34,12 +34,12 @@ impl Stagings {
         self.manifest.suspend();
     }
 
-    /// Leaves the files where they are.
+    /// Leaves the files in place instead of removing them.
     pub fn leave(&mut self) {
         std::mem::take(&mut self.files).into_values().for_each(Staging::leave);
     }
 
-    /// Closes all files, so that others can read what is in them so far.
+    /// Closes all files, so that other ranks can read what they hold so far.
     pub fn settle(&mut self) -> Result<(), StoreError> {
         self.files.values_mut().try_for_each(Staging::settle)
     }

@@ -1,4 +1,4 @@
-//! The way of partial results: along each reduced axis from one part to the next, where they are combined in order.
+//! The chain of a reduction: along each reduced axis, partial results pass from rank to rank and are combined in order.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,18 +8,18 @@ use crate::exec::reduce::group::GroupKey;
 use crate::fabric::Rank;
 use crate::plan::{Role, StagePlan, Tile};
 
-/// What follows from a partial result.
+/// The next step of a reduction after a partial result.
 #[derive(Debug)]
 pub(in crate::exec) enum ReductionStep {
-    /// This rank's part of a sum is complete: the next rank goes on with it.
+    /// This rank's part of a sum is complete: the next rank continues it.
     Pass { to: Rank, bytes: Vec<u8> },
-    /// A worker has to merge, and to give it back.
+    /// A worker has to merge partial results and to return them.
     Merge(Box<MergeRequest>),
-    /// All of a cell is in: the outputs' bytes.
+    /// A cell is complete: the bytes of its outputs.
     Complete { tile: Tile, results: Results },
 }
 
-/// Merging that only a worker can do, on the way there or back.
+/// Partial results that only a worker can merge, before or after it has done so.
 #[derive(Debug)]
 pub(in crate::exec) struct MergeRequest {
     key: GroupKey,
@@ -33,27 +33,27 @@ pub(in crate::exec) struct MergeRequest {
 pub(in crate::exec) struct Reduction {
     merger: Merger,
     axes: Vec<Axis>,
-    /// Of a group.
+    /// The number of leaves of a group.
     leaves: u64,
     rank: Rank,
     sums: BTreeMap<GroupKey, Fold>,
-    /// Sums that this rank has yet to complete.
+    /// The number of sums that this rank has yet to complete.
     left: u64,
 }
 
 /// A reduced axis as this rank sees it.
 #[derive(Debug)]
 struct Axis {
-    /// Groups of this rank, and of all ranks.
+    /// The groups of this rank, and the number of groups of all ranks.
     own: Range<u64>,
     all: u64,
-    /// From this rank to the next along the axis.
+    /// The distance from this rank to the next along the axis.
     stride: u32,
 }
 
 impl Reduction {
-    /// Makes the reduction of a stage that reduces, on a rank that has a part in it. `is_finished` tells the cells that an
-    /// earlier run has completed, if there are any.
+    /// Makes the reduction of a stage that reduces, on a rank that has a part in it. `is_finished` tells the cells that
+    /// an earlier run has completed, if there are any.
     pub fn new(plan: &StagePlan, rank: Rank, is_finished: Option<&dyn Fn(&Tile) -> bool>) -> Option<Reduction> {
         let (reduce, grid) = (plan.reduce.as_ref()?, plan.process_grid.as_ref()?);
         let place = plan.place(rank)?;
@@ -134,14 +134,14 @@ impl Reduction {
     }
 
     fn take(&mut self, plan: &StagePlan, key: GroupKey, number: u64, results: Results) -> Option<ReductionStep> {
-        // What comes from the rank before has the number before this rank's first.
+        // A sum from the rank before has the number before this rank's first one.
         let first = self.axes[key.within.len()].own.start.saturating_sub(1);
         let fold = self.sums.entry(key.clone()).or_insert_with(|| Fold::starting_at(first));
         fold.put(number, results);
         self.advance(plan, key)
     }
 
-    /// Goes on with a sum as far as it gets, and with those that it is part of.
+    /// Continues a sum as far as possible, and the sums that it is a part of.
     fn advance(&mut self, plan: &StagePlan, key: GroupKey) -> Option<ReductionStep> {
         let fold = self.sums.get_mut(&key)?;
         if let Some(mut merge) = fold.take_merge() {

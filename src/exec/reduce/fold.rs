@@ -1,4 +1,4 @@
-//! Partial results into one, in an order that does not depend on who computed them when.
+//! Combines partial results, in an order that does not depend on which worker computed them, or when.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -7,8 +7,9 @@ use crate::job::Combine;
 use crate::plan::{Role, StagePlan};
 use crate::tensor::Dtype;
 
-/// Combines `other` into `sum`, element by element. Both are packed, of one length and `dtype`, which is none of the storage
-/// types f16 and bf16 (a job that asks for them is refused). Integers wrap; a NaN in either makes a canonical NaN.
+/// Combines `other` into `sum`, element by element. Both are packed, of one length and `dtype`, which is none of the
+/// storage types f16 and bf16 (a job that asks for them is refused). Integers wrap; a NaN in either makes a canonical
+/// NaN.
 fn combine(how: Combine, dtype: Dtype, sum: &mut [u8], other: &[u8]) {
     assert_eq!(sum.len(), other.len(), "partial results of one tile have one size");
     macro_rules! each {
@@ -66,8 +67,8 @@ fn combine(how: Combine, dtype: Dtype, sum: &mut [u8], other: &[u8]) {
     }
 }
 
-/// Of pairs of a value and its place the one with the least or greatest value, element by element. A NaN beats all (as in
-/// numpy); of equals wins the one with the least place. So the order of arguments does not matter.
+/// Chooses the pair of value and place with the least or greatest value, element by element. A NaN wins over all
+/// numbers, as in NumPy; of equal values the least place wins. So the order of the arguments does not matter.
 fn choose(how: Combine, dtypes: [Dtype; 2], sum: &mut [Vec<u8>], other: &[Vec<u8>]) {
     let [value_bytes, place_bytes] = dtypes.map(Dtype::size_bytes);
     let ([values, places], [other_values, other_places]) = (sum, other) else { return };
@@ -94,27 +95,27 @@ fn choose(how: Combine, dtypes: [Dtype; 2], sum: &mut [Vec<u8>], other: &[Vec<u8
     }
 }
 
-/// Partial results of one tile: one buffer an output.
+/// Partial results of one tile: one buffer for each output.
 pub(crate) type Results = Vec<Vec<u8>>;
 
-/// Partial results that are to become one: the sum so far, and those that follow it, in order.
+/// A merge to do: the sum so far, and the partial results that follow it, in order.
 #[derive(Debug)]
 pub(crate) struct Merge {
     pub sum: Results,
     pub next: Vec<Results>,
 }
 
-/// How the partial results of a stage become one.
+/// How a stage merges partial results.
 #[derive(Clone, Debug)]
 pub(crate) enum Merger {
-    /// Element by element, given the dtypes of the outputs; wherever there is something to merge.
+    /// Element by element, on any thread.
     Elements { how: Combine, dtypes: Vec<Dtype> },
-    /// By an export of the stage's module. It may trap or never end, so only workers run it.
+    /// By an export of the stage's module. Only workers run it, since it may trap or never return.
     Kernel,
 }
 
 impl Merger {
-    /// Of a stage that reduces; none for others.
+    /// Returns the merger of a stage that reduces; none for other stages.
     pub fn new(plan: &StagePlan) -> Option<Merger> {
         let outputs = plan.operands.iter().filter(|operand| operand.role == Role::Output);
         let dtypes = outputs.map(|operand| operand.dtype).collect();
@@ -124,7 +125,7 @@ impl Merger {
         })
     }
 
-    /// Merges all into the sum. False if that takes a kernel, and nothing has been done.
+    /// Merges all partial results into the sum. Returns false, and does nothing, if that takes a kernel.
     pub fn merge(&self, merge: &mut Merge) -> bool {
         let Merger::Elements { how, dtypes } = self else { return false };
         for next in merge.next.drain(..) {
@@ -140,39 +141,38 @@ impl Merger {
     }
 }
 
-/// Numbered partial results, which are merged from the left in the order of their numbers, whatever the order they come
-/// in.
+/// Numbered partial results, which are merged from left to right, in whatever order they arrive.
 ///
-/// It only keeps order: who holds it takes out what is next and gives back the sum, and needs no lock on it meanwhile.
+/// A fold only keeps the order. A thread takes the next merge out and gives the sum back, and holds no lock meanwhile.
 #[derive(Debug, Default)]
 pub(in crate::exec) struct Fold {
-    /// The first that is not in the sum.
+    /// The number of the first partial result that is not in the sum.
     next: u64,
     sum: Option<Results>,
-    /// Whether somebody has the sum and is merging.
+    /// Whether a thread has taken the sum out to merge.
     is_out: bool,
-    /// Those whose turn has not come.
+    /// Partial results that arrived before their turn.
     early: BTreeMap<u64, Results>,
 }
 
 impl Fold {
-    /// A fold whose first partial result has this number.
+    /// Makes a fold whose first partial result has the number `first`.
     pub fn starting_at(first: u64) -> Fold {
         Fold { next: first, ..Fold::default() }
     }
 
-    /// A fold that goes on with the sum of all before `next`.
-    pub fn going_on(next: u64, sum: Results) -> Fold {
+    /// Makes a fold that continues the sum of all partial results before `next`.
+    pub fn continuing(next: u64, sum: Results) -> Fold {
         Fold { next, sum: Some(sum), ..Fold::default() }
     }
 
-    /// How many partial results are in the sum, of a fold that started at 0, and the sum; `None` while there is none, or somebody
-    /// else has it.
+    /// Returns the number of partial results in the sum, if the fold started at 0, and the sum. Returns `None` while
+    /// there is no sum, or it is taken out.
     pub fn so_far(&self) -> Option<(u64, &Results)> {
         self.sum.as_ref().map(|sum| (self.next, sum))
     }
 
-    /// Takes partial result `number`.
+    /// Adds partial result `number`.
     pub fn put(&mut self, number: u64, results: Results) {
         if self.sum.is_none() && !self.is_out && number == self.next {
             self.sum = Some(results);
@@ -182,7 +182,7 @@ impl Fold {
         }
     }
 
-    /// The sum and what can be merged into it now; nothing while somebody else has it.
+    /// Takes out the sum and the partial results that can be merged into it now; none while it is taken out already.
     pub fn take_merge(&mut self) -> Option<Merge> {
         let mut next = Vec::new();
         while self.sum.is_some()
@@ -196,14 +196,14 @@ impl Fold {
         sum.map(|sum| Merge { sum, next })
     }
 
-    /// Takes back a sum that is merged.
+    /// Gives a merged sum back.
     pub fn give_back(&mut self, merge: Merge) {
         assert!(self.is_out && merge.next.is_empty(), "a sum comes back once, with all merged into it");
         self.is_out = false;
         self.sum = Some(merge.sum);
     }
 
-    /// The sum of all before `end`, once they are there.
+    /// Takes the sum of all partial results before `end`, once it is complete.
     pub fn take_up_to(&mut self, end: u64) -> Option<Results> {
         if self.next == end { self.sum.take() } else { None }
     }
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_better_pair_wins_and_of_equals_the_first() {
+    fn the_better_pair_wins_and_the_least_place_of_equal_ones() {
         let (nan, far, near) = (f32::NAN, 9u16, 2u16);
         let pair = |(value, place): (f32, u16)| vec![value.to_le_bytes().to_vec(), place.to_le_bytes().to_vec()];
         let best = |how, a, b| {
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn folds_from_the_left_whatever_the_order() {
+    fn folds_from_the_left_in_any_order_of_arrival() {
         let merger = Merger::Elements { how: Combine::Sum, dtypes: vec![Dtype::F64] };
         let parts = [1e16f64, 1.0, -1e16, 3.0, 1e-3];
         let expected = parts.iter().copied().reduce(|a, b| a + b).unwrap();

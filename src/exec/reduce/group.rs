@@ -2,8 +2,8 @@
 
 use crate::plan::{StagePlan, Tile};
 
-/// A sum under way: that of a cell, along the reduced axis of this number, within the groups of the axes before it.
-/// After the last axis that is the sum of a group, of its leaves.
+/// The name of a partial sum of a cell. `within` has the group along each reduced axis that the sum has not been taken
+/// over; with all axes, it names a group and the sum of its leaves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::exec) struct GroupKey {
     pub cell: u64,
@@ -11,7 +11,7 @@ pub(in crate::exec) struct GroupKey {
 }
 
 impl GroupKey {
-    /// The groups of a block, in their order.
+    /// Returns the groups of a block, in their order.
     pub fn of_groups(plan: &StagePlan, block: &Tile) -> impl Iterator<Item = GroupKey> + use<> {
         let (cell, ranges) = (plan.cell(block), plan.groups(block));
         let along = ranges.last().cloned().unwrap_or(0..0);

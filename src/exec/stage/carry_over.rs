@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::exec::dataset::inputs::Kept;
+use crate::exec::dataset::inputs::InputCache;
 use crate::exec::dataset_paths::DatasetPaths;
 use crate::exec::kernels::cost_history::CostHistory;
 use crate::exec::recovery::checkpoint::Checkpoints;
@@ -19,8 +19,9 @@ use crate::plan::Tile;
 pub(in crate::exec) struct CarryOver {
     pub places: DatasetPaths,
     pub resident: Resident,
-    /// What iterated stages keep from one iteration to the next, by stage: inputs that never change, instances of kernels.
-    pub kept: Kept,
+    /// What iterated stages keep from one iteration to the next, by stage: inputs that never change, instances of
+    /// kernels.
+    pub input_cache: InputCache,
     pub instances: BTreeMap<usize, Vec<Instances>>,
     pub costs: CostHistory,
     /// Which iterated stages steal.
@@ -43,7 +44,7 @@ impl CarryOver {
         CarryOver {
             places: DatasetPaths::default(),
             resident: Resident::default(),
-            kept: Kept::default(),
+            input_cache: InputCache::default(),
             instances: BTreeMap::new(),
             costs,
             balance: StealPolicy::default(),

@@ -91,8 +91,8 @@ pub(in crate::exec) struct StageRun<'a> {
 }
 
 impl<'a> StageRun<'a> {
-    /// Begins with a stage: on all ranks, which send their inputs to one another. Its workers are at work when this returns, on
-    /// blocks that need nothing of what is still on its way. Collective.
+    /// Begins with a stage: on all ranks, which send their inputs to one another. Its workers are at work when this
+    /// returns, on blocks that need nothing of what is still on its way. Collective.
     pub fn begin(
         comm: &mut Communicator,
         tiers: &mut TierUp,
@@ -112,7 +112,7 @@ impl<'a> StageRun<'a> {
         // What goes into files is complete for all ranks at once; what stays in memory is fetched when it is needed.
         let together = outputs.has_datasets() || run.is_multiple_of(RUNS / 2);
         let mut report = StageReport { stage: stage.name.clone(), ..StageReport::default() };
-        let from = InputSources { places: &data.places, resident: &data.resident, kept: &mut data.kept };
+        let from = InputSources { places: &data.places, resident: &data.resident, cache: &mut data.input_cache };
         let this = (stage_index, run);
         let skips = stagings.manifest.skips(&plan.name);
         let begun = comm.tracer.begin();
@@ -176,7 +176,7 @@ impl<'a> StageRun<'a> {
             inputs,
             outputs,
             reduction,
-            sums: if keeps_sums { SumRecorder::noting() } else { SumRecorder::default() },
+            sums: if keeps_sums { SumRecorder::recording() } else { SumRecorder::default() },
             stealing: Stealing::new(done),
             held: Vec::new(),
             wake_at_ns: None,

@@ -1,8 +1,8 @@
-//! Which iterated stages steal.
+//! Decides which iterated stages steal.
 //!
-//! Ranks that steal agree at the end of each run of a stage, and most iterations are short and balanced: so a stage steals only
-//! where the ranks have measured that this pays. They compare after the first iteration, then after ever more of them, and all
-//! come to the same decision, because it says who takes part in a run. It holds until they compare again.
+//! Ranks that steal have to agree at the end of each run of a stage, and most iterations are short and balanced. So a
+//! stage steals only where the ranks have measured that this pays. They compare their loads after the first iteration,
+//! then after ever longer intervals. All ranks come to the same decision, which holds until they compare again.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -10,40 +10,40 @@ use std::time::Instant;
 use crate::exec::comm::communicator::Communicator;
 use crate::exec::error::RunError;
 
-/// A run of a stage has to become shorter by so much: grants of less are not made (`sched`) ...
+/// The least gain in a run of a stage that is worth stealing: `sched` makes no smaller grants ...
 const LEAST_GAIN_NS: f64 = 2e6;
-/// ... and by this part of the iteration.
+/// ... and the least part of the iteration.
 const LEAST_GAIN_PART: f64 = 0.1;
-/// What a stage that steals has to gain over this, to go on: estimates differ from one comparison to the next.
-const GOES_ON: f64 = 0.5;
-/// For the end of a run all ranks agree along a tree, up and down: what a main thread takes to pass a message on.
+/// The part of the least gain that suffices for a stage that steals already: estimates vary between comparisons.
+const KEEPS_STEALING: f64 = 0.5;
+/// The time in which a main thread passes a message on. At the end of a run, ranks agree along a tree, up and down.
 const HOP_NS: f64 = 100e3;
-/// What a byte costs that moves with stolen work.
+/// The cost of a byte that moves with stolen work.
 const NS_PER_BYTE: f64 = 1.0;
-/// Ranks compare after twice as many iterations each time, but if there are more in so long, after this time: a rank may
-/// become slow at any moment.
+/// The number of iterations between comparisons doubles until they take this time: a rank may become slow at any
+/// moment.
 const COMPARE_EVERY_NS: u64 = 1_000_000_000;
 
-/// What the runs of a stage since the last comparison took.
+/// The loads of a stage in its runs since the last comparison.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Loads {
-    /// The largest of any rank, and of all together. Nanoseconds of a rank with all its workers.
+    /// The largest load of a rank, and the sum of all: time of a rank with all its workers.
     max_ns: u64,
     sum_ns: u64,
-    /// The most that a rank would have had to move, had others computed all of its part.
+    /// The largest number of bytes that a rank would have had to move, had others computed all of its share.
     max_bytes: u64,
 }
 
-/// Numbers that ranks combine for a stage.
+/// The count of numbers that ranks combine for a stage.
 const NUMBERS: usize = 3;
 
-/// The loads of iterated stages, and what follows from them.
+/// The loads of iterated stages, and the decisions made from them.
 #[derive(Debug, Default)]
 pub(in crate::exec) struct StealPolicy {
-    /// This rank's, by stage.
+    /// This rank's loads, by stage.
     loads: BTreeMap<usize, Loads>,
     steals: BTreeMap<usize, bool>,
-    /// Iterations so far, at the last comparison, and at the next one.
+    /// The number of iterations so far, at the last comparison, and at the next one.
     iteration: u64,
     compared: u64,
     next: u64,
@@ -51,8 +51,8 @@ pub(in crate::exec) struct StealPolicy {
 }
 
 impl Loads {
-    /// Whether stealing pays (or, where a stage steals, goes on to pay) in each of `runs` that took `iteration_ns` with the rest
-    /// of their iteration, on `ranks`.
+    /// Whether stealing pays in a stage with these loads in `runs` runs, in iterations that took `iteration_ns` each.
+    /// `steals` tells whether the stage steals now.
     fn pay(&self, runs: u64, ranks: u32, iteration_ns: u64, steals: bool) -> bool {
         let of_run = |sum: u64| sum as f64 / runs.max(1) as f64;
         let (max_ns, mean_ns) = (of_run(self.max_ns), of_run(self.sum_ns) / f64::from(ranks));
@@ -63,11 +63,11 @@ impl Loads {
         let moving_ns = of_run(self.max_bytes) * NS_PER_BYTE * gain_ns / max_ns;
         let agreeing_ns = 2.0 * f64::from(ranks.ilog2()) * HOP_NS;
         let least_ns = LEAST_GAIN_NS.max(LEAST_GAIN_PART * iteration_ns as f64);
-        gain_ns - moving_ns - agreeing_ns > least_ns * if steals { GOES_ON } else { 1.0 }
+        gain_ns - moving_ns - agreeing_ns > least_ns * if steals { KEEPS_STEALING } else { 1.0 }
     }
 }
 
-/// Adds the numbers of another rank: of each stage, then those of the iteration.
+/// Combines the numbers of another rank with those of this one: of each stage, then of the iteration.
 fn combine(numbers: &mut [u64], theirs: &[u64]) {
     let stages = numbers.len() / NUMBERS * NUMBERS;
     for (at, (mine, theirs)) in numbers.iter_mut().zip(theirs).enumerate() {
@@ -75,7 +75,7 @@ fn combine(numbers: &mut [u64], theirs: &[u64]) {
     }
 }
 
-/// The iteration after which ranks compare again, who have just done so after this one.
+/// Returns the iteration after which ranks compare next, if they compare after `iteration`.
 fn next_comparison(iteration: u64, iteration_ns: u64) -> u64 {
     iteration + iteration.min((COMPARE_EVERY_NS / iteration_ns.max(1)).max(1))
 }
@@ -85,8 +85,8 @@ impl StealPolicy {
         self.steals.get(&stage).copied().unwrap_or(false)
     }
 
-    /// Takes note of a run of an iterated stage: how long this rank's part of it takes, whoever computed it, and how many bytes
-    /// go with all of that.
+    /// Records a run of an iterated stage: how long this rank's share takes, whichever rank computed it, and how many
+    /// bytes move if others compute it.
     pub fn note(&mut self, stage: usize, load_ns: u64, bytes: u64) {
         let loads = self.loads.entry(stage).or_default();
         loads.max_ns += load_ns;
@@ -94,12 +94,12 @@ impl StealPolicy {
         loads.max_bytes += bytes;
     }
 
-    /// The iterations begin.
+    /// Starts over at the first iteration.
     pub fn begin(&mut self) {
         *self = StealPolicy { next: 1, since: Some(Instant::now()), ..StealPolicy::default() };
     }
 
-    /// An iteration is over and another one follows: compares with the other ranks, if it is time for that. Collective.
+    /// Ends an iteration that another one follows. Compares loads with the other ranks if that is due. Collective.
     pub fn end_iteration(&mut self, comm: &mut Communicator) -> Result<(), RunError> {
         self.iteration += 1;
         if self.iteration < self.next || comm.size() == 1 {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_moves_and_all_who_agree_count() {
+    fn moved_bytes_and_agreement_among_many_ranks_cost() {
         let moving = |bytes| Loads { max_bytes: bytes, ..loads(&[20, 10]) }.pay(1, 2, 20 * MS, false);
         assert!(moving(1 << 20) && !moving(16 << 20));
         let on = |ranks: u32| {
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_averaged_and_who_steals_goes_on_with_less() {
+    fn runs_are_averaged_and_a_smaller_gain_keeps_a_stage_stealing() {
         let all = loads(&[30, 22]);
         let pay = |runs, steals| all.pay(runs, 2, 30 * MS / runs, steals);
         assert!(pay(1, false) && pay(1, true));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_a_stage_are_combined_and_the_longest_iteration_counts() {
+    fn ranks_combine_numbers_of_stages_and_the_longest_iteration() {
         let (mut all, mine) = (vec![5, 5, 100, 1, 1, 0, 70], [7, 7, 90, 0, 0, u64::MAX, 80]);
         combine(&mut all, &mine);
         assert_eq!(all, [7, 12, 100, 1, 1, u64::MAX, 80]);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn comparisons_come_ever_later_but_never_much_more_than_a_second_later() {
+    fn intervals_between_comparisons_grow_to_about_a_second() {
         let after = |iteration_ns| {
             let mut at = vec![1];
             while at.len() < 8 {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_decide_alike_and_by_what_came_since_they_last_compared() {
+    fn ranks_decide_alike_from_the_loads_since_they_last_compared() {
         // What two ranks take for a stage in each iteration: they compare after the first, the second and the fourth.
         let times = [[60, 0], [30, 30], [8, 0], [8, 0]];
         let iterate = |rank: usize, fabric| {

@@ -1,7 +1,7 @@
-//! Work that moves between ranks, as far as it is bytes: the inputs that go with a grant, the outputs that come back.
+//! The bytes of stolen work: the inputs that go with a grant, and the outputs that come back.
 //!
-//! `sched` decides what is stolen. A thief reads inputs from files itself; what only the owner has in memory travels with
-//! the grant. Results go back to the owner, who writes them as if they were its own.
+//! `sched` decides which spans are stolen. A thief reads inputs from files itself; inputs that only the owner has in
+//! memory travel with the grant. Results go back to the owner, which writes them like its own.
 
 use std::collections::BTreeMap;
 
@@ -19,90 +19,97 @@ use crate::sched::{Costs, Path, Span, Team};
 use crate::tensor::copy_region;
 use crate::topology::Topology;
 
-/// What has come with messages and waits for the scheduler's word, and the blocks of other ranks.
+/// The bytes that came with messages and wait for the scheduler's decision, and the blocks of other ranks.
 #[derive(Debug, Default)]
 pub(in crate::exec) struct Stealing {
     attached: BTreeMap<BlockKey, Vec<Vec<u8>>>,
     tiles: BTreeMap<Rank, Vec<Tile>>,
-    /// What earlier runs have finished.
-    done: CompletedTiles,
+    /// The completed work of earlier runs.
+    completed: CompletedTiles,
 }
 
-pub(in crate::exec) fn key(piece: Span) -> BlockKey {
-    (piece.owner, piece.block, piece.start)
+/// The tiles of a span.
+struct SpanTiles {
+    /// Of the whole block.
+    block: Tile,
+    /// Of the span itself.
+    cover: Tile,
 }
 
 impl Stealing {
-    pub fn new(done: CompletedTiles) -> Stealing {
-        Stealing { done, ..Stealing::default() }
+    pub fn new(completed: CompletedTiles) -> Stealing {
+        Stealing { completed, ..Stealing::default() }
     }
 
-    /// What earlier runs have finished of the stage.
-    pub fn done(&self) -> &CompletedTiles {
-        &self.done
+    /// Returns the completed work of earlier runs of the stage.
+    pub fn completed(&self) -> &CompletedTiles {
+        &self.completed
     }
 
-    /// The tile of the block that `piece` is of, and the tile of the piece; `None` if there is no such block or slice.
-    pub fn tiles(&mut self, plan: &StagePlan, piece: Span) -> Option<(Tile, Tile)> {
-        let tiles = self.tiles.entry(piece.owner).or_insert_with(|| self.done.blocks_left(plan, piece.owner));
-        let tile = tiles.get(usize::try_from(piece.block).ok()?)?.clone();
-        let slices = plan.slices(&tile);
-        let len = if piece.len == 0 { slices } else { piece.len };
-        let cover = (piece.start.checked_add(len)? <= slices).then(|| plan.task(&tile, piece.start, len))?;
-        Some((tile, cover))
+    /// Returns the tiles of a span and of its block; `None` if there is no such block or slice.
+    fn tiles(&mut self, plan: &StagePlan, span: Span) -> Option<SpanTiles> {
+        let tiles = self.tiles.entry(span.owner).or_insert_with(|| self.completed.blocks_left(plan, span.owner));
+        let block = tiles.get(usize::try_from(span.block).ok()?)?.clone();
+        let slices = plan.slices(&block);
+        let len = if span.len == 0 { slices } else { span.len };
+        let cover = (span.start.checked_add(len)? <= slices).then(|| plan.task(&block, span.start, len))?;
+        Some(SpanTiles { block, cover })
     }
 
-    /// Keeps what came with a message about these pieces, one list of buffers each. False if it is cut short.
-    pub fn attach(&mut self, pieces: &[Span], mut bytes: &[u8]) -> bool {
-        for piece in pieces {
+    /// Keeps the bytes that came with a message about these spans: a list of buffers for each. Returns false if they
+    /// are truncated.
+    pub fn attach(&mut self, spans: &[Span], mut bytes: &[u8]) -> bool {
+        for span in spans {
             let Some((buffers, rest)) = split(bytes) else { return false };
-            self.attached.insert(key(*piece), buffers);
+            self.attached.insert(BlockKey::of_span(*span), buffers);
             bytes = rest;
         }
         bytes.is_empty()
     }
 
-    pub fn take_attached(&mut self, piece: Span) -> Vec<Vec<u8>> {
-        self.attached.remove(&key(piece)).unwrap_or_default()
+    fn take_attached(&mut self, span: Span) -> Vec<Vec<u8>> {
+        self.attached.remove(&BlockKey::of_span(span)).unwrap_or_default()
     }
 
-    /// The transfers that a grant of these own pieces waits for: of what its thief gets, some may be on its way to this rank.
-    pub fn missing(&mut self, plan: &StagePlan, inputs: &Inputs<'_>, pieces: &[Span]) -> Vec<usize> {
-        let missing = |piece: &Span| self.tiles(plan, *piece).map(|(_, cover)| inputs.missing(plan, &cover));
-        pieces.iter().filter_map(missing).flatten().collect()
+    /// Returns the transfers that a grant of these own spans waits for: inputs for the thief that are still on their
+    /// way to this rank.
+    pub fn missing(&mut self, plan: &StagePlan, inputs: &Inputs<'_>, spans: &[Span]) -> Vec<usize> {
+        let missing = |span: &Span| self.tiles(plan, *span).map(|tiles| inputs.missing(plan, &tiles.cover));
+        spans.iter().filter_map(missing).flatten().collect()
     }
 
-    /// The inputs that go with a grant of this own piece.
+    /// Returns the inputs that go with a grant of an own span.
     pub fn inputs_to_send(
         &mut self,
         plan: &StagePlan,
         inputs: &Inputs<'_>,
-        piece: Span,
+        span: Span,
         counts: &mut Counts,
     ) -> Result<Vec<Vec<u8>>, RunError> {
-        let (_, cover) = self.tiles(plan, piece).unwrap_or_else(|| panic!("{piece:?} is lent, but not owned"));
+        let SpanTiles { cover, .. } =
+            self.tiles(plan, span).unwrap_or_else(|| panic!("{span:?} is granted, but not owned"));
         let travelling = (0..plan.operands.len()).filter(|index| inputs.travels(*index));
         travelling.map(|index| inputs.read(plan, index, &plan.region(index, &cover), counts)).collect()
     }
 
-    /// A stolen piece as a block to compute, and how many bytes of it came with its grant.
+    /// Makes a block of a stolen span, and returns how many bytes of it came with the grant.
     pub fn block(
         &mut self,
         plan: &StagePlan,
         inputs: &Inputs<'_>,
-        piece: Span,
+        span: Span,
         counts: &mut Counts,
     ) -> Result<(BlockData, u64), RunError> {
-        let wrong = || RunError::Protocol { rank: piece.owner, what: "work" };
-        let (tile, cover) = self.tiles(plan, piece).ok_or_else(wrong)?;
-        let (mut attached, mut came) = (self.take_attached(piece).into_iter(), 0);
-        let slices = if piece.len == 0 { plan.slices(&tile) } else { piece.len };
+        let wrong = || RunError::Protocol { rank: span.owner, what: "work" };
+        let SpanTiles { block: tile, cover } = self.tiles(plan, span).ok_or_else(wrong)?;
+        let (mut attached, mut came) = (self.take_attached(span).into_iter(), 0);
+        let slices = if span.len == 0 { plan.slices(&tile) } else { span.len };
         let outputs = match plan.reduce {
             None => BlockOutputs::tiles(plan, &cover),
-            // The owner combines: it alone has all slices.
-            Some(_) => BlockOutputs::Slices(piece.start, vec![Vec::new(); slices as usize]),
+            // The owner combines partial results: it alone has all slices.
+            Some(_) => BlockOutputs::Slices(span.start, vec![Vec::new(); slices as usize]),
         };
-        let summed = self.done.sums.leaves(plan, &tile);
+        let summed = self.completed.sums.leaves(plan, &tile);
         let mut block = BlockData { tile, cover, inputs: Vec::new(), outputs: outputs.into(), summed };
         for (index, operand) in plan.operands.iter().enumerate() {
             let region = plan.region(index, &block.cover);
@@ -122,21 +129,21 @@ impl Stealing {
         Ok((block, came))
     }
 
-    /// The outputs of a stolen piece.
+    /// Takes the outputs of a stolen span.
     pub fn outputs_to_send(block: &BlockData) -> Vec<Vec<u8>> {
         match &mut *lock(&block.outputs) {
             BlockOutputs::Tiles(tiles) => std::mem::take(&mut tiles.buffers),
             BlockOutputs::Slices(_, slices) => std::mem::take(slices).into_iter().flatten().collect(),
-            BlockOutputs::Groups(..) => unreachable!("a thief does not combine"),
+            BlockOutputs::Groups(..) => unreachable!("a thief does not combine partial results"),
         }
     }
 
-    /// Adds what a thief returned to an own block. Returns how many bytes that was.
-    pub fn merge(&mut self, plan: &StagePlan, block: &BlockData, piece: Span) -> Result<u64, RunError> {
-        let wrong = || RunError::Protocol { rank: piece.owner, what: "the results of its work" };
-        let (_, cover) = self.tiles(plan, piece).ok_or_else(wrong)?;
-        let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
-        let (mut attached, mut came) = (self.take_attached(piece).into_iter(), 0);
+    /// Adds the results that a thief returned to an own block. Returns the number of bytes.
+    pub fn merge(&mut self, plan: &StagePlan, block: &BlockData, span: Span) -> Result<u64, RunError> {
+        let wrong = || RunError::Protocol { rank: span.owner, what: "the results of its work" };
+        let SpanTiles { cover, .. } = self.tiles(plan, span).ok_or_else(wrong)?;
+        let slices = if span.len == 0 { plan.slices(&block.tile) } else { span.len };
+        let (mut attached, mut came) = (self.take_attached(span).into_iter(), 0);
         let mut next = |index: usize| {
             let bytes = plan.region(index, &cover).elements() * plan.operands[index].dtype.size_bytes() as u64;
             came += bytes;
@@ -149,11 +156,11 @@ impl Stealing {
                     let element_bytes = plan.operands[index].dtype.size_bytes();
                     copy_region(&next(index)?, &region, target, &to, &region, element_bytes);
                 }
-                tiles.computed.add(piece.start, piece.start + slices);
+                tiles.computed.add(span.start, span.start + slices);
             }
             BlockOutputs::Groups(reduce, groups) => {
                 // Merged by the worker that adds to the group next, or after the block.
-                let slices = piece.start..piece.start + slices;
+                let slices = span.start..span.start + slices;
                 for slice in slices.filter(|slice| !block.is_summed(plan, *slice)) {
                     let results = plan.outputs().map(&mut next).collect::<Result<Vec<_>, _>>()?;
                     let (group, leaf) = (slice / reduce.leaves, slice % reduce.leaves);
@@ -166,12 +173,12 @@ impl Stealing {
     }
 }
 
-/// All ranks, as thieves and owners see them.
+/// Returns the ranks that a rank may steal from, and that may steal from it.
 pub(in crate::exec) fn team(topology: &Topology, rank: Rank) -> Team {
     Team::new(rank, topology.size(), topology.ranks_on_node(rank).iter().copied(), 0..topology.size())
 }
 
-/// What stealing a block costs: main threads look for messages that often, and bytes go through their hands.
+/// Returns the cost of stealing a block: main threads poll for messages at this interval, and copy the bytes.
 pub(in crate::exec) fn costs(plan: &StagePlan, inputs: &Inputs<'_>) -> Costs {
     let latency_ns = TierUp::PATIENCE.as_nanos() as u64;
     let travels = |(index, operand): &(usize, &OperandPlan)| operand.role == Role::Output || inputs.travels(*index);
@@ -185,7 +192,7 @@ pub(in crate::exec) fn costs(plan: &StagePlan, inputs: &Inputs<'_>) -> Costs {
     }
 }
 
-/// Appends a list of buffers: their number, then the length and the bytes of each. Returns the sum of their lengths.
+/// Appends a list of buffers: their number, then the length and the bytes of each. Returns the sum of the lengths.
 pub(in crate::exec) fn join(buffers: &[Vec<u8>], bytes: &mut Vec<u8>) -> u64 {
     bytes.extend((buffers.len() as u64).to_le_bytes());
     for buffer in buffers {
@@ -195,7 +202,7 @@ pub(in crate::exec) fn join(buffers: &[Vec<u8>], bytes: &mut Vec<u8>) -> u64 {
     buffers.iter().map(|buffer| buffer.len() as u64).sum()
 }
 
-/// The list that [`join`] appended, and what comes after it.
+/// Splits a list that [`join`] appended from the bytes after it.
 fn split(mut bytes: &[u8]) -> Option<(Vec<Vec<u8>>, &[u8])> {
     let word = |bytes: &mut &[u8]| {
         let (word, rest) = bytes.split_first_chunk::<8>()?;
@@ -218,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_survive_and_cut_ones_are_refused() {
+    fn lists_are_read_back_and_truncated_ones_are_refused() {
         let (first, second) = (vec![vec![1, 2, 3], vec![]], vec![vec![7; 20]]);
         let mut bytes = Vec::new();
         join(&first, &mut bytes);
@@ -227,7 +234,7 @@ mod tests {
         assert_eq!(found, first);
         assert_eq!(split(rest).unwrap(), (second, &[][..]));
         assert!((0..11).all(|cut| split(&bytes[..cut]).is_none()));
-        let piece = Span { owner: 1, block: 2, start: 0, len: 4 };
-        assert!(!Stealing::default().attach(&[piece], &u64::MAX.to_le_bytes()));
+        let span = Span { owner: 1, block: 2, start: 0, len: 4 };
+        assert!(!Stealing::default().attach(&[span], &u64::MAX.to_le_bytes()));
     }
 }

@@ -6,45 +6,64 @@ use crate::exec::reduce::fold::{Fold, Results};
 use crate::exec::transfer::piece::BlockInput;
 use crate::fabric::Rank;
 use crate::plan::{Reduce, StagePlan, Tile};
+use crate::sched::Span;
 use crate::tensor::copy_region;
 
-/// Owner, number and first slice of a block in memory, or of a stolen piece of one.
-pub(in crate::exec) type BlockKey = (Rank, u64, u64);
+/// The name of a block in memory, or of a stolen span of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::exec) struct BlockKey {
+    pub owner: Rank,
+    pub block: u64,
+    /// The first slice: 0 for a whole block.
+    pub start: u64,
+}
 
-/// A block in memory, or a stolen piece of another rank's.
+impl BlockKey {
+    /// Names a whole block.
+    pub fn whole(owner: Rank, block: u64) -> BlockKey {
+        BlockKey { owner, block, start: 0 }
+    }
+
+    /// Names the block that a stolen span becomes.
+    pub fn of_span(span: Span) -> BlockKey {
+        BlockKey { owner: span.owner, block: span.block, start: span.start }
+    }
+}
+
+/// A block in memory, or a stolen span of another rank's block.
 #[derive(Debug)]
 pub(in crate::exec) struct BlockData {
-    /// The whole block: slices are counted in it.
+    /// The tile of the whole block, in which slices are counted.
     pub tile: Tile,
-    /// What of it the inputs and outputs are of.
+    /// The part of the block that inputs and outputs cover.
     pub cover: Tile,
     /// By operand.
     pub inputs: Vec<BlockInput>,
     pub outputs: Mutex<BlockOutputs>,
-    /// By group, how many of its first leaves earlier runs have summed; empty if none is.
+    /// By group, the number of its first leaves that earlier runs have summed; empty if they have summed none.
     pub summed: Vec<u64>,
 }
 
 impl BlockData {
-    /// Whether there is nothing to do for this slice.
+    /// Whether an earlier run has summed a slice.
     pub fn is_summed(&self, plan: &StagePlan, slice: u64) -> bool {
         let leaves = plan.reduce.map_or(1, |reduce| reduce.leaves);
         self.summed.get((slice / leaves) as usize).is_some_and(|summed| slice % leaves < *summed)
     }
 }
 
-/// What the tasks of a block have made so far.
+/// The results of the tasks of a block so far.
 #[derive(Debug)]
 pub(in crate::exec) enum BlockOutputs {
     Tiles(TileOutputs),
     /// Partial results of each group, merged in the order of its leaves.
     Groups(Reduce, Vec<Fold>),
-    /// Partial results of each slice from this one on, for their owner to combine.
+    /// Partial results of each slice from this one on, which their owner combines.
     Slices(u64, Vec<Vec<Vec<u8>>>),
 }
 
 impl BlockOutputs {
-    /// Of a block of this rank's.
+    /// Makes the outputs of a block of this rank.
     pub fn own(plan: &StagePlan, tile: &Tile) -> BlockOutputs {
         match plan.reduce {
             None => BlockOutputs::tiles(plan, tile),
@@ -55,7 +74,7 @@ impl BlockOutputs {
         }
     }
 
-    /// Zeros for what a map makes of `cover`.
+    /// Makes the outputs of a map over `cover`, filled with zeros.
     pub fn tiles(plan: &StagePlan, cover: &Tile) -> BlockOutputs {
         let bytes =
             |index| vec![0; plan.region(index, cover).elements() as usize * plan.operands[index].dtype.size_bytes()];
@@ -63,7 +82,7 @@ impl BlockOutputs {
     }
 }
 
-/// Slices of a block: disjoint runs in ascending order, no two of which touch.
+/// A set of slices of a block: disjoint ranges in ascending order, no two of which touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::exec) struct Slices(Vec<(u64, u64)>);
 
@@ -76,7 +95,7 @@ impl Slices {
         self.0.splice(from..to, [joined]);
     }
 
-    /// Those that are not in `other`.
+    /// Returns the ranges of slices that are not in `other`.
     fn without(&self, other: &Slices) -> Vec<(u64, u64)> {
         let mut left = Vec::new();
         for &(start, end) in &self.0 {
@@ -95,12 +114,12 @@ impl Slices {
     }
 }
 
-/// What the tasks of a map have made of a block so far.
+/// The results of the tasks of a map so far.
 #[derive(Debug, Default)]
 pub(in crate::exec) struct TileOutputs {
     /// The bytes of each output.
     pub buffers: Vec<Vec<u8>>,
-    /// Slices that are computed, and of these, those that are written.
+    /// The computed slices, and the written ones among them.
     pub computed: Slices,
     written: Slices,
 }
@@ -117,7 +136,7 @@ impl TileOutputs {
         TileOutputs { buffers, ..TileOutputs::default() }
     }
 
-    /// What of `block` is computed and not written, in whole units, as boxes. It counts as written from now on.
+    /// Takes the whole units of `block` that are computed and not written. They count as written from now on.
     pub fn take_whole_units(&mut self, plan: &StagePlan, block: &Tile) -> Vec<ComputedTile> {
         let axis = plan.task_axis(block);
         let Some(unit) = plan.unit.get(axis).copied() else { return Vec::new() };
@@ -129,13 +148,13 @@ impl TileOutputs {
             let last = if is_last { end } else { ((offset + end) / unit * unit).saturating_sub(offset) };
             if first < last {
                 self.written.add(first, last);
-                parts.push(self.part(plan, block, (first, last)));
+                parts.push(self.part(plan, block, first, last));
             }
         }
         parts
     }
 
-    fn part(&self, plan: &StagePlan, block: &Tile, (start, end): (u64, u64)) -> ComputedTile {
+    fn part(&self, plan: &StagePlan, block: &Tile, start: u64, end: u64) -> ComputedTile {
         let tile = plan.task(block, start, end - start);
         let copy = |(index, buffer): (usize, &Vec<u8>)| {
             let element_bytes = plan.operands[index].dtype.size_bytes();
@@ -148,14 +167,14 @@ impl TileOutputs {
         ComputedTile { tile, results }
     }
 
-    /// All of a computed block that is not written yet.
+    /// Takes everything of a computed block that is not written yet.
     pub fn take_rest(&mut self, plan: &StagePlan, block: &Tile) -> Vec<ComputedTile> {
         if self.written.0.is_empty() {
             return vec![ComputedTile { tile: block.clone(), results: std::mem::take(&mut self.buffers) }];
         }
         let mut all = Slices::default();
         all.add(0, plan.slices(block));
-        all.without(&self.written).into_iter().map(|run| self.part(plan, block, run)).collect()
+        all.without(&self.written).into_iter().map(|(start, end)| self.part(plan, block, start, end)).collect()
     }
 }
 
@@ -165,9 +184,9 @@ mod tests {
     use crate::exec::test_plans::stage;
     use crate::tensor::Region;
 
-    /// What is computed in two goes is written once, whole units first, each element where it belongs.
+    /// A block that is computed in two steps is written once, whole units first, each element in its place.
     #[test]
-    fn parts_of_a_block_and_its_rest_are_the_block() {
+    fn whole_units_of_a_block_and_its_rest_are_the_block() {
         for (chunk, unit) in [("", 1), (", chunk = [7, 500]", 7)] {
             let plan = stage("\"x[a,b] -> y[a,b]\"", chunk, 1);
             let output = plan.outputs().next().unwrap();
@@ -203,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_join_where_they_touch() {
+    fn ranges_join_where_they_touch() {
         let mut slices = Slices::default();
         for (start, end) in [(4, 6), (0, 1), (8, 9), (6, 8), (1, 2)] {
             slices.add(start, end);

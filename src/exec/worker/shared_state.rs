@@ -1,5 +1,5 @@
-//! What the workers of a stage and the main thread share: blocks in memory, the scheduler and the current code. No thread
-//! waits for another one's work while it holds a lock.
+//! What the workers of a stage and the main thread share: blocks in memory, the scheduler and the current code. No
+//! thread waits for another one's work while it holds a lock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -107,9 +107,11 @@ impl SharedState {
 
     /// Returns the block in memory that `span` belongs to. Spans of a block do not overlap.
     pub fn block(&self, span: Span) -> Option<Arc<BlockData>> {
-        let (owner, number) = (span.owner, span.block);
         let blocks = lock(&self.blocks);
-        blocks.range((owner, number, 0)..=(owner, number, span.start)).next_back().map(|(_, block)| block.clone())
+        blocks
+            .range(BlockKey::whole(span.owner, span.block)..=BlockKey::of_span(span))
+            .next_back()
+            .map(|(_, block)| block.clone())
     }
 
     /// Hands an event to the scheduler, and its actions to the workers and the main thread.
@@ -191,8 +193,8 @@ impl SharedState {
 
     /// Waits for this worker's next job, and returns it with the code to do it with. Returns `None` when there will be
     /// no further job: the stage is over, or other workers compute the last of its slices. Merges go first, since other
-    /// ranks may wait for them. `idle` tells the scheduler that the worker waits for a span, on code of this class; after
-    /// a merge the scheduler knows that already. `done` is the number of tasks that the worker has completed.
+    /// ranks may wait for them. `idle` tells the scheduler that the worker waits for a span, on code of this class;
+    /// after a merge the scheduler knows that already. `done` is the number of tasks that the worker has completed.
     pub fn next(&self, worker: usize, idle: Option<CostClass>, done: u64) -> Option<(Assignment, Code)> {
         let mut queue = lock(&self.queue);
         if let Some(class) = idle {

@@ -12,11 +12,11 @@ use crate::exec::reduce::chain::{Reduction, ReductionStep};
 use crate::exec::stage::deferred::DeferredAction;
 use crate::exec::stage::stage_run::StageRun;
 use crate::exec::stage::steal_transfer;
-use crate::exec::stage::steal_transfer::{Stealing, key};
+use crate::exec::stage::steal_transfer::Stealing;
 use crate::exec::sync::lock;
 use crate::exec::trace::recorder::TraceEventKind;
 use crate::exec::transfer::piece::BlockInput;
-use crate::exec::worker::block::{BlockData, BlockOutputs, ComputedTile};
+use crate::exec::worker::block::{BlockData, BlockKey, BlockOutputs, ComputedTile};
 use crate::fabric::Rank;
 use crate::plan::Tile;
 use crate::report::Reason;
@@ -60,9 +60,9 @@ impl StageRun<'_> {
         let bytes = inputs.iter().map(BlockInput::packed_bytes).sum();
         self.shared.setup.tracer.end_tile(begun, &tile, || TraceEventKind::Read { stage, bytes, read_bytes });
         let outputs = self.sums.outputs(plan, &tile).into();
-        let (slices, summed) = (plan.slices(&tile), self.stealing.done().sums.leaves(plan, &tile));
+        let (slices, summed) = (plan.slices(&tile), self.stealing.completed().sums.leaves(plan, &tile));
         let block = Arc::new(BlockData { cover: tile.clone(), tile, inputs, outputs, summed });
-        lock(&self.shared.blocks).insert((self.owner, number, 0), block);
+        lock(&self.shared.blocks).insert(BlockKey::whole(self.owner, number), block);
         self.shared.event(Event::Fetched { block: number, slices });
         Ok(())
     }
@@ -73,11 +73,11 @@ impl StageRun<'_> {
         number: u64,
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
-        let block = lock(&self.shared.blocks).remove(&(self.owner, number, 0));
+        let block = lock(&self.shared.blocks).remove(&BlockKey::whole(self.owner, number));
         let Some(block) = block else { panic!("block {number} is not in memory") };
         let shared = self.shared.clone();
         let plan = shared.stage();
-        self.note_sums(&block, stagings, false);
+        self.record_sums(&block, stagings, false);
         self.forget_sums(&block.tile);
         match (&mut *lock(&block.outputs), &mut self.reduction) {
             (BlockOutputs::Tiles(tiles), _) => {
@@ -120,7 +120,7 @@ impl StageRun<'_> {
                 }
             }
             sched::Message::Returned { piece, .. } => {
-                let block = lock(&shared.blocks).remove(&key(*piece));
+                let block = lock(&shared.blocks).remove(&BlockKey::of_span(*piece));
                 let Some(block) = block else { panic!("{piece:?} is not in memory") };
                 let begun = comm.tracer.begin();
                 let outputs = Stealing::outputs_to_send(&block);
@@ -161,7 +161,7 @@ impl StageRun<'_> {
         let bytes = block.inputs.iter().map(BlockInput::packed_bytes).sum();
         comm.tracer.end_tile(begun, &block.cover, || TraceEventKind::Read { stage, bytes, read_bytes });
         let slices = if piece.len == 0 { plan.slices(&block.tile) } else { piece.len };
-        lock(&shared.blocks).insert(key(piece), Arc::new(block));
+        lock(&shared.blocks).insert(BlockKey::of_span(piece), Arc::new(block));
         let Span { owner, block, .. } = piece;
         comm.tracer.mark(|| TraceEventKind::Steal { stage: shared.setup.stage_index, owner, block, slices });
         shared.event(Event::Taken { piece, slices });
@@ -175,9 +175,9 @@ impl StageRun<'_> {
         if piece.len == 0 {
             let tile = self.tiles[piece.block as usize].clone();
             let outputs = self.sums.outputs(plan, &tile).into();
-            let summed = self.stealing.done().sums.leaves(plan, &tile);
+            let summed = self.stealing.completed().sums.leaves(plan, &tile);
             let block = BlockData { cover: tile.clone(), tile, inputs: Vec::new(), outputs, summed };
-            lock(&shared.blocks).insert(key(piece), Arc::new(block));
+            lock(&shared.blocks).insert(BlockKey::of_span(piece), Arc::new(block));
         }
         let Some(block) = shared.block(piece) else { panic!("{piece:?} is not in memory") };
         let bytes = self.stealing.merge(plan, &block, piece)?;

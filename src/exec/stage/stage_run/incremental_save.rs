@@ -1,5 +1,5 @@
-//! Parts of blocks: what of a block is computed goes into its files while the rest still is, so that little is lost where blocks
-//! take long.
+//! Incremental saves: computed parts of a block are written while the rest is computed, so that little is lost where
+//! blocks take long.
 
 use std::time::Instant;
 
@@ -12,11 +12,12 @@ use crate::exec::reduce::group::GroupKey;
 use crate::exec::stage::stage_run::StageRun;
 use crate::exec::stage::sum_recorder::{COST_PART, SAVE_INTERVAL};
 use crate::exec::sync::lock;
-use crate::exec::worker::block::{BlockData, BlockOutputs, ComputedTile};
+use crate::exec::worker::block::{BlockData, BlockKey, BlockOutputs, ComputedTile};
 use crate::plan::{StagePlan, Tile};
 
 impl StageRun<'_> {
-    /// Writes what of this rank's blocks in memory is computed, if what is written outlives the run; at its end whatever that takes.
+    /// Writes the computed parts of this rank's blocks in memory, if they outlive the run. `at_end` records all sums,
+    /// however long that takes.
     pub(in crate::exec) fn save_parts(
         &mut self,
         comm: &mut Communicator,
@@ -28,17 +29,24 @@ impl StageRun<'_> {
             return Ok(());
         }
         let shared = self.shared.clone();
-        let is_own = |(owner, ..): &(u32, u64, u64)| *owner == self.owner;
+        let is_own = |key: &BlockKey| key.owner == self.owner;
         let blocks: Vec<_> =
             lock(&shared.blocks).iter().filter(|(key, _)| is_own(key)).map(|(_, b)| b.clone()).collect();
         for block in blocks {
-            self.note_sums(&block, stagings, at_end);
+            self.record_sums(&block, stagings, at_end);
             for ComputedTile { tile, results } in unwritten(shared.stage(), &block) {
                 self.emit(comm, &tile, &results, stagings)?;
             }
         }
         Ok(())
     }
+}
+
+/// A sum of the first leaves of a group.
+struct PartialSum {
+    key: GroupKey,
+    leaves: u64,
+    results: Results,
 }
 
 fn unwritten(plan: &StagePlan, block: &BlockData) -> Vec<ComputedTile> {
@@ -49,25 +57,28 @@ fn unwritten(plan: &StagePlan, block: &BlockData) -> Vec<ComputedTile> {
 }
 
 impl StageRun<'_> {
-    /// Takes up what earlier runs have summed of this rank's blocks; those that are complete go their way.
+    /// Loads the sums that earlier runs recorded for this rank's blocks. Complete blocks go into the reduction at once.
     pub(in crate::exec) fn take_up_sums(
         &mut self,
         comm: &mut Communicator,
         stagings: &mut Stagings,
     ) -> Result<(), RunError> {
-        let (rank, shared, done) = (comm.rank(), self.shared.clone(), self.stealing.done().clone());
+        let (rank, shared, completed) = (comm.rank(), self.shared.clone(), self.stealing.completed().clone());
         let plan = shared.stage();
-        if done.sums.is_empty() || self.reduction.is_none() {
+        if completed.sums.is_empty() || self.reduction.is_none() {
             return Ok(());
         }
-        for block in plan.blocks(rank).filter(|block| !done.has_cell_of(plan, block)) {
+        for block in plan.blocks(rank).filter(|block| !completed.has_cell_of(plan, block)) {
             let mut groups = Vec::new();
             for key in GroupKey::of_groups(plan, &block) {
                 groups.extend(
-                    done.sums.load(plan, &key, |payload| stagings.manifest.payload(payload))?.map(|fold| (key, fold)),
+                    completed
+                        .sums
+                        .load(plan, &key, |payload| stagings.manifest.payload(payload))?
+                        .map(|fold| (key, fold)),
                 );
             }
-            if done.sums.have(plan, &block) {
+            if completed.sums.have(plan, &block) {
                 let folds = groups.into_iter().map(|(_, fold)| fold).collect();
                 let outcomes = self.reduction.as_mut().map(|reduction| reduction.add(plan, &block, folds));
                 self.follow(comm, outcomes.unwrap_or_default(), stagings)?;
@@ -78,32 +89,32 @@ impl StageRun<'_> {
         Ok(())
     }
 
-    /// Notes the sums of an own block in memory, as far as they go and are not noted; unless that takes too much of the
-    /// stage's time, or the stage is so young that little would be lost.
-    pub(in crate::exec) fn note_sums(&mut self, block: &BlockData, stagings: &mut Stagings, at_end: bool) {
+    /// Records the sums of an own block in memory that have grown; unless that takes too much of the stage's time, or
+    /// the stage is so young that little would be lost.
+    pub(in crate::exec) fn record_sums(&mut self, block: &BlockData, stagings: &mut Stagings, at_end: bool) {
         let (began, age) = (Instant::now(), self.started.elapsed());
-        if !self.sums.notes || !at_end && (age < SAVE_INTERVAL || self.sums.spent * COST_PART > age) {
+        if !self.sums.records || !at_end && (age < SAVE_INTERVAL || self.sums.spent * COST_PART > age) {
             return;
         }
         let shared = self.shared.clone();
         let plan = shared.stage();
-        let mut sums: Vec<(GroupKey, u64, Results)> = Vec::new();
+        let mut sums: Vec<PartialSum> = Vec::new();
         if let BlockOutputs::Groups(_, groups) = &*lock(&block.outputs) {
             for (group, (key, fold)) in GroupKey::of_groups(plan, &block.tile).zip(groups).enumerate() {
                 let earlier = block.summed.get(group).copied().unwrap_or(0);
-                let noted = self.sums.noted.get(&key).copied().unwrap_or(earlier);
-                if let Some((leaves, sum)) = fold.so_far().filter(|(leaves, _)| *leaves > noted) {
-                    sums.push((key, leaves, sum.clone()));
+                let recorded = self.sums.recorded.get(&key).copied().unwrap_or(earlier);
+                if let Some((leaves, sum)) = fold.so_far().filter(|(leaves, _)| *leaves > recorded) {
+                    sums.push(PartialSum { key, leaves, results: sum.clone() });
                 }
             }
         }
-        for (key, leaves, sum) in sums {
+        for PartialSum { key, leaves, results } in sums {
             let (Some(mut tile), Some(along)) = (plan.cell_tile(key.cell), plan.leaves_along(&key.within, leaves))
             else {
                 continue;
             };
             tile.cut_along(&along);
-            let stored: Option<Vec<StoredAt>> = sum.iter().map(|bytes| stagings.manifest.store(bytes)).collect();
+            let stored: Option<Vec<StoredAt>> = results.iter().map(|bytes| stagings.manifest.store(bytes)).collect();
             let Some(outputs) = stored else { return };
             stagings.manifest.record(&CompletionRecord {
                 stage: plan.name.clone(),
@@ -111,18 +122,18 @@ impl StageRun<'_> {
                 outputs,
                 leaves: Some(leaves),
             });
-            self.sums.noted.insert(key, leaves);
+            self.sums.recorded.insert(key, leaves);
         }
         self.sums.spent += began.elapsed();
     }
 
-    /// A block has left the memory.
+    /// Forgets the recorded sums of a block that has left the memory.
     pub(in crate::exec) fn forget_sums(&mut self, block: &Tile) {
-        if self.sums.noted.is_empty() {
+        if self.sums.recorded.is_empty() {
             return;
         }
         for key in GroupKey::of_groups(self.shared.clone().stage(), block) {
-            self.sums.noted.remove(&key);
+            self.sums.recorded.remove(&key);
         }
     }
 }
