@@ -1,11 +1,11 @@
-//! Values as the bytes in which ranks, processes and files exchange them: one way, which never makes nothing of what cannot be
-//! encoded.
+//! Encoding of values that ranks, processes and files exchange. A value that cannot be encoded is an error, never an
+//! empty result.
 //!
 //! Paths need not be UTF-8: [`path`] keeps their bytes.
 
 use serde::Serialize;
 
-/// What was to be told cannot be written as JSON.
+/// A value cannot be encoded as JSON.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} cannot be encoded")]
 pub struct EncodeError {
@@ -13,7 +13,7 @@ pub struct EncodeError {
     source: serde_json::Error,
 }
 
-/// A value as JSON.
+/// Encodes a value as JSON.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EncodeError> {
     serde_json::to_vec(value).map_err(|source| EncodeError { what: std::any::type_name::<T>(), source })
 }

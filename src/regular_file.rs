@@ -1,5 +1,5 @@
-//! Small files read as wholes: a job, a kernel. A pipe or a device is refused, not waited for, and so is what is too long to
-//! be one.
+//! Small files that are read whole, such as jobs and kernels. Pipes, devices and files above a limit are refused;
+//! reading them could block or exhaust memory.
 
 use std::fs::OpenOptions;
 use std::io::{Error, ErrorKind, Read, Result};
@@ -9,7 +9,7 @@ use std::path::Path;
 /// The bytes of a regular file of at most `limit_bytes`.
 pub fn read(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
     let refused = |message: String| Error::new(ErrorKind::InvalidInput, message);
-    // A pipe that nobody writes to would otherwise be waited for here.
+    // Without this flag, opening a pipe without a writer would block.
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;

@@ -410,7 +410,7 @@ fn two_runs_of_a_job_do_not_meet() {
         let output = lab.command(ranks, &[]).output().unwrap();
         let said = text(&output);
         assert!(output.status.code() == Some(1) && said.matches("error: ").count() == 1, "{said}");
-        assert!(said.contains("another run writes the outputs of this job (process"), "{said}");
+        assert!(said.contains("another run is writing the outputs of this job (process"), "{said}");
     }
     assert!(run.child.try_wait().unwrap().is_none(), "the first run goes on");
     assert!(run.kill(&lab, "-KILL"));

@@ -1,9 +1,10 @@
-//! Where the host puts what it hands to a kernel: behind what the module itself uses lies the arena, with the views and one
-//! slot per operand, each in pages of its own between pages that nobody may touch.
+//! Where the host puts what it hands to a kernel: behind what the module itself uses lies the arena, with the views and
+//! one slot per operand, each in pages of its own between pages that nobody may touch.
 //!
-//! A tile lies at the end of its slot, as near to the page behind as alignment lets it, so that most kernels that go beyond
-//! it trap. What is left of the slot on either side begins with a fence, a pattern: behind and before outputs it is compared
-//! after each call, and beside inputs, which a kernel cannot write, it makes what is read there the same in every run.
+//! A tile lies at the end of its slot, as near to the page behind as alignment lets it, so that most kernels that go
+//! beyond it trap. What is left of the slot on either side begins with a fence, a pattern: behind and before outputs it
+//! is compared after each call, and beside inputs, which a kernel cannot write, it makes what is read there the same in
+//! every run.
 
 use std::ops::Range;
 

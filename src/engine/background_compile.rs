@@ -1,10 +1,10 @@
-//! Compiling in a process of its own: compilers may abort the process they run in, or take hours and all memory for a small
-//! module, and then only the helper is gone. The system holds it to limits of CPU time and memory.
+//! Compiling in a process of its own: compilers may abort the process they run in, or take hours and all memory for a
+//! small module, and then only the helper is gone. The system holds it to limits of CPU time and memory.
 //!
 //! Protocol: the request is one line of JSON on the helper's standard input, followed by the module; the artifact goes
 //! into the cache and comes back on standard output, an error on standard error with a non-zero status. Standard input
-//! stays open as a lifeline: the helper dies when it closes, unless a byte on it says that it shall finish for later runs;
-//! then it is one of a few that are known (`leftover`).
+//! stays open as a lifeline: the helper dies when it closes, unless a byte on it says that it shall finish for later
+//! runs; then it is one of a few that are known (`leftover`).
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -33,8 +33,8 @@ const LAST_WORDS_BYTES: usize = 2_000;
 const ARTIFACT_BYTES: u64 = 1 << 30;
 /// A module may take so many times as long as one of its size should.
 const SLOW: u64 = 10;
-/// A helper may be there for so many times the CPU time that it may take: without memory, threads may wait for one another
-/// for ever.
+/// A helper may be there for so many times the CPU time that it may take: without memory, threads may wait for one
+/// another for ever.
 const IDLE: u32 = 4;
 /// With less memory than this the helper does not get as far as its compiler.
 const LEAST_MEMORY_BYTES: u64 = 32 << 20;
@@ -167,9 +167,8 @@ impl BackgroundCompile {
         self.until += self.paused.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 
-    /// Lets the helper finish for the cache, though nobody waits for it here. Returns its process id; `None` where there
-    /// is no cache, or where enough others or one for the same go on already, and
-    /// nothing goes on.
+    /// Lets the helper finish for the cache, though nobody waits for it here. Returns its process id; `None` where
+    /// there is no cache, or where enough others or one for the same go on already, and nothing goes on.
     pub fn leave(mut self) -> Option<u32> {
         if !orphans::has_room(self.cache.as_ref()?, &self.key) {
             return None;

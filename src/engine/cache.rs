@@ -7,7 +7,8 @@ use super::artifact::{Artifact, ArtifactFingerprint};
 use crate::engine::error::EngineError;
 use crate::engine::kernel::Kernel;
 
-/// Artifacts on disk, one file per fingerprint, and what runs noted of kernels, in a directory that only its owner can write.
+/// Artifacts on disk, one file per fingerprint, and what runs noted of kernels, in a directory that only its owner can
+/// write.
 #[derive(Clone, Debug)]
 pub struct Cache {
     directory: PathBuf,
@@ -119,8 +120,8 @@ impl Cache {
     }
 }
 
-/// A file that this user has written. The directory may have been exchanged since it was looked at, where others may write to the
-/// one above it; code of theirs is never run.
+/// A file that this user has written. The directory may have been exchanged since it was looked at, where others may
+/// write to the one above it; code of theirs is never run.
 fn read_own(file: &Path) -> Option<Vec<u8>> {
     let unlinked = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
     let mut opened = File::options().read(true).custom_flags(unlinked).open(file).ok()?;

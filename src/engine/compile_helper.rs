@@ -108,8 +108,8 @@ fn apply_limits(request: &CompileRequest) {
     let _ = setrlimit(Resource::Cpu, Rlimit { current: within(seconds), maximum: within(seconds + 5) });
 }
 
-/// Waits for an orphaned helper that compiles the same module, for as long as this one would need. Dismisses it after that,
-/// since it has the lowest priority.
+/// Waits for an orphaned helper that compiles the same module, for as long as this one would need. Dismisses it after
+/// that, since it has the lowest priority.
 fn await_orphan(cache: &Cache, kernel: &Kernel, wanted: &ArtifactFingerprint) -> Option<Vec<u8>> {
     let patience = Duration::from_nanos(kernel.code_bytes() * OPTIMIZING_NS_PER_BYTE).max(ORPHAN_POLL_INTERVAL);
     let (started, key) = (Instant::now(), wanted.key());

@@ -2,8 +2,8 @@
 //!
 //! `wasm-smith` makes a module from a seed. A kernel is added to it that calls the function its input names with the
 //! arguments that stand there, and writes the results, a digest of the memory and all globals to its output. So what is
-//! compared went the way of every kernel: rewriting, both compilers, operands and calls. The unit tests of the engine run
-//! a few hundred modules, `examples/engine_fuzz.rs` runs as many as one likes.
+//! compared went the way of every kernel: rewriting, both compilers, operands and calls. The unit tests of the engine
+//! run a few hundred modules, `examples/engine_fuzz.rs` runs as many as one likes.
 
 use arbitrary::Unstructured;
 use wasm_encoder::reencode::{self, Reencode};

@@ -1,7 +1,7 @@
 //! Modules that leave the first page of their memory unused, so that it can be closed: then a null pointer is noticed.
 //!
-//! In general nobody can know that but the module itself, since any address is as good as another in WebAssembly. So it says
-//! so, in a custom section, and who built it knows.
+//! In general nobody can know that but the module itself, since any address is as good as another in WebAssembly. So it
+//! says so, in a custom section, and who built it knows.
 
 use std::borrow::Cow;
 
@@ -13,8 +13,9 @@ use super::arena::HOST_PAGE;
 /// Name of the section that says so.
 pub(super) const SECTION: &str = "exuvia.first-page-unused";
 
-/// Notes in a module that its stack, which grows down to address 0 as `wasm-ld --stack-first` lays it out, can do without its
-/// last page. False, and nothing is done, where that is not the layout, or the stack has no more than two pages.
+/// Notes in a module that its stack, which grows down to address 0 as `wasm-ld --stack-first` lays it out, can do
+/// without its last page. False, and nothing is done, where that is not the layout, or the stack has no more than two
+/// pages.
 pub fn mark_first_page(module: &mut Vec<u8>) -> bool {
     let Some((stack, data)) = layout(module) else { return false };
     let leaves = match stack {
@@ -27,7 +28,8 @@ pub fn mark_first_page(module: &mut Vec<u8>) -> bool {
     leaves
 }
 
-/// The initial stack pointer, if there is one, and the lowest address of its data; nothing of a module that cannot be read.
+/// The initial stack pointer, if there is one, and the lowest address of its data; nothing of a module that cannot be
+/// read.
 fn layout(module: &[u8]) -> Option<(Option<u64>, Option<u64>)> {
     let constant = |expr: wasmparser::ConstExpr| match expr.get_operators_reader().read() {
         Ok(Operator::I32Const { value }) => Some(u64::from(value as u32)),

@@ -1,9 +1,9 @@
 //! What every compile by LLVM needs at the end of a stack, optimized or not: frames that meet the guard page, and traps
 //! that take no stack.
 //!
-//! wasmer traps by a call that takes a backtrace on the kernel's own stack, under locks of the process. Where that is nearly
-//! full, the call overflows, the kernel is left, and the locks are held for ever. So a trap becomes an instruction: its
-//! signal is handled on a stack of its own, as Singlepass's traps are.
+//! wasmer traps by a call that takes a backtrace on the kernel's own stack, under locks of the process. Where that is
+//! nearly full, the call overflows, the kernel is left, and the locks are held for ever. So a trap becomes an
+//! instruction: its signal is handled on a stack of its own, as Singlepass's traps are.
 //!
 //! This is a part of the LLVM door of the crate's `unsafe`.
 #![expect(unsafe_code, reason = "LLVM's C API")]
@@ -36,8 +36,9 @@ impl LLVMCallbacks for Frames {
     fn obj_memory_buffer(&self, _: &CompiledKind, _: &InkwellMemoryBuffer) {}
 }
 
-/// Has each function touch its frame every 2 KiB, from above, before it uses it. By default that is every 4 KiB, and the red
-/// zone and the alignment of vectors come on top: a frame could then reach over the guard page of 4 KiB below a stack.
+/// Has each function touch its frame every 2 KiB, from above, before it uses it. By default that is every 4 KiB, and
+/// the red zone and the alignment of vectors come on top: a frame could then reach over the guard page of 4 KiB below a
+/// stack.
 ///
 /// # Safety
 /// `module` must be valid and not be used by anyone else meanwhile.
@@ -77,11 +78,11 @@ unsafe fn trap_without_calls(module: LLVMModuleRef) {
     }
 }
 
-/// Builds the instruction that wasmer's signal handler knows, with the code of the trap in its last byte: `ud1` on registers.
-/// A code that is chosen when it runs is one of three.
+/// Builds the instruction that wasmer's signal handler knows, with the code of the trap in its last byte: `ud1` on
+/// registers. A code that is chosen when it runs is one of three.
 ///
-/// # Safety
-/// `call` must be a call of `wasmer_vm_raise_trap` in a module that nobody else uses, and `builder` be positioned there.
+/// # Safety `call` must be a call of `wasmer_vm_raise_trap` in a module that nobody else uses, and `builder` be
+/// positioned there.
 unsafe fn build_trap(builder: LLVMBuilderRef, call: LLVMValueRef) {
     let ud1 = |code: u64| format!(".byte 0x0f, 0xb9, {:#x}", 0xc0 | code);
     // SAFETY: the operand is the code, a number of 32 bits; LLVM copies both texts.

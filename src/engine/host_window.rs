@@ -1,7 +1,7 @@
 //! The host's own view of pages that a kernel may only read: its inputs and views.
 //!
-//! These pages are mapped twice, read-only where the kernel finds them and writable elsewhere, so that nothing has to be
-//! protected and opened again from call to call. A part of the guest-memory door.
+//! These pages are mapped twice, read-only where the kernel finds them and writable elsewhere, so that nothing has to
+//! be protected and opened again from call to call. A part of the guest-memory door.
 #![expect(unsafe_code, reason = "guest memory")]
 
 use std::io;
@@ -42,8 +42,8 @@ impl HostWindow {
         if length == 0 {
             return Ok(());
         }
-        // SAFETY: nothing of a shared mapping's pages moves where the old size is 0: they are mapped once more. What was at
-        // `target` is the caller's to give away.
+        // SAFETY: nothing of a shared mapping's pages moves where the old size is 0: they are mapped once more. What
+        // was at `target` is the caller's to give away.
         unsafe {
             let from = self.bytes.add(places.start).as_ptr().cast();
             mremap_fixed(from, 0, length, MremapFlags::MAYMOVE, target.as_ptr().cast())?;
@@ -77,7 +77,8 @@ impl HostWindow {
 
 impl Drop for HostWindow {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this window's, and nobody has a reference to it any more. Where else its pages are, they stay.
+        // SAFETY: the mapping is this window's, and nobody has a reference to it any more. Where else its pages are,
+        // they stay.
         let _ = unsafe { munmap(self.bytes.as_ptr().cast(), self.length) };
     }
 }

@@ -10,8 +10,8 @@ struct Form {
     code: Code,
 }
 
-/// The module with `body` as Singlepass, unoptimized LLVM and optimizing LLVM compile it. A function that nobody calls keeps
-/// Singlepass away; modules with SIMD of their own do without that form.
+/// The module with `body` as Singlepass, unoptimized LLVM and optimizing LLVM compile it. A function that nobody calls
+/// keeps Singlepass away; modules with SIMD of their own do without that form.
 fn every_form(body: &str) -> Vec<Form> {
     let simd = format!("{body} (func (drop (v128.const i64x2 0 0)))");
     let engine = Engine::new(Cpu::host(), Pipeline::Full);
@@ -232,7 +232,8 @@ fn a_memory_grows_to_the_maximum_that_the_module_declares() {
     }
 }
 
-/// Recursion on frames of every size. Locals are loaded from memory that a call may change, so they must be kept over it.
+/// Recursion on frames of every size. Locals are loaded from memory that a call may change, so they must be kept over
+/// it.
 #[test]
 fn frames_of_any_size_end_at_the_end_of_the_stack() {
     let mut bodies = Vec::new();
@@ -266,8 +267,9 @@ fn frames_of_any_size_end_at_the_end_of_the_stack() {
     }
 }
 
-/// Whatever traps, calls the host or overflows when the stack is nearly full does so in a fault. A trap that is taken on the
-/// kernel's own stack would hang here: it overflows under a lock of the process, and the next trap waits for that.
+/// Whatever traps, calls the host or overflows when the stack is nearly full does so in a fault. A trap that is taken
+/// on the kernel's own stack would hang here: it overflows under a lock of the process, and the next trap waits for
+/// that.
 #[test]
 fn traps_and_calls_of_the_host_on_a_nearly_full_stack_are_faults() {
     let operations = [

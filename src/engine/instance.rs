@@ -163,8 +163,8 @@ impl Instance {
         }
     }
 
-    /// From the next call on, outputs hold nothing but `fill` before it, and so does what stands beside inputs; all that is left
-    /// of each operand's slot is a fence, and not only what is next to its tile.
+    /// From the next call on, outputs hold nothing but `fill` before it, and so does what stands beside inputs; all
+    /// that is left of each operand's slot is a fence, and not only what is next to its tile.
     pub fn watch_closely(&mut self, fill: u8) {
         (self.fill, self.fence_bytes) = (fill, u64::MAX);
         // Fences are made anew.
@@ -205,7 +205,8 @@ impl Instance {
         }
     }
 
-    /// Where the coming call finds `bytes` of operand `operand`; clears what is left of another tile, and builds the fences.
+    /// Where the coming call finds `bytes` of operand `operand`; clears what is left of another tile, and builds the
+    /// fences.
     fn settle(&mut self, operand: usize, bytes: u64) -> Option<Range<u64>> {
         let slot = self.arena.slots.get_mut(operand)?;
         let tile = slot.tile_of(bytes)?;
@@ -223,7 +224,8 @@ impl Instance {
         Some(tile)
     }
 
-    /// Makes `bytes` the content of a shared operand. What is there already costs nothing: no kernel can have changed it.
+    /// Makes `bytes` the content of a shared operand. What is there already costs nothing: no kernel can have changed
+    /// it.
     pub fn renew(&mut self, operand: usize, bytes: &[u8]) -> Result<(), EngineError> {
         if self.operand(operand, bytes.len() as u64).is_some_and(|there| there == bytes) {
             return Ok(());
@@ -309,8 +311,8 @@ impl Instance {
         }
     }
 
-    /// Whether the last call, which took so long, left an element of an output unwritten; a second one decides. None where it is
-    /// not worth that.
+    /// Whether the last call, which took so long, left an element of an output unwritten; a second one decides. None
+    /// where it is not worth that.
     fn unwritten(&mut self, views: &[View], took: Duration) -> Option<KernelFault> {
         let outputs = (0..views.len()).filter(|operand| self.arena.slots[*operand].access == Access::Out);
         let outputs: SmallVec<[usize; 4]> = outputs.collect();
@@ -344,8 +346,8 @@ impl Instance {
         views.iter().enumerate().find_map(|(operand, view)| outside(operand, view))
     }
 
-    /// A byte beside the tile of operand `operand` that the last call wrote, counted from its first byte: the first one behind
-    /// it, or else the last one before it. Of inputs there is none: a write there is a fault by itself.
+    /// A byte beside the tile of operand `operand` that the last call wrote, counted from its first byte: the first one
+    /// behind it, or else the last one before it. Of inputs there is none: a write there is a fault by itself.
     pub fn wrote_outside(&self, operand: usize) -> Option<i64> {
         let slot = self.arena.slots.get(operand).filter(|slot| slot.is_writable())?;
         let tile = slot.tile.clone()?;

@@ -114,8 +114,8 @@ impl Kernel {
         &self.0.export
     }
 
-    /// Whether making the code to start on may take long, or crash: then a process of its own had better do it. That is so
-    /// where LLVM has to, and where there is much code.
+    /// Whether making the code to start on may take long, or crash: then a process of its own had better do it. That is
+    /// so where LLVM has to, and where there is much code.
     pub fn start_is_risky(&self) -> bool {
         self.0.baseline_obstacle.is_some() || self.0.code_bytes > MUCH_CODE
     }

@@ -21,12 +21,12 @@ use crate::engine::shared_memory::SharedBytes;
 pub(super) const WASM_PAGE: u64 = 65_536;
 /// First address that no access of compiled code reaches, counted from the start of a memory.
 ///
-/// LLVM's code checks nothing: it adds an address and a constant offset, both of 32 bits and without a sign, in 64 bits and
-/// touches at most 16 bytes there. Optimization makes this no larger. No GEP is `inbounds`, so rewriting an address keeps its
-/// value modulo 2^64. A wide access stands for narrow ones that the program makes too, so it ends where the last of them ends;
-/// lanes that a mask turns off touch nothing. Accesses that the program may not make are only added where the pointer is
-/// known to be dereferenceable: wasmer says so of its own context, never of memory. Singlepass's code traps on a carry out
-/// of 32 bits. The last page is for the width of the last access.
+/// LLVM's code checks nothing: it adds an address and a constant offset, both of 32 bits and without a sign, in 64 bits
+/// and touches at most 16 bytes there. Optimization makes this no larger. No GEP is `inbounds`, so rewriting an address
+/// keeps its value modulo 2^64. A wide access stands for narrow ones that the program makes too, so it ends where the
+/// last of them ends; lanes that a mask turns off touch nothing. Accesses that the program may not make are only added
+/// where the pointer is known to be dereferenceable: wasmer says so of its own context, never of memory. Singlepass's
+/// code traps on a carry out of 32 bits. The last page is for the width of the last access.
 const REACH: u64 = (1 << 32) + (1 << 32) + WASM_PAGE;
 
 /// What decides on the growth of a memory, and what became of it.
@@ -90,7 +90,8 @@ pub(super) struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// A memory of `pages`. With what the host adds it may grow to `limit_pages`, without that to the module's own `max_pages`.
+    /// A memory of `pages`. With what the host adds it may grow to `limit_pages`, without that to the module's own
+    /// `max_pages`.
     pub fn new(
         store: &mut impl AsStoreMut,
         pages: u32,
@@ -143,13 +144,13 @@ impl GuestMemory {
         bytes: u64,
     ) -> Option<&'a mut [u8]> {
         let start = self.base(store, address, bytes)?;
-        // SAFETY: as above, and both the memory and the store are borrowed mutably. Of the arena only what the kernel may
-        // write is asked for: `Instance` sees to that.
+        // SAFETY: as above, and both the memory and the store are borrowed mutably. Of the arena only what the kernel
+        // may write is asked for: `Instance` sees to that.
         Some(unsafe { std::slice::from_raw_parts_mut(start, bytes as usize) })
     }
 
-    /// Takes the guard pages, and what is left behind the arena, away from everyone, and makes the pages that the kernel may
-    /// only read those of a window, through which the host writes to them.
+    /// Takes the guard pages, and what is left behind the arena, away from everyone, and makes the pages that the
+    /// kernel may only read those of a window, through which the host writes to them.
     pub fn lay_out(&self, store: &impl AsStoreRef, arena: &Arena) -> std::io::Result<HostWindow> {
         for guard in &arena.guards {
             self.close(store, *guard..guard + HOST_PAGE)?;
@@ -191,14 +192,15 @@ impl GuestMemory {
     }
 }
 
-/// Takes all access to the addresses behind a new memory that compiled code can reach. Fails where they are not reserved.
+/// Takes all access to the addresses behind a new memory that compiled code can reach. Fails where they are not
+/// reserved.
 fn close_rest(memory: &VMMemory) -> std::io::Result<()> {
     let MemoryStyle::Static { bound, offset_guard_size } = memory.style() else {
         return Err(std::io::ErrorKind::Unsupported.into());
     };
     assert!(bound.bytes().0 as u64 + offset_guard_size >= REACH, "a memory reserves all that its code can reach");
-    // SAFETY: the definition belongs to the memory, which nobody else knows of yet. wasmer reserves for a static memory what
-    // its style says, which is up to `REACH` at least, so nothing else lies there; a hole there is an error.
+    // SAFETY: the definition belongs to the memory, which nobody else knows of yet. wasmer reserves for a static memory
+    // what its style says, which is up to `REACH` at least, so nothing else lies there; a hole there is an error.
     unsafe {
         let definition = memory.vmmemory().as_ref();
         let (base, length) = (definition.base, definition.current_length);

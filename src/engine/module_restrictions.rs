@@ -1,8 +1,9 @@
 //! What a valid module may not use here, and what Singlepass is not given.
 //!
-//! A change of code makes the module's instance anew, on the memory and the mutable globals of the old one. So these are
-//! all that a kernel can change: what changes tables, or drops segments, is refused by name. This also closes the doors
-//! that LLVM's code leaves open: it reads base and bound of a table once per function, and extends an index with its sign.
+//! A change of code makes the module's instance anew, on the memory and the mutable globals of the old one. So these
+//! are all that a kernel can change: what changes tables, or drops segments, is refused by name. This also closes the
+//! doors that LLVM's code leaves open: it reads base and bound of a table once per function, and extends an index with
+//! its sign.
 
 use wasmparser::{
     BlockType, FuncType, FuncValidator, FuncValidatorAllocations, FunctionBody, Operator, OperatorsReader, Parser,
@@ -81,8 +82,8 @@ fn refused_operator(operator: &Operator<'_>) -> Option<(&'static str, &'static s
     Some((name, CONSTANT_TABLE))
 }
 
-/// Whether functions of this type would write what they return over what wasmer keeps of their instance: its translator for
-/// LLVM calls them as if results came back in registers, and compiles them as if in memory.
+/// Whether functions of this type would write what they return over what wasmer keeps of their instance: its translator
+/// for LLVM calls them as if results came back in registers, and compiles them as if in memory.
 fn returns_over_its_context(ty: &FuncType) -> bool {
     use ValType::{F32, I32, V128};
     matches!(ty.results(), [I32 | F32, I32 | F32, V128])
@@ -91,11 +92,12 @@ fn returns_over_its_context(ty: &FuncType) -> bool {
 /// What a block is called that wasmer's translator for LLVM gets wrong.
 pub(super) const LEFT_PARAMETERS: &str = "a block with parameters that control never leaves at its end";
 
-/// Whether a block has parameters and ends behind a branch. wasmer's translator for LLVM takes the parameters for operands
-/// of what follows then, and another value for theirs.
+/// Whether a block has parameters and ends behind a branch. wasmer's translator for LLVM takes the parameters for
+/// operands of what follows then, and another value for theirs.
 fn leaves_parameters(body: &FunctionBody<'_>, types: &[FuncType]) -> bool {
     let Ok(reader) = body.get_operators_reader() else { return false };
-    // For each open block that control reaches, whether it has parameters; and how many blocks are open behind a branch.
+    // For each open block that control reaches, whether it has parameters; and how many blocks are open behind a
+    // branch.
     let (mut open, mut dead) = (vec![false], 0);
     for operator in reader.into_iter().flatten() {
         match operator {

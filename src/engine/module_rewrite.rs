@@ -3,9 +3,9 @@
 //! Memory and mutable globals become imports that the host owns, active data segments and the start function are taken
 //! out for the host to apply once, tables stay inside.
 //!
-//! Both forms must give the same NaNs: every operation that makes one makes the canonical one, and `neg`, `abs`, `copysign`
-//! and moves see that. Where a compiler does not do so, the code says it: a multiplication by 1 canonicalises and
-//! changes nothing else, a pair of `reinterpret` lets Singlepass put nothing off.
+//! Both forms must give the same NaNs: every operation that makes one makes the canonical one, and `neg`, `abs`,
+//! `copysign` and moves see that. Where a compiler does not do so, the code says it: a multiplication by 1
+//! canonicalises and changes nothing else, a pair of `reinterpret` lets Singlepass put nothing off.
 
 use wasm_encoder::reencode::{self, Reencode};
 use wasm_encoder::{

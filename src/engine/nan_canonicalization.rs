@@ -1,11 +1,11 @@
 //! Makes the NaNs of LLVM's code canonical, where it can be seen and only there.
 //!
-//! Every operation that can make a NaN is followed by a selection of the canonical one: the result is then a function of
-//! the operands, whatever constants LLVM folds and in whatever order it takes operands. wasmer's own way is not used: it
-//! keeps a NaN that came from a constant, and forgets 128-bit operations.
+//! Every operation that can make a NaN is followed by a selection of the canonical one: the result is then a function
+//! of the operands, whatever constants LLVM folds and in whatever order it takes operands. wasmer's own way is not
+//! used: it keeps a NaN that came from a constant, and forgets 128-bit operations.
 //!
-//! Arithmetic and comparisons do not see which NaN they get, so they may as well get the raw one; only what leaves a sum
-//! has to be canonical. Both forms give the same bits wherever bits can be seen.
+//! Arithmetic and comparisons do not see which NaN they get, so they may as well get the raw one; only what leaves a
+//! sum has to be canonical. Both forms give the same bits wherever bits can be seen.
 #![expect(unsafe_code, reason = "LLVM's C API")]
 
 use llvm_sys::core::*;
@@ -130,7 +130,8 @@ pub(super) unsafe fn defer(function: LLVMValueRef, builder: LLVMBuilderRef) {
 
 /// For a phi of canonical values only: lets the raw ones in, and canonicalises for those who look at bits.
 unsafe fn defer_phi(phi: LLVMValueRef, builder: LLVMBuilderRef, deferred: &mut Vec<LLVMValueRef>) {
-    // SAFETY: as in `defer`; the new instructions stand behind the phis of the block, so they dominate what the phi does.
+    // SAFETY: as in `defer`; the new instructions stand behind the phis of the block, so they dominate what the phi
+    // does.
     unsafe {
         let incoming: Vec<LLVMValueRef> = (0..LLVMCountIncoming(phi)).map(|i| LLVMGetIncomingValue(phi, i)).collect();
         // A value that may be a NaN of another kind, a loaded one say, must come through unchanged.

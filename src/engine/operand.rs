@@ -47,8 +47,8 @@ impl View {
         self.padded().iter().product::<u64>() * self.dtype.size_bytes() as u64
     }
 
-    /// The struct `exuvia_view` of exuvia.h, little-endian, for a padded tile at `address`. The view points at the tile's
-    /// own first element, inside its halo.
+    /// The struct `exuvia_view` of exuvia.h, little-endian, for a padded tile at `address`. The view points at the
+    /// tile's own first element, inside its halo.
     pub fn encode(&self, address: u64, output: bool) -> [u8; View::BYTES] {
         let (rank, padded) = (self.region.rank(), self.padded());
         let stride = |d: usize| if d < rank { padded[d + 1..].iter().product() } else { 0 };

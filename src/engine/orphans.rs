@@ -1,5 +1,5 @@
-//! Helpers that go on compiling for later runs though nobody waits for them: at most [`MOST`] on a machine for each cache, each
-//! with a file in the cache that it holds locked. Whoever removes the file dismisses the helper.
+//! Helpers that go on compiling for later runs though nobody waits for them: at most [`MOST`] on a machine for each
+//! cache, each with a file in the cache that it holds locked. Whoever removes the file dismisses the helper.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -3,10 +3,10 @@
 //!
 //! wasmer translates every guest load and store as `volatile` and all arithmetic as constrained floating-point
 //! intrinsics; neither vectorizes. WebAssembly has one rounding mode and no visible floating-point flags, and an access
-//! out of bounds faults whether or not it is volatile, if only it is there. So before wasmer's passes run the function is
-//! rewritten to plain operations and marked `optnone`, which those passes skip; after them it is optimized for real,
-//! without `volatile` where `volatile_accesses.rs` finds no need of it. Both ends are wasmer's public [`LLVMCallbacks`], so
-//! no linker tricks are needed and libraries get it too.
+//! out of bounds faults whether or not it is volatile, if only it is there. So before wasmer's passes run the function
+//! is rewritten to plain operations and marked `optnone`, which those passes skip; after them it is optimized for real,
+//! without `volatile` where `volatile_accesses.rs` finds no need of it. Both ends are wasmer's public
+//! [`LLVMCallbacks`], so no linker tricks are needed and libraries get it too.
 //!
 //! This is the LLVM door of the crate's `unsafe`: the C API on the module that wasmer hands over for the time of the
 //! call.
@@ -111,8 +111,8 @@ impl LLVMCallbacks for FullPipeline {
     fn obj_memory_buffer(&self, _: &CompiledKind, _: &InkwellMemoryBuffer) {}
 }
 
-/// Makes NaNs canonical. For the full pipeline also turns constrained operations into plain ones, and hides the function
-/// from wasmer's passes.
+/// Makes NaNs canonical. For the full pipeline also turns constrained operations into plain ones, and hides the
+/// function from wasmer's passes.
 ///
 /// # Safety
 /// `module` must be valid and not be used by anyone else meanwhile.
@@ -195,7 +195,8 @@ unsafe fn replace_constrained(builder: LLVMBuilderRef, call: LLVMValueRef) -> bo
     }
 }
 
-/// Whether `call` adds zero to a value and is looked at only where that is a NaN: so wasmer quiets NaNs in `min` and `max`.
+/// Whether `call` adds zero to a value and is looked at only where that is a NaN: so wasmer quiets NaNs in `min` and
+/// `max`.
 ///
 /// # Safety
 /// `call` must be a call of a constrained `fadd`, with comparisons before it replaced by plain ones.
@@ -327,8 +328,8 @@ unsafe fn set_attributes(module: LLVMModuleRef, cpu: &Cpu) {
     }
 }
 
-/// Runs `default<O3>`, with the deferral of NaN canonicalization and the release of volatile accesses before it. Returns
-/// LLVM's error, or null.
+/// Runs `default<O3>`, with the deferral of NaN canonicalization and the release of volatile accesses before it.
+/// Returns LLVM's error, or null.
 ///
 /// # Safety
 /// `module` must be valid and not be used by anyone else meanwhile; `machine` and `options` must be alive.

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 /// Neither contents nor size change.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::SEAL);
 
-/// Anonymous memory of fixed size and contents, to be mapped into kernels' memories or to be read in place: by this process and
-/// by those it tells the [`SharedName`]. Gone when the last of them drops it and what it mapped.
+/// Anonymous memory of fixed size and contents, to be mapped into kernels' memories or to be read in place: by this
+/// process and by those it tells the [`SharedName`]. Gone when the last of them drops it and what it mapped.
 #[derive(Debug)]
 pub struct SharedBytes {
     file: File,

@@ -1,8 +1,8 @@
 //! The tests of the WebAssembly specification, version 2.0, on both tiers.
 //!
-//! Each module gets a kernel and a memory if it has none, is rewritten, compiled and loaded like any kernel, and its exports
-//! are called as the test says. Beyond what a test expects, both tiers must give the same bits. The numbers of assertions
-//! are exact: one that is passed over, or a file that is not read, fails the test.
+//! Each module gets a kernel and a memory if it has none, is rewritten, compiled and loaded like any kernel, and its
+//! exports are called as the test says. Beyond what a test expects, both tiers must give the same bits. The numbers of
+//! assertions are exact: one that is passed over, or a file that is not read, fails the test.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,7 +1,8 @@
 //! Elements of outputs that a kernel has not written: they still hold what the output was filled with.
 //!
-//! A value may look like that too, -1 in integers above all. So a task in which there is such an element is computed again,
-//! over another filling: what is not written holds that one then. The first tasks that look so are, and then ever fewer.
+//! A value may look like that too, -1 in integers above all. So a task in which there is such an element is computed
+//! again, over another filling: what is not written holds that one then. The first tasks that look so are, and then
+//! ever fewer.
 
 use std::time::Duration;
 

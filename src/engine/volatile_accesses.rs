@@ -1,9 +1,10 @@
 //! Which loads and stores LLVM may treat as it likes.
 //!
-//! wasmer marks every access to guest memory as volatile, so that an access outside traps even if its value is of no use.
-//! That stops vectorization. Here the mark goes from those that LLVM has no reason to drop: loads whose value is used
-//! wherever control goes from them, and stores of anything but what is there already. The others keep it: a load that
-//! nobody uses, one that is used on some paths only (it would be moved there), one of which a loop keeps the last alone.
+//! wasmer marks every access to guest memory as volatile, so that an access outside traps even if its value is of no
+//! use. That stops vectorization. Here the mark goes from those that LLVM has no reason to drop: loads whose value is
+//! used wherever control goes from them, and stores of anything but what is there already. The others keep it: a load
+//! that nobody uses, one that is used on some paths only (it would be moved there), one of which a loop keeps the last
+//! alone.
 #![expect(unsafe_code, reason = "LLVM's C API")]
 
 use std::collections::{HashMap, HashSet};
@@ -100,9 +101,9 @@ impl Flow {
         flow
     }
 
-    /// Whether `value` has an effect wherever control goes from it before it comes round again, traps aside. What a loop
-    /// carries on is computed in every round, whether or not anybody wants the last. `may_return` is for phis, which no
-    /// pass moves out of a loop.
+    /// Whether `value` has an effect wherever control goes from it before it comes round again, traps aside. What a
+    /// loop carries on is computed in every round, whether or not anybody wants the last. `may_return` is for phis,
+    /// which no pass moves out of a loop.
     unsafe fn is_used(&self, value: LLVMValueRef, phis: &Phis, may_return: bool) -> bool {
         // SAFETY: `value` is an instruction of the function.
         let (effects, start) = unsafe { (effects(value, phis), LLVMGetInstructionParent(value)) };
@@ -176,8 +177,8 @@ unsafe fn rounds(phi: LLVMValueRef) -> HashSet<LLVMBasicBlockRef> {
     }
 }
 
-/// Where `value`, and what is computed from it alone or with others, is stored, returned, given to a call or decides where
-/// control goes; or becomes part of a phi that is not useless.
+/// Where `value`, and what is computed from it alone or with others, is stored, returned, given to a call or decides
+/// where control goes; or becomes part of a phi that is not useless.
 unsafe fn effects(value: LLVMValueRef, phis: &Phis) -> Effects {
     use LLVMOpcode as Op;
     let mut effects = Effects::default();
@@ -234,8 +235,8 @@ unsafe fn precedes_store(load: LLVMValueRef) -> bool {
     }
 }
 
-/// Whether `store` writes what was read from the same place, maybe as another type: such a store would vanish, even from
-/// pages that may not be written.
+/// Whether `store` writes what was read from the same place, maybe as another type: such a store would vanish, even
+/// from pages that may not be written.
 unsafe fn stores_what_is_there(store: LLVMValueRef) -> bool {
     // SAFETY: operands are asked for of instructions that have them.
     unsafe {

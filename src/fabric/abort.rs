@@ -1,4 +1,4 @@
-//! Ending every rank at once. Part of the second unsafe door: these calls do not return and touch no buffer.
+//! Abort of all ranks at once. Part of the second unsafe door: these calls do not return and touch no buffer.
 
 use std::io::Write;
 use std::panic;
@@ -10,8 +10,8 @@ use mpi::ffi;
 /// MPI is initialised and not yet being finalized: aborting has to go through it.
 static MPI_LIVE: AtomicBool = AtomicBool::new(false);
 
-/// For the launcher to forward what this rank has just said: MPICH's throws away, one time in fifteen, what it has not
-/// read when the abort arrives.
+/// Time for the launcher to forward this rank's last output: MPICH's launcher loses, one time in fifteen, output that
+/// it has not read when the abort arrives.
 const OUTPUT_GRACE: Duration = Duration::from_millis(100);
 
 pub(super) fn set_mpi_live(live: bool) {
@@ -19,8 +19,8 @@ pub(super) fn set_mpi_live(live: bool) {
 }
 
 /// Makes a panic on any thread end every rank with code 101, after the usual message. Call it first thing in `main`:
-/// unwinding out of a rank would hang for ever in MPI_Finalize, and a panic that is only one worker's would leave
-/// the others waiting for its task.
+/// unwinding out of a rank would hang forever in MPI_Finalize, and a panic of one worker alone would leave the others
+/// waiting for its task.
 pub fn install_panic_hook() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -51,7 +51,7 @@ pub(super) fn end_all_ranks(code: i32) -> ! {
     exit_now(code)
 }
 
-/// Exits without running destructors: other threads still use what those would tear down.
+/// Exits without running destructors, which would tear down what other threads still use.
 pub(super) fn exit_now(code: i32) -> ! {
     #[expect(unsafe_code, reason = "std offers no exit that skips atexit handlers and keeps the exit code")]
     // SAFETY: `_exit` is in every C library, has this signature, takes any code and never returns.
@@ -64,7 +64,7 @@ pub(super) fn exit_now(code: i32) -> ! {
 }
 
 pub(super) fn flush_output() {
-    // A broken pipe is no reason to stay.
+    // A broken pipe must not delay the exit.
     let _ = std::io::stdout().flush();
     let _ = std::io::stderr().flush();
 }

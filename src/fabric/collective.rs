@@ -1,7 +1,8 @@
-//! What all ranks do together, made of sends and polls. Every rank must call the same collectives in the same order.
+//! Collective operations, made of sends and polls. Every rank must call the same collectives in the same order.
 //!
-//! While waiting they call `idle`, which is where the caller looks for dead ranks and interrupts, and may poll for
-//! other messages: an error from it ends the wait and is returned. A fabric is of no use for collectives after an error.
+//! While they wait, collectives call `idle`, in which the caller detects failed ranks and interrupts and may poll for
+//! other messages. An error from it ends the wait and is returned. After an error, the fabric can run no more
+//! collectives.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -21,10 +22,10 @@ const BARRIER: u32 = TAG_LIMIT + 2;
 const REDUCE: u32 = TAG_LIMIT + 3;
 const _: () = assert!(REDUCE < TAG_LIMIT + COLLECTIVE_TAGS);
 
-/// A broadcast goes down its tree in pieces of this size: a rank passes one on while the next arrives.
-const PIECE_BYTES: usize = 4 << 20;
-/// Pieces a rank may have received and not yet passed on: the bound on what a slow child costs in memory.
-const PIECES_HELD: usize = 4;
+/// A broadcast goes down its tree in fragments of this size: a rank forwards one while the next arrives.
+const FRAGMENT_BYTES: usize = 4 << 20;
+/// Fragments that a rank may have received and not yet forwarded: this bounds the memory cost of a slow child.
+const MAX_HELD_FRAGMENTS: usize = 4;
 
 /// Called while a collective waits; an error ends the wait.
 pub type Idle<'a> = &'a mut dyn FnMut(&mut dyn Fabric) -> Result<(), FabricError>;
@@ -41,11 +42,11 @@ pub fn barrier(fabric: &mut dyn Fabric, idle: Idle<'_>) -> Result<(), FabricErro
     Ok(())
 }
 
-/// Every rank gets `bytes` of `root`, which alone passes `Some`. Of any length, cut and joined here.
+/// Every rank gets `bytes` of `root`, which alone passes `Some`. The bytes may have any length.
 ///
-/// The tree gives every rank a contiguous range of ranks and at most two children, each with half of what is left:
-/// long broadcasts take twice the time of one copy however many ranks there are, and, since launchers number ranks
-/// node by node, few edges leave a node.
+/// The tree gives every rank a contiguous range of ranks and at most two children, each with half of the rest. A long
+/// broadcast takes twice the time of one copy for any number of ranks. Launchers number ranks node by node, so few
+/// edges cross between nodes.
 pub fn broadcast(
     fabric: &mut dyn Fabric,
     root: Rank,
@@ -57,7 +58,7 @@ pub fn broadcast(
     broadcast_among(fabric, &members, bytes, idle)
 }
 
-/// Like [`broadcast`], from the first of `members` to the others; they call it, and nobody else does.
+/// Like [`broadcast`], from the first of `members` to the others. Only members call it.
 pub fn broadcast_among(
     fabric: &mut dyn Fabric,
     members: &[Rank],
@@ -65,7 +66,7 @@ pub fn broadcast_among(
     idle: Idle<'_>,
 ) -> Result<Payload, FabricError> {
     let position = members.iter().position(|member| *member == fabric.rank()).expect("only members broadcast");
-    assert!((position == 0) == bytes.is_some(), "exactly the first gives bytes");
+    assert!((position == 0) == bytes.is_some(), "exactly the first member passes bytes");
     let (parent, children) = tree_edges(position as u32, members.len() as u32);
     let children: Vec<Rank> = children.into_iter().map(|child| members[child as usize]).collect();
     match bytes {
@@ -77,13 +78,13 @@ pub fn broadcast_among(
     }
 }
 
-/// From whom `rank` gets what the first of `members` broadcasts to the others; from itself if it is the first.
+/// The rank from which `rank` receives a broadcast of the first of `members`; itself if it is the first.
 pub fn broadcast_source(rank: Rank, members: &[Rank]) -> Option<Rank> {
     let position = members.iter().position(|member| *member == rank)?;
     Some(members[tree_edges(position as u32, members.len() as u32).0 as usize])
 }
 
-/// To whom `rank` passes on what the first of `members` broadcasts to the others.
+/// The ranks to which `rank` forwards a broadcast of the first of `members`.
 pub fn broadcast_targets(rank: Rank, members: &[Rank]) -> Vec<Rank> {
     let position = members.iter().position(|member| *member == rank);
     let targets = position.map(|position| tree_edges(position as u32, members.len() as u32).1).unwrap_or_default();
@@ -92,9 +93,9 @@ pub fn broadcast_targets(rank: Rank, members: &[Rank]) -> Vec<Rank> {
 
 fn broadcast_down(fabric: &mut dyn Fabric, children: &[Rank], bytes: &Payload) -> Result<(), FabricError> {
     let header = Payload::from((bytes.len() as u64).to_le_bytes().to_vec());
-    for piece in std::iter::once(header).chain(pieces(bytes.len()).map(|range| bytes.slice(range))) {
+    for fragment in std::iter::once(header).chain(fragments(bytes.len()).map(|range| bytes.slice(range))) {
         for &child in children {
-            fabric.send(child, BROADCAST, piece.clone())?;
+            fabric.send(child, BROADCAST, fragment.clone())?;
         }
     }
     Ok(())
@@ -118,30 +119,30 @@ fn broadcast_through(
     let mut whole = Vec::new();
     whole.try_reserve_exact(length).map_err(|_| no_memory())?;
     let mut held: VecDeque<Payload> = VecDeque::new();
-    for range in pieces(length) {
-        let piece = receive(fabric, parent, BROADCAST, idle)?.bytes;
-        if piece.len() != range.len() {
-            return Err(malformed("the next piece of a broadcast"));
+    for range in fragments(length) {
+        let fragment = receive(fabric, parent, BROADCAST, idle)?.bytes;
+        if fragment.len() != range.len() {
+            return Err(malformed("the next fragment of a broadcast"));
         }
-        whole.extend_from_slice(&piece);
-        let piece = Payload::from(piece);
+        whole.extend_from_slice(&fragment);
+        let fragment = Payload::from(fragment);
         for &child in children {
-            fabric.send(child, BROADCAST, piece.clone())?;
+            fabric.send(child, BROADCAST, fragment.clone())?;
         }
-        held.push_back(piece);
-        await_departure(fabric, &mut held, idle)?;
+        held.push_back(fragment);
+        await_sends(fabric, &mut held, idle)?;
     }
     Ok(whole.into())
 }
 
-/// Keeps at most [`PIECES_HELD`] pieces that a send still needs.
-fn await_departure(fabric: &mut dyn Fabric, held: &mut VecDeque<Payload>, idle: Idle<'_>) -> Result<(), FabricError> {
+/// Waits until pending sends need at most [`MAX_HELD_FRAGMENTS`] fragments.
+fn await_sends(fabric: &mut dyn Fabric, held: &mut VecDeque<Payload>, idle: Idle<'_>) -> Result<(), FabricError> {
     let mut backoff = Backoff::default();
     loop {
-        while held.front().is_some_and(|piece| !piece.is_shared()) {
+        while held.front().is_some_and(|fragment| !fragment.is_shared()) {
             held.pop_front();
         }
-        if held.len() <= PIECES_HELD {
+        if held.len() <= MAX_HELD_FRAGMENTS {
             return Ok(());
         }
         fabric.progress()?;
@@ -150,9 +151,9 @@ fn await_departure(fabric: &mut dyn Fabric, held: &mut VecDeque<Payload>, idle: 
     }
 }
 
-fn pieces(length: usize) -> impl Iterator<Item = Range<usize>> {
-    let starts = (0..length).step_by(PIECE_BYTES);
-    starts.map(move |start| start..length.min(start + PIECE_BYTES))
+fn fragments(length: usize) -> impl Iterator<Item = Range<usize>> {
+    let starts = (0..length).step_by(FRAGMENT_BYTES);
+    starts.map(move |start| start..length.min(start + FRAGMENT_BYTES))
 }
 
 /// Parent and children of a rank in the preorder binary tree over `0..size`: the owner of a range `first..end` is
@@ -170,8 +171,8 @@ fn tree_edges(rank: u32, size: u32) -> (u32, Vec<u32>) {
     (parent, children.map(|half| half.start).collect())
 }
 
-/// `root` gets everybody's bytes, in rank order; the others get nothing. Straight to the root, which would have to
-/// take in the same bytes through any tree.
+/// `root` gets the bytes of every rank, in rank order; the others get nothing. The bytes go straight to the root, which
+/// would have to receive as many through any tree.
 pub fn gather(
     fabric: &mut dyn Fabric,
     root: Rank,
@@ -191,7 +192,7 @@ pub fn gather(
     all.collect::<Result<_, _>>().map(Some)
 }
 
-/// Every rank gets everybody's bytes, in rank order; lengths may differ. Made for descriptions, not for data.
+/// Every rank gets the bytes of every rank, in rank order; lengths may differ. For descriptions, not for tensor data.
 pub fn allgather(fabric: &mut dyn Fabric, bytes: Vec<u8>, idle: Idle<'_>) -> Result<Vec<Vec<u8>>, FabricError> {
     let gathered = gather(fabric, 0, bytes, idle)?;
     let framed = gathered.map(|all| frame(&all).into());
@@ -200,8 +201,9 @@ pub fn allgather(fabric: &mut dyn Fabric, bytes: Vec<u8>, idle: Idle<'_>) -> Res
         .ok_or(FabricError::Malformed { sender: 0, expected: "the bytes of every rank" })
 }
 
-/// Every rank gets what `combine` makes of everybody's numbers, by adding those of another rank to what it has; as many of
-/// each. Up the tree of [`broadcast`] and down again, so that no rank hears from more than two.
+/// Every rank gets the numbers of all ranks, combined by `combine`, which folds another rank's numbers into its first
+/// argument. All ranks pass equally many. The numbers go up the tree of [`broadcast`] and down again, so no rank
+/// receives from more than two.
 pub fn allreduce(
     fabric: &mut dyn Fabric,
     mut numbers: Vec<u64>,
@@ -232,7 +234,7 @@ fn decode(bytes: &[u8], count: usize) -> Option<Vec<u64>> {
     (rest.is_empty() && numbers.len() == count).then_some(numbers)
 }
 
-/// All lengths, then all bytes.
+/// Encodes byte strings: all lengths, then all bytes.
 fn frame(all: &[Vec<u8>]) -> Vec<u8> {
     let lengths = all.iter().flat_map(|bytes| (bytes.len() as u64).to_le_bytes());
     let mut framed: Vec<u8> = lengths.collect();
@@ -308,7 +310,7 @@ mod tests {
     fn broadcast_reaches_all_from_any_root() {
         for size in SIZES {
             for root in 0..size {
-                for length in [0, 1, PIECE_BYTES, PIECE_BYTES + 1] {
+                for length in [0, 1, FRAGMENT_BYTES, FRAGMENT_BYTES + 1] {
                     let expected = pattern(length);
                     let got = on_ranks(size, |fabric| {
                         let bytes = (fabric.rank() == root).then(|| expected.clone().into());
@@ -321,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn broadcast_of_many_pieces() {
+    fn broadcast_of_many_fragments() {
         let expected = pattern(40 << 20);
         for (size, root) in [(1, 0), (2, 1), (3, 2), (4, 0), (7, 5)] {
             let got = on_ranks(size, |fabric| {
@@ -367,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn allreduce_hears_everybody_once() {
+    fn allreduce_combines_every_rank_once() {
         for size in SIZES {
             let add = |sum: &mut [u64], more: &[u64]| {
                 sum[0] += more[0];
@@ -393,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_leaves_a_barrier_before_the_last_has_entered() {
+    fn no_rank_leaves_a_barrier_before_the_last_has_entered() {
         use std::sync::atomic::{AtomicU32, Ordering};
         for size in SIZES {
             let entered = AtomicU32::new(0);

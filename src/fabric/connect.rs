@@ -6,7 +6,7 @@ use super::local::solo;
 use super::mpi::mpi;
 use crate::topology::{Launcher, launcher};
 
-/// MPI where a launcher started ranks, otherwise one rank without it.
+/// Connects to MPI if a launcher started this rank; otherwise returns a single rank without MPI.
 pub fn connect() -> Result<Box<dyn Fabric>, FabricError> {
     match launcher() {
         Launcher::None => Ok(solo()),

@@ -1,6 +1,6 @@
 //! Message counters of a rank.
 
-/// What went through this rank so far, collectives included.
+/// Messages and bytes that this rank has sent and received, collectives included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Counters {
     pub messages_sent: u64,

@@ -4,26 +4,26 @@ use super::limits::MESSAGE_LIMIT_BYTES;
 use crate::encode::EncodeError;
 use crate::topology::{Rank, Topology};
 
-/// Why ranks can no longer talk.
+/// Why ranks can no longer communicate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FabricError {
     #[error(
-        "{launcher} started {expected} ranks, but {library} finds itself alone in its world: the two do not speak \
-         the same process-management interface; {help}"
+        "{launcher} started {expected} ranks, but {library} sees only one: launcher and library use \
+         different process-management interfaces; {help}"
     )]
     LauncherMismatch { launcher: &'static str, expected: u32, library: String, help: String },
-    #[error("MPI was initialised before in this process")]
+    #[error("MPI is already initialised in this process")]
     AlreadyInitialized,
-    #[error("{library} offers no thread support, not even MPI_THREAD_FUNNELED: it was built without threads")]
+    #[error("{library} lacks MPI_THREAD_FUNNELED: it was built without thread support")]
     Threads { library: String },
     #[error("{call} failed: {message}")]
     Mpi { call: &'static str, message: String },
-    #[error("a message of {bytes} bytes to rank {to} is more than MPI can send as one ({MESSAGE_LIMIT_BYTES} bytes)")]
+    #[error("a message of {bytes} bytes to rank {to} exceeds the limit of MPI ({MESSAGE_LIMIT_BYTES} bytes)")]
     TooLarge { to: Rank, bytes: usize },
     #[error("no memory for {bytes} bytes from rank {sender}")]
     Memory { sender: Rank, bytes: u64 },
-    #[error("rank {sender} sent something else than {expected}")]
+    #[error("rank {sender} sent an unexpected message instead of {expected}")]
     Malformed { sender: Rank, expected: &'static str },
     #[error("rank {rank} (process {pid} on {hostname}) died")]
     RankDied { rank: Rank, pid: u32, hostname: String },
@@ -38,7 +38,7 @@ pub enum FabricError {
 }
 
 impl FabricError {
-    /// That this rank died, with what a person needs to look for why.
+    /// The error for a failed rank, with its process and host.
     pub fn rank_died(topology: &Topology, rank: Rank) -> FabricError {
         let host = topology.host(rank);
         FabricError::RankDied { rank, pid: host.pid, hostname: host.hostname.clone() }

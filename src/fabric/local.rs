@@ -20,15 +20,15 @@ pub fn solo() -> Box<dyn Fabric> {
     Box::new(Local::new(hub, 0, true))
 }
 
-/// `size` ranks for as many threads of this process, in rank order. Made for tests: the same loop that runs on MPI
-/// runs here. A rank that panics or aborts poisons the others.
+/// `size` ranks for as many threads of this process, in rank order. For tests, which run the same code as on MPI. A
+/// rank that panics or aborts makes the calls of the others fail.
 pub fn local(size: u32) -> Vec<Box<dyn Fabric + Send>> {
     let hub = Hub::new(size);
     let rank = |rank| Box::new(Local::new(Arc::clone(&hub), rank, false)) as Box<dyn Fabric + Send>;
     (0..size).map(rank).collect()
 }
 
-/// What the ranks share.
+/// The state that the ranks share.
 #[derive(Debug)]
 struct Hub {
     inboxes: Vec<Mutex<VecDeque<Envelope>>>,
@@ -39,7 +39,7 @@ struct Hub {
 
 #[derive(Debug)]
 struct Envelope {
-    /// What the sender was at the start.
+    /// The sender's rank at the start.
     origin: Rank,
     wire_tag: u32,
     bytes: Payload,
@@ -55,7 +55,7 @@ impl Hub {
     }
 }
 
-/// A panic elsewhere is told by `Hub::aborted`; the queues themselves are never left half changed.
+/// Ignores poisoning: `Hub::aborted` reports a panic, and the queues are never left half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -65,7 +65,7 @@ struct Local {
     hub: Arc<Hub>,
     members: Members,
     counters: Counters,
-    /// Abort ends the process, not the thread.
+    /// Whether an abort ends the process instead of the thread.
     owns_process: bool,
 }
 
@@ -98,7 +98,7 @@ impl Local {
         }))
     }
 
-    /// What this rank was at the start.
+    /// This rank's number at the start.
     fn origin(&self) -> Rank {
         self.members.origin(self.members.rank())
     }
@@ -156,7 +156,7 @@ impl Fabric for Local {
             end_all_ranks(code);
         }
         self.hub.aborted.get_or_init(|| (self.origin(), code));
-        // Unlike a panic, this does not run the panic hook: the thread ends without a word.
+        // Unlike a panic, this does not run the panic hook: the thread ends without a message.
         resume_unwind(Box::new(FabricError::Aborted { rank: self.origin(), code }))
     }
 
@@ -180,7 +180,7 @@ impl Fabric for Local {
 
 impl Drop for Local {
     fn drop(&mut self) {
-        // No rank ever waits for a dead one.
+        // No rank must wait for a failed one.
         if std::thread::panicking() {
             self.hub.aborted.get_or_init(|| (self.origin(), 101));
         }
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn survivors_go_on_and_hear_nothing_from_before() {
+    fn survivors_continue_and_receive_no_messages_from_before_the_failure() {
         let mut fabrics = local(4);
         drop(fabrics.remove(1));
         let [zero, two, three] = &mut fabrics[..] else { panic!("three are left") };

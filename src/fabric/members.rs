@@ -2,35 +2,35 @@ use super::limits::{COLLECTIVE_TAGS, TAG_LIMIT};
 use super::message::Message;
 use crate::topology::Rank;
 
-/// Messages with this tag reach a rank whatever ranks still count for it and for the sender.
+/// Messages with this tag are delivered even if sender and receiver disagree on the set of members.
 pub const LASTING_TAG: u32 = 0;
-/// Below it a wire_tag tag has the tag, above it how many ranks were gone when it was sent.
+/// A wire tag has the tag in its low bits and, above this bit, the number of ranks that had failed when it was sent.
 const EPOCH_SHIFT: u32 = 16;
 
 const _: () = assert!(TAG_LIMIT + COLLECTIVE_TAGS <= 1 << EPOCH_SHIFT);
 
-/// The ranks that still count. They only ever get fewer, and all agree on who they are, so how many are gone tells one set of
-/// them from another: that number goes with each tag, and a message that was meant for other ranks than these is known.
+/// The ranks that have not failed. All ranks agree on this set, and it only shrinks, so the number of failed ranks
+/// identifies it. Each tag carries that number, so a message that was sent within another set is recognized.
 #[derive(Debug)]
 pub(super) struct Members {
     rank: Rank,
-    /// By rank now: what it was at the start, ascending.
+    /// For each present rank its rank at the start, ascending.
     origins: Vec<Rank>,
-    gone: u32,
+    failed: u32,
 }
 
-/// What to do with a message.
+/// How to treat a message that has arrived.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
     Accept,
-    /// Whoever sent it knows of deaths that are not known here yet.
+    /// The sender knows of failures that are not known here yet.
     Defer,
     Discard,
 }
 
 impl Members {
     pub fn new(rank: Rank, size: u32) -> Members {
-        Members { rank, origins: (0..size).collect(), gone: 0 }
+        Members { rank, origins: (0..size).collect(), failed: 0 }
     }
 
     pub fn rank(&self) -> Rank {
@@ -41,29 +41,29 @@ impl Members {
         self.origins.len() as u32
     }
 
-    /// What a rank was at the start.
+    /// The number of a rank at the start.
     pub fn origin(&self, rank: Rank) -> Rank {
         self.origins[rank as usize]
     }
 
-    /// The tag as it travels.
+    /// The tag as it is sent.
     pub fn wire_tag(&self, tag: u32) -> u32 {
-        if tag == LASTING_TAG { tag } else { self.gone << EPOCH_SHIFT | tag }
+        if tag == LASTING_TAG { tag } else { self.failed << EPOCH_SHIFT | tag }
     }
 
-    /// Of a tag as it travels: the tag.
+    /// The tag of a wire tag.
     pub fn tag_of(wire_tag: u32) -> u32 {
         wire_tag & ((1 << EPOCH_SHIFT) - 1)
     }
 
-    /// Whether tags up to this one have room for the deaths of all ranks but one.
+    /// Whether tags up to this one can encode the failure of all ranks but one.
     pub fn fit(&self, highest_tag: u32) -> bool {
         u64::from(self.size()) << EPOCH_SHIFT <= u64::from(highest_tag) + 1
     }
 
     pub fn delivery(&self, origin: Rank, wire_tag: u32) -> Delivery {
-        let gone = if wire_tag == LASTING_TAG { self.gone } else { wire_tag >> EPOCH_SHIFT };
-        match gone.cmp(&self.gone) {
+        let failed = if wire_tag == LASTING_TAG { self.failed } else { wire_tag >> EPOCH_SHIFT };
+        match failed.cmp(&self.failed) {
             std::cmp::Ordering::Less => Delivery::Discard,
             std::cmp::Ordering::Greater => Delivery::Defer,
             std::cmp::Ordering::Equal if self.origins.binary_search(&origin).is_err() => Delivery::Discard,
@@ -71,16 +71,16 @@ impl Members {
         }
     }
 
-    /// A message that is judged one to take, from as far as this rank knows the sender.
+    /// The message of an accepted delivery.
     pub fn admit(&self, origin: Rank, wire_tag: u32, bytes: Vec<u8>) -> Message {
         let source = self.origins.partition_point(|rank| *rank < origin) as Rank;
         Message { source, tag: Members::tag_of(wire_tag), bytes }
     }
 
-    /// From now on only `survivors` count, numbered from 0 in this order, which ascends.
+    /// Reduces the members to `survivors`, in ascending order, and numbers them from 0.
     pub fn shrink(&mut self, survivors: &[Rank]) {
-        let rank = survivors.iter().position(|rank| *rank == self.rank).expect("who goes on is a survivor");
-        self.gone += self.size() - survivors.len() as u32;
+        let rank = survivors.iter().position(|rank| *rank == self.rank).expect("this rank is a survivor");
+        self.failed += self.size() - survivors.len() as u32;
         self.origins = survivors.iter().map(|rank| self.origin(*rank)).collect();
         self.rank = rank as Rank;
     }
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_messages_among_those_who_count_are_taken() {
+    fn only_messages_between_current_members_are_accepted() {
         let mut members = Members::new(3, 5);
         let before = members.wire_tag(7);
         assert_eq!((members.delivery(1, before), Members::tag_of(before)), (Delivery::Accept, 7));
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_must_have_room_for_every_death() {
+    fn tags_must_have_room_for_every_failure() {
         let members = Members::new(0, 8);
         assert!(members.fit(i32::MAX as u32) && members.fit((8 << EPOCH_SHIFT) - 1));
         assert!(!members.fit(TAG_LIMIT) && !members.fit((8 << EPOCH_SHIFT) - 2));

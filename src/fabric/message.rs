@@ -4,7 +4,7 @@ use super::error::FabricError;
 use super::limits::{COLLECTIVE_TAGS, MESSAGE_LIMIT_BYTES, TAG_LIMIT};
 use crate::topology::Rank;
 
-/// Bytes that arrived, now owned by whoever polled.
+/// A message that has arrived.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Message {
     pub source: Rank,
@@ -12,7 +12,7 @@ pub struct Message {
     pub bytes: Vec<u8>,
 }
 
-/// Refuses what no fabric can send; the same on all of them, so that tests between threads find it.
+/// Checks the limits of a message, on every fabric alike, so that tests between threads find violations.
 pub(super) fn check_send(size: u32, to: Rank, tag: u32, bytes: usize) -> Result<(), FabricError> {
     assert!(to < size, "send to rank {to} of {size}");
     assert!(tag < TAG_LIMIT + COLLECTIVE_TAGS, "tag {tag} out of range");

@@ -1,16 +1,17 @@
-//! Moves owned byte buffers between ranks: over MPI, between threads of one process, or to oneself.
+//! Moves owned byte buffers between ranks: over MPI, between threads of one process, or within one rank.
 //!
-//! Refuses to do: typed messages, one-sided access, anything that blocks. Nothing here waits inside MPI: every wait
-//! is a loop of [`Fabric::poll`] (or `poll_from`), an `idle` callback that may give up, and a [`Backoff`], because
-//! blocking MPI calls spin, and on a shared core a spinning rank keeps the one it waits for from running.
+//! This module has no typed messages, no one-sided access and no blocking calls. No wait happens inside MPI: every wait
+//! is a loop of [`Fabric::poll`] (or `poll_from`), an `idle` callback that may give up, and a [`Backoff`]. Blocking MPI
+//! calls spin, and on a shared core a spinning rank keeps the rank that it waits for from running.
 //!
-//! Invariants. Messages of one source and tag arrive in the order they were sent. Collectives and point-to-point
-//! messages never meet: they use separate tag spaces (on MPI, separate communicators), so a rank may still receive
-//! other messages after a neighbour has entered a collective. Only the thread that called [`mpi()`] calls MPI, the
-//! panic hook apart. After a failure MPI is aborted, never finalized.
+//! Invariants: messages of one source and tag arrive in the order in which they were sent. Collectives and
+//! point-to-point messages use separate tag spaces (on MPI, separate communicators), so a rank may still receive other
+//! messages after a neighbour has entered a collective. Only the thread that called [`mpi()`] calls MPI, except for the
+//! panic hook. After a failure MPI is aborted, never finalized.
 //!
-//! Where ranks may die without ending the others ([`Fabric::outlives_ranks`]), those that are left agree on who they are
-//! (`exec`'s matter) and call [`Fabric::shrink`]: no MPI call is needed for that, so none can wait for a rank that died meanwhile.
+//! Where ranks can fail without ending the others ([`Fabric::outlives_ranks`]), the survivors agree on the set of
+//! failed ranks (in `exec`) and call [`Fabric::shrink`]. That needs no MPI call, which could wait for another failed
+//! rank.
 
 mod abort;
 mod backoff;

@@ -2,7 +2,7 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-/// Bytes to send: shared by every send that carries them or a part of them, copied by none.
+/// Bytes to send, shared without a copy by all sends that carry them or a part of them.
 #[derive(Clone)]
 pub struct Payload {
     bytes: Arc<Vec<u8>>,
@@ -17,7 +17,7 @@ impl Payload {
         Payload { bytes: Arc::clone(&self.bytes), range: first + range.start..first + range.end }
     }
 
-    /// The bytes, without a copy if nobody else holds them.
+    /// Returns the bytes, without a copy if there is no other clone.
     pub fn into_vec(self) -> Vec<u8> {
         if self.range != (0..self.bytes.len()) {
             return self.to_vec();

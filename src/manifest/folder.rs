@@ -13,19 +13,19 @@ use super::error::ManifestError;
 use super::open_options::no_follow;
 
 const LOCK: &str = "lock";
-/// For the lock of a run that was just killed to go.
+/// How long the lock of a killed run may last.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The folder of a manifest, held by one run at a time: by its rank 0.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// Locked while it is open.
+    /// The lock lasts while this file is open.
     _lock: File,
 }
 
 impl Folder {
-    /// Takes the folder at `path` for this run, and makes it if there is none.
+    /// Locks the folder at `path` for this run; creates it if there is none.
     pub fn open(path: &Path) -> Result<Folder, ManifestError> {
         let failed = |what| move |source| ManifestError::Io { path: path.to_owned(), what, source };
         let until = Instant::now() + PATIENCE;
@@ -35,7 +35,7 @@ impl Folder {
             let mut options = no_follow();
             let mut lock = match options.read(true).write(true).create(true).truncate(false).open(path.join(LOCK)) {
                 Ok(lock) => lock,
-                // The run that had it is just removing it.
+                // The previous run is removing the folder.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => return Err(failed("lock")(error)),
             };
@@ -49,7 +49,7 @@ impl Folder {
                     let _ = lock.read_to_string(&mut by);
                     return Err(ManifestError::Busy { folder: path.to_owned(), by: by.trim().to_owned() });
                 }
-                // Some file systems cannot lock: then nobody is kept out, as without a manifest.
+                // Some file systems have no locks: then other runs are not excluded, as without a manifest.
                 Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => {}
                 Err(error) => return Err(failed("lock")(error.into())),
             }
@@ -99,8 +99,8 @@ fn make(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Fails unless it is a folder of this user: somebody who may write beside it could have put a link there, or a folder of their
-/// own.
+/// Fails unless it is a folder of this user: somebody who may write beside it could have put a link there, or a folder
+/// of their own.
 fn check(path: &Path) -> Result<(), ManifestError> {
     let failed = |source| ManifestError::Io { path: path.to_owned(), what: "look at", source };
     let refused = |why: String| Err(ManifestError::NotOurs { folder: path.to_owned(), why });

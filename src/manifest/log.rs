@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::error::ManifestError;
 use super::open_options::no_follow;
 
-/// Records are written when so many have gathered, or the first of them is so old: what dies with the process.
-const GATHERED: usize = 64;
-const AGE: Duration = Duration::from_millis(100);
+/// Records are written once this many are pending, or the oldest has this age. Pending records die with the process.
+const MAX_PENDING: usize = 64;
+const MAX_AGE: Duration = Duration::from_millis(100);
 
 /// One rank's log of one run.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Log {
     payloads: Option<(File, u64)>,
 }
 
-/// Bytes that a record speaks of and that lie beside its log.
+/// Bytes that a record refers to, in a file next to its log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredPayload {
     /// Name of the file in the manifest's folder.
@@ -36,11 +36,11 @@ pub struct StoredPayload {
     pub checksum: u32,
 }
 
-/// What the logs of earlier runs say.
+/// The records of earlier runs.
 #[derive(Debug)]
 pub struct Records<T> {
     pub records: Vec<T>,
-    /// Lines that are torn or damaged.
+    /// The number of torn or damaged lines.
     pub damaged: u64,
 }
 
@@ -54,7 +54,7 @@ impl Log {
         Ok(Log { path, file, pending, records: 0, oldest, payloads: None })
     }
 
-    /// Notes a record; it is in the file soon.
+    /// Appends a record, which is written to the file soon.
     pub fn append<T: Serialize>(&mut self, record: &T) -> Result<(), ManifestError> {
         if self.records == 0 {
             self.oldest = Instant::now();
@@ -62,10 +62,10 @@ impl Log {
         let line = serde_json::to_string(record).map_err(|e| self.failed(e.into()))?;
         self.pending += &format!("{:08x} {line}\n", crc32fast::hash(line.as_bytes()));
         self.records += 1;
-        if self.records >= GATHERED { self.flush() } else { Ok(()) }
+        if self.records >= MAX_PENDING { self.flush() } else { Ok(()) }
     }
 
-    /// Stores bytes that a record is going to speak of.
+    /// Stores bytes for a later record to refer to.
     pub fn store(&mut self, bytes: &[u8]) -> Result<StoredPayload, ManifestError> {
         let path = self.path.with_extension("bin");
         let failed = |source| ManifestError::Io { path: path.clone(), what: "write", source };
@@ -83,14 +83,14 @@ impl Log {
         Ok(payload)
     }
 
-    /// Writes what has waited long enough.
+    /// Writes pending records if the oldest has waited long enough.
     pub fn flush_if_due(&mut self) -> Result<(), ManifestError> {
-        if self.records > 0 && self.oldest.elapsed() >= AGE { self.flush() } else { Ok(()) }
+        if self.records > 0 && self.oldest.elapsed() >= MAX_AGE { self.flush() } else { Ok(()) }
     }
 
-    /// Writes all: from now on this process may die.
+    /// Writes all pending records, so that they survive this process.
     pub fn flush(&mut self) -> Result<(), ManifestError> {
-        // In one call: lines of a process that dies are whole, but for the last.
+        // One call writes all lines: if the process dies, at most the last line is torn.
         let written = self.file.write_all(self.pending.as_bytes());
         written.map_err(|source| self.failed(source))?;
         self.pending.clear();
@@ -98,7 +98,7 @@ impl Log {
         Ok(())
     }
 
-    /// Its file, and the one where payloads go.
+    /// The file of the log and the file of its payloads.
     pub fn files(&self) -> [PathBuf; 2] {
         [self.path.clone(), self.path.with_extension("bin")]
     }
@@ -109,7 +109,7 @@ impl Log {
 }
 
 impl<T: DeserializeOwned> Records<T> {
-    /// Reads the logs of all ranks and runs, in the order of their names; within each, records are as they were appended.
+    /// Reads the logs of all ranks and runs, ordered by name; records within a log keep their order.
     pub fn read(folder: &Path) -> Result<Records<T>, ManifestError> {
         let failed = |path: &Path| {
             let path = path.to_owned();

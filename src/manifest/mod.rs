@@ -1,10 +1,10 @@
-//! What of a run is finished, on disk: a folder beside the outputs that outlives the processes of the run.
+//! The manifest: records of a run's completed work, in a folder next to the outputs that outlives the run's processes.
 //!
-//! One *header* says what the run is and where its outputs lie; each rank appends *records* of what it has finished to a log of
-//! its own. Nothing here is ever trusted blindly: every line has a checksum of its own, so a torn or damaged one is as
-//! if it had never been written, and records carry the checksums of the bytes they speak of.
+//! One *header* describes the run and the location of its outputs; each rank appends *records* of completed work to its
+//! own log. Every line has a checksum, so a torn or damaged line counts as never written, and records carry checksums
+//! of the bytes that they describe.
 //!
-//! Refuses to do: MPI, deciding what a record means or when one is due.
+//! This module does not use MPI and does not decide what a record means or when one is due.
 
 mod error;
 mod folder;

@@ -1,7 +1,7 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 
-/// Opens no links: whoever may write to a folder could have planted one that leads elsewhere.
+/// Options that open no links: another user with write access to the folder could plant one.
 pub(super) fn no_follow() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// From the end of one round to the next, at least: what a power cut may cost.
+/// The shortest pause between two rounds: the work that a power failure may cost.
 const PAUSE: Duration = Duration::from_secs(5);
-/// A round takes at most this part of the time.
-const SHARE: u32 = 20;
+/// Rounds take at most one part in this many of the time.
+const DUTY_DIVISOR: u32 = 20;
 
-/// A thread that brings files to the disk from time to time. Nobody waits for it: that what is written survives the process is
-/// the system's business, and a record whose bytes a power cut has swallowed does not count.
+/// A thread that syncs files to disk from time to time. No other thread waits for it: written data survive the process
+/// anyway, and a record whose bytes were lost in a power failure is detected by its checksum.
 #[derive(Debug)]
 pub struct Syncer {
     shared: Arc<(Mutex<SyncState>, Condvar)>,
@@ -35,7 +35,7 @@ impl Syncer {
         Syncer { shared }
     }
 
-    /// From now on this file too.
+    /// Adds a file.
     pub fn add(&self, file: &Path) {
         let mut state = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.files.insert(file.to_owned());
@@ -65,7 +65,7 @@ fn run((state, changed): &(Mutex<SyncState>, Condvar), least: Duration) {
                 tracing::debug!("{} is not on the disk yet: {error}", file.display());
             }
         }
-        pause = least.max(started.elapsed() * SHARE);
+        pause = least.max(started.elapsed() * DUTY_DIVISOR);
         state.lock().unwrap_or_else(PoisonError::into_inner).rounds += 1;
     }
 }

@@ -9,14 +9,14 @@ use super::open_file::OpenFile;
 use super::reader::{CHUNK_CACHE_BYTES, Reader};
 use super::virtual_dataset::{Ancestors, PartReader as _};
 
-/// HDF5 files whose datasets are looked at one after another: a file stays open until one of another file is asked for.
+/// Describes datasets one after another; a file stays open until a dataset of another file is asked for.
 #[derive(Debug, Default)]
 pub struct Catalog {
     opened: Option<Arc<OpenFile>>,
 }
 
 impl Catalog {
-    /// Describes a dataset without reading its data, but with a look at all that they come from.
+    /// Describes a dataset without reading its data, and checks everything that the data come from.
     pub fn describe(&mut self, file: &Path, dataset: &str) -> Result<DatasetInfo, StoreError> {
         let opened = match self.opened.take().filter(|opened| opened.path == file) {
             Some(opened) => opened,

@@ -1,4 +1,4 @@
-//! Compressed chunks: made and expanded on any rank, written by rank 0.
+//! Compressed chunks: compressed and expanded on any rank, written by rank 0.
 
 use std::io::{Read as _, Write as _};
 
@@ -14,7 +14,7 @@ use super::staging::Staging;
 use crate::tensor::{Region, chunk_count, chunks_of, copy_region};
 
 impl Staging {
-    /// Writes chunks that [`compress_chunks`] made, on any rank. Returns their bytes.
+    /// Writes chunks that [`compress_chunks`] made on any rank. Returns the number of bytes.
     pub fn write_chunks(&mut self, layout: &OutputLayout, chunks: &[(u64, Vec<u8>)]) -> Result<u64, StoreError> {
         let Storage::Compressed { chunk, .. } = &layout.storage else { return Ok(0) };
         let target = self.target.clone();
@@ -43,7 +43,7 @@ pub(super) struct PackedRegion<'a> {
     pub element_bytes: usize,
 }
 
-/// Puts a chunk of a region, `clipped` to the dataset, into zeros of its full extent.
+/// Copies a chunk of a region, `clipped` to the dataset, into a zeroed buffer of its full extent.
 pub(super) fn pad(packed: PackedRegion<'_>, chunk: &[u64], clipped: &Region, stored: &mut [u8]) {
     let PackedRegion { region, bytes, element_bytes } = packed;
     assert!(region.contains(clipped), "{region} must be whole chunks of {chunk:?}");
@@ -72,7 +72,8 @@ pub fn compress_chunks(
     chunks_of(&layout.shape, chunk, region).into_iter().map(compress).collect::<std::io::Result<_>>().map_err(failed)
 }
 
-/// The opposite of [`compress_chunks`]: the elements of each chunk that are in the dataset. An error if they are damaged.
+/// Reverses [`compress_chunks`]: returns the elements of each chunk that lie in the dataset, or an error for damaged
+/// chunks.
 pub fn expand_chunks(layout: &OutputLayout, chunks: &[(u64, Vec<u8>)]) -> Result<Vec<(Region, Vec<u8>)>, StoreError> {
     let Storage::Compressed { chunk, .. } = &layout.storage else { return Ok(Vec::new()) };
     let element_bytes = layout.dtype.size_bytes();
@@ -81,7 +82,7 @@ pub fn expand_chunks(layout: &OutputLayout, chunks: &[(u64, Vec<u8>)]) -> Result
         let mut bytes = vec![0; chunk.iter().product::<u64>() as usize * element_bytes];
         ZlibDecoder::new(&stored[..]).read_exact(&mut bytes)?;
         let full = Region { offset: chunk_offset(*linear, &grid, chunk), extent: chunk.clone() };
-        let beyond = || std::io::Error::new(std::io::ErrorKind::InvalidData, "there is no such chunk");
+        let beyond = || std::io::Error::new(std::io::ErrorKind::InvalidData, "no such chunk exists");
         let clipped = full.intersect(&Region::whole(&layout.shape)).ok_or_else(beyond)?;
         let mut packed = vec![0; clipped.elements() as usize * element_bytes];
         copy_region(&bytes, &full, &mut packed, &clipped, &clipped, element_bytes);

@@ -1,4 +1,4 @@
-//! Datasets to be written: made in a file that is under way, and where in it their bytes lie.
+//! Creation of datasets in a staging file, and the check that their bytes lie where the layout says.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,7 +17,7 @@ use super::replace::replace;
 use super::staging::{Staging, private};
 use crate::tensor::chunk_count;
 
-/// A file that HDF5 has open, and its bytes.
+/// A file that HDF5 has open, and access to its bytes.
 struct WritableFile<'a> {
     file: &'a hdf5::File,
     bytes: &'a File,
@@ -37,7 +37,7 @@ impl<'a> WritableFile<'a> {
     }
 }
 
-/// Whether a dataset can be created in a file under that name, if there is such a file. Nothing is changed.
+/// Checks that a dataset can be created in a file under this name. Changes nothing; a missing file is fine.
 pub fn may_create(file: &Path, dataset: &str) -> Result<(), StoreError> {
     if file.is_dir() {
         return Err(StoreError::Directory { file: file.to_owned() });
@@ -52,20 +52,21 @@ pub fn may_create(file: &Path, dataset: &str) -> Result<(), StoreError> {
             find_existing(&opened, dataset).map(|_| ()).map_err(refused)
         }
         Err(error @ StoreError::Divided { .. }) => Err(error),
-        // Somebody may be writing it just now.
+        // Another program may be writing it right now.
         Err(_) => Ok(()),
     }
 }
 
 impl Staging {
-    /// Creates datasets and reserves their room on disk. A dataset that has one of these names already is taken, if it is of the
-    /// same type, shape and storage, or gives way to a new one with its attributes; whatever else has the name is an error.
+    /// Creates datasets and reserves disk space for them. An existing dataset of the same name is reused if it has the
+    /// same type, shape and storage, and is otherwise replaced by a new one with its attributes; any other object of
+    /// the name is an error.
     pub fn create(&mut self, specs: &[OutputSpec]) -> Result<Vec<OutputLayout>, StoreError> {
         self.settle()?;
         let _guard = guard(&self.target);
         let bytes = self.file.try_clone().map_err(StoreError::io(&self.target, "open"))?;
         let mut options = private();
-        // All small chunks of a dataset come from one block, so that they lie in a row. Elements go past the cache.
+        // The chunks of a dataset come from one HDF5 block, so they are consecutive. Elements bypass the cache.
         let room = specs.iter().map(|spec| spec.bytes().max(spec.chunk_bytes())).max().unwrap_or(0);
         options.with_fapl(|access| access.small_data_block_size(room).chunk_cache(1, 0, 1.0));
         let file = options.open_rw(self.own_path()).map_err(StoreError::hdf5(&self.target, "open the file"))?;
@@ -85,7 +86,7 @@ impl Staging {
             layouts.push(layout);
         }
         drop(file);
-        // What is not reserved could turn up missing only after hours of computing.
+        // Without a reservation, a full disk could show only after hours of computing.
         for (offset, length) in layouts.iter().flat_map(OutputLayout::parts) {
             self.reserve(&bytes, offset, length)?;
         }
@@ -98,13 +99,13 @@ impl Staging {
         }
         let reserved = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), offset, bytes);
         match reserved {
-            // Not every file system can reserve; then the writes will tell.
+            // Not every file system can reserve space; then the writes report a full disk.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
             Err(errno) => Err(StoreError::io(&self.target, "reserve room for")(errno.into())),
         }
     }
 
-    /// Makes a dataset, or takes one that is there. Says whether one was there.
+    /// Creates a dataset or reuses an existing one. Returns whether one existed.
     fn make(&mut self, opened: &WritableFile<'_>, spec: &OutputSpec) -> Result<bool, StoreError> {
         let refused =
             |message| StoreError::Refused { file: self.target.clone(), dataset: spec.dataset.clone(), message };
@@ -117,7 +118,7 @@ impl Staging {
             ExistingObject::Dataset { path } => {
                 let header = header(opened.file, &path).map_err(failed("find"))?;
                 if let Some((other, _)) = self.made.iter().find(|(_, made)| made.header == header) {
-                    return Err(refused(format!("it is '{other}' by another name, which this job creates too")));
+                    return Err(refused(format!("it is '{other}' by another name, which this job also creates")));
                 }
                 let fits = fits(opened.file, &path, spec).map_err(failed("look at"))?;
                 if fits && self.place(opened, spec)?.is_some() {
@@ -134,11 +135,11 @@ impl Staging {
         StoreError::Unusable {
             file: self.target.clone(),
             dataset: spec.dataset.clone(),
-            message: "where its data lie in the file cannot be found out".to_owned(),
+            message: "the location of its data in the file cannot be determined".to_owned(),
         }
     }
 
-    /// Where a dataset lies; nothing if not all of it does in a way that ranks can write to.
+    /// Locates a dataset; `None` if ranks cannot write to all of it.
     fn place(&self, opened: &WritableFile<'_>, spec: &OutputSpec) -> Result<Option<Made>, StoreError> {
         let what = || format!("find dataset '{}'", spec.dataset);
         let header = header(opened.file, &spec.dataset).map_err(StoreError::hdf5(&self.target, what()))?;
@@ -150,8 +151,8 @@ impl Staging {
         }))
     }
 
-    /// Whether all that ranks write has a place of its own in the file: in a damaged one HDF5 may give one away twice, or one
-    /// that is far beyond the end.
+    /// Checks that the byte ranges that ranks write do not overlap and lie within the file: in a damaged file HDF5 may
+    /// allocate a range twice, or far beyond the end.
     fn keep_apart(&self, opened: &WritableFile<'_>, spec: &OutputSpec) -> Result<(), StoreError> {
         let mut parts: Vec<(u64, u64)> = self.made.values().flat_map(|made| made.layout.parts()).collect();
         parts.retain(|(_, length)| *length > 0);
@@ -162,12 +163,12 @@ impl Staging {
             return Ok(());
         }
         let message =
-            "the file is damaged: HDF5 finds room for it where other data are; write to a new file".to_owned();
+            "the file is damaged: HDF5 allocates space for it that holds other data; write to a new file".to_owned();
         Err(StoreError::Refused { file: self.target.clone(), dataset: spec.dataset.clone(), message })
     }
 
-    /// Writes some elements through HDF5 and looks whether they turn up where the layout says: nothing else is known to be
-    /// true of all versions of HDF5 and of all files.
+    /// Writes some elements through HDF5 and checks that they appear where the layout says: no weaker check holds for
+    /// all versions of HDF5 and all files.
     fn prove(&self, opened: &WritableFile<'_>, layout: &OutputLayout) -> Result<(), StoreError> {
         let samples = samples(layout);
         if samples.is_empty() {
@@ -175,7 +176,7 @@ impl Staging {
         }
         let what = || format!("write to '{}'", layout.dataset);
         let dataset = opened.file.dataset(&layout.dataset).map_err(StoreError::hdf5(&self.target, what()))?;
-        // Only where it is written does the file follow both. Zeros stay.
+        // Only the right offset changes with both bytes. The zeros stay.
         for byte in [0xff, 0] {
             for (at, _) in &samples {
                 let written = output::write_element(&dataset, layout.dtype, at, byte);
@@ -193,7 +194,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Whether everything that was made is still in the file as it was; `whole`: and has all its chunks.
+    /// Checks that all datasets are still in the file as they were created; with `whole`, that all chunks exist.
     pub(super) fn check(&self, whole: bool) -> Result<(), StoreError> {
         let _guard = guard(&self.temporary);
         let bytes = self.file.try_clone().map_err(StoreError::io(&self.temporary, "open"))?;
@@ -224,7 +225,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Takes up datasets that an earlier run has made, if they are what they were.
+    /// Adopts datasets that an earlier run created, if they are unchanged.
     pub(super) fn take_up(&mut self, layouts: &[&OutputLayout]) -> Result<(), StoreError> {
         let _guard = guard(&self.temporary);
         let file = private().open(self.own_path()).map_err(StoreError::hdf5(&self.temporary, "open the file"))?;
@@ -237,7 +238,7 @@ impl Staging {
         self.check(false)
     }
 
-    /// What became of datasets that stood in the way, for a person.
+    /// Notes on datasets that were replaced, for a person.
     pub fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)
     }
@@ -247,7 +248,7 @@ fn header(file: &hdf5::File, path: &str) -> hdf5::Result<u64> {
     Ok(address(file.reference(path)?))
 }
 
-/// Whether a dataset is what would be created: to write on it changes nothing but its data.
+/// Whether a dataset is what would be created, so that writing to it changes only its data.
 fn fits(file: &hdf5::File, path: &str, spec: &OutputSpec) -> hdf5::Result<bool> {
     use hdf5::dataset::Layout;
     use hdf5::filters::Filter;
@@ -289,7 +290,7 @@ fn storage(opened: &WritableFile<'_>, header: u64, spec: &OutputSpec) -> std::io
     Ok(Some(Storage::Chunked { chunk, runs }))
 }
 
-/// The runs of chunks that were found in any order; nothing if they are not all there, each once.
+/// The runs of chunks that were found in any order; `None` unless each chunk is there exactly once.
 fn in_order(spec: &OutputSpec, chunk: &[u64], count: u64, found: &[StoredChunk]) -> Option<Vec<ChunkRun>> {
     let grid = chunk_count(&spec.shape, chunk);
     let mut offsets: Vec<Option<u64>> = vec![None; usize::try_from(count).ok()?];
@@ -317,7 +318,7 @@ fn in_order(spec: &OutputSpec, chunk: &[u64], count: u64, found: &[StoredChunk])
     Some(runs)
 }
 
-/// Some elements, the first and the last that have a place of their own among them, and their places.
+/// Some elements, the first and the last among them, and their offsets in the file.
 fn samples(layout: &OutputLayout) -> Vec<(Vec<u64>, u64)> {
     if layout.bytes() == 0 {
         return Vec::new();

@@ -8,7 +8,7 @@ use super::links::DataSource;
 use crate::encode;
 use crate::tensor::{Dtype, Shape};
 
-/// What a dataset is.
+/// Description of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DatasetInfo {
     #[serde(with = "encode::path")]
@@ -20,6 +20,6 @@ pub struct DatasetInfo {
     pub filters: Vec<String>,
     pub stored_bytes: u64,
     pub big_endian: bool,
-    /// Where its elements come from: the places that its links lead to, the parts of a virtual dataset, raw files.
+    /// The objects that its elements come from: targets of links, parts of a virtual dataset, raw files.
     pub sources: Vec<DataSource>,
 }

@@ -10,7 +10,7 @@ pub enum StoreError {
     NoFile { file: PathBuf, nearest: Option<String> },
     #[error("{} is a directory, not an HDF5 file", file.display())]
     Directory { file: PathBuf },
-    #[error("{} is not a regular file but a pipe, a device or a socket: copy what it gives into a file", file.display())]
+    #[error("{} is not a regular file but a pipe, a device or a socket: copy its output into a file", file.display())]
     NotRegular { file: PathBuf },
     #[error("{} is not an HDF5 file", file.display())]
     NotHdf5 { file: PathBuf },
@@ -20,35 +20,35 @@ pub enum StoreError {
     Locked { file: PathBuf },
     #[error("{} is open for writing in another program; close it there and run the same command again", file.display())]
     OutputLocked { file: PathBuf },
-    #[error("{} is being written to by another program, without a pause", file.display())]
+    #[error("another program keeps writing to {}", file.display())]
     Changing { file: PathBuf },
     #[error(
-        "another program has created dataset '{dataset}' in {} while this run went on; rename or delete one of them and run the \
+        "another program created dataset '{dataset}' in {} during this run; rename or delete one of them and run the \
          same command again",
         file.display()
     )]
     Conflict { file: PathBuf, dataset: String },
-    #[error("{} is not the file that this run has made: somebody has exchanged it", file.display())]
+    #[error("{} is not the file that this run created: it has been replaced", file.display())]
     Exchanged { file: PathBuf },
     #[error("there is no dataset '{dataset}' in {}; {found}", file.display())]
     NoDataset { file: PathBuf, dataset: String, found: String },
-    #[error("dataset '{dataset}' in {} has elements of {what}, which no kernel can take (supported: {supported})", file.display())]
+    #[error("dataset '{dataset}' in {} has elements of {what}, which kernels do not support (supported: {supported})", file.display())]
     ElementType { file: PathBuf, dataset: String, what: String, supported: String },
     #[error(
-        "dataset '{dataset}' in {} is stored through filter {id} ({name}), which HDF5 does not have here: install a plugin \
+        "dataset '{dataset}' in {} is stored through filter {id} ({name}), which this HDF5 lacks: install a plugin \
          for it and set HDF5_PLUGIN_PATH to its folder, or store the dataset again without the filter",
         file.display()
     )]
     NoFilter { file: PathBuf, dataset: String, id: i32, name: String },
     #[error("dataset '{dataset}' in {} cannot be used: {message}", file.display())]
     Unusable { file: PathBuf, dataset: String, message: String },
-    #[error("{} is marked as open for writing: another program has it open, or ended without closing it; wait for that program, or clear the mark with 'h5clear -s {}'", file.display(), file.display())]
+    #[error("{} is marked as open for writing: another program has it open, or crashed without closing it; wait for that program, or clear the mark with 'h5clear -s {}'", file.display(), file.display())]
     LeftOpen { file: PathBuf },
-    #[error("{} is one part of a file that HDF5 keeps in several ('{driver}' driver), which cannot be used here; make one file of it with 'h5repart' or 'h5repack'", file.display())]
+    #[error("{} is one part of a file that HDF5 splits into several ('{driver}' driver), which is not supported; convert it to one file with 'h5repart' or 'h5repack'", file.display())]
     Divided { file: PathBuf, driver: &'static str },
     #[error("dataset '{dataset}' cannot be created in {}: {message}", file.display())]
     Refused { file: PathBuf, dataset: String, message: String },
-    #[error("dataset '{dataset}' in the unfinished {} is damaged: {message}; run again to make the file anew", file.display())]
+    #[error("dataset '{dataset}' in the unfinished {} is damaged: {message}; run the job again to recreate the file", file.display())]
     Damaged { file: PathBuf, dataset: String, message: String },
     #[error("HDF5 cannot {what} in {}", file.display())]
     Hdf5 { file: PathBuf, what: String, source: hdf5::Error },
@@ -59,7 +59,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether one dataset cannot be used as it is, while its file is as it should be.
+    /// Whether the error concerns one dataset of an otherwise usable file.
     pub fn is_of_one_dataset(&self) -> bool {
         matches!(self, StoreError::ElementType { .. } | StoreError::Unusable { .. } | StoreError::NoFilter { .. })
     }
@@ -103,21 +103,21 @@ impl StoreError {
     }
 }
 
-/// Whether it is the first part of a file in several: HDF5 says of such a part that it is truncated.
+/// Whether a file is the first member of a family of files, which HDF5 reports as truncated.
 fn is_of_family(file: &Path) -> bool {
     let mut start = [0; 512];
     let read = std::fs::File::open(file).and_then(|mut file| file.read(&mut start)).unwrap_or(0);
     start[..read].windows(8).any(|name| name == b"NCSAfami")
 }
 
-/// The name most like `name`.
+/// The candidate most similar to `name`.
 pub(super) fn nearest(name: &str, candidates: &[String]) -> Option<String> {
     let similar = candidates.iter().map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
     let (similarity, best) = similar.max_by(|a, b| a.0.total_cmp(&b.0))?;
     (similarity > 0.6).then(|| best.clone())
 }
 
-/// An error in one line, with why.
+/// An error and its causes in one line.
 pub(super) fn with_causes(error: &StoreError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);

@@ -1,4 +1,4 @@
-//! What stands at the path of a dataset that is to be created, and whether it may.
+//! The object at the path of a dataset that is to be created, and whether the dataset may take its place.
 
 use std::collections::VecDeque;
 
@@ -6,17 +6,17 @@ use hdf5::{File, LocationType};
 
 use super::raw::links::{self, Link};
 
-/// As many soft links lead from one to the next before they are taken for a circle.
+/// More soft links in a row count as a circle.
 const MOST_LINKS: usize = 32;
 
-/// What stands there. Paths are without soft links.
+/// What a path leads to. The paths here have no soft links.
 pub(super) enum ExistingObject {
     Nothing { path: String },
     Dataset { path: String },
 }
 
-/// Goes along the path as HDF5 would, but stops where a dataset would get to a place that nobody means. Soft links are followed;
-/// errors say why nothing can be created there.
+/// Follows a path as HDF5 would, soft links included, and rejects paths through which a dataset would end up in an
+/// unexpected place. The error says why nothing can be created there.
 pub(super) fn find_existing(file: &File, name: &str) -> Result<ExistingObject, String> {
     let parts = |path: &str, of_link: bool| -> Vec<(String, bool)> {
         let parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
@@ -27,9 +27,11 @@ pub(super) fn find_existing(file: &File, name: &str) -> Result<ExistingObject, S
     while let Some((part, of_link)) = rest.pop_front() {
         let path = format!("{group}/{part}");
         let shown = path.trim_start_matches('/');
-        match links::link_in(file, path.as_bytes()).map_err(|e| format!("'{shown}' cannot be looked at: {e}"))? {
+        match links::link_in(file, path.as_bytes()).map_err(|e| format!("'{shown}' cannot be read: {e}"))? {
             None if of_link => {
-                return Err(format!("it leads through a soft link to '{path}', which is not there; remove that link"));
+                return Err(format!(
+                    "it leads through a soft link to '{path}', which does not exist; remove that link"
+                ));
             }
             None => {
                 let path = rest.iter().fold(path, |path, (part, _)| format!("{path}/{part}"));
@@ -64,8 +66,8 @@ pub(super) fn find_existing(file: &File, name: &str) -> Result<ExistingObject, S
     Err("it is the group '/', the file's root".to_owned())
 }
 
-/// Whether the object at this path is a group on the way to the dataset. It is the dataset if it is the last object of the
-/// path and no group; everything else is an error.
+/// Whether the object at this path is a group on the way to the dataset. It is the dataset if it is the last object of
+/// the path and no group; everything else is an error.
 fn is_group(file: &File, path: &str, is_last: bool) -> Result<bool, String> {
     let shown = path.trim_start_matches('/');
     let kind = file.loc_type_by_name(path);

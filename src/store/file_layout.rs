@@ -1,16 +1,16 @@
-//! Where in its file a dataset's bytes lie, read from the file as the HDF5 format (versions 1 to 3) lays it down.
+//! The offsets of a dataset's bytes in its file, read from the file by the HDF5 format specification (versions 1 to 3).
 //!
-//! HDF5's own calls are no help here: they find one chunk in a time that grows with their number, and whether what they
-//! say counts from the start of the file or from the end of its user block depends on the version of the library.
+//! HDF5's own calls are no help here: they find one chunk in time linear in the number of chunks, and it depends on the
+//! version of the library whether their offsets count from the start of the file or from the end of its user block.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::FileExt;
 
-/// What all addresses in a file depend on.
+/// How a file stores addresses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AddressFormat {
-    /// Where the file's addresses count from: the end of the user block.
+    /// Origin of the addresses: the end of the user block.
     pub base: u64,
     /// Bytes of an address.
     pub address_bytes: usize,
@@ -18,24 +18,24 @@ pub(super) struct AddressFormat {
     pub length_bytes: usize,
 }
 
-/// Where a dataset's bytes lie, from the start of the file.
+/// Where a dataset's bytes are, as offsets from the start of the file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum DataLocation {
     Contiguous {
         offset: u64,
         bytes: u64,
     },
-    /// Chunks of that extent, by their first elements.
+    /// Chunks of one extent, by their first elements.
     Chunks {
         chunk: Vec<u64>,
         found: Vec<StoredChunk>,
     },
-    /// All chunks, in row-major order, one behind the other.
+    /// All chunks in row-major order, without gaps.
     Consecutive {
         chunk: Vec<u64>,
         offset: u64,
     },
-    /// In the dataset's header, in another file, in an index that is not known here, or not there yet.
+    /// In the dataset's header, in another file, in an index of an unsupported kind, or not allocated yet.
     Elsewhere,
 }
 
@@ -46,15 +46,15 @@ pub(super) struct StoredChunk {
     pub bytes: u64,
 }
 
-/// Type of the header message that says how a dataset is stored.
+/// Type of the header message for the storage layout.
 const LAYOUT: u16 = 0x0008;
-/// Type of the one that says where more messages are.
+/// Type of the header message that points to more messages.
 const CONTINUATION: u16 = 0x0010;
-/// More than any dataset has.
+/// More header blocks than any dataset has.
 const MOST_BLOCKS: usize = 1024;
 const MOST_HEADER_BYTES: u64 = 16 << 20;
 
-/// Where the dataset lies whose header is at `header`, of at most `most_chunks` chunks.
+/// Locates the dataset whose header is at `header` and which has at most `most_chunks` chunks.
 pub(super) fn locate(file: &File, format: AddressFormat, header: u64, most_chunks: u64) -> Result<DataLocation> {
     let source = HeaderReader { file, format };
     let layout = source.layout(header)?;
@@ -86,7 +86,7 @@ pub(super) fn locate(file: &File, format: AddressFormat, header: u64, most_chunk
             let extents = (0..dims).map(|_| cursor.number(width)).collect::<Result<Vec<u64>>>()?;
             let chunk = without_element(&extents)?;
             let is_filtered = flags & 2 != 0;
-            // A single chunk, or all of them in order; what has room for more has another index.
+            // A single chunk, or all chunks in order. Datasets that can grow have another index.
             match (cursor.number(1)?, is_filtered) {
                 (1 | 2, false) => match cursor.address()? {
                     Some(address) => Ok(DataLocation::Consecutive { chunk, offset: source.absolute(address)? }),
@@ -99,7 +99,7 @@ pub(super) fn locate(file: &File, format: AddressFormat, header: u64, most_chunk
     }
 }
 
-/// The last extent is that of an element, in bytes.
+/// Removes the last extent, which is the size of an element in bytes.
 fn without_element(extents: &[u64]) -> Result<Vec<u64>> {
     let (_, chunk) = extents.split_last().ok_or_else(|| damaged("a chunk without dimensions"))?;
     Ok(chunk.to_vec())
@@ -109,7 +109,7 @@ fn damaged(what: &str) -> Error {
     Error::new(ErrorKind::InvalidData, format!("the file is damaged: {what}"))
 }
 
-/// The file that is read.
+/// Reads object headers of a file.
 #[derive(Clone, Copy)]
 struct HeaderReader<'a> {
     file: &'a File,
@@ -118,7 +118,7 @@ struct HeaderReader<'a> {
 
 impl<'a> HeaderReader<'a> {
     fn absolute(self, address: u64) -> Result<u64> {
-        address.checked_add(self.format.base).ok_or_else(|| damaged("an address beyond all files"))
+        address.checked_add(self.format.base).ok_or_else(|| damaged("an address overflows"))
     }
 
     fn read(self, address: u64, bytes: usize) -> Result<Vec<u8>> {
@@ -146,7 +146,7 @@ impl<'a> HeaderReader<'a> {
                 let size = self.read(self.beyond(header, 8)?, 4)?;
                 (false, false, self.beyond(header, 16)?, self.cursor(&size).number(4)?)
             }
-            _ => return Err(damaged("the header of the dataset is none")),
+            _ => return Err(damaged("the dataset has no valid header")),
         };
         let mut more = Vec::new();
         for _ in 0..MOST_BLOCKS {
@@ -165,24 +165,24 @@ impl<'a> HeaderReader<'a> {
                     LAYOUT => return Ok(body.to_vec()),
                     CONTINUATION => {
                         let mut body = self.cursor(body);
-                        let address = body.address()?.ok_or_else(|| damaged("a header that goes on nowhere"))?;
+                        let address = body.address()?.ok_or_else(|| damaged("a header continues at no address"))?;
                         more.push((address, body.number(self.format.length_bytes)?));
                     }
                     _ => {}
                 }
             }
             let next = more.pop().ok_or_else(|| damaged("the dataset does not say how it is stored"))?;
-            // A block of the new kind has a signature in front and a checksum behind.
+            // A version 2 block begins with a signature and ends with a checksum.
             (at, length) = match next {
                 (address, bytes) if is_new && bytes >= 8 => (self.beyond(address, 4)?, bytes - 8),
                 next => next,
             };
         }
-        Err(damaged("the header of the dataset has no end"))
+        Err(damaged("the header of the dataset is circular"))
     }
 
     fn beyond(self, address: u64, bytes: u64) -> Result<u64> {
-        address.checked_add(bytes).ok_or_else(|| damaged("an address beyond all files"))
+        address.checked_add(bytes).ok_or_else(|| damaged("an address overflows"))
     }
 }
 
@@ -193,7 +193,7 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     fn skip(&mut self, bytes: usize) -> Result<&'a [u8]> {
-        let (skipped, rest) = self.rest.split_at_checked(bytes).ok_or_else(|| damaged("it is cut short"))?;
+        let (skipped, rest) = self.rest.split_at_checked(bytes).ok_or_else(|| damaged("it is truncated"))?;
         self.rest = rest;
         Ok(skipped)
     }
@@ -205,7 +205,7 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(whole))
     }
 
-    /// Nothing if it is that of what is not there.
+    /// `None` for the undefined address.
     fn address(&mut self) -> Result<Option<u64>> {
         let address = self.number(self.address_bytes)?;
         let none = u64::MAX >> (64 - 8 * self.address_bytes);
@@ -223,22 +223,22 @@ struct ChunkTree<'a> {
 }
 
 impl ChunkTree<'_> {
-    /// Collects the chunks below a node, which is of `level`, if that is known.
+    /// Collects the chunks below a node, which must be of `level` if one is given.
     fn walk(&mut self, node: u64, level: Option<u64>) -> Result<()> {
         self.nodes += 1;
         if self.nodes > 2 * self.most_chunks + 64 {
-            return Err(damaged("its index of chunks has no end"));
+            return Err(damaged("its chunk index is circular"));
         }
         let address_bytes = self.source.format.address_bytes;
         let head_bytes = 8 + 2 * address_bytes;
         let head = self.source.read(node, head_bytes)?;
         let mut cursor = self.source.cursor(&head);
         if cursor.skip(4)? != b"TREE" || cursor.number(1)? != 1 {
-            return Err(damaged("its index of chunks is none"));
+            return Err(damaged("its chunk index is invalid"));
         }
         let (here, entries) = (cursor.number(1)?, cursor.number(2)? as usize);
         if level.is_some_and(|level| level != here) {
-            return Err(damaged("its index of chunks is mixed up"));
+            return Err(damaged("the levels of its chunk index do not match"));
         }
         let key_bytes = 8 + 8 * (self.rank + 1);
         let body =
@@ -249,7 +249,7 @@ impl ChunkTree<'_> {
             let _filters = cursor.number(4)?;
             let first = (0..self.rank).map(|_| cursor.number(8)).collect::<Result<Vec<u64>>>()?;
             let _of_element = cursor.number(8)?;
-            let child = cursor.address()?.ok_or_else(|| damaged("a chunk is nowhere"))?;
+            let child = cursor.address()?.ok_or_else(|| damaged("a chunk has no address"))?;
             match here.checked_sub(1) {
                 Some(below) => self.walk(child, Some(below))?,
                 None if self.found.len() as u64 >= self.most_chunks => return Err(damaged("it has too many chunks")),

@@ -1,8 +1,9 @@
-//! Who else is at a file that is going to be replaced: programs that have it open for writing, and other runs.
+//! Locks on a file that is going to be replaced, against programs that write to it and against other runs.
 //!
-//! Programs that use HDF5 lock a file that they have open (`flock`), shared for reading, exclusively for writing. A run takes the
-//! shared lock while it copies or replaces a file, so readers do not hinder it, and nobody begins to write meanwhile. Runs take
-//! turns by the lock of a hidden file, since the file itself changes hands when it is replaced.
+//! Programs that use HDF5 lock their open files (`flock`): shared for reading, exclusively for writing. A run takes the
+//! shared lock while it copies or replaces a file: readers do not block it, and no program can start to write
+//! meanwhile. Runs exclude one another by the lock of a hidden file, since the lock of the file itself is lost when the
+//! file is replaced.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -17,11 +18,12 @@ use serde::{Deserialize, Serialize};
 use super::path::short_name;
 use crate::store::error::StoreError;
 
-const GLANCE: Duration = Duration::from_millis(20);
-/// Who waits longer is told.
-const SILENCE: Duration = Duration::from_secs(2);
+/// Time between two attempts to lock a file.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// A longer wait is reported.
+const QUIET_WAIT: Duration = Duration::from_secs(2);
 
-/// What tells whether a file is the one that it was.
+/// Identifies a version of a file: it changes when the file is written or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileVersion {
     pub inode: u64,
@@ -30,14 +32,14 @@ pub struct FileVersion {
     modified_ns: i64,
 }
 
-/// A file, open, with the lock of a reader.
+/// An open file with a reader's lock.
 #[derive(Debug)]
 pub(super) struct ReadLock {
     pub file: File,
 }
 
 impl ReadLock {
-    /// Waits as long as `patience` for programs that write to the file; `None` if there is none.
+    /// Waits up to `patience` for programs that write to the file; `None` if there is no such file.
     pub fn take(target: &Path, patience: Duration) -> Result<Option<ReadLock>, StoreError> {
         let failed = StoreError::io(target, "open");
         let mut waiting = LockWait::begin(target, "the program that has it open for writing");
@@ -76,7 +78,7 @@ impl ReadLock {
     }
 }
 
-/// The right to replace a file, which one run has at a time.
+/// The right to replace a file, which one run holds at a time.
 #[derive(Debug)]
 pub(super) struct RunLock {
     path: PathBuf,
@@ -84,18 +86,18 @@ pub(super) struct RunLock {
 }
 
 impl RunLock {
-    /// Waits for other runs, however long they take: a lock ends with its process.
+    /// Waits for other runs without a limit: a lock ends with its process.
     pub fn take(target: &Path) -> Result<RunLock, StoreError> {
         let folder = target.parent().unwrap_or(Path::new("/"));
         let path = folder.join(format!(".{}.exuvia-lock", short_name(target)));
         let mut waiting = LockWait::begin(target, "another run that is replacing it");
         loop {
             let lock = match open_lock(&path) {
-                // It has just come, or gone.
+                // Another run has just created or removed it.
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists) => continue,
                 opened => opened.map_err(StoreError::io(&path, "lock"))?,
             };
-            // Whoever had it before has removed it.
+            // The previous holder may have removed the file.
             if self::lock(&lock, FlockOperation::NonBlockingLockExclusive) && is_at(&lock, &path) {
                 return Ok(RunLock { path, _lock: lock });
             }
@@ -110,7 +112,7 @@ impl Drop for RunLock {
     }
 }
 
-/// The lock file, made if there is none. Never through a link, and one of another user is as good.
+/// Opens the lock file, or creates it. It is never opened through a link; the file of another user will do.
 fn open_lock(path: &Path) -> std::io::Result<File> {
     let options = || {
         let mut options = OpenOptions::new();
@@ -124,19 +126,19 @@ fn open_lock(path: &Path) -> std::io::Result<File> {
     }
 }
 
-/// Whether the lock is had; also where the file system knows no locks, since then nobody has any.
+/// Tries to take a lock. Succeeds where the file system has no locks, since no other run can hold one there.
 fn lock(file: &File, operation: FlockOperation) -> bool {
     match rustix::fs::flock(file, operation) {
         Err(Errno::WOULDBLOCK | Errno::INTR) => false,
         Err(errno) => {
-            tracing::debug!("no lock can be had: {errno}");
+            tracing::debug!("no lock is available: {errno}");
             true
         }
         Ok(()) => true,
     }
 }
 
-/// Whether the open file is the one of this name.
+/// Whether the open file is the one at this path.
 pub(super) fn is_at(file: &File, path: &Path) -> bool {
     let id =
         |metadata: std::io::Result<std::fs::Metadata>| metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()));
@@ -144,28 +146,28 @@ pub(super) fn is_at(file: &File, path: &Path) -> bool {
     here.is_some() && here == id(std::fs::symlink_metadata(path))
 }
 
-/// A wait that is told when it gets long.
+/// A wait that is reported once it gets long.
 struct LockWait<'a> {
     target: &'a Path,
     what: &'static str,
-    begun: Instant,
-    told: bool,
+    started: Instant,
+    reported: bool,
 }
 
 impl LockWait<'_> {
     fn begin<'a>(target: &'a Path, what: &'static str) -> LockWait<'a> {
-        LockWait { target, what, begun: Instant::now(), told: false }
+        LockWait { target, what, started: Instant::now(), reported: false }
     }
 
     fn since(&self) -> Duration {
-        self.begun.elapsed()
+        self.started.elapsed()
     }
 
     fn wait(&mut self) {
-        if !self.told && self.since() >= SILENCE {
-            self.told = true;
+        if !self.reported && self.since() >= QUIET_WAIT {
+            self.reported = true;
             tracing::warn!("{}: waiting for {}", self.target.display(), self.what);
         }
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(RETRY_INTERVAL);
     }
 }

@@ -5,7 +5,7 @@ use super::error::StoreError;
 use super::raw::dataset::{self, Filter};
 use super::raw::guard::Guarded;
 
-/// Filters that are registered with the HDF Group, or come with HDF5, by number.
+/// Filters that are registered with the HDF Group or part of HDF5, by number.
 const FILTERS: [(i32, &str); 22] = [
     (1, "deflate"),
     (2, "shuffle"),
@@ -39,14 +39,14 @@ pub(super) fn filter_name(filter: &Filter) -> String {
     }
 }
 
-/// What has been stored through a filter cannot be read without it.
+/// Checks that the filters of the stored chunks are available.
 pub(super) fn check_filters(
     filters: &[Filter],
     stored: &Guarded<hdf5::Dataset>,
     info: &DatasetInfo,
 ) -> Result<(), StoreError> {
     let Some((at, missing)) = filters.iter().enumerate().find(|(_, filter)| !filter.available) else { return Ok(()) };
-    // Programs that lack an optional filter store chunks without it, and what is not stored needs none.
+    // Programs that lack an optional filter store chunks without it, and a dataset without chunks needs no filter.
     let mask = dataset::first_filter_mask(stored, info.shape.len());
     match mask.map_err(StoreError::hdf5(&info.file, format!("look at the chunks of '{}'", info.dataset)))? {
         None => Ok(()),

@@ -1,13 +1,13 @@
-//! Places along the axes of an array that a virtual dataset maps onto one another: regular or irregular, but always a set of
-//! places for each axis, so that the selected elements are a grid.
+//! Selections in virtual datasets: for each axis a set of places, regular or irregular, so that the selected elements
+//! form a grid.
 
 use super::raw::dataset::{Selection, Slab};
 
-/// The places that are selected along one axis, in their order.
+/// The places that are selected along one axis, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Axis {
     Even(Slab),
-    /// Where each run begins, how long it is, and how many places come before it.
+    /// The start and length of each run, and the number of places before it.
     Runs(Vec<(u64, u64, u64)>),
 }
 
@@ -27,7 +27,7 @@ impl Axis {
         }
     }
 
-    /// How many of the places are below `end`.
+    /// The number of places below `end`.
     pub fn below(&self, end: u64) -> u64 {
         match self {
             Axis::Even(slab) if end <= slab.start => 0,
@@ -45,7 +45,7 @@ impl Axis {
         }
     }
 
-    /// Where the place of this number is.
+    /// The coordinate of the place of this number.
     pub fn place(&self, number: u64) -> u64 {
         match self {
             Axis::Even(slab) => slab.start + number / slab.block * slab.stride + number % slab.block,
@@ -56,7 +56,7 @@ impl Axis {
         }
     }
 
-    /// How many places from this number on follow each other directly.
+    /// The number of adjacent places from this number on.
     pub fn run(&self, number: u64) -> u64 {
         match self {
             Axis::Even(slab) if slab.stride == slab.block => self.len() - number,
@@ -68,7 +68,7 @@ impl Axis {
         }
     }
 
-    /// As one slab, the places from number `from` to `to`; `None` if that is more than one.
+    /// The places from number `from` to `to` as one slab; `None` if they are more than one.
     pub fn slab(&self, from: u64, to: u64) -> Option<Slab> {
         let start = self.place(from);
         if self.run(from) >= to - from {
@@ -82,7 +82,7 @@ impl Axis {
         }
     }
 
-    /// Ends it, if it has no end, so that no place is at `extent` or beyond.
+    /// Limits an unlimited axis to places below `extent`.
     pub fn ended(self, extent: u64) -> Axis {
         match self {
             Axis::Even(slab) if slab.block == u64::MAX => Axis::box_of(slab.start, extent.saturating_sub(slab.start)),
@@ -120,14 +120,14 @@ impl Axis {
     }
 }
 
-/// A selection in an array of these extents as places by axis; `Err` says what is not supported.
+/// A selection in an array of these extents, by axis; `Err` says what is not supported.
 pub(super) fn grid(selection: &Selection, extents: &[u64]) -> Result<Vec<Axis>, String> {
     let rank = extents.len();
     let wrong_rank = |found: usize| format!("it is mapped with {found} dimensions, but has {rank}");
     match selection {
         Selection::All => Ok(extents.iter().map(|extent| Axis::whole(*extent)).collect()),
         Selection::None => Ok(vec![Axis::whole(0); rank.max(1)]),
-        Selection::Points => Err("it is mapped point by point, which no kernel input can be".to_owned()),
+        Selection::Points => Err("it is mapped point by point, which kernel inputs do not support".to_owned()),
         Selection::Regular(slabs) if slabs.len() != rank => Err(wrong_rank(slabs.len())),
         Selection::Regular(slabs) => {
             let even = |slab: &Slab| {
@@ -135,7 +135,7 @@ pub(super) fn grid(selection: &Selection, extents: &[u64]) -> Result<Vec<Axis>, 
                 if dense {
                     return Axis::box_of(slab.start, slab.count.saturating_mul(slab.block));
                 }
-                // Of one block the stride says nothing.
+                // The stride of a single block has no meaning.
                 let stride = if slab.count == 1 { slab.stride.max(slab.block) } else { slab.stride };
                 Axis::Even(Slab { stride: stride.max(1), ..*slab })
             };
@@ -151,14 +151,14 @@ pub(super) fn grid(selection: &Selection, extents: &[u64]) -> Result<Vec<Axis>, 
             };
             let selected: u128 = blocks.iter().map(volume).sum();
             if axes.iter().map(|axis| u128::from(axis.len())).product::<u128>() != selected {
-                return Err("it is mapped in pieces that are no grid, which no kernel input can be".to_owned());
+                return Err("its mapped blocks do not form a grid, which kernel inputs do not support".to_owned());
             }
             Ok(axes)
         }
     }
 }
 
-/// The union of intervals, first and last place of each.
+/// The union of intervals, given by the first and last place of each.
 fn runs(intervals: impl Iterator<Item = (u64, u64)>) -> Axis {
     let mut intervals: Vec<(u64, u64)> = intervals.collect();
     intervals.sort_unstable();
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn blocks_that_are_no_grid_are_refused() {
         let corner = Selection::Blocks(vec![(vec![0, 0], vec![1, 1]), (vec![2, 2], vec![3, 3])]);
-        assert!(grid(&corner, &[4, 4]).unwrap_err().contains("no grid"));
+        assert!(grid(&corner, &[4, 4]).unwrap_err().contains("form a grid"));
         let cross = Selection::Blocks(vec![(vec![0, 0], vec![0, 1]), (vec![0, 3], vec![0, 3])]);
         assert_eq!(grid(&cross, &[4, 4]).unwrap().iter().map(Axis::len).collect::<Vec<_>>(), [1, 3]);
     }

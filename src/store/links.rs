@@ -13,44 +13,44 @@ use super::open_file::OpenFile;
 use super::raw::links::{self, Link, ObjectKind};
 use crate::encode;
 
-/// Links that are followed for one name. HDF5 itself follows 16.
+/// Most links that are followed for one name. HDF5 itself follows 16.
 const MOST_LINKS: usize = 64;
 
-/// A place in a file that a dataset's elements come from, or that a link on the way there lies at.
+/// An object that a dataset's elements come from, or a link on the way there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct DataSource {
     #[serde(with = "encode::path")]
     pub file: PathBuf,
-    /// A path in the file; none of a file that has bare elements.
+    /// A path in the file; empty for a raw file.
     pub object: String,
 }
 
-/// What a name leads to.
+/// The object that a name leads to.
 pub(super) struct FoundObject {
     pub opened: Arc<OpenFile>,
-    /// Of hard links alone.
+    /// A path of hard links only.
     pub path: Vec<u8>,
     pub kind: ObjectKind,
     pub address: u64,
-    /// All places on the way; this is the last.
+    /// All objects on the way, this one last.
     pub sources: Vec<DataSource>,
 }
 
-/// What has been followed of a name so far.
+/// The state of following a name.
 pub(super) struct Search {
     pub opened: Arc<OpenFile>,
     /// A path of hard links in `opened`.
     pub at: Vec<u8>,
     pub sources: Vec<DataSource>,
-    /// The links that have been followed, as a person reads them.
+    /// The links that were followed, for a message.
     pub trail: String,
-    /// Whether to go to other files.
+    /// Whether to follow links to other files.
     pub elsewhere: bool,
-    /// Whether it would go to another file, but is not to.
+    /// Whether the name leads to another file that was not to be followed.
     pub leaves: bool,
 }
 
-/// Why a name leads nowhere.
+/// Why no object was found.
 pub(super) enum LookupError {
     Missing(String),
     Unusable(String),
@@ -124,7 +124,7 @@ impl Search {
         self.sources.push(DataSource { file: self.opened.path.clone(), object: text(path) });
     }
 
-    /// HDF5 finds no links in what is no group.
+    /// HDF5 fails to find links in an object that is not a group.
     fn not_a_group(&self, error: hdf5::Error) -> Result<Option<Link>, LookupError> {
         let path = if self.at.is_empty() { &b"/"[..] } else { &self.at };
         match links::kind(&self.opened.file, path) {
@@ -144,7 +144,7 @@ fn parts(name: &[u8]) -> VecDeque<Vec<u8>> {
     name.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").map(<[u8]>::to_vec).collect()
 }
 
-/// Whether there is something of this name in this file; `None` if that is in another one.
+/// Whether an object of this name exists in this file; `None` if the name leads to another file.
 pub(super) fn leads(file: &Arc<OpenFile>, name: &[u8]) -> Option<bool> {
     let mut search = Search::new(file, false);
     match search.follow(name) {

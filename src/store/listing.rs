@@ -1,4 +1,4 @@
-//! What a file has: every link once, in time linear in their number.
+//! The content of a file: every link once, in time linear in their number.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -11,14 +11,14 @@ use super::links::{leads, text};
 use super::open_file::OpenFile;
 use super::raw::links::{self, Link, ObjectKind};
 
-/// What is in a file, in the order of names.
+/// The content of a file, ordered by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// Paths of datasets, by every name that a hard link gives them.
+    /// Paths of datasets, one for each hard link.
     pub datasets: Vec<String>,
-    /// Links that are not followed here.
+    /// Soft and external links, which are not followed.
     pub links: Vec<ListedLink>,
-    /// Paths of what cannot be looked at.
+    /// Paths of unreadable objects.
     pub damaged: Vec<String>,
 }
 
@@ -26,22 +26,22 @@ pub struct Listing {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ListedLink {
     pub path: String,
-    /// The other file of an external link, as it is named there.
+    /// The file of an external link, as the link names it.
     pub file: Option<String>,
-    /// The path that it leads to.
+    /// The path that the link leads to.
     pub target: String,
-    /// Whether there is something; not known where that is in another file.
+    /// Whether the target exists; `None` if it is in another file.
     pub leads: Option<bool>,
 }
 
 impl Listing {
-    /// What a dataset may be called.
+    /// All names that may lead to datasets.
     pub fn names(self) -> Vec<String> {
         self.datasets.into_iter().chain(self.links.into_iter().map(|link| link.path)).collect()
     }
 }
 
-/// Lists a file. Links to other files are not followed, and each group is looked into once.
+/// Lists a file. Links to other files are not followed, and each group is listed once.
 pub fn list(file: &Path) -> Result<Listing, StoreError> {
     list_file(&OpenFile::open(file, 0)?)
 }
@@ -92,7 +92,7 @@ pub(super) fn list_file(opened: &Arc<OpenFile>) -> Result<Listing, StoreError> {
     Ok(listing)
 }
 
-/// A path without the slash that all begin with.
+/// A path without its leading slash.
 fn shown(path: &[u8]) -> String {
     text(path.strip_prefix(b"/").unwrap_or(path))
 }

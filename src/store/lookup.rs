@@ -7,7 +7,7 @@ use super::links::{FoundObject, LookupError, Search, text};
 use super::listing::{Listing, list_file};
 use super::open_file::OpenFile;
 
-/// What `name` leads to in this file, or from it in others.
+/// Finds the object of this name, which may be in another file.
 pub(super) fn find(file: &Arc<OpenFile>, name: &[u8]) -> Result<FoundObject, StoreError> {
     let mut search = Search::new(file, true);
     let stop = match search.follow(name) {
@@ -40,7 +40,7 @@ fn missing(file: &Arc<OpenFile>, name: &[u8]) -> StoreError {
     StoreError::NoDataset { file: file.path.clone(), dataset, found }
 }
 
-/// Names for a message, not too many.
+/// A few names for a message.
 fn some_of(names: &[String]) -> String {
     const SHOWN: usize = 12;
     let more = names.len().saturating_sub(SHOWN);

@@ -1,4 +1,4 @@
-//! Finished datasets brought from one file to another: when the file that a run was to replace is no longer what it was.
+//! Copies of completed datasets from one staging file to another, for when the target has changed during the run.
 
 use super::chunks::chunk_offset;
 use super::error::StoreError;
@@ -8,10 +8,10 @@ use super::staging::Staging;
 use super::writer::Writer;
 use crate::tensor::{Region, chunk_count, chunks_of};
 
-/// Read and written at a time.
+/// Bytes that are read and written at a time.
 const PART_BYTES: u64 = 32 << 20;
 
-/// Copies the elements of a dataset of `from` to its like in `to`.
+/// Copies the elements of a dataset of `from` to the same dataset of `to`.
 pub(super) fn copy(
     from: &Staging,
     source: &OutputLayout,
@@ -48,7 +48,7 @@ pub(super) fn copy(
     to.write_chunks(target, &pending).map(drop)
 }
 
-/// Cuts a region into parts of whole chunks and at most so many elements, or one chunk.
+/// Cuts a region into parts of whole chunks, each of at most `most` elements or one chunk.
 fn in_parts(
     region: Region,
     chunk: &[u64],

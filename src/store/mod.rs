@@ -1,11 +1,11 @@
-//! Regions of tensors to and from HDF5 files; the only user of HDF5.
+//! Reads and writes regions of tensors in HDF5 files; the only user of HDF5.
 //!
-//! Outputs need no parallel HDF5: rank 0 creates every dataset with its storage allocated, and each rank then writes its
-//! bytes at their places in the file. So any MPI will do, no write is collective, and a dead rank holds up nobody.
-//! Compressed chunks have no place before they are made: ranks compress them, rank 0 writes them.
+//! Outputs need no parallel HDF5: rank 0 creates every dataset with its storage allocated, and each rank then writes
+//! its bytes at their offsets in the file. Any MPI library will do, no write is collective, and a failed rank blocks no
+//! other. The offset of a compressed chunk is unknown until the chunk exists: all ranks compress, and rank 0 writes.
 //!
-//! Refuses to do: MPI, deciding who writes what. Invariant: a file keeps its old content, or has all of the new, at
-//! every moment.
+//! This module does not use MPI and does not decide which rank writes what. Invariant: at every moment, a file has
+//! either all of its old content or all of the new.
 
 mod catalog;
 mod chunks;

@@ -18,11 +18,11 @@ pub(super) struct OpenFile {
 }
 
 impl OpenFile {
-    /// Opens a file; keeps so many bytes of decompressed chunks for each of its datasets.
+    /// Opens a file with a cache of `cache_bytes` of decompressed chunks for each of its datasets.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Arc<OpenFile>, StoreError> {
         check_regular(path)?;
         let file = dataset::open_file(path, cache_bytes).map_err(|error| {
-            // A user block may stand before the signature, so this is asked only once HDF5 has given up.
+            // A user block may precede the signature, so this check runs only after HDF5 has failed.
             let mut start = [0; 8];
             let read = std::fs::File::open(path).and_then(|mut file| file.read(&mut start)).unwrap_or(0);
             if start[..read] == *b"\x89HDF\r\n\x1a\n" {
@@ -39,13 +39,13 @@ impl OpenFile {
         StoreError::Unusable { file: self.path.clone(), dataset, message }
     }
 
-    /// The folder in which other files are looked for first; empty if it is the working directory.
+    /// The folder of this file; empty if it is the working directory.
     fn folder(&self) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("")).to_owned()
     }
 
-    /// The file of this name that this one means, as HDF5 looks for it: where environment variables say, in this file's folder,
-    /// in the working directory, and where this file really lies. The first that is there has to do.
+    /// Finds a file that this one names, as HDF5 does: in the folders of environment variables, in this file's folder,
+    /// in the working directory, and in the folder of this file's real path. The first existing file counts.
     pub fn beside(&self, name: &[u8], variables: &[&str]) -> Result<PathBuf, StoreError> {
         let name = path_of(name);
         let mut candidates = Vec::new();
@@ -77,7 +77,7 @@ impl OpenFile {
         Err(StoreError::NoFile { file: first, nearest })
     }
 
-    /// Where HDF5 looks for a file of bare elements.
+    /// The path at which HDF5 looks for a raw file.
     pub fn raw_file(&self, name: &[u8]) -> PathBuf {
         let prefix = std::env::var_os("HDF5_EXTFILE_PREFIX").unwrap_or_default();
         match prefix.as_encoded_bytes() {
@@ -86,7 +86,7 @@ impl OpenFile {
         }
     }
 
-    /// A folder that may begin with this file's own.
+    /// Resolves `${ORIGIN}`, which stands for this file's folder.
     fn with_origin(&self, prefix: &[u8]) -> PathBuf {
         match prefix.strip_prefix(b"${ORIGIN}") {
             Some(rest) => {
@@ -102,7 +102,7 @@ fn folder_of(path: &Path) -> PathBuf {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
 }
 
-/// Only a regular file is opened: a pipe or a device would be waited for, perhaps for ever.
+/// Checks that a file is regular and readable, and returns its length. Opening a pipe or a device could block forever.
 pub(super) fn check_regular(file: &Path) -> Result<u64, StoreError> {
     let metadata = std::fs::metadata(file).map_err(|source| match source.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => {
@@ -116,7 +116,7 @@ pub(super) fn check_regular(file: &Path) -> Result<u64, StoreError> {
     if !metadata.is_file() {
         return Err(StoreError::NotRegular { file: file.to_owned() });
     }
-    // HDF5 would say less well why not.
+    // This error is clearer than that of HDF5.
     std::fs::File::open(file).map_err(StoreError::io(file, "open"))?;
     Ok(metadata.len())
 }

@@ -40,10 +40,10 @@ impl OutputSpec {
     }
 }
 
-/// Where a dataset's bytes go: all that a rank needs to write its part.
+/// Where a dataset's bytes go: everything that a rank needs to write its share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputLayout {
-    /// The file they go to until it is published.
+    /// The staging file, until it is published.
     pub temporary: PathBuf,
     pub dataset: String,
     pub dtype: Dtype,
@@ -52,7 +52,7 @@ pub struct OutputLayout {
 }
 
 impl OutputLayout {
-    /// Of all its elements.
+    /// Bytes of all elements.
     pub fn bytes(&self) -> u64 {
         self.shape.elements() * self.dtype.size_bytes() as u64
     }
@@ -66,7 +66,7 @@ impl OutputLayout {
         OutputSpec { dataset: self.dataset.clone(), dtype: self.dtype, shape: self.shape.clone(), chunk, deflate }
     }
 
-    /// The parts of the file that are its alone: where each begins, and its length.
+    /// The byte ranges of the file that belong to this dataset: offset and length of each.
     pub(super) fn parts(&self) -> Vec<(u64, u64)> {
         match &self.storage {
             Storage::Contiguous { offset_bytes } => vec![(*offset_bytes, self.bytes())],
@@ -83,7 +83,7 @@ impl OutputLayout {
     }
 }
 
-/// How a dataset lies in its file.
+/// The storage of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Storage {
     Contiguous {
@@ -101,7 +101,7 @@ pub enum Storage {
     },
 }
 
-/// Chunks that lie one behind the other in the file, in row-major order, up to the first of the next run.
+/// Consecutive chunks of the file in row-major order, up to the first chunk of the next run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkRun {
     /// Number of its first chunk.
@@ -109,15 +109,15 @@ pub struct ChunkRun {
     pub offset_bytes: u64,
 }
 
-/// A dataset that this run has made, or has taken up from an earlier one.
+/// A dataset that this run created or adopted from an earlier one.
 #[derive(Debug)]
 pub(super) struct Made {
     pub(super) layout: OutputLayout,
-    /// Where its header is.
+    /// Address of its header.
     pub(super) header: u64,
 }
 
-/// Where the chunk of this number is.
+/// The offset of the chunk of this number.
 pub(super) fn offset_of(runs: &[ChunkRun], chunk_bytes: u64, number: u64) -> Option<u64> {
     let run = runs.get(runs.partition_point(|run| run.first <= number).checked_sub(1)?)?;
     run.offset_bytes.checked_add((number - run.first).checked_mul(chunk_bytes)?)

@@ -1,4 +1,4 @@
-//! What paths lead to: links are followed as far as a path exists, and files are known by what they are.
+//! Real paths, also of files that do not exist yet, and identities of files.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -6,13 +6,13 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-/// So many links in one path are a circle, as they are for the system.
+/// More links in one path count as a circle, as in Linux.
 const LINKS: u32 = 40;
-/// What hidden files bear of the name of the file that they are for.
+/// How many bytes of a file name go into the names of its hidden files.
 const NAME_BYTES: usize = 150;
 
-/// The absolute path without links and `..`, also where its end does not exist: a link to nothing leads to what is going to be
-/// created.
+/// The absolute path without links and `..`. The end of the path need not exist: a dangling link leads to the file that
+/// is going to be created.
 pub fn real_path(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let mut steps: VecDeque<OsString> = path.components().map(|step| step.as_os_str().to_owned()).collect();
@@ -30,10 +30,10 @@ pub fn real_path(path: &Path) -> Result<PathBuf> {
                         real.pop();
                         link.components().rev().for_each(|step| steps.push_front(step.as_os_str().to_owned()));
                     }
-                    // It is no link, or there is nothing yet.
+                    // This is not a link, or it does not exist yet.
                     Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => {}
                     Err(error) if error.kind() == ErrorKind::NotADirectory => return Err(error),
-                    // What cannot be looked at will be told by whoever opens it.
+                    // Opening the file will report the error.
                     Err(_) => {}
                 }
             }
@@ -43,26 +43,26 @@ pub fn real_path(path: &Path) -> Result<PathBuf> {
     Ok(real)
 }
 
-/// The name of a file as part of another one, which may be no longer than 255 bytes.
+/// The name of a file, cut so that it fits into another file name of at most 255 bytes.
 pub(super) fn short_name(file: &Path) -> String {
     let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let ends = name.char_indices().map(|(start, letter)| start + letter.len_utf8());
     name[..ends.take_while(|end| *end <= NAME_BYTES).last().unwrap_or(0)].to_owned()
 }
 
-/// Device and number of a file: all its names have these.
+/// Device and inode of a file, which all its names share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId(u64, u64);
 
 impl FileId {
-    /// Nothing if there is no such file.
+    /// `None` if there is no such file.
     pub fn of(path: &Path) -> Option<FileId> {
         std::fs::metadata(path).ok().map(|metadata| FileId(metadata.dev(), metadata.ino()))
     }
 }
 
-/// What a real path leads to, also before it is there: the nearest folder that exists, and the way from there. A folder may be
-/// mounted in two places, and then one place has two paths.
+/// The identity of a real path whose file need not exist: the nearest existing folder and the rest of the path. Two
+/// paths are equal if they name the same file, even where a folder is mounted twice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PathIdentity {
     folder: Option<FileId>,
@@ -107,7 +107,7 @@ mod tests {
         }
         assert!(real_path(&at("circle")).is_err());
         fs::write(at("file"), "").unwrap();
-        assert!(real_path(&at("file/x.h5")).is_err(), "what is no folder holds nothing");
+        assert!(real_path(&at("file/x.h5")).is_err(), "a file is not a folder");
     }
 
     #[test]

@@ -18,14 +18,14 @@ use super::staging::Staging;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Staging {
-    /// Gives the file its name, once everything in it is on disk. If somebody has changed the file that it replaces, its datasets are
-    /// first brought into a copy of what is there now: the outcome is that of a run which began only then. Calls `moved` when
-    /// they are, before the file gets its name. Returns what a person should know. After an error it can be left.
+    /// Gives the file its name, once all of it is on disk. If the target has changed since the copy, the datasets are
+    /// first copied into a new copy of the target, as if the run had started only now; then `moved` is called, before
+    /// the file gets its name. Returns notes for a person. After an error the file can be left for a later run.
     pub fn publish_and(&mut self, moved: &mut dyn FnMut(&Staging)) -> Result<Vec<String>, StoreError> {
         self.publish_within(PATIENCE, moved)
     }
 
-    /// The same, where nobody needs to know.
+    /// Publishes and drops the notes.
     pub fn publish(&mut self) -> Result<(), StoreError> {
         self.publish_and(&mut |_| ()).map(drop)
     }
@@ -41,7 +41,7 @@ impl Staging {
         self.check(true)?;
         self.file.sync_all().map_err(&failed)?;
         let mut notes = Vec::new();
-        // Nobody needs to be waited for where there is nothing to replace.
+        // Without a file to replace no lock is needed.
         if self.base.is_some() || !self.rename_if_new().map_err(&failed)?.unwrap_or(false) {
             let _lock = RunLock::take(&self.target)?;
             let name = target.display();
@@ -54,11 +54,11 @@ impl Staging {
                     drop(before);
                     notes.append(&mut self.notes);
                     notes.push(format!(
-                        "{name} has changed meanwhile: the new datasets were added to what is there now"
+                        "{name} has changed meanwhile: the new datasets were added to its current content"
                     ));
                 }
                 if let Some(held) = &held {
-                    self.dress(held).map_err(&failed)?;
+                    self.copy_permissions(held).map_err(&failed)?;
                     if held.file.metadata().is_ok_and(|metadata| metadata.nlink() > 1) {
                         notes.push(format!("{name} had another name (a hard link), which keeps the old content"));
                     }
@@ -67,7 +67,7 @@ impl Staging {
                 }
                 match self.rename_if_new().map_err(&failed)? {
                     Some(true) => break,
-                    // Somebody has made one just now.
+                    // Another program has just created the file.
                     Some(false) => {}
                     None => {
                         self.rename().map_err(&failed)?;
@@ -84,7 +84,8 @@ impl Staging {
         Ok(notes)
     }
 
-    /// Brings the datasets into a copy of the target as it is now, which this is from now on. Returns what it was.
+    /// Copies the datasets into a new copy of the current target and continues with that. Returns the former staging
+    /// file.
     fn rebase(&mut self, held: Option<&ReadLock>) -> Result<Staging, StoreError> {
         let now = match held {
             Some(held) => Staging::copy(&self.target, &self.run, held)?,
@@ -113,8 +114,8 @@ impl Staging {
         Ok(std::mem::replace(self, now))
     }
 
-    /// Gives it the permissions, the owner and the access list of the file that it replaces, as far as this user may.
-    fn dress(&self, held: &ReadLock) -> std::io::Result<()> {
+    /// Copies permissions, owner and access control list of the replaced file, as far as this user may.
+    fn copy_permissions(&self, held: &ReadLock) -> std::io::Result<()> {
         let (was, is) = (held.file.metadata()?, self.file.metadata()?);
         let mut mode = was.mode() & 0o777;
         if was.uid() != is.uid() {
@@ -122,7 +123,7 @@ impl Staging {
         }
         let is_of_group = was.gid() == is.gid() || fchown(&self.file, None, Some(was.gid())).is_ok();
         if !is_of_group {
-            // Another group gets no more than everybody.
+            // Another group gets no more rights than all users.
             mode = (mode & !0o070) | ((mode & 0o007) << 3);
         }
         self.file.set_permissions(Permissions::from_mode(mode))?;
@@ -139,7 +140,8 @@ impl Staging {
         fs::rename(&self.temporary, &self.target)
     }
 
-    /// Whether it has the name now: not if there is such a file; `None` where the file system cannot tell in one step.
+    /// Renames the file unless the target exists, and returns whether it did; `None` where the file system cannot do
+    /// that atomically.
     fn rename_if_new(&self) -> std::io::Result<Option<bool>> {
         self.check_name()?;
         match rustix::fs::renameat_with(CWD, &self.temporary, CWD, &self.target, RenameFlags::NOREPLACE) {

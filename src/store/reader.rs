@@ -17,16 +17,16 @@ use super::raw::links::ObjectKind;
 use super::virtual_dataset::{Ancestors, PartReader, VirtualDataset};
 use crate::tensor::{Dtype, Region, Shape, copy_region};
 
-/// Chunks that a reader keeps decompressed: a block of whole chunks is then decompressed once.
+/// Bytes of decompressed chunks that a reader keeps, so that a block of whole chunks is decompressed once.
 pub(super) const CHUNK_CACHE_BYTES: usize = 64 << 20;
 
-/// Reads regions of one dataset. To be used by one thread: HDF5 has one lock for the whole process.
+/// Reads regions of one dataset. One thread suffices: HDF5 has one lock for the whole process.
 #[derive(Debug)]
 pub struct Reader {
     info: DatasetInfo,
     stored: Stored,
     dataset: Guarded<hdf5::Dataset>,
-    /// The file that it really is in.
+    /// The file that holds the dataset, after links.
     opened: Arc<OpenFile>,
 }
 
@@ -37,8 +37,8 @@ enum Stored {
 }
 
 impl Reader {
-    /// Opens a dataset and checks that its data can be had: known element type, filters that are there, nothing beyond the
-    /// end of its file. Parts of a virtual dataset are looked at when they are read.
+    /// Opens a dataset and checks that its data can be read: a supported element type, available filters, no bytes
+    /// beyond the end of the file. Parts of a virtual dataset are checked when they are read.
     pub fn open(file: &Path, dataset: &str) -> Result<Reader, StoreError> {
         Reader::open_in(&OpenFile::open(file, CHUNK_CACHE_BYTES)?, dataset.as_bytes(), &Ancestors::default())
     }
@@ -47,12 +47,13 @@ impl Reader {
         &self.info
     }
 
-    /// Reads a region into `out`, which becomes its packed row-major bytes in native byte order.
+    /// Reads a region into `out` as packed row-major bytes in native byte order.
     pub fn read(&self, region: &Region, out: &mut Vec<u8>) -> Result<(), StoreError> {
         self.read_in_parts(region, out, u64::MAX, || Ok(()))
     }
 
-    /// The same, but asks before each part of about `part_bytes` whether to go on. Parts are whole chunks and whole rows.
+    /// Reads a region in parts of about `part_bytes`, and calls `go_on` before each. Parts are whole chunks and whole
+    /// rows.
     pub fn read_in_parts<E: From<StoreError>>(
         &self,
         region: &Region,
@@ -67,7 +68,7 @@ impl Reader {
         if out.is_empty() {
             return Ok(());
         }
-        // Along this axis parts follow one another in `out`.
+        // Parts along this axis are consecutive in `out`.
         let axis = region.extent.iter().position(|extent| *extent > 1).unwrap_or(0);
         let extent = region.extent.get(axis).copied().unwrap_or(1);
         let row_bytes = out.len() as u64 / extent;
@@ -208,7 +209,7 @@ impl PartReader for Reader {
             self.read_slabs(dtype, &slabs, &around, &mut out)?;
             return Ok(out);
         }
-        // Run by run along the first axis that is no box.
+        // Reads run by run along the first irregular axis.
         let uneven = |d: &usize| {
             if let Stored::Plain = self.stored { slabs[*d].is_none() } else { bounds(*d) != whole.extent[*d] }
         };
@@ -239,7 +240,7 @@ fn check_length(info: &DatasetInfo, offset: Option<u64>, found: &FoundObject) ->
     Err(StoreError::Truncated { file: found.opened.path.clone(), message })
 }
 
-/// HDF5 would read zeros where a raw file is too short.
+/// Checks that raw files are long enough: HDF5 would read zeros beyond their end.
 fn check_raw_files(raw_files: &[RawFile], info: &mut DatasetInfo, opened: &OpenFile) -> Result<(), StoreError> {
     let mut left = info.shape.elements() * info.dtype.size_bytes() as u64;
     for raw_file in raw_files {
@@ -250,7 +251,7 @@ fn check_raw_files(raw_files: &[RawFile], info: &mut DatasetInfo, opened: &OpenF
             StoreError::Unusable { file, dataset, message }
         };
         let length = check_regular(&path).map_err(|error| {
-            let advice = "HDF5 looks for raw files in the working directory, or where HDF5_EXTFILE_PREFIX says";
+            let advice = "HDF5 looks for raw files in the working directory or in the folder of HDF5_EXTFILE_PREFIX";
             unusable(format!("its elements are in {shown}: {error}; {advice}"))
         })?;
         let needed = raw_file.length_bytes.map_or(left, |length| length.min(left));

@@ -1,5 +1,5 @@
-//! A new dataset in the place of one of another type, shape or storage, with the attributes and dimension scales of that one as
-//! far as they fit.
+//! Replacement of a dataset by one of another type, shape or storage, which keeps the attributes and dimension scales
+//! as far as they fit.
 
 use hdf5::types::VarLenArray;
 use hdf5::{Dataset, File, ObjectReference1};
@@ -8,15 +8,15 @@ use super::output_layout::OutputSpec;
 use super::raw::attributes::{Attached, address, shelf};
 use super::raw::types::has_type;
 
-/// For each axis of a dataset the scales that are attached to it.
+/// Attribute with the scales of each axis.
 const SCALES: &str = "DIMENSION_LIST";
-/// For each axis a name.
+/// Attribute with a name for each axis.
 const LABELS: &str = "DIMENSION_LABELS";
-/// Whose axes a scale is attached to.
+/// Attribute of a scale with the axes that it is attached to.
 const USERS: &str = "REFERENCE_LIST";
-/// What makes a dataset a scale, by the HDF5 specification of dimension scales and by netCDF-4.
+/// Attributes that make a dataset a scale, by the HDF5 specification of dimension scales and by netCDF-4.
 const OF_SCALES: [&str; 4] = ["CLASS", "NAME", "_Netcdf4Dimid", "_Netcdf4Coordinates"];
-/// netCDF-4 wants it to be of the type of the elements.
+/// The fill value, which for netCDF-4 has the type of the elements.
 const FILL: &str = "_FillValue";
 
 /// A dataset that is replaced, compared with the new one.
@@ -163,7 +163,7 @@ fn users(scale: &Dataset) -> hdf5::Result<Vec<Attached>> {
     scale.attr(USERS)?.read_raw::<Attached>()
 }
 
-/// The dataset that is referred to, if it is there still.
+/// The dataset of a reference, if it still exists.
 fn open(file: &File, reference: &ObjectReference1) -> Option<Dataset> {
     match file.dereference(reference) {
         Ok(hdf5::ReferencedObject::Dataset(dataset)) => Some(dataset),
@@ -171,7 +171,7 @@ fn open(file: &File, reference: &ObjectReference1) -> Option<Dataset> {
     }
 }
 
-/// In a scale: what was attached to `axis` of the dataset at `before` is attached to that axis of another, or of none.
+/// Edits a scale: replaces the dataset at `before`, axis `axis`, among those that it is attached to, or removes it.
 fn edit_users(scale: &Dataset, axis: usize, before: u64, after: Option<ObjectReference1>) -> hdf5::Result<()> {
     let Ok(users) = users(scale) else { return Ok(()) };
     let edit = |user: &Attached| match address(user.dataset) == before && user.dimension as usize == axis {
@@ -189,7 +189,7 @@ fn edit_users(scale: &Dataset, axis: usize, before: u64, after: Option<ObjectRef
     scale.new_attr::<Attached>().shape(edited.len()).create(USERS)?.write_raw(&edited)
 }
 
-/// In a dataset: its scales become what `edit` makes of them, by axis.
+/// Edits the scales of a dataset, axis by axis.
 fn edit_scales(
     dataset: &Dataset,
     edit: impl Fn(usize, ObjectReference1) -> Option<ObjectReference1>,

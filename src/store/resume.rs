@@ -8,8 +8,8 @@ use super::output_layout::OutputLayout;
 use super::staging::{Staging, Unfinished, open_own};
 
 impl Staging {
-    /// Goes on with what an earlier run left on its way to `target`: these datasets, if they are still as they were. Otherwise it is
-    /// left as it is.
+    /// Continues with the staging file that an earlier run left for `target`, if these datasets are unchanged. On an
+    /// error the file stays as it is.
     pub fn adopt(
         target: &Path,
         run: &str,
@@ -29,7 +29,8 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Goes on with a file that an earlier run has published, with these datasets in it, which are in another temporary now.
+    /// Continues with a file that an earlier run published: copies it to a new staging file, to which `layouts` then
+    /// refer.
     pub fn begin_again(target: &Path, run: &str, layouts: &mut [OutputLayout]) -> Result<Staging, StoreError> {
         let mut staging = Staging::begin(target, run)?;
         layouts.iter_mut().for_each(|layout| layout.temporary.clone_from(&staging.temporary));

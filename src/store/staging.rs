@@ -1,4 +1,4 @@
-//! The life of a file that outputs go to: begun or taken up, left or published.
+//! Staging files: the hidden files that outputs are written to before they are published.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
@@ -17,60 +17,60 @@ use super::open_file::OpenFile;
 use super::output_layout::{Made, OutputLayout};
 use super::path::{real_path, short_name};
 
-/// How long a run waits for programs that have a file open for writing: before it has computed anything.
+/// How long a run waits at its start for programs that have a file open for writing.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A file that changes while it is copied is copied again, so often.
+/// How often a file that changes while it is copied is copied again.
 const COPIES: u32 = 20;
-/// Two changes within this time may look like one.
+/// Two changes within this time may have the same time stamp.
 const TICK: Duration = Duration::from_millis(20);
 /// Ends the names of unfinished files.
 const SUFFIX: &str = ".part";
 
-/// The outputs of one file while they are written: a hidden sibling that takes the file's name when all is done, so that
-/// a reader sees all of the new data or none. Lives on rank 0; dropping it removes what was not published.
+/// The outputs of one file while they are written: a hidden file in the same folder that takes the file's name at the
+/// end, so a reader sees all of the new data or none. It exists on rank 0; dropping it removes an unpublished file.
 #[derive(Debug)]
 pub struct Staging {
     /// Its real path.
     pub(super) target: PathBuf,
     pub(super) temporary: PathBuf,
-    /// The temporary itself: whoever may write to its folder could give its name to something else.
+    /// The open temporary file: another user could replace the file of its name.
     pub(super) file: File,
     /// Open only while compressed chunks are written.
     pub(super) open: Option<hdf5::File>,
     /// Part of the temporary's name.
     pub(super) run: String,
-    /// The file that it was begun from, if there was one.
+    /// The version of the target that was copied, if there was one.
     pub(super) base: Option<FileVersion>,
-    /// The datasets that it is for, by name.
+    /// The output datasets, by name.
     pub(super) made: BTreeMap<String, Made>,
-    /// Of these, what had been there before.
+    /// The datasets among them that existed before.
     pub(super) replaced: BTreeSet<String>,
     /// For a person.
     pub(super) notes: Vec<String>,
-    /// Published, or left for a later run.
+    /// Whether the file outlives this value: published, or left for a later run.
     pub(super) stays: bool,
 }
 
-/// What a later run needs to know of a file that this one leaves.
+/// A staging file that this run leaves for a later one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unfinished {
     pub temporary: PathBuf,
-    /// Of the temporary, which keeps it when it gets its name.
+    /// Inode of the temporary file, which publishing does not change.
     pub inode: u64,
     pub(super) base: Option<FileVersion>,
     pub(super) replaced: BTreeSet<String>,
 }
 
 impl Unfinished {
-    /// Whether it is at this path: that of the temporary, or that of its target once it has got its name.
+    /// Whether the file is at this path: that of the temporary file, or of the target after publishing.
     pub fn is_at(&self, path: &Path) -> bool {
         fs::symlink_metadata(path).is_ok_and(|metadata| metadata.ino() == self.inode)
     }
 }
 
 impl Staging {
-    /// Begins to write `target`, through links. What an existing file holds beside the new datasets is kept; its folder is created.
-    /// `run` is part of the temporary's name, which nobody can foresee.
+    /// Begins to write `target`; links are followed and its folder is created. Other content of an existing file is
+    /// kept. `run` is part of the temporary file's unpredictable name.
     pub fn begin(target: &Path, run: &str) -> Result<Staging, StoreError> {
         let target = &real_path(target).map_err(StoreError::io(target, "find"))?;
         for _ in 0..COPIES {
@@ -82,17 +82,17 @@ impl Staging {
         Err(StoreError::Changing { file: target.to_owned() })
     }
 
-    /// Begins a file that holds nothing but what is going to be made in it.
+    /// Begins an empty file.
     pub fn anew(target: &Path, run: &str) -> Result<Staging, StoreError> {
         let staging = Staging::prepare(target, run, 0o666)?;
         private().create(staging.own_path()).map_err(StoreError::hdf5(target, "create the file"))?;
         Ok(staging)
     }
 
-    /// `None` if it changes meanwhile.
+    /// Begins a copy of the target; `None` if the target changes meanwhile.
     pub(super) fn copy(target: &Path, run: &str, held: &ReadLock) -> Result<Option<Staging>, StoreError> {
         let failed = StoreError::io(target, "copy");
-        // What is no HDF5 file is somebody's something else.
+        // A file that is not HDF5 is not overwritten.
         OpenFile::open(target, 0).map_err(|error| match error {
             StoreError::Locked { file } => StoreError::OutputLocked { file },
             error => error,
@@ -114,7 +114,7 @@ impl Staging {
         Ok(Some(staging))
     }
 
-    /// The temporary: a new file, whatever stands in its folder.
+    /// Creates the temporary file, under a new name.
     fn prepare(target: &Path, run: &str, mode: u32) -> Result<Staging, StoreError> {
         let folder = target.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(folder).map_err(StoreError::io(folder, "create the folder"))?;
@@ -141,7 +141,7 @@ impl Staging {
         }
     }
 
-    /// What a later run goes on with.
+    /// The record from which a later run continues.
     pub fn unfinished(&self) -> Unfinished {
         Unfinished {
             temporary: self.temporary.clone(),
@@ -151,27 +151,27 @@ impl Staging {
         }
     }
 
-    /// Leaves the temporary where it is, for a later run.
+    /// Leaves the temporary file for a later run.
     pub fn leave(mut self) {
         self.stays = true;
     }
 
-    /// The file that it is going to be.
+    /// The path that the file gets when it is published.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// The file as it is before it is published.
+    /// The path of the temporary file.
     pub fn temporary(&self) -> &Path {
         &self.temporary
     }
 
-    /// What was made in it.
+    /// The layouts of the output datasets.
     pub fn layouts(&self) -> impl Iterator<Item = &OutputLayout> {
         self.made.values().map(|made| &made.layout)
     }
 
-    /// A name of the open file that nobody can give to another one.
+    /// A path of the open file that no other process can redirect.
     pub(super) fn own_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
@@ -180,7 +180,7 @@ impl Staging {
         private().open_rw(self.own_path()).map_err(StoreError::hdf5(&self.target, "open the file"))
     }
 
-    /// Closes the file, so that others can read what is in it so far.
+    /// Closes the HDF5 file, so that other readers see everything written so far.
     pub fn settle(&mut self) -> Result<(), StoreError> {
         match self.open.take() {
             Some(file) => file.flush().map_err(StoreError::hdf5(&self.target, "write")),
@@ -198,13 +198,13 @@ impl Drop for Staging {
     }
 }
 
-/// Whether a file of this name is an unfinished one of this run, or of runs whose names begin so.
+/// Whether this is the name of an unfinished file of this run, or of a run whose name begins with `run`.
 pub fn is_unfinished(name: &str, run: &str) -> bool {
     let run = name.strip_prefix('.').and_then(|rest| rest.split_once(&format!(".exuvia-{run}-")));
     run.is_some_and(|(_, rest)| rest.ends_with(SUFFIX))
 }
 
-/// Opens an unfinished file of this user: never through a link, and nothing but a file.
+/// Opens an unfinished file of this user; never through a link, and only a regular file.
 pub(super) fn open_own(temporary: &Path) -> std::io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
     let file = File::options().read(true).write(true).custom_flags(flags).open(temporary)?;
@@ -215,8 +215,8 @@ pub(super) fn open_own(temporary: &Path) -> std::io::Result<File> {
     }
 }
 
-/// Opens without a lock. The file is this run's alone, and HDF5's lock would outlive its closing: a process started
-/// meanwhile, such as the compile helper, inherits the descriptor and holds the lock until it ends.
+/// Options to open a file without HDF5's lock. The file belongs to this run, and the lock could outlive it: a process
+/// started meanwhile, such as the compile helper, inherits the descriptor and holds the lock until it ends.
 pub(super) fn private() -> hdf5::FileBuilder {
     let mut options = hdf5::File::with_options();
     options.with_fapl(|access| access.file_locking(false));

@@ -1,5 +1,5 @@
-//! VirtualDataset datasets: the parts that they are made of, found, checked and read one by one. HDF5 itself would put fill values
-//! where a part cannot be read.
+//! Virtual datasets: their parts are found, checked and read one by one. HDF5 itself would return fill values where a
+//! part cannot be read.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::MetadataExt;
@@ -15,14 +15,14 @@ use super::raw::dataset::{self, Dataspace, Mapping, Selection};
 use super::raw::guard::Guarded;
 use crate::tensor::{Dtype, Region};
 
-/// Parts that are open at a time.
+/// Most parts that are open at a time.
 const OPEN_PARTS: usize = 8;
-/// Chunks that each keeps decompressed.
+/// Bytes of decompressed chunks that each part keeps.
 const CACHE_BYTES: usize = 8 << 20;
-/// So deep may virtual datasets be made of virtual datasets.
+/// The deepest nesting of virtual datasets.
 const MOST_LEVELS: usize = 16;
 
-/// The virtual datasets that one is a part of, so that none is a part of itself.
+/// The virtual datasets that contain a dataset, so that none contains itself.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ancestors {
     /// Device, inode and address in the file of each.
@@ -31,7 +31,7 @@ pub(super) struct Ancestors {
 }
 
 impl Ancestors {
-    /// With the dataset of this name at this place.
+    /// Adds the dataset of this name.
     pub fn with(&self, name: &[u8], found: &FoundObject) -> Result<Ancestors, String> {
         let metadata = std::fs::metadata(&found.opened.path).map_err(|error| error.to_string())?;
         let place = (metadata.dev(), metadata.ino(), found.address);
@@ -42,7 +42,7 @@ impl Ancestors {
         Ok(Ancestors { places, innermost: String::from_utf8_lossy(name).into_owned() })
     }
 
-    /// The innermost of them.
+    /// The name of the innermost one.
     pub fn name(&self) -> String {
         self.innermost.clone()
     }
@@ -68,9 +68,9 @@ pub(super) struct VirtualDataset<R> {
     opened: Arc<OpenFile>,
     dtype: Dtype,
     extents: Vec<u64>,
-    /// Later ones lie over earlier ones.
+    /// Later parts hide earlier ones.
     parts: Vec<VirtualPart>,
-    /// The element where there is no part.
+    /// The element outside all parts.
     fill: Vec<u8>,
     ancestors: Ancestors,
     open: Mutex<VecDeque<(usize, Arc<OpenPart<R>>)>>,
@@ -92,7 +92,7 @@ struct OpenPart<R> {
 }
 
 impl<R: PartReader> VirtualDataset<R> {
-    /// Takes the map of a dataset. Says its extents too, for which parts of a map without an end have to be looked at.
+    /// Reads the mappings of a dataset and its extents. The extents of an unlimited mapping depend on its parts.
     pub fn open(
         opened: &Arc<OpenFile>,
         handle: &Guarded<hdf5::Dataset>,
@@ -102,7 +102,7 @@ impl<R: PartReader> VirtualDataset<R> {
     ) -> Result<VirtualDataset<R>, String> {
         let mut series = Vec::new();
         for mapping in mappings.iter().filter(|mapping| !has_end(mapping)) {
-            // Before HDF5 looks at them, which takes what it cannot read for the end.
+            // This comes before HDF5 opens the parts: HDF5 takes an unreadable part for the end.
             series.push(PartSeries::probe::<R>(opened, mapping, dtype, ancestors)?);
         }
         let in_short = |what: &str| format!("HDF5 cannot read its {what}");
@@ -134,7 +134,7 @@ impl<R: PartReader> VirtualDataset<R> {
         &self.extents
     }
 
-    /// Checks that all parts can be read; adds where they are.
+    /// Checks that all parts can be read; adds their locations.
     pub fn add_sources(&self, sources: &mut Vec<DataSource>) -> Result<(), StoreError> {
         for part in 0..self.parts.len() {
             sources.extend(self.part(part)?.reader.sources()?);
@@ -162,7 +162,7 @@ impl<R: PartReader> VirtualDataset<R> {
         Ok(open[open.len() - 1].1.clone())
     }
 
-    /// Reads a region into its packed row-major bytes as elements of `dtype`, `fill` where there is no part.
+    /// Reads a region as packed row-major elements of `dtype`, with `fill` outside all parts.
     pub fn read(&self, dtype: Dtype, region: &Region, fill: &[u8], out: &mut [u8]) -> Result<(), StoreError> {
         out.chunks_exact_mut(fill.len()).for_each(|element| element.copy_from_slice(fill));
         for (number, part) in self.parts.iter().enumerate() {
@@ -183,7 +183,7 @@ impl<R: PartReader> VirtualDataset<R> {
     }
 }
 
-/// The numbers of the places of an axis that lie in a region; `None` if there are none.
+/// The range of an axis's places, by number, that lie in a region; `None` if it is empty.
 fn within(axis: &Axis, region: &Region, d: usize) -> Option<(u64, u64)> {
     let (from, to) = (axis.below(region.offset[d]), axis.below(region.end(d)));
     (from < to).then_some((from, to))
@@ -203,7 +203,7 @@ impl VirtualPart {
         let mut target = self.target.clone();
         let endless = |axes: &[Axis]| axes.iter().position(|axis| !axis.has_end());
         if let (Some(to), Some(from)) = (endless(&target), endless(&source)) {
-            // As long as both have elements.
+            // The part ends where either side ends.
             let ended = [target[to].clone().ended(extents[to]), source[from].clone().ended(shape[from])];
             let [target_length, source_length] = [ended[0].below(extents[to]), ended[1].below(shape[from])];
             let length = target_length.min(source_length);
@@ -211,7 +211,7 @@ impl VirtualPart {
             (target[to], source[from]) = (a, b);
         }
         if endless(&target).is_some() || endless(&source).is_some() {
-            return Err("it is mapped without an end onto something that has one".to_owned());
+            return Err("its mapping is unlimited on one side only".to_owned());
         }
         for (axis, extent) in source.iter().zip(&shape) {
             if axis.below(*extent) < axis.len() {
@@ -226,7 +226,7 @@ impl VirtualPart {
     }
 }
 
-/// Opens a dataset of the file that another one means, which is to be read as elements of `dtype`.
+/// Opens a part by the names in a mapping, to be read as elements of `dtype`.
 fn reader_of<R: PartReader>(
     opened: &Arc<OpenFile>,
     file: &[u8],
@@ -264,7 +264,7 @@ struct SourceSelection {
 }
 
 impl<R: PartReader> OpenPart<R> {
-    /// Puts the elements that lie in `region` to their places in `out`.
+    /// Copies the elements that lie in `region` to `out`.
     fn read(&self, dtype: Dtype, region: &Region, out: &mut [u8]) -> Result<(), StoreError> {
         let ranges: Vec<(u64, u64)> =
             self.target.iter().enumerate().filter_map(|(d, a)| within(a, region, d)).collect();
@@ -281,7 +281,7 @@ impl<R: PartReader> OpenPart<R> {
             let from = numbers.iter().zip(&weights).map(|(number, weight)| number * weight).sum::<u64>() - first;
             let place = |d: usize| (self.target[d].place(numbers[d]) - region.offset[d]) * strides[d];
             let to = (0..rank).map(place).sum::<u64>();
-            // Along the last axis elements follow each other in both.
+            // Elements along the last axis are contiguous on both sides.
             let last = rank.checked_sub(1);
             let run = last.map_or(1, |d| {
                 let run = self.target[d].run(numbers[d]).min(ranges[d].1 - numbers[d]);
@@ -320,7 +320,8 @@ impl<R: PartReader> OpenPart<R> {
                 weight *= ranges[*t].1 - ranges[*t].0;
             }
         } else {
-            // The elements count as one row: whole slices of the outermost axis have all that is needed.
+            // The shapes differ, so elements correspond by their row-major number: whole rows of the outermost axis are
+            // read.
             let mut weight = 1;
             for t in (0..target.len()).rev() {
                 weights[t] = weight;
@@ -344,7 +345,7 @@ fn has_end(mapping: &Mapping) -> bool {
     slabs.iter().all(|slab| slab.count != u64::MAX && slab.block != u64::MAX)
 }
 
-/// What there is of a mapping without an end.
+/// The parts of an unlimited mapping that exist.
 struct PartSeries {
     /// Whether the parts have numbers in their names.
     is_numbered: bool,
@@ -367,7 +368,7 @@ impl PartSeries {
                 match opened.beside(&file, &["HDF5_VDS_PREFIX"]) {
                     Err(StoreError::NoFile { .. }) => break,
                     Err(error) => return Err(named(with_causes(&error))),
-                    // The end of a series of datasets in one file.
+                    // A series of datasets in one file may end here.
                     Ok(path) if !has_number(&mapping.file) => {
                         let file = OpenFile::open(&path, 0).map_err(|error| named(with_causes(&error)))?;
                         if leads(&file, &dataset) == Some(false) {
@@ -393,7 +394,7 @@ impl PartSeries {
         Ok(PartSeries { is_numbered, found })
     }
 
-    /// The parts that HDF5 has made the extent of.
+    /// The parts that make up the extent that HDF5 reports.
     fn parts(&self, mapping: &Mapping, target: &[Axis], axis: usize, extent: u64) -> Result<Vec<VirtualPart>, String> {
         let Axis::Even(slab) = &target[axis] else { return Err("its map has no numbered parts".to_owned()) };
         let blocks = extent.saturating_sub(slab.start).div_ceil(slab.stride);
@@ -415,7 +416,7 @@ fn has_number(name: &[u8]) -> bool {
     numbered(name, 0) != numbered(name, 1)
 }
 
-/// A name in a map with the number of a block where it says `%b`, and a percent sign where it says `%%`.
+/// A name of a mapping with `%b` replaced by the number of a block and `%%` by a percent sign.
 fn numbered(name: &[u8], block: u64) -> Vec<u8> {
     let mut result = Vec::new();
     let mut bytes = name.iter().copied().peekable();
@@ -433,7 +434,7 @@ fn numbered(name: &[u8], block: u64) -> Vec<u8> {
     result
 }
 
-/// A file of a series that comes after one that is missing.
+/// A file of a series after a missing one.
 fn later_file(opened: &OpenFile, pattern: &[u8], missing: u64) -> Option<String> {
     let first = numbered(pattern, 0);
     let path = opened.beside(&first, &["HDF5_VDS_PREFIX"]).ok()?;

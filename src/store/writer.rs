@@ -1,4 +1,4 @@
-//! Uncompressed datasets, as each rank writes its own parts of them.
+//! Writes of uncompressed datasets, which each rank does by itself.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,11 +10,11 @@ use super::output_layout::{OutputLayout, Storage, offset_of};
 use super::staging::open_own;
 use crate::tensor::{Region, chunks_of, copy_region};
 
-/// Chunks that lie side by side are written at once, up to about so many bytes.
-const AT_ONCE: usize = 4 << 20;
+/// Adjacent chunks are written at once, up to about this many bytes.
+const WRITE_BYTES: usize = 4 << 20;
 
-/// Writes a rank's parts of one uncompressed dataset at their places in the file, and reads them back: no HDF5, no lock, no
-/// other rank.
+/// Writes a rank's parts of one uncompressed dataset at their offsets in the file, and reads them back, without HDF5,
+/// locks or other ranks.
 #[derive(Debug)]
 pub struct Writer {
     file: File,
@@ -27,7 +27,8 @@ impl Writer {
         Ok(Writer { file, layout: layout.clone() })
     }
 
-    /// Writes the packed row-major bytes of a region; of a chunked dataset, whole chunks. Returns how many were written.
+    /// Writes the packed row-major bytes of a region, which is whole chunks of a chunked dataset. Returns the bytes
+    /// written.
     pub fn write(&mut self, region: &Region, bytes: &[u8]) -> Result<u64, StoreError> {
         let element_bytes = self.layout.dtype.size_bytes();
         assert_eq!(bytes.len() as u64, region.elements() * element_bytes as u64);
@@ -50,7 +51,7 @@ impl Writer {
                 };
                 for (number, clipped) in chunks_of(&self.layout.shape, chunk, region) {
                     let offset = offset_of(runs, chunk_bytes as u64, number).ok_or_else(nowhere).map_err(&failed)?;
-                    let follows = begin + buffer.len() as u64 == offset && buffer.len() < AT_ONCE;
+                    let follows = begin + buffer.len() as u64 == offset && buffer.len() < WRITE_BYTES;
                     if !follows {
                         flush(&mut buffer, begin).map_err(&failed)?;
                         begin = offset;
@@ -94,11 +95,11 @@ impl Writer {
 }
 
 fn nowhere() -> std::io::Error {
-    std::io::Error::new(std::io::ErrorKind::InvalidData, "a chunk has no place")
+    std::io::Error::new(std::io::ErrorKind::InvalidData, "a chunk has no offset in the file")
 }
 
-/// A box of a packed array of `shape` as runs of the innermost dimensions that it spans wholly: calls `row` with the bytes of
-/// each in the box, and with where they begin in the array.
+/// Splits a region of a packed array of `shape` into contiguous runs: calls `row` with the bytes of each in the region
+/// and with their offset in the array.
 fn each_row(
     shape: &[u64],
     region: &Region,

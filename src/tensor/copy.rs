@@ -32,8 +32,8 @@ pub fn copy_region(source: &[u8], from: &Region, target: &mut [u8], to: &Region,
     copy_box(source, &from.extent, &from_at[..rank], target, &to.extent, &to_at[..rank], &part.extent, element_bytes);
 }
 
-/// Copies a box of `extent` elements, from `from_at` in a packed array of `from` elements a dimension to `to_at` in one of
-/// `to`. Runs that are contiguous on both sides are copied as one.
+/// Copies a box of `extent` elements, from `from_at` in a packed array of `from` elements a dimension to `to_at` in one
+/// of `to`. Runs that are contiguous on both sides are copied as one.
 #[expect(clippy::too_many_arguments, reason = "two arrays, a place in each, and what is copied")]
 pub fn copy_box(
     source: &[u8],

@@ -64,7 +64,8 @@ impl Dtype {
         }
     }
 
-    /// The value of one little-endian element, as near as f64 has it; `None` for a wrong number of bytes and for storage types.
+    /// The value of one little-endian element, as near as f64 has it; `None` for a wrong number of bytes and for
+    /// storage types.
     pub fn to_f64(self, bytes: &[u8]) -> Option<f64> {
         match self {
             Dtype::F32 => Some(f32::from_le_bytes(bytes.try_into().ok()?).into()),
@@ -73,7 +74,8 @@ impl Dtype {
         }
     }
 
-    /// The value of one little-endian element of an integer type; `None` for a wrong number of bytes and for other types.
+    /// The value of one little-endian element of an integer type; `None` for a wrong number of bytes and for other
+    /// types.
     pub fn to_integer(self, bytes: &[u8]) -> Option<i128> {
         macro_rules! value {
             ($type:ty) => {

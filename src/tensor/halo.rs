@@ -2,7 +2,7 @@ use crate::tensor::region::Region;
 use crate::tensor::shape::Shape;
 use serde::{Deserialize, Serialize};
 
-/// What lies beyond the edge of a tensor, for a kernel that reads neighbours.
+/// The elements beyond the edge of a tensor, for kernels that read neighbours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Boundary {
@@ -12,7 +12,7 @@ pub enum Boundary {
     Periodic,
     /// Zeros.
     Zero,
-    /// Nothing that a kernel may rely on (zeros, so that runs agree).
+    /// Undefined for the kernel (in fact zeros, so that runs agree).
     None,
 }
 
@@ -26,7 +26,7 @@ impl Boundary {
     ];
 }
 
-/// A piece of a padded box: where its elements lie in the tensor, and where it lies in the padded box.
+/// A part of a padded box: the region of its elements in the tensor, and its place in the padded box.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HaloPart {
     pub source: Region,

@@ -1,6 +1,6 @@
 //! Integer geometry of tensors: element types, shapes, regions and copies between packed buffers.
 //!
-//! Refuses to do: I/O, floating-point arithmetic, anything that knows of ranks or files.
+//! This module has no I/O and no floating-point arithmetic, and knows nothing of ranks or files.
 //! Invariant: a [`Region`] always lies in the shape it was made for, and every byte count is computed
 //! without overflow (shapes whose bytes exceed `u64` are refused when they enter, see [`Shape::new`]).
 

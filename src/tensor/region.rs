@@ -14,7 +14,7 @@ impl Region {
         Region { offset: vec![0; shape.rank()], extent: shape.to_vec() }
     }
 
-    /// Nothing, in `rank` dimensions.
+    /// The empty region of `rank` dimensions.
     pub fn empty(rank: usize) -> Self {
         Region { offset: vec![0; rank], extent: vec![0; rank] }
     }

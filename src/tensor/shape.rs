@@ -9,7 +9,7 @@ pub const MAX_RANK: usize = 8;
 #[serde(transparent)]
 pub struct Shape(Vec<u64>);
 
-/// A shape that no tensor here can have.
+/// Why a shape is not supported.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShapeError {

@@ -450,7 +450,7 @@ fn jobs_of_one_name_do_not_meet_and_one_job_under_two_names_does() {
     symlink(&a, lab.path("alias.toml")).unwrap();
     let refused = command(&lab, 1, &lab.path("alias.toml")).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
-    let expected = format!("another run writes the outputs of this job (process {}", under_way.child.id());
+    let expected = format!("another run is writing the outputs of this job (process {}", under_way.child.id());
     assert!(text(&refused).contains(&expected), "{}", text(&refused));
     // The other one neither waits nor clears away what the first has finished, alive or dead.
     kill_at_work(&lab, &b);

@@ -4,13 +4,13 @@ use super::raw;
 use crate::fabric::error::FabricError;
 use crate::topology::Launcher;
 
-/// The MPI library in use and its version, such as `Open MPI v4.1.4`. May be asked before MPI starts.
+/// The MPI library in use and its version, such as `Open MPI v4.1.4`. Works before MPI starts.
 pub fn library() -> String {
     let version = raw::library_version();
     version.map_or_else(|| "an unknown MPI library".to_owned(), |version| short_version(&version))
 }
 
-/// Whether the library is Open MPI. May be asked before MPI starts.
+/// Whether the library is Open MPI. Works before MPI starts.
 pub fn is_open_mpi() -> bool {
     library().starts_with("Open MPI")
 }

@@ -20,13 +20,13 @@ use crate::fabric::message::{Message, check_send};
 use crate::fabric::payload::Payload;
 use crate::topology::{Rank, launcher, launcher_outlives_ranks};
 
-/// Messages being received for [`Fabric::poll`]; the rest wait inside MPI, which slows their senders down.
+/// Most concurrent receives for [`Fabric::poll`]; other messages wait inside MPI, which slows their senders down.
 const RECEIVES_AT_ONCE: usize = 16;
-/// For the other ranks to come to a point that all of them are about to reach.
+/// How long a rank waits for the others at a point that all are about to reach.
 const MEETING_DEADLINE: Duration = Duration::from_secs(60);
-/// For what a rank has said as it left, where others may be gone already.
+/// How long the last messages of a rank may take where other ranks may have left.
 const LAST_SENDS: Duration = Duration::from_millis(500);
-/// For MPI_Finalize, once every rank has come to it.
+/// How long MPI_Finalize may take once every rank has entered it.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Starts MPI on this thread, which must be the only one that uses the fabric. Fails where the launcher started
@@ -45,7 +45,7 @@ pub fn mpi() -> Result<Box<dyn Fabric>, FabricError> {
     check_launcher(size, launcher())?;
     let collectives = world.duplicate(|pending| meet(pending, "setting up a second communicator"))?;
     let members = Members::new(world.rank()?, size);
-    // Of the libraries here only Open MPI's ranks live on, and go on talking, when one is gone.
+    // Of the supported libraries, only Open MPI lets the other ranks continue and communicate when one fails.
     let outlives_ranks = launcher_outlives_ranks() && is_open_mpi() && members.fit(world.highest_tag()?);
     Ok(Box::new(Mpi {
         members,
@@ -90,12 +90,13 @@ struct EarlyMessage {
 struct Mpi {
     members: Members,
     outlives_ranks: bool,
-    /// Callers' messages. Its ranks are those of the start, here and below.
+    /// For messages of callers. Ranks in both communicators are those of the start.
     world: MpiComm,
-    /// Tags from `TAG_LIMIT` on.
+    /// For tags from `TAG_LIMIT` on.
     collectives: MpiComm,
     sends: Vec<SendRequest>,
-    /// In the order MPI matched them, which is the order they were sent in per source and tag; their tags are wire_tag.
+    /// In the order in which MPI matched them, which per source and tag is the order of their sends. Their tags are
+    /// wire tags.
     receives: Vec<ReceiveRequest>,
     /// Messages from ranks that know of more failures than this one.
     early: Vec<EarlyMessage>,
@@ -105,7 +106,7 @@ struct Mpi {
 }
 
 impl Mpi {
-    /// The communicator for a tag, and what the tag is there.
+    /// The communicator for a tag, and the wire tag there.
     fn route(&self, tag: u32) -> (MpiComm, u32) {
         match tag.checked_sub(TAG_LIMIT) {
             Some(tag) => (self.collectives, self.members.wire_tag(TAG_LIMIT + tag) - TAG_LIMIT),
@@ -113,7 +114,7 @@ impl Mpi {
         }
     }
 
-    /// Takes the receive at `index`, which is complete; `None` if it is of another time.
+    /// Takes the completed receive at `index`; `None` if it is deferred or discarded.
     fn take(&mut self, index: usize) -> Option<Message> {
         let receive = self.receives.remove(index);
         let (origin, wire_tag) = (receive.source, receive.tag);
@@ -127,7 +128,7 @@ impl Mpi {
         None
     }
 
-    /// A message that came too early, and no longer is.
+    /// Takes a deferred message that is now acceptable.
     fn take_early(&mut self, wanted: impl Fn(Rank, u32) -> bool) -> Option<Message> {
         let due = |early: &EarlyMessage| {
             self.members.delivery(early.origin, early.wire_tag) == Delivery::Accept
@@ -161,7 +162,7 @@ impl Fabric for Mpi {
         let (communicator, tag) = self.route(tag);
         let mut send = communicator.send(self.members.origin(to), tag, bytes)?;
         self.counters.sent(length);
-        // Short messages are gone already.
+        // Short messages are sent immediately.
         if !send.done()? {
             self.sends.push(send);
         }
@@ -173,7 +174,7 @@ impl Fabric for Mpi {
         if let Some(message) = self.take_early(|_, wire_tag| Members::tag_of(wire_tag) < TAG_LIMIT) {
             return Ok(Some(message));
         }
-        // What is received from a rank that died may never be complete: word of that must not wait for it.
+        // A receive from a failed rank may never complete: the notice of that failure must not wait for it.
         let tag = (self.receives.len() >= RECEIVES_AT_ONCE).then_some(LASTING_TAG);
         self.receives.extend(self.world.receive(None, tag)?);
         let mut index = 0;
@@ -238,7 +239,7 @@ impl Fabric for Mpi {
 
     fn shrink(&mut self, survivors: &[Rank]) {
         self.members.shrink(survivors);
-        // What goes to those who are gone never leaves; the bytes stay where MPI may still read or write them.
+        // Sends to failed ranks never complete; their bytes are leaked, since MPI may still access them.
         self.sends.clear();
         self.receives.retain(|receive| self.members.delivery(receive.source, receive.tag) != Delivery::Discard);
     }
@@ -249,13 +250,14 @@ impl Fabric for Mpi {
 
     fn finalize(mut self: Box<Self>, code: i32) -> Result<(), FabricError> {
         if self.outlives_ranks {
-            // What goes to ranks that have left before never leaves, and nobody needs it.
+            // Sends to ranks that have left never complete, and are not needed.
             let (mut backoff, until) = (Backoff::default(), Instant::now() + LAST_SENDS);
             while !self.sends.is_empty() && Instant::now() < until {
                 self.progress()?;
                 backoff.wait();
             }
-            // MPI_Finalize waits for ranks that are gone, or may be any moment. The launcher knows that ranks may leave without.
+            // MPI_Finalize would wait for ranks that have failed or may still fail. The launcher lets ranks leave
+            // without it.
             set_mpi_live(false);
             return Ok(());
         }
@@ -272,7 +274,7 @@ impl Fabric for Mpi {
     }
 }
 
-/// Exits with `code` unless the returned sender is dropped in time. One rank speaks for all.
+/// Exits with `code` unless the returned sender is dropped in time. Only one rank reports it.
 fn exit_if_shutdown_hangs(code: i32, speaks: bool) -> mpsc::Sender<()> {
     let (returned, watch) = mpsc::channel();
     thread::spawn(move || {

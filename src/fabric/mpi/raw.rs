@@ -1,4 +1,4 @@
-//! MPI's C interface made safe: return codes become errors, and a buffer stays where it is until MPI has let go of it.
+//! A safe wrapper of MPI's C interface: return codes become errors, and buffers stay in place while MPI uses them.
 //!
 //! Handles are opaque: pointers in Open MPI, integers in MPICH. rsmpi's own calls would drop the return codes.
 #![expect(
@@ -20,7 +20,7 @@ use crate::topology::Rank;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MpiComm(ffi::MPI_Comm);
 
-/// A request that MPI works on.
+/// An MPI request.
 #[derive(Debug)]
 struct MpiRequest(ffi::MPI_Request);
 
@@ -30,7 +30,7 @@ impl MpiRequest {
         MpiRequest(unsafe { ffi::RSMPI_REQUEST_NULL })
     }
 
-    /// Whether the operation is complete; a complete one answers true for ever, since MPI nulls the handle.
+    /// Whether the operation is complete; a completed request stays complete, since MPI nulls the handle.
     fn test(&mut self) -> Result<bool, FabricError> {
         let mut flag: c_int = 0;
         // SAFETY: the handle is of a request that was started, or null; the status may be ignored.
@@ -86,7 +86,7 @@ impl MpiComm {
         Ok(found.and_then(|tag| u32::try_from(*tag).ok()).unwrap_or(TAG_LIMIT - 1))
     }
 
-    /// A second communicator over the same ranks, whose messages never meet this one's. Waits with `wait`.
+    /// A second communicator over the same ranks, with separate messages. `wait` waits for its creation.
     pub(super) fn duplicate(
         self,
         wait: impl FnOnce(&mut CollectiveRequest) -> Result<(), FabricError>,
@@ -116,8 +116,8 @@ impl MpiComm {
     /// Starts a send. `bytes` has been checked to fit an `int`.
     pub(super) fn send(self, to: Rank, tag: u32, bytes: Payload) -> Result<SendRequest, FabricError> {
         let mut request = MpiRequest::null();
-        // SAFETY: the bytes neither move nor change nor go before the request is complete: `SendRequest` keeps them, and
-        // leaks them if it is dropped earlier.
+        // SAFETY: the bytes neither move nor change nor go before the request is complete: `SendRequest` keeps them,
+        // and leaks them if it is dropped earlier.
         check("MPI_Isend", unsafe {
             ffi::MPI_Isend(
                 bytes.as_ptr().cast::<c_void>(),
@@ -165,8 +165,8 @@ impl MpiComm {
         bytes.try_reserve_exact(length).map_err(|_| FabricError::Memory { sender: source, bytes: length as u64 })?;
         let mut bytes = ManuallyDrop::new(bytes);
         let mut request = MpiRequest::null();
-        // SAFETY: the buffer has room for `count` bytes and stays until the request is complete: `ReceiveRequest` leaks it
-        // if dropped earlier. Nothing reads it before.
+        // SAFETY: the buffer has room for `count` bytes and stays until the request is complete: `ReceiveRequest` leaks
+        // it if dropped earlier. Nothing reads it before.
         check("MPI_Imrecv", unsafe {
             ffi::MPI_Imrecv(
                 bytes.as_mut_ptr().cast::<c_void>(),
@@ -180,7 +180,7 @@ impl MpiComm {
     }
 }
 
-/// Bytes on their way out. Dropped while MPI may still read them, it leaks them.
+/// A send in progress. Dropping it while MPI may still read the bytes leaks them.
 #[derive(Debug)]
 pub(super) struct SendRequest {
     request: MpiRequest,
@@ -203,7 +203,7 @@ impl Drop for SendRequest {
     }
 }
 
-/// Bytes on their way in. Dropped while MPI may still write them, it leaks them.
+/// A receive in progress. Dropping it while MPI may still write the bytes leaks them.
 #[derive(Debug)]
 pub(super) struct ReceiveRequest {
     pub(super) source: Rank,

@@ -7,7 +7,7 @@ use hdf5_sys::{h5a::*, h5d::*, h5i::hid_t, h5p::*, h5s::*, h5t::*};
 
 use super::handle::Handle;
 
-/// To whose axis a dimension scale is attached, as scales note it.
+/// The axis that a dimension scale is attached to, as the scale records it.
 #[derive(Clone, Copy, Debug, hdf5::H5Type)]
 #[repr(C)]
 pub(in crate::store) struct Attached {
@@ -15,13 +15,13 @@ pub(in crate::store) struct Attached {
     pub dimension: i32,
 }
 
-/// Where in the file the header of an object is.
+/// The address of an object's header in its file.
 pub(in crate::store) fn address(reference: ObjectReference1) -> u64 {
     // SAFETY: the type is a transparent wrapper of HDF5's `hobj_ref_t`, which is this number.
     unsafe { std::mem::transmute::<ObjectReference1, u64>(reference) }
 }
 
-/// A nameless dataset that vanishes with its handle: it holds attributes.
+/// Makes an anonymous dataset that holds attributes and vanishes with its handle.
 pub(in crate::store) fn shelf(file: &File) -> hdf5::Result<Shelf> {
     // SAFETY: handles are closed by their owners.
     sync(|| unsafe {
@@ -31,16 +31,16 @@ pub(in crate::store) fn shelf(file: &File) -> hdf5::Result<Shelf> {
     })
 }
 
-/// What [`shelf`] makes.
+/// An anonymous dataset that holds attributes.
 pub(in crate::store) struct Shelf(Handle);
 
 impl Shelf {
-    /// Takes up an attribute of a dataset.
+    /// Copies an attribute of a dataset here.
     pub(in crate::store) fn take(&self, dataset: &Dataset, name: &str) -> hdf5::Result<()> {
         copy_attribute(dataset.id(), self.0.id, name)
     }
 
-    /// Gives it to a dataset.
+    /// Copies an attribute from here to a dataset.
     pub(in crate::store) fn give(&self, dataset: &Dataset, name: &str) -> hdf5::Result<()> {
         copy_attribute(self.0.id, dataset.id(), name)
     }
@@ -60,7 +60,7 @@ fn copy_attribute(from: hid_t, to: hid_t, name: &str) -> hdf5::Result<()> {
         if elements == 0 {
             return Ok(());
         }
-        // Aligned for whatever it may be.
+        // Aligned for any type.
         let mut buffer = vec![0u128; (elements * H5Tget_size(ty.id)).div_ceil(size_of::<u128>())];
         let bytes = buffer.as_mut_ptr().cast::<c_void>();
         h5check(H5Aread(source.id, ty.id, bytes))?;

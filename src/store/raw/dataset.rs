@@ -28,39 +28,39 @@ pub(in crate::store) enum Dataspace {
     Extents(Vec<u64>),
 }
 
-/// Element type of a dataset, as the one of the door says.
+/// The element type of a guarded dataset.
 pub(in crate::store) fn element_type(dataset: &Guarded<Dataset>) -> hdf5::Result<Result<(Dtype, bool), String>> {
     let _guard = dataset.guard();
     types::element_type(dataset)
 }
 
-/// How a dataset is stored, as its creator wished it.
+/// The creation properties of a dataset.
 pub(in crate::store) struct Creation {
     pub chunk: Option<Vec<u64>>,
     pub filters: Vec<Filter>,
-    /// Files without any structure that have the elements.
+    /// Raw files that hold the elements.
     pub raw_files: Vec<RawFile>,
-    /// Of a virtual dataset, in the order in which they are laid over each other.
+    /// The mappings of a virtual dataset; later ones hide earlier ones.
     pub mappings: Option<Vec<Mapping>>,
 }
 
 pub(in crate::store) struct Filter {
     pub id: i32,
     pub name: String,
-    /// Whether chunks may be stored without it.
+    /// Whether chunks may be stored without the filter.
     pub optional: bool,
-    /// Whether this HDF5 can undo it.
+    /// Whether this HDF5 library can decode it.
     pub available: bool,
 }
 
 pub(in crate::store) struct RawFile {
     pub name: Vec<u8>,
     pub offset_bytes: u64,
-    /// None: as long as it is.
+    /// `None` means up to the end of the raw file.
     pub length_bytes: Option<u64>,
 }
 
-/// One entry of a virtual dataset's map.
+/// One mapping of a virtual dataset.
 pub(in crate::store) struct Mapping {
     pub file: Vec<u8>,
     pub dataset: Vec<u8>,
@@ -73,14 +73,14 @@ pub(in crate::store) struct Mapping {
 pub(in crate::store) enum Selection {
     All,
     None,
-    /// By axis; a count or block of `u64::MAX` has no end.
+    /// A regular hyperslab, by axis; a count or block of `u64::MAX` is unlimited.
     Regular(Vec<Slab>),
-    /// The first and the last place of each block.
+    /// The first and the last coordinate of each block.
     Blocks(Vec<(Vec<u64>, Vec<u64>)>),
     Points,
 }
 
-/// Along one axis: `count` blocks of `block` elements, `stride` apart.
+/// `count` blocks of `block` elements, `stride` apart, along one axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Slab {
     pub start: u64,
@@ -89,7 +89,7 @@ pub(in crate::store) struct Slab {
     pub block: u64,
 }
 
-/// Opens a file for reading, whatever bytes its name has.
+/// Opens a file for reading. Its name need not be UTF-8.
 pub(in crate::store) fn open_file(path: &Path, cache_bytes: usize) -> hdf5::Result<Guarded<File>> {
     let name = c_name(path.as_os_str().as_bytes())?;
     // SAFETY: the name is a C string; the handle of the file gets its one owner.
@@ -109,7 +109,7 @@ pub(in crate::store) fn open_dataset(file: &Guarded<File>, path: &[u8]) -> hdf5:
     Guarded::open(file.message(), || sync(open))
 }
 
-/// The dataspace of a dataset. HDF5 looks at the parts of a virtual dataset that has no fixed extent.
+/// The dataspace of a dataset. For a virtual dataset of unlimited extent HDF5 opens its parts.
 pub(in crate::store) fn space(dataset: &Guarded<Dataset>) -> hdf5::Result<Dataspace> {
     let _guard = dataset.guard();
     // SAFETY: a query of a space that this call opened.
@@ -134,7 +134,7 @@ unsafe fn extents(space: hid_t) -> hdf5::Result<Vec<u64>> {
     }
 }
 
-/// How a dataset is stored.
+/// Reads the creation properties of a dataset.
 pub(in crate::store) fn creation(dataset: &Guarded<Dataset>) -> hdf5::Result<Creation> {
     let _guard = dataset.guard();
     // SAFETY: queries of a property list that this call opened; buffers are as long as HDF5 is told.
@@ -204,7 +204,7 @@ unsafe fn raw_file(list: hid_t, index: u32) -> hdf5::Result<RawFile> {
     }
     Ok(RawFile {
         name: until_nul(&name),
-        offset_bytes: u64::try_from(offset).map_err(|_| hdf5::Error::from("a raw file begins before its beginning"))?,
+        offset_bytes: u64::try_from(offset).map_err(|_| hdf5::Error::from("a raw file has a negative offset"))?,
         length_bytes: (length != u64::MAX).then_some(length),
     })
 }
@@ -262,7 +262,7 @@ unsafe fn selection(space: hid_t) -> hdf5::Result<Selection> {
     }
 }
 
-/// The bytes of the element that stands where nothing is stored.
+/// The bytes of the fill value.
 pub(in crate::store) fn fill_value(dataset: &Guarded<Dataset>, dtype: Dtype) -> hdf5::Result<Vec<u8>> {
     let _guard = dataset.guard();
     let mut element = vec![0u8; dtype.size_bytes()];
@@ -278,7 +278,7 @@ pub(in crate::store) fn fill_value(dataset: &Guarded<Dataset>, dtype: Dtype) -> 
     })
 }
 
-/// Which filters the first stored chunk does without, by a bit for each; `None` if there is no chunk.
+/// The filters that the first stored chunk skips, as a bit mask; `None` if no chunk is stored.
 pub(in crate::store) fn first_filter_mask(dataset: &Guarded<Dataset>, rank: usize) -> hdf5::Result<Option<u32>> {
     let _guard = dataset.guard();
     // SAFETY: results go into locals; the offset has room for the dataset's rank.
@@ -296,7 +296,7 @@ pub(in crate::store) fn first_filter_mask(dataset: &Guarded<Dataset>, rank: usiz
     })
 }
 
-/// Where the bytes of a contiguous dataset begin in its file, and how many are stored.
+/// The offset of a contiguous dataset in its file, and the number of stored bytes.
 pub(in crate::store) fn location(dataset: &Guarded<Dataset>) -> (Option<u64>, u64) {
     let _guard = dataset.guard();
     // SAFETY: queries of an open dataset.

@@ -1,6 +1,6 @@
-//! HDF5 crashes on some damaged files: it reads and writes beyond its buffers, and aborts; on others it comes to no end. Where
-//! that happens while a file is being looked at, the process ends at once with an error that names the file, as if HDF5 had
-//! said so.
+//! Containment of HDF5's crashes. On some damaged files HDF5 accesses memory beyond its buffers or aborts; on others it
+//! loops forever. If that happens while a file is read, the process ends at once with an error that names the file, as
+//! if HDF5 had reported it.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -16,33 +16,33 @@ use std::time::Duration;
 
 use crate::text;
 
-/// How a process ends that uses memory wrongly.
+/// Signals of a process that accesses memory wrongly.
 const SIGNALS: [c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGABRT];
-/// The exit status of a failed run, and as whoever started the ranks is told.
+/// The exit status of a failed run, as a number and as the supervisor of the ranks reads it.
 const FAILED: (c_int, &[u8; 5]) = (1, b"   1\n");
 
 thread_local! {
-    /// What to say if HDF5 crashes now on this thread; null while it is not at work.
+    /// The message for a crash of HDF5 on this thread; null while HDF5 does not run.
     static MESSAGE: Cell<(*const u8, usize)> = const { Cell::new((ptr::null(), 0)) };
-    /// Counts the CPU time of this thread; null before it is needed.
+    /// A timer on the CPU time of this thread; null before its first use.
     static TIMER: Cell<libc::timer_t> = const { Cell::new(ptr::null_mut()) };
 }
-/// CPU time that one call may take, in seconds; 0: as long as it likes.
+/// CPU time that one call may take, in seconds; 0 means no limit.
 static LIMIT: AtomicI64 = AtomicI64::new(0);
 /// CPU time after which HDF5 is taken to be in an endless loop while it describes a file.
 pub const CALL_LIMIT: Duration = Duration::from_secs(60);
-/// What a timer sends.
+/// The signal of an expired timer.
 const OUT_OF_TIME: c_int = libc::SIGVTALRM;
-/// A call that reads elements may decompress large chunks and takes so many times as long.
+/// Factor on the limit for calls that read elements: they may decompress large chunks.
 const READING: i64 = 20;
-/// A file that is told how the run ends, or -1.
+/// Descriptor of the file that receives the exit status, or -1.
 static WORD: AtomicI32 = AtomicI32::new(-1);
-/// What was done about the signals before.
+/// The handlers that were installed before.
 static BEFORE: OnceLock<Vec<(c_int, libc::sigaction)>> = OnceLock::new();
 
-/// From now on it is an error if HDF5 crashes on a file that is read, or computes for longer than `limit` to say what is in it:
-/// exit status 1, which `word` is told too. To be called before other handlers of these signals are installed, which hand on
-/// what is not theirs.
+/// From now on a crash of HDF5 on a file that is read, or more than `limit` of CPU time to describe it, ends the
+/// process with exit status 1 and an error that names the file. The status is also written to `word`. Call this once,
+/// before other handlers of these signals are installed; those must pass on signals that are not theirs.
 pub fn contain_crashes(word: Option<File>, limit: Duration) {
     BEFORE.get_or_init(|| {
         WORD.store(word.map_or(-1, IntoRawFd::into_raw_fd), Ordering::Relaxed);
@@ -58,21 +58,21 @@ fn catch(signal: c_int) -> Option<libc::sigaction> {
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
         let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = crashed;
         action.sa_sigaction = handler as usize;
-        // The stack may have run over.
+        // The stack may have overflowed.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
         (libc::sigaction(signal, &action, before.as_mut_ptr()) == 0).then(|| before.assume_init())
     }
 }
 
 extern "C" fn crashed(signal: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
-    // Without a destructor and with a constant to begin with it is a plain place in memory.
+    // A thread-local with a constant initial value and without a destructor is plain memory.
     let (message, length) = MESSAGE.get();
     // SAFETY: only calls that are allowed in a handler; the message lives as long as it stands there.
     unsafe {
         if !message.is_null() {
             let what: &[u8] = match signal {
-                OUT_OF_TIME => b"error: HDF5 came to no end while it read ",
-                _ => b"error: HDF5 crashed while it read ",
+                OUT_OF_TIME => b"error: HDF5 did not return while reading ",
+                _ => b"error: HDF5 crashed while reading ",
             };
             libc::write(2, what.as_ptr().cast(), what.len());
             libc::write(2, message.cast(), length);
@@ -82,11 +82,11 @@ extern "C" fn crashed(signal: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
             }
             libc::_exit(FAILED.0);
         }
-        // It came to an end just now.
+        // The call has just returned.
         if signal == OUT_OF_TIME {
             return;
         }
-        // Not HDF5's: what was done before, when the same happens again.
+        // The fault is not HDF5's: the earlier handler runs when it happens again.
         let before = BEFORE.get().and_then(|all| all.iter().find(|(number, _)| *number == signal));
         match before {
             Some((_, before)) => libc::sigaction(signal, before, ptr::null_mut()),
@@ -98,7 +98,7 @@ extern "C" fn crashed(signal: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     }
 }
 
-/// While it lives, this thread is in HDF5.
+/// Marks this thread as running HDF5 while it exists.
 pub(in crate::store) struct Guard {
     outer: (*const u8, usize),
     _message: Arc<[u8]>,
@@ -124,7 +124,7 @@ impl Drop for Guard {
     }
 }
 
-/// Has this thread get a signal after so many seconds of CPU time; 0: never.
+/// Sends this thread a signal after this many seconds of its CPU time; 0 means never.
 fn set_timer(seconds: i64) {
     // SAFETY: structures are plain data that live during the calls; a timer that cannot be had stays null.
     unsafe {
@@ -145,19 +145,19 @@ fn set_timer(seconds: i64) {
     }
 }
 
-/// What is said if HDF5 crashes on this file.
+/// The message for a crash of HDF5 on this file.
 pub(in crate::store) fn message(path: &Path) -> Arc<[u8]> {
     let path = text::line(&path.display().to_string());
-    let text = format!("{path}: the file is damaged\nhelp: copy it again from its source, or make it anew\n");
+    let text = format!("{path}: the file is damaged\nhelp: copy it again from its source, or recreate it\n");
     text.into_bytes().into()
 }
 
-/// While it lives, HDF5 is at work on this file, for as long as that takes.
+/// Marks this thread as running HDF5 on this file, without a time limit.
 pub(in crate::store) fn guard(path: &Path) -> Guard {
     Guard::new(&message(path), 0)
 }
 
-/// Something of HDF5's that is used, and in the end closed, under a guard.
+/// An HDF5 object that is used and closed under a guard.
 #[derive(Debug)]
 pub(in crate::store) struct Guarded<T> {
     inner: ManuallyDrop<T>,
@@ -165,19 +165,19 @@ pub(in crate::store) struct Guarded<T> {
 }
 
 impl<T> Guarded<T> {
-    /// Opens it.
+    /// Opens the object under a guard.
     pub fn open<E>(message: Arc<[u8]>, open: impl FnOnce() -> Result<T, E>) -> Result<Guarded<T>, E> {
         let _guard = Guard::new(&message, 1);
         let inner = ManuallyDrop::new(open()?);
         Ok(Guarded { inner, message })
     }
 
-    /// To be held while HDF5 works on it.
+    /// A guard to hold while HDF5 uses the object.
     pub fn guard(&self) -> Guard {
         Guard::new(&self.message, 1)
     }
 
-    /// The same while elements are read.
+    /// A guard to hold while elements are read.
     pub fn reading(&self) -> Guard {
         Guard::new(&self.message, READING)
     }
@@ -227,8 +227,8 @@ mod tests {
             let inside = crash(&format!("{how} {}", word.display()));
             assert_eq!(inside.status.code(), Some(1), "{inside:?}");
             let text = String::from_utf8_lossy(&inside.stderr).into_owned();
-            let what = if how == "loop" { "came to no end" } else { "crashed" };
-            assert!(text.contains(&format!("error: HDF5 {what} while it read some/file.h5")), "{text}");
+            let what = if how == "loop" { "did not return" } else { "crashed" };
+            assert!(text.contains(&format!("error: HDF5 {what} while reading some/file.h5")), "{text}");
             assert_eq!(std::fs::read_to_string(&word).unwrap(), "   1\n");
             if how == "loop" {
                 continue;

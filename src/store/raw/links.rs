@@ -18,20 +18,20 @@ use super::handle::Handle;
 /// Longer names and link values are taken for damage.
 pub(super) const MOST_NAME_BYTES: usize = 1 << 20;
 
-/// Where a link of a group leads.
+/// The target of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Link {
-    /// To an object of this file, by its address.
+    /// An object of this file, by its address.
     Hard(u64),
-    /// To a path in this file.
+    /// A path in this file.
     Soft(Vec<u8>),
-    /// To a path in another file.
+    /// A path in another file.
     External { file: Vec<u8>, object: Vec<u8> },
-    /// To wherever a program that registered it says.
+    /// A link class that a program registered.
     Other,
 }
 
-/// What a path of hard links leads to.
+/// The kind of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum ObjectKind {
     Group,
@@ -43,13 +43,13 @@ pub(super) fn c_name(name: &[u8]) -> hdf5::Result<CString> {
     CString::new(name).map_err(|_| hdf5::Error::from("the name has a NUL"))
 }
 
-/// Where the last link of a path leads, all before which are hard links to groups; `None` if there is no such link.
+/// The target of the last link of a path whose other links are hard links to groups; `None` if there is no such link.
 pub(in crate::store) fn link(file: &Guarded<File>, path: &[u8]) -> hdf5::Result<Option<Link>> {
     let _guard = file.guard();
     link_in(file, path)
 }
 
-/// The same in a file that is our own, which HDF5 does not crash on.
+/// The same without a guard, for this run's own files.
 pub(in crate::store) fn link_in(file: &File, path: &[u8]) -> hdf5::Result<Option<Link>> {
     let name = c_name(path)?;
     // SAFETY: the name is a C string, and results go into locals.
@@ -65,8 +65,8 @@ pub(in crate::store) fn link_in(file: &File, path: &[u8]) -> hdf5::Result<Option
     })
 }
 
-/// The class of a link as a number, because classes that programs define are none of the enum's values, and its address or
-/// the length of its value.
+/// The class of a link as a number, because classes that programs define are none of the enum's values, and its address
+/// or the length of its value.
 ///
 /// # Safety
 /// The pointer is to the information of a link, as HDF5 fills it in.
@@ -110,7 +110,7 @@ pub(super) fn until_nul(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().copied().take_while(|byte| *byte != 0).collect()
 }
 
-/// All links of the group at a path of hard links. Its time is linear in their number.
+/// All links of the group at a path of hard links, in time linear in their number.
 pub(in crate::store) fn links(file: &Guarded<File>, group: &[u8]) -> hdf5::Result<Vec<(Vec<u8>, Link)>> {
     let _guard = file.guard();
     extern "C" fn take(_: hid_t, name: *const c_char, info: *const H5L_info1_t, found: *mut c_void) -> i32 {
@@ -138,7 +138,7 @@ pub(in crate::store) fn links(file: &Guarded<File>, group: &[u8]) -> hdf5::Resul
     })
 }
 
-/// What a path of hard links leads to, and its address.
+/// The kind and the address of the object at a path of hard links.
 pub(in crate::store) fn kind(file: &Guarded<File>, path: &[u8]) -> hdf5::Result<(ObjectKind, u64)> {
     let _guard = file.guard();
     let name = c_name(path)?;

@@ -45,10 +45,10 @@ pub(in crate::store) fn create(file: &File, name: &str, storage: &NewStorage<'_>
     })
 }
 
-/// The stored bytes of one chunk; `None` if there are none.
+/// Reads the stored bytes of one chunk; `None` if the chunk is not stored.
 pub(in crate::store) fn read_chunk(dataset: &Dataset, offset: &[u64]) -> hdf5::Result<Option<Vec<u8>>> {
-    // SAFETY: `offset` has the dataset's rank, which the caller took it from; HDF5 writes as many bytes as it has just said, for
-    // which there is room.
+    // SAFETY: `offset` has the dataset's rank, which the caller took it from; HDF5 writes as many bytes as it has just
+    // said, for which there is room.
     sync(|| unsafe {
         let (mut bytes, mut filters, mut address) = (0, 0, HADDR_UNDEF);
         h5check(H5Dget_chunk_info_by_coord(dataset.id(), offset.as_ptr(), &mut filters, &mut address, &mut bytes))?;

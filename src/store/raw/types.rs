@@ -46,7 +46,8 @@ unsafe fn small_float(mantissa: usize, exponent: usize, bias: usize) -> hdf5::Re
     }
 }
 
-/// Element type of a dataset and whether its file stores it big-endian; what it is in words where no kernel can take it.
+/// The element type of a dataset and whether its file stores it big-endian; `Err` describes a type that no kernel
+/// supports.
 pub(super) fn element_type(dataset: &Dataset) -> hdf5::Result<Result<(Dtype, bool), String>> {
     // SAFETY: queries of a type that this call opened.
     sync(|| unsafe {
@@ -81,7 +82,7 @@ pub(super) fn element_type(dataset: &Dataset) -> hdf5::Result<Result<(Dtype, boo
     })
 }
 
-/// Whether a dataset has exactly this type of elements, and a shape at all.
+/// Whether a dataset has exactly this element type and is not a null dataspace.
 pub(in crate::store) fn has_type(dataset: &Dataset, dtype: Dtype) -> hdf5::Result<bool> {
     // SAFETY: queries of what this call opened.
     sync(|| unsafe {
