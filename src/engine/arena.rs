@@ -1,34 +1,33 @@
-//! Where the host puts what it hands to a kernel: behind what the module itself uses lies the arena, with the views and
-//! one slot per operand, each in pages of its own between pages that nobody may touch.
+//! The layout of the operands in linear memory: the arena follows the module's own memory and holds the views and one
+//! slot per operand, each in its own pages between guard pages.
 //!
-//! A tile lies at the end of its slot, as near to the page behind as alignment lets it, so that most kernels that go
-//! beyond it trap. What is left of the slot on either side begins with a fence, a pattern: behind and before outputs it
-//! is compared after each call, and beside inputs, which a kernel cannot write, it makes what is read there the same in
-//! every run.
+//! A tile lies at the end of its slot, as close to the guard page as alignment allows, so that most kernels that access
+//! memory after it trap. On either side of the tile there is a fence, a byte pattern. Fences around outputs are checked
+//! after each call; fences around inputs, which a kernel cannot write, make stray reads the same in every run.
 
 use std::ops::Range;
 
 use crate::engine::operand::{Access, OperandSpec, View};
 
-/// Protection works on the host's pages.
+/// Page size of the host, the unit of memory protection.
 pub(super) const HOST_PAGE: u64 = 4_096;
-/// Tiles begin at multiples of it.
+/// Alignment of tiles.
 pub(super) const ALIGNMENT: u64 = 64;
-/// Bytes of a fence, where the slot has so many.
+/// Most bytes of a fence.
 pub(super) const FENCE_BYTES: u64 = 64;
 
-/// Where in its slot an operand's tile lies.
+/// The position of a tile in its slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TilePlacement {
-    /// As in runs: aligned, at the end of the slot.
+    /// Aligned at the end of the slot, as in runs.
     Aligned,
-    /// So many bytes behind the page that ends before the slot.
+    /// This many bytes after the guard page before the slot.
     Front(u64),
-    /// So many bytes before the page that begins behind the slot.
+    /// This many bytes before the guard page after the slot.
     Back(u64),
 }
 
-/// Where an operand's bytes may lie in linear memory.
+/// The pages of an operand in linear memory.
 #[derive(Clone, Debug)]
 pub(super) struct OperandSlot {
     /// Whole pages.
@@ -36,7 +35,7 @@ pub(super) struct OperandSlot {
     pub max_bytes: u64,
     pub access: Access,
     pub place: TilePlacement,
-    /// The tile of the last call, or the next one, if there is one.
+    /// The tile of the last or the coming call, if there is one.
     pub tile: Option<Range<u64>>,
 }
 
@@ -46,11 +45,11 @@ impl OperandSlot {
         matches!(self.access, Access::Out | Access::InOut)
     }
 
-    /// Where a tile of `bytes` lies, if it fits.
+    /// The addresses of a tile of `bytes`, if it fits.
     pub fn tile_of(&self, bytes: u64) -> Option<Range<u64>> {
         let Range { start, end } = self.pages;
         let address = match (self.access, self.place) {
-            // Pages of others may take the place of these.
+            // Shared memory may be mapped over these pages.
             (Access::Shared, _) => start,
             (_, TilePlacement::Aligned) => end.checked_sub(bytes.max(1).next_multiple_of(ALIGNMENT))?,
             (_, TilePlacement::Front(gap)) => start + gap,
@@ -60,7 +59,7 @@ impl OperandSlot {
         (bytes <= self.max_bytes && start <= address && tile.end <= end).then_some(tile)
     }
 
-    /// What of the slot stands before and behind `tile`, at most `width` bytes of it on each side.
+    /// The parts of the slot before and after `tile`, at most `width` bytes each.
     pub fn fences(&self, tile: &Range<u64>, width: u64) -> [Range<u64>; 2] {
         let Range { start, end } = self.pages;
         let before = start.max(tile.start.saturating_sub(width))..tile.start;
@@ -68,13 +67,13 @@ impl OperandSlot {
     }
 }
 
-/// Where everything lies that the host put into linear memory.
+/// The host's part of linear memory.
 #[derive(Debug, Default)]
 pub(super) struct Arena {
     pub start: u64,
     pub views: Range<u64>,
     pub slots: Vec<OperandSlot>,
-    /// Pages that nobody may touch, as addresses.
+    /// Addresses of the guard pages.
     pub guards: Vec<u64>,
     end: u64,
 }
@@ -83,11 +82,11 @@ impl Arena {
     /// Lays out views and operands from `start` on, which is page-aligned.
     pub fn new(start: u64, operands: &[OperandSpec]) -> Arena {
         let mut arena = Arena { start, end: start, ..Arena::default() };
-        // Before the views too: a heap that runs over the module's own memory must not reach them.
+        // A guard page precedes the views too: a heap that grows beyond the module's own memory must not reach them.
         arena.add_guard();
         arena.views = arena.add_pages((operands.len() * View::BYTES) as u64);
         for operand in operands {
-            // An empty operand has a page of its own all the same.
+            // An empty operand also has a page.
             let bytes = match operand.access {
                 Access::Shared => operand.max_bytes.max(1),
                 _ => operand.max_bytes.max(1).next_multiple_of(ALIGNMENT) + FENCE_BYTES,

@@ -11,18 +11,18 @@ const MAGIC: &[u8; 8] = b"exuvia\0\x01";
 /// wasmer's version is pinned in Cargo.toml; LLVM's is the one that wasmer's compiler crate is built for.
 pub const COMPILER: &str = "wasmer 4.4.0, LLVM 15";
 
-/// Which passes make optimized code.
+/// The passes that make optimized code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pipeline {
-    /// LLVM's `default<O3>` for the CPU at hand, on code freed of what stops it.
+    /// LLVM's `default<O3>` for the host CPU, on code without the constructs that block it.
     #[default]
     Full,
     /// wasmer's own pass list for a generic CPU; the benchmarks compare with it.
     Stock,
 }
 
-/// Everything that must agree for compiled code to be loadable and to give the expected bits.
+/// Everything that must match for compiled code to be loadable and to give the expected bits.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ArtifactFingerprint {
     module_hash: String,
@@ -49,12 +49,12 @@ impl ArtifactFingerprint {
         }
     }
 
-    /// Short name of this identity: the cache's file name.
+    /// A hash of the fingerprint: the file name in the cache.
     pub(super) fn key(&self) -> String {
         blake3::hash(format!("{self:?}").as_bytes()).to_hex().to_string()
     }
 
-    /// The first thing in which two identities differ, both sides named.
+    /// The first difference of two fingerprints, with both sides.
     fn difference(&self, other: &ArtifactFingerprint) -> Option<String> {
         let sides = [
             ("module", &self.module_hash, &other.module_hash),
@@ -77,7 +77,7 @@ struct ArtifactHeader {
     compile_ns: u64,
 }
 
-/// Compiled code with its identity, as it is cached and sent.
+/// Compiled code with its fingerprint, as it is cached and sent.
 #[derive(Debug)]
 pub(super) struct Artifact<'a> {
     pub fingerprint: ArtifactFingerprint,
@@ -103,7 +103,7 @@ impl<'a> Artifact<'a> {
     /// Reads an artifact; fails on anything but what [`Artifact::to_bytes`] wrote.
     pub fn parse(bytes: &'a [u8]) -> Result<Artifact<'a>, String> {
         let damaged = || "it is damaged".to_owned();
-        let rest = bytes.strip_prefix(MAGIC).ok_or("it is no artifact of this version")?;
+        let rest = bytes.strip_prefix(MAGIC).ok_or("it is not an artifact of this version")?;
         let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
         let (header, code) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(damaged)?;
         let header: ArtifactHeader = serde_json::from_slice(header).map_err(|_| damaged())?;

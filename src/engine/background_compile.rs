@@ -1,10 +1,10 @@
-//! Compiling in a process of its own: compilers may abort the process they run in, or take hours and all memory for a
-//! small module, and then only the helper is gone. The system holds it to limits of CPU time and memory.
+//! Compilation in a helper process: a compiler may abort its process, or take hours and all memory for a small module;
+//! then only the helper is lost. The system enforces its limits of CPU time and memory.
 //!
 //! Protocol: the request is one line of JSON on the helper's standard input, followed by the module; the artifact goes
 //! into the cache and comes back on standard output, an error on standard error with a non-zero status. Standard input
 //! stays open as a lifeline: the helper dies when it closes, unless a byte on it says that it shall finish for later
-//! runs; then it is one of a few that are known (`leftover`).
+//! runs; then it is one of a few orphaned helpers (`orphans.rs`).
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -31,15 +31,15 @@ pub const HELPER_VERB: &str = "compile-kernel";
 const LAST_WORDS_BYTES: usize = 2_000;
 /// More code than this is not loaded.
 const ARTIFACT_BYTES: u64 = 1 << 30;
-/// A module may take so many times as long as one of its size should.
+/// A compile may take this many times the expected time of a module of its size.
 const SLOW: u64 = 10;
-/// A helper may be there for so many times the CPU time that it may take: without memory, threads may wait for one
-/// another for ever.
+/// A helper may live for this many times its CPU time limit: when memory is exhausted, its threads may wait for one
+/// another forever.
 const IDLE: u32 = 4;
-/// With less memory than this the helper does not get as far as its compiler.
+/// The least memory with which a helper reaches its compiler.
 const LEAST_MEMORY_BYTES: u64 = 32 << 20;
 
-/// What one compile may take.
+/// Limits of one compile.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CompileLimits {
     /// CPU time of all its threads; larger modules get more.
@@ -95,10 +95,10 @@ pub struct BackgroundCompile {
     child: Helper,
     name: String,
     program: PathBuf,
-    /// Identity of what it makes.
+    /// Key of the artifact in the cache.
     key: String,
     limits: String,
-    /// When it is ended, and since when it stands still.
+    /// The deadline, and since when the helper is paused.
     until: Instant,
     paused: Option<Instant>,
     /// The artifact, if it is one, and last words.
@@ -155,20 +155,20 @@ impl BackgroundCompile {
         })
     }
 
-    /// Stops the helper, until it is resumed or left alone: the workers need its CPU time more.
+    /// Pauses the helper until it is resumed or left: the workers need its CPU time.
     pub fn pause(&mut self) {
         self.child.signal(Signal::STOP);
         self.paused = self.paused.or(Some(Instant::now()));
     }
 
-    /// Lets it go on.
+    /// Resumes the helper.
     pub fn resume(&mut self) {
         self.child.signal(Signal::CONT);
         self.until += self.paused.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 
-    /// Lets the helper finish for the cache, though nobody waits for it here. Returns its process id; `None` where
-    /// there is no cache, or where enough others or one for the same go on already, and nothing goes on.
+    /// Leaves the helper to finish for the cache, as an orphan. Returns its process id. Returns `None` and ends the
+    /// helper if there is no cache, if another orphan compiles the same module, or if there are enough orphans.
     pub fn leave(mut self) -> Option<u32> {
         if !orphans::has_room(self.cache.as_ref()?, &self.key) {
             return None;
@@ -177,7 +177,7 @@ impl BackgroundCompile {
         self.lifeline.send(()).ok()?;
         self.writer.join().ok()?;
         let id = self.child.0.id();
-        // What is dropped is killed.
+        // Dropping it would kill the helper.
         std::mem::forget(self.child);
         Some(id)
     }
@@ -185,7 +185,7 @@ impl BackgroundCompile {
     /// The artifact or the failure, once; `None` while the compile runs.
     pub fn poll(&mut self) -> Option<Result<Vec<u8>, EngineError>> {
         if self.paused.is_none() && Instant::now() > self.until {
-            // What comes then is its last words.
+            // Its last words arrive after that.
             self.child.signal(Signal::KILL);
         }
         let (artifact, words) = self.result.try_recv().ok()?;
@@ -203,7 +203,7 @@ impl BackgroundCompile {
                 format!("it took more than it may, {}, and was ended{said}", self.limits)
             }
             Some(signal) => format!("it crashed (signal {signal}; it may take {}){said}", self.limits),
-            None if words.is_empty() => "it ended without a word".to_owned(),
+            None if words.is_empty() => "it ended without a message".to_owned(),
             None => words.to_owned(),
         }
     }

@@ -7,7 +7,7 @@ use super::artifact::{Artifact, ArtifactFingerprint};
 use crate::engine::error::EngineError;
 use crate::engine::kernel::Kernel;
 
-/// Artifacts on disk, one file per fingerprint, and what runs noted of kernels, in a directory that only its owner can
+/// Artifacts on disk, one file per fingerprint, and notes of runs on kernels, in a directory that only its owner can
 /// write.
 #[derive(Clone, Debug)]
 pub struct Cache {
@@ -16,7 +16,7 @@ pub struct Cache {
 
 impl Cache {
     /// The cache in `directory`, or in `$EXUVIA_CACHE_DIR`, `$XDG_CACHE_HOME/exuvia` or `~/.cache/exuvia`. Creates it;
-    /// fails where somebody else could plant code in it.
+    /// fails if another user could plant code in it.
     pub fn open(directory: Option<&Path>) -> Result<Cache, EngineError> {
         let directory = directory.map(Path::to_owned).or_else(default_directory);
         let Some(directory) = directory else {
@@ -29,7 +29,7 @@ impl Cache {
         Cache::reopen(&directory)
     }
 
-    /// One that is there: who works for a run must not bring its cache back when that is gone.
+    /// Opens an existing cache. A helper of a run uses this, so that it does not recreate a cache that was removed.
     pub fn reopen(directory: &Path) -> Result<Cache, EngineError> {
         let metadata = fs::metadata(directory).map_err(|e| failed(directory, e.to_string()))?;
         let me = rustix::process::geteuid().as_raw();
@@ -47,7 +47,7 @@ impl Cache {
         &self.directory
     }
 
-    /// The artifact of this identity, if it is here whole. A damaged one is removed.
+    /// The artifact of this fingerprint, if it is cached. Removes a damaged one.
     pub fn get(&self, wanted: &ArtifactFingerprint) -> Option<Vec<u8>> {
         let file = self.file(wanted);
         let bytes = read_own(&file)?;
@@ -60,18 +60,18 @@ impl Cache {
         }
     }
 
-    /// Keeps an artifact. Other processes see it whole or not at all.
+    /// Stores an artifact. Other processes see all of it or nothing.
     pub fn put(&self, artifact: &[u8]) -> Result<(), EngineError> {
         let fingerprint = Artifact::parse(artifact).map_err(|message| self.failed(message))?.fingerprint;
         self.write(&self.file(&fingerprint), artifact)
     }
 
-    /// What earlier runs noted of a kernel, if they did.
+    /// The notes of earlier runs on a kernel, if there are any.
     pub fn notes(&self, kernel: &Kernel) -> Option<Vec<u8>> {
         read_own(&self.notes_file(kernel))
     }
 
-    /// Keeps notes of a kernel, in place of those that are there.
+    /// Replaces the notes on a kernel.
     pub fn put_notes(&self, kernel: &Kernel, notes: &[u8]) -> Result<(), EngineError> {
         self.write(&self.notes_file(kernel), notes)
     }
@@ -82,7 +82,7 @@ impl Cache {
         exports.lines().any(|export| export == kernel.export())
     }
 
-    /// Keeps that `exuvia check` has found nothing wrong with an export of the module with this hash.
+    /// Records that `exuvia check` has found nothing wrong with an export of the module with this hash.
     pub fn put_checked(&self, module_hash: &str, export: &str) -> Result<(), EngineError> {
         let file = self.checked_file(module_hash);
         let known = fs::read_to_string(&file).unwrap_or_default();
@@ -120,8 +120,8 @@ impl Cache {
     }
 }
 
-/// A file that this user has written. The directory may have been exchanged since it was looked at, where others may
-/// write to the one above it; code of theirs is never run.
+/// Reads a file that this user owns. If others may write to the parent directory, the cache may have been exchanged
+/// since it was checked; code of another user is never run.
 fn read_own(file: &Path) -> Option<Vec<u8>> {
     let unlinked = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
     let mut opened = File::options().read(true).custom_flags(unlinked).open(file).ok()?;

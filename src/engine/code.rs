@@ -1,4 +1,4 @@
-//! From modules to code: the run engine, its two compilers and the artifacts between them.
+//! Compilation and loading of code: the engine, its two compilers and their artifacts.
 #![expect(unsafe_code, reason = "loading machine code that this program made")]
 
 use std::fmt;
@@ -46,12 +46,12 @@ impl Code {
         self.0.compiler
     }
 
-    /// Why the first code is not Singlepass's, when it is not.
+    /// Why the baseline code does not come from Singlepass, if it does not.
     pub fn start_reason(&self) -> Option<&str> {
         self.0.start_reason.as_deref()
     }
 
-    /// What compiling took, wherever it was done.
+    /// The time of the compile, in whichever process it ran.
     pub fn compile_ns(&self) -> u64 {
         self.0.compile_ns
     }
@@ -97,13 +97,13 @@ impl Engine {
         &self.run
     }
 
-    /// What code of `kernel` must be to be loadable here.
+    /// The fingerprint that code of `kernel` must have to be loadable here.
     pub fn fingerprint(&self, kernel: &Kernel, tier: Tier) -> ArtifactFingerprint {
         ArtifactFingerprint::new(kernel, tier, &self.cpu, self.pipeline)
     }
 
-    /// The code to start on, compiled here and now: Singlepass's, or LLVM's unoptimized where Singlepass cannot. Where
-    /// [`Kernel::start_is_risky`], a process of its own had better do it ([`start_artifact`]).
+    /// Compiles baseline code in this process: by Singlepass, or by LLVM without optimization where Singlepass cannot.
+    /// If [`Kernel::start_is_risky`], compile it in a separate process instead ([`start_artifact`]).
     pub fn start_code(&self, kernel: &Kernel) -> Result<Code, EngineError> {
         if kernel.baseline_obstacle().is_some() {
             return self.load_start(kernel, &start_artifact(kernel, &self.cpu, self.pipeline)?);
@@ -117,7 +117,7 @@ impl Engine {
         Ok(Code(Arc::new(CompiledCode { tier, compiler, start_reason: None, compile_ns, module, state })))
     }
 
-    /// The code to start on from an artifact, checked as optimized code is.
+    /// Loads baseline code from an artifact, with the checks of [`Engine::load_artifact`].
     pub fn load_start(&self, kernel: &Kernel, bytes: &[u8]) -> Result<Code, EngineError> {
         let obstacle = kernel.baseline_obstacle();
         let compiler = if obstacle.is_some() { "llvm -O0" } else { "singlepass" };
@@ -125,7 +125,7 @@ impl Engine {
         self.load_tier(kernel, Tier::Baseline, compiler, reason, bytes)
     }
 
-    /// Optimized code from an artifact, after checking that it is exactly what this engine would have made.
+    /// Loads optimized code from an artifact, after checking that it is exactly what this engine would have made.
     pub fn load_artifact(&self, kernel: &Kernel, bytes: &[u8]) -> Result<Code, EngineError> {
         self.load_tier(kernel, Tier::Optimized, "llvm", None, bytes)
     }
@@ -171,7 +171,7 @@ pub fn optimize(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<Vec<u8
     to_artifact(kernel, Tier::Optimized, cpu, pipeline, compile_ns, &code)
 }
 
-/// Compiles the code that a kernel starts on in this process and returns the artifact.
+/// Compiles the baseline code of a kernel in this process and returns the artifact.
 pub fn start_artifact(kernel: &Kernel, cpu: &Cpu, pipeline: Pipeline) -> Result<Vec<u8>, EngineError> {
     let (started, rewritten) = (Instant::now(), rewritten(kernel)?);
     let code = match kernel.baseline_obstacle() {
@@ -205,7 +205,7 @@ fn singlepass() -> Singlepass {
     singlepass
 }
 
-/// Compiles on an engine of its own, since a compile locks its engine.
+/// Compiles on a separate engine, since a compile locks its engine.
 fn compile(
     kernel: &Kernel,
     builder: EngineBuilder,

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use super::start_function::StartFunction;
 
-/// Why a module cannot become running code.
+/// Why a module cannot be compiled, loaded or started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
@@ -12,20 +12,20 @@ pub enum EngineError {
     NotWasm { name: String },
     #[error("there is no kernel {}; {found}", file.display())]
     NoFile { file: PathBuf, found: String },
-    #[error("{name} is no valid kernel module: {message} ({place})")]
+    #[error("{name} is not a valid kernel module: {message} ({place})")]
     Invalid { name: String, message: String, place: String },
     #[error(
-        "{name} imports {imports}, but a kernel imports nothing; build it freestanding (`exuvia kernel build`), or \
-         leave out what needs a host (printing, files, clocks)"
+        "{name} imports {imports}, but a kernel imports nothing; build it freestanding (`exuvia kernel build`), and \
+         remove everything that needs a host (printing, files, clocks)"
     )]
     Imports { name: String, imports: String },
-    #[error("{name} uses {what}, which no kernel may: {advice}")]
+    #[error("{name} uses {what}, which kernels may not use: {advice}")]
     Refused { name: String, what: String, advice: &'static str },
-    #[error("{name} has no memory, so no tensor can be handed to it")]
+    #[error("{name} has no memory, so it cannot receive tensors")]
     NoMemory { name: String },
     #[error("{name} exports no function '{export}' that takes (i32, i32) and returns i32; {found}")]
     NoExport { name: String, export: String, found: String },
-    #[error("{name} exports {count} kernels ({kernels}); say which with `export = \"...\"`")]
+    #[error("{name} exports {count} kernels ({kernels}); choose one with `export = \"...\"`")]
     AmbiguousExport { name: String, count: usize, kernels: String },
     #[error("{name}: {what} lies outside the module's memory of {memory_bytes} bytes")]
     DataOutOfBounds { name: String, what: String, memory_bytes: u64 },
@@ -47,7 +47,7 @@ pub enum EngineError {
     Cache { directory: PathBuf, message: String },
 }
 
-/// What a kernel did wrong in one call. The instance it happened in is of no further use.
+/// The fault of a kernel in one call. Its instance cannot be used again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelFault {

@@ -1,7 +1,7 @@
-//! Modules that leave the first page of their memory unused, so that it can be closed: then a null pointer is noticed.
+//! Modules that leave the first page of their memory unused. The host protects that page, so that null pointers trap.
 //!
-//! In general nobody can know that but the module itself, since any address is as good as another in WebAssembly. So it
-//! says so, in a custom section, and who built it knows.
+//! Address 0 is an ordinary address in WebAssembly, so only the builder of a module knows that it is unused. A custom
+//! section of the module says so.
 
 use std::borrow::Cow;
 
@@ -10,12 +10,11 @@ use wasmparser::{DataKind, Operator, Parser, Payload, ValType};
 
 use super::arena::HOST_PAGE;
 
-/// Name of the section that says so.
+/// Name of that custom section.
 pub(super) const SECTION: &str = "exuvia.first-page-unused";
 
-/// Notes in a module that its stack, which grows down to address 0 as `wasm-ld --stack-first` lays it out, can do
-/// without its last page. False, and nothing is done, where that is not the layout, or the stack has no more than two
-/// pages.
+/// Marks a module whose stack grows down to address 0, as `wasm-ld --stack-first` lays it out, as not using the last
+/// page of the stack. Returns false and changes nothing for another layout, or if the stack has no more than two pages.
 pub fn mark_first_page(module: &mut Vec<u8>) -> bool {
     let Some((stack, data)) = layout(module) else { return false };
     let leaves = match stack {

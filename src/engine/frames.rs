@@ -1,5 +1,5 @@
-//! What every compile by LLVM needs at the end of a stack, optimized or not: frames that meet the guard page, and traps
-//! that take no stack.
+//! Stack overflow safety of all code by LLVM: frames are probed so that they hit the guard page, and traps need no
+//! stack.
 //!
 //! wasmer traps by a call that takes a backtrace on the kernel's own stack, under locks of the process. Where that is
 //! nearly full, the call overflows, the kernel is left, and the locks are held for ever. So a trap becomes an

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 
 use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap_anonymous, mprotect, mremap_fixed, munmap};
 
-/// Guest addresses from `start` on, as the host writes to them. Pages that nobody touches take no memory.
+/// A writable mapping of guest addresses from `start` on. Pages that are never accessed take no memory.
 #[derive(Debug)]
 pub(super) struct HostWindow {
     start: u64,
@@ -22,7 +22,8 @@ pub(super) struct HostWindow {
 unsafe impl Send for HostWindow {}
 
 impl HostWindow {
-    /// Of `addresses`, whole pages. They are shared memory without a file, so no limit of file sizes is theirs.
+    /// A window of `addresses`, which are whole pages. It is anonymous shared memory, to which no file size limit
+    /// applies.
     pub fn new(addresses: Range<u64>) -> io::Result<HostWindow> {
         let length = (addresses.end - addresses.start) as usize;
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
@@ -32,7 +33,7 @@ impl HostWindow {
         Ok(HostWindow { start: addresses.start, bytes, length })
     }
 
-    /// Puts these pages, read-only, where `target` is.
+    /// Maps these pages read-only at `target`.
     ///
     /// # Safety
     /// As many bytes from `target` on are whole pages of the guest's memory, to which no reference exists.
@@ -52,14 +53,14 @@ impl HostWindow {
         Ok(())
     }
 
-    /// What the guest finds at these addresses; `None` outside the window.
+    /// The bytes at these guest addresses; `None` outside the window.
     pub fn bytes(&self, addresses: Range<u64>) -> Option<&[u8]> {
         let places = self.places(addresses)?;
         // SAFETY: in the mapping, which lives as long as the window; its bytes change only through `bytes_mut`.
         Some(unsafe { std::slice::from_raw_parts(self.bytes.add(places.start).as_ptr(), places.end - places.start) })
     }
 
-    /// The same, to write to.
+    /// The bytes at these guest addresses, to be written.
     pub fn bytes_mut(&mut self, addresses: Range<u64>) -> Option<&mut [u8]> {
         let places = self.places(addresses)?;
         // SAFETY: as above, and borrowed mutably. The guest only reads, and not while the host has what this returns.

@@ -6,7 +6,7 @@ use super::module_restrictions::{FEATURES, baseline_obstacle, refusal};
 use crate::engine::location::describe_location;
 use crate::text;
 
-/// What a module is, whether or not it can be a kernel.
+/// Description of a module, whether or not it can be a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Inspection {
     pub bytes: usize,
@@ -19,9 +19,9 @@ pub struct Inspection {
     /// Initial size of its memory.
     pub memory_bytes: Option<u64>,
     pub has_start: bool,
-    /// What it uses beyond WebAssembly 1.0.
+    /// Features beyond WebAssembly 1.0 that it uses.
     pub features: Vec<String>,
-    /// What each tier will do with it, or why it cannot run.
+    /// How each tier compiles it.
     pub baseline: String,
     pub optimized: String,
     pub obstacles: Vec<String>,
@@ -38,7 +38,7 @@ pub fn inspect(bytes: &[u8]) -> Option<Inspection> {
         let (message, place) = (text::line(error.message()), describe_location(bytes, error.offset()));
         found.obstacles.push(format!("it is not valid: {message} ({place})"));
     } else if let Some((what, advice)) = refusal(bytes) {
-        found.obstacles.push(format!("it uses {what}, which no kernel may: {advice}"));
+        found.obstacles.push(format!("it uses {what}, which kernels may not use: {advice}"));
     }
     for payload in Parser::new(0).parse_all(bytes).map_while(Result::ok) {
         match payload {

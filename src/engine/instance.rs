@@ -20,16 +20,16 @@ use crate::engine::shared_memory::SharedBytes;
 use crate::engine::start_function::StartFunction;
 use crate::engine::tier::Tier;
 
-/// What stands beside tiles that the kernel writes, so that it is seen when that changes.
+/// The pattern around tiles that the kernel writes; a change shows a write outside the tile.
 const FENCE: u8 = 0xA5;
-/// What outputs hold before a call, and what stands beside inputs: NaN in floats, -1 in integers.
+/// The initial content of outputs, and the content around inputs: NaN in floats, -1 in integers.
 const FILL: u8 = 0xFF;
 
-/// Stack of a kernel. wasmer keeps its stacks in a pool that takes the first size for good, so it is set once.
+/// Stack size of a kernel. wasmer pools its stacks and keeps the first size, so it is set once.
 const STACK_BYTES: usize = 8 << 20;
 static STACK_SIZE: Once = Once::new();
 
-/// One worker's running form of a kernel: its memory, its operands' places in it, and the code of the current tier.
+/// A kernel instance of one worker: its memory, the slots of its operands, and the code of the current tier.
 pub struct Instance {
     store: Store,
     kernel: Kernel,
@@ -37,7 +37,7 @@ pub struct Instance {
     globals: Vec<Global>,
     arena: Arena,
     window: HostWindow,
-    /// What is mapped into the slots of shared operands.
+    /// The memory that is mapped into the slots of shared operands.
     mapped: Vec<Option<Arc<SharedBytes>>>,
     limit_bytes: u64,
     function: TypedFunction<(i32, i32), i32>,
@@ -45,7 +45,7 @@ pub struct Instance {
     usable: bool,
     fill: u8,
     fence_bytes: u64,
-    /// Of unwritten outputs, where those are faults.
+    /// Set if unwritten outputs are faults.
     suspicion: Option<Suspicion>,
 }
 
@@ -68,8 +68,8 @@ impl Instance {
         Instance::watched(engine, kernel, code, limit_bytes, operands, |_| {})
     }
 
-    /// As [`Instance::new`]; `starts` is told before each function of the module that runs now, which may never return,
-    /// and with `None` when the last one has.
+    /// Like [`Instance::new`]; calls `starts` before each function of the module that runs now, which may never return,
+    /// and with `None` after it has returned.
     pub fn watched(
         engine: &Engine,
         kernel: &Kernel,
@@ -87,7 +87,7 @@ impl Instance {
             limit_bytes,
         };
         let state = code.state();
-        // The code of each tier has a table of its own.
+        // The code of each tier has its own table.
         let tables = 2 * state.table_bytes;
         let limit_pages = (limit_bytes.saturating_sub(tables) / WASM_PAGE).min(65_536) as u32;
         if tables > limit_bytes || state.memory_pages > limit_pages {
@@ -100,7 +100,7 @@ impl Instance {
         write_data(&mut store, &mut memory, kernel, state)?;
         let globals = state.globals.iter().map(|initial| new_global(&mut store, *initial)).collect::<Vec<_>>();
         if state.leaves_first_page {
-            // Before the start function: null pointers are as wrong in there.
+            // This comes before the start function, in which null pointers are wrong as well.
             memory.close(&store, 0..HOST_PAGE).map_err(|e| failed(e.to_string()))?;
         }
         let exports = instantiate(&mut store, code, &memory, &globals).map_err(failed)?;
@@ -131,7 +131,7 @@ impl Instance {
         })
     }
 
-    /// From now on a call that leaves an element of an output unwritten is a fault, if that is noticed.
+    /// Makes a call fail that leaves an element of an output unwritten, if that is detected.
     pub fn expect_all_written(&mut self) {
         self.suspicion = Some(Suspicion::default());
     }
@@ -156,23 +156,23 @@ impl Instance {
         Ok(())
     }
 
-    /// Puts the tiles of operand `operand` elsewhere in its slot, from the next call on; not those of a shared one.
+    /// Moves the tiles of an operand within its slot, from the next call on. Has no effect on shared operands.
     pub fn place(&mut self, operand: usize, place: TilePlacement) {
         if let Some(slot) = self.arena.slots.get_mut(operand) {
             slot.place = place;
         }
     }
 
-    /// From the next call on, outputs hold nothing but `fill` before it, and so does what stands beside inputs; all
-    /// that is left of each operand's slot is a fence, and not only what is next to its tile.
+    /// From the next call on, `fill` is the initial content of outputs and the content around inputs, and the fences
+    /// around a tile span its whole slot.
     pub fn watch_closely(&mut self, fill: u8) {
         (self.fill, self.fence_bytes) = (fill, u64::MAX);
-        // Fences are made anew.
+        // This rebuilds the fences.
         self.arena.slots.iter_mut().for_each(|slot| slot.tile = None);
     }
 
-    /// Room for the bytes of operand `operand` in the coming call; `None` if they do not fit its slot, or if it is a
-    /// shared operand and mapped.
+    /// The buffer of an operand for the coming call; `None` if the bytes do not fit its slot, or if it is a mapped
+    /// shared operand.
     pub fn operand_mut(&mut self, operand: usize, bytes: u64) -> Option<&mut [u8]> {
         if self.mapped.get(operand)?.is_some() {
             return None;
@@ -181,7 +181,7 @@ impl Instance {
         self.bytes_mut(operand, tile)
     }
 
-    /// What the last call left in operand `operand`; `None` of one that is mapped.
+    /// The content of an operand after the last call; `None` for a mapped operand.
     pub fn operand(&self, operand: usize, bytes: u64) -> Option<&[u8]> {
         let slot = self.arena.slots.get(operand).filter(|_| self.mapped[operand].is_none())?;
         self.bytes(slot, slot.tile_of(bytes)?)
@@ -205,8 +205,7 @@ impl Instance {
         }
     }
 
-    /// Where the coming call finds `bytes` of operand `operand`; clears what is left of another tile, and builds the
-    /// fences.
+    /// The addresses of an operand in the coming call. Clears the previous tile and builds the fences.
     fn settle(&mut self, operand: usize, bytes: u64) -> Option<Range<u64>> {
         let slot = self.arena.slots.get_mut(operand)?;
         let tile = slot.tile_of(bytes)?;
@@ -224,7 +223,7 @@ impl Instance {
         Some(tile)
     }
 
-    /// Makes `bytes` the content of a shared operand. What is there already costs nothing: no kernel can have changed
+    /// Makes `bytes` the content of a shared operand. Equal content is not written again: no kernel can have changed
     /// it.
     pub fn renew(&mut self, operand: usize, bytes: &[u8]) -> Result<(), EngineError> {
         if self.operand(operand, bytes.len() as u64).is_some_and(|there| there == bytes) {
@@ -237,8 +236,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Makes `code` current: the next call runs it, on the same memory and globals. Returns what it took in
-    /// nanoseconds.
+    /// Makes `code` current: the next call runs it, on the same memory and globals. Returns the time in nanoseconds.
     pub fn swap(&mut self, code: &Code) -> Result<u64, EngineError> {
         let started = Instant::now();
         let failed = |message| EngineError::Instantiate { name: self.kernel.name().to_owned(), message };
@@ -251,7 +249,7 @@ impl Instance {
     }
 
     /// Computes one tile. `views` are in the order of the operands; inputs have been written before. After an error
-    /// the instance is of no further use: what is in its memory is not to be trusted.
+    /// the instance cannot be used again, since the content of its memory is undefined.
     pub fn call(&mut self, views: &[View]) -> Result<(), KernelFault> {
         if !self.usable {
             return Err(KernelFault::Unusable);
@@ -288,7 +286,7 @@ impl Instance {
         }
     }
 
-    /// What a kernel leaves unwritten is then the same in every run, and never another task's.
+    /// Fills the outputs, so that elements that a kernel does not write are the same in every run.
     fn fill_outputs(&mut self, fill: u8) {
         for operand in 0..self.arena.slots.len() {
             let slot = &self.arena.slots[operand];
@@ -301,7 +299,7 @@ impl Instance {
         }
     }
 
-    /// Runs the kernel on what has been laid out.
+    /// Runs the kernel on the prepared operands.
     fn enter(&mut self, views: &[View]) -> Option<KernelFault> {
         let result = self.function.call(&mut self.store, self.arena.views.start as i32, views.len() as i32);
         match result {
@@ -311,8 +309,8 @@ impl Instance {
         }
     }
 
-    /// Whether the last call, which took so long, left an element of an output unwritten; a second one decides. None
-    /// where it is not worth that.
+    /// Checks whether the last call, which took this long, left an element of an output unwritten; a second call
+    /// decides. `None` also if a second call would cost too much.
     fn unwritten(&mut self, views: &[View], took: Duration) -> Option<KernelFault> {
         let outputs = (0..views.len()).filter(|operand| self.arena.slots[*operand].access == Access::Out);
         let outputs: SmallVec<[usize; 4]> = outputs.collect();
@@ -346,8 +344,8 @@ impl Instance {
         views.iter().enumerate().find_map(|(operand, view)| outside(operand, view))
     }
 
-    /// A byte beside the tile of operand `operand` that the last call wrote, counted from its first byte: the first one
-    /// behind it, or else the last one before it. Of inputs there is none: a write there is a fault by itself.
+    /// The offset from the tile's first byte of a byte outside the tile that the last call wrote: the first one after
+    /// the tile, or else the last one before it. `None` for inputs, to which a write is a fault by itself.
     pub fn wrote_outside(&self, operand: usize) -> Option<i64> {
         let slot = self.arena.slots.get(operand).filter(|slot| slot.is_writable())?;
         let tile = slot.tile.clone()?;

@@ -7,7 +7,7 @@ use super::module_restrictions::{FEATURES, baseline_obstacle, refusal};
 use crate::engine::error::EngineError;
 use crate::{regular_file, text};
 
-/// The longest module that is read.
+/// Most bytes of a module.
 pub const MODULE_BYTES: u64 = 256 << 20;
 
 /// A validated module and the kernel in it that a stage runs. Cheap to clone.
@@ -24,21 +24,23 @@ struct KernelModule {
     code_bytes: u64,
 }
 
-/// What Singlepass compiles in about half a second (measured: 0.5 us a byte), in bytes of code.
+/// Bytes of code that Singlepass compiles in about half a second (measured: 0.5 us per byte).
 const MUCH_CODE: u64 = 1 << 20;
 
 impl Kernel {
     /// Reads and checks the module in `file`. `export` may be left out when the module exports a single kernel.
     pub fn load(file: &Path, export: Option<&str>) -> Result<Kernel, EngineError> {
         let bytes = regular_file::read(file, MODULE_BYTES).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => EngineError::NoFile { file: file.to_owned(), found: beside(file) },
+            std::io::ErrorKind::NotFound => {
+                EngineError::NoFile { file: file.to_owned(), found: help_for_missing(file) }
+            }
             _ => EngineError::Read { file: file.to_owned(), source },
         })?;
         let name = file.file_name().map_or_else(|| file.display().to_string(), |n| n.to_string_lossy().into_owned());
         Kernel::from_bytes(&name, &bytes, export)
     }
 
-    /// Says whether bytes are a module that kernels may be in, and where they are not.
+    /// Checks that bytes are a valid module with supported features; the error names the place.
     pub fn check_module(name: &str, bytes: &[u8]) -> Result<(), EngineError> {
         if !bytes.starts_with(b"\0asm") {
             return Err(EngineError::NotWasm { name: text::name(name) });
@@ -50,7 +52,7 @@ impl Kernel {
         })
     }
 
-    /// Another kernel of the same module: all code of this one is its code too.
+    /// Another kernel of the same module, which shares all code.
     pub fn sibling(&self, export: &str) -> Result<Kernel, EngineError> {
         Kernel::from_bytes(self.name(), self.bytes(), Some(export))
     }
@@ -89,17 +91,17 @@ impl Kernel {
         Ok(Kernel(Arc::new(KernelModule { name, bytes, hash, export, baseline_obstacle, code_bytes })))
     }
 
-    /// Name for messages: the file's.
+    /// Name for messages: the file name.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// The module as it was read.
+    /// The bytes of the module.
     pub fn bytes(&self) -> &[u8] {
         &self.0.bytes
     }
 
-    /// Size of its functions: what a compiler has to do.
+    /// Size of the code section.
     pub fn code_bytes(&self) -> u64 {
         self.0.code_bytes
     }
@@ -114,8 +116,8 @@ impl Kernel {
         &self.0.export
     }
 
-    /// Whether making the code to start on may take long, or crash: then a process of its own had better do it. That is
-    /// so where LLVM has to, and where there is much code.
+    /// Whether compiling baseline code may take long, or crash, and should happen in a separate process: if LLVM must
+    /// compile it, or if there is much code.
     pub fn start_is_risky(&self) -> bool {
         self.0.baseline_obstacle.is_some() || self.0.code_bytes > MUCH_CODE
     }
@@ -126,8 +128,8 @@ impl Kernel {
     }
 }
 
-/// What stands in the folder of a module that is not there, for whoever mistyped its name.
-fn beside(file: &Path) -> String {
+/// A help for a missing module: a similar name in its folder.
+fn help_for_missing(file: &Path) -> String {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());

@@ -4,7 +4,7 @@ use wasmparser::{KnownCustom, Name, Parser, Payload};
 
 use crate::text;
 
-/// Where in a module byte `offset` is, for a person: in which function, at which instruction.
+/// Describes the location of a byte of a module for a person: function and instruction.
 pub(super) fn describe_location(bytes: &[u8], offset: usize) -> String {
     let (mut imported, mut bodies, mut names) = (0, Vec::new(), HashMap::new());
     for payload in Parser::new(0).parse_all(bytes).map_while(Result::ok) {

@@ -1,4 +1,4 @@
-//! The linear memory of an instance: owned by the host, limited, and with pages that a kernel cannot touch or write.
+//! The linear memory of an instance: owned by the host, limited, and with pages that a kernel cannot access or write.
 //!
 //! This is the guest-memory door of the crate's `unsafe`.
 #![expect(unsafe_code, reason = "guest memory")]
@@ -29,7 +29,7 @@ pub(super) const WASM_PAGE: u64 = 65_536;
 /// code traps on a carry out of 32 bits. The last page is for the width of the last access.
 const REACH: u64 = (1 << 32) + (1 << 32) + WASM_PAGE;
 
-/// What decides on the growth of a memory, and what became of it.
+/// The limit of a memory's growth, and the growth that was refused.
 #[derive(Debug)]
 struct MemoryGrowth {
     /// Pages that the module declares as its maximum, and those that the host added.
@@ -38,7 +38,7 @@ struct MemoryGrowth {
     refused_bytes: AtomicU64,
 }
 
-/// wasmer's memory, with the module's own maximum, and with the growth that was refused written down.
+/// wasmer's memory with the module's own maximum, which records refused growth.
 #[derive(Debug)]
 struct LimitedMemory {
     inner: VMMemory,
@@ -90,8 +90,8 @@ pub(super) struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// A memory of `pages`. With what the host adds it may grow to `limit_pages`, without that to the module's own
-    /// `max_pages`.
+    /// A memory of `pages`. It may grow to the module's own `max_pages` plus the host's pages, and to `limit_pages` in
+    /// all.
     pub fn new(
         store: &mut impl AsStoreMut,
         pages: u32,
@@ -116,7 +116,7 @@ impl GuestMemory {
         self.memory.grow(store, pages).map(|_| ())
     }
 
-    /// The largest size that was asked for and refused since the last call.
+    /// The largest size that was refused since the last call.
     pub fn take_refused_bytes(&self) -> Option<u64> {
         Some(self.growth.refused_bytes.swap(0, Ordering::Relaxed)).filter(|bytes| *bytes > 0)
     }
@@ -128,7 +128,7 @@ impl GuestMemory {
         within.then(|| unsafe { view.data_ptr().add(address as usize) })
     }
 
-    /// Bytes of the guest, for the time that nothing runs in it; `None` outside its memory.
+    /// Bytes of the guest, to be read while nothing runs in it; `None` outside its memory.
     pub fn bytes<'a>(&'a self, store: &'a impl AsStoreRef, address: u64, bytes: u64) -> Option<&'a [u8]> {
         let start = self.base(store, address, bytes)?;
         // SAFETY: in bounds; readable, since only guard pages are not and no slot reaches into one; no kernel runs and
@@ -136,7 +136,7 @@ impl GuestMemory {
         Some(unsafe { std::slice::from_raw_parts(start, bytes as usize) })
     }
 
-    /// Bytes of the guest to write to, for the time that nothing runs in it; `None` outside its memory.
+    /// Bytes of the guest, to be written while nothing runs in it; `None` outside its memory.
     pub fn bytes_mut<'a>(
         &'a mut self,
         store: &'a mut impl AsStoreMut,
@@ -149,8 +149,8 @@ impl GuestMemory {
         Some(unsafe { std::slice::from_raw_parts_mut(start, bytes as usize) })
     }
 
-    /// Takes the guard pages, and what is left behind the arena, away from everyone, and makes the pages that the
-    /// kernel may only read those of a window, through which the host writes to them.
+    /// Revokes access to the guard pages and to the pages after the arena, and maps the pages that the kernel may only
+    /// read from a window through which the host writes to them.
     pub fn lay_out(&self, store: &impl AsStoreRef, arena: &Arena) -> std::io::Result<HostWindow> {
         for guard in &arena.guards {
             self.close(store, *guard..guard + HOST_PAGE)?;
@@ -165,7 +165,7 @@ impl GuestMemory {
         Ok(window)
     }
 
-    /// Takes whole pages away from everyone.
+    /// Revokes all access to whole pages.
     pub fn close(&self, store: &impl AsStoreRef, pages: Range<u64>) -> std::io::Result<()> {
         let bytes = pages.end - pages.start;
         if bytes == 0 {
@@ -177,7 +177,7 @@ impl GuestMemory {
         unsafe { mprotect(start.cast(), bytes as usize, MprotectFlags::empty()) }.map_err(Into::into)
     }
 
-    /// Puts `shared`, which fits the slot of a shared operand, where that is: read-only, and without a copy.
+    /// Maps `shared` into the slot of a shared operand, read-only and without a copy. It must fit the slot.
     pub fn map(&self, store: &impl AsStoreRef, slot: &OperandSlot, shared: &SharedBytes) -> std::io::Result<()> {
         let bytes = shared.len();
         if bytes == 0 {
@@ -192,8 +192,7 @@ impl GuestMemory {
     }
 }
 
-/// Takes all access to the addresses behind a new memory that compiled code can reach. Fails where they are not
-/// reserved.
+/// Revokes access to the addresses after a new memory that compiled code can reach. Fails if they are not reserved.
 fn close_rest(memory: &VMMemory) -> std::io::Result<()> {
     let MemoryStyle::Static { bound, offset_guard_size } = memory.style() else {
         return Err(std::io::ErrorKind::Unsupported.into());
@@ -209,7 +208,7 @@ fn close_rest(memory: &VMMemory) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Why there is no memory, for someone who can raise the limit.
+/// The message for a failed reservation, for a user who can raise the limit.
 fn no_room(error: &str) -> String {
     let needed = ByteSize(REACH);
     let limit = match getrlimit(Resource::As).current {

@@ -4,8 +4,8 @@
 //! once, optimized code from an artifact that [`optimize`] made, here or in another process or on another rank. An
 //! [`Instance`] runs it, one per worker thread, and changes its code between two calls without losing its memory.
 //!
-//! Refuses to do: scheduling, files other than its cache, MPI. A kernel imports nothing and so reaches nothing but its
-//! own memory. Invariant: both tiers give the same bits, NaNs included, for every module that is accepted.
+//! This module has no scheduling, no MPI, and no files but its cache. A kernel imports nothing, so it can access only
+//! its own memory. Invariant: both tiers give the same bits, NaNs included, for every accepted module.
 
 mod arena;
 mod artifact;

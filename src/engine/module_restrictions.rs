@@ -1,16 +1,17 @@
-//! What a valid module may not use here, and what Singlepass is not given.
+//! Restrictions on valid modules: features that are refused, and features that Singlepass cannot compile.
 //!
-//! A change of code makes the module's instance anew, on the memory and the mutable globals of the old one. So these
-//! are all that a kernel can change: what changes tables, or drops segments, is refused by name. This also closes the
-//! doors that LLVM's code leaves open: it reads base and bound of a table once per function, and extends an index with
-//! its sign.
+//! A swap of code creates a new instance of the module on the memory and the mutable globals of the old one. These must
+//! be everything that a kernel can change, so operators that change tables or drop segments are refused by name. This
+//! also closes the doors that LLVM's code leaves open: it reads base and bound of a table once per function, and
+//! extends an index with its sign.
 
 use wasmparser::{
     BlockType, FuncType, FuncValidator, FuncValidatorAllocations, FunctionBody, Operator, OperatorsReader, Parser,
     Payload, ValType, ValidPayload, Validator, ValidatorResources, WasmFeatures,
 };
 
-/// What a kernel module may use, less what [`refusal`] names: WebAssembly 2.0, which both tiers together can run.
+/// The features of a kernel module, except those that [`refusal`] names: WebAssembly 2.0, which both tiers together
+/// support.
 pub(super) const FEATURES: WasmFeatures = WasmFeatures::WASM2;
 /// Browsers have the same limit. An index must stay positive as a signed number of 32 bits.
 const MAX_TABLE_ENTRIES: u64 = 10_000_000;
@@ -22,7 +23,7 @@ const MAX_SINGLEPASS_STATES: usize = 4_000_000;
 /// Singlepass walks the operands at each branch.
 const MAX_SINGLEPASS_STEPS: usize = 100_000_000;
 
-/// What a valid module uses although no kernel may, and what to do about it.
+/// The refused feature that a valid module uses, and advice for its author.
 pub(super) fn refusal(bytes: &[u8]) -> Option<(String, &'static str)> {
     let (mut types, mut left) = (Vec::new(), None);
     for payload in Parser::new(0).parse_all(bytes).flatten() {
@@ -125,7 +126,7 @@ fn leaves_parameters(body: &FunctionBody<'_>, types: &[FuncType]) -> bool {
     false
 }
 
-/// What a valid module has that Singlepass cannot compile, or not within bounds of stack, memory and time.
+/// The feature of a valid module that Singlepass cannot compile within bounds of stack, memory and time.
 pub(super) fn baseline_obstacle(bytes: &[u8]) -> Option<&'static str> {
     let lacking = [(WasmFeatures::SIMD, "SIMD128 instructions"), (WasmFeatures::MULTI_VALUE, "multi-value blocks")];
     let without = |feature| Validator::new_with_features(FEATURES.difference(feature)).validate_all(bytes).is_err();
@@ -168,7 +169,7 @@ fn too_large_function(
     if locals > MAX_SINGLEPASS_SLOTS {
         return Ok(Some("functions of more than 400 parameters and locals"));
     }
-    // What is kept for each open block, and the sum of that.
+    // The size of the state of each open block, and the sum of these sizes.
     let (mut kept, mut states) = (Vec::new(), 0);
     while !reader.eof() {
         let (operator, offset) = reader.read_with_offset()?;

@@ -1,7 +1,7 @@
 //! Rewrites a kernel module so that two compiled forms of it can share one memory.
 //!
-//! Memory and mutable globals become imports that the host owns, active data segments and the start function are taken
-//! out for the host to apply once, tables stay inside.
+//! Memory and mutable globals become imports that the host owns. Active data segments and the start function are
+//! removed, and the host applies them once. Tables stay in the module.
 //!
 //! Both forms must give the same NaNs: every operation that makes one makes the canonical one, and `neg`, `abs`,
 //! `copysign` and moves see that. Where a compiler does not do so, the code says it: a multiplication by 1
@@ -17,10 +17,10 @@ use wasmparser::{DataKind, Operator, Parser, Payload};
 use super::arena::HOST_PAGE;
 use super::first_page;
 
-/// Version of what this file does to a module; part of every artifact's fingerprint.
+/// Version of this rewrite; part of every artifact's fingerprint.
 pub(super) const REWRITE_VERSION: u32 = 2;
 
-/// Names under which the rewritten module asks the host for what it used to own.
+/// Names of the imports of a rewritten module.
 pub(super) const HOST_MODULE: &str = "exuvia";
 pub(super) const MEMORY: &str = "memory";
 /// Pages that 32-bit addresses reach.
@@ -32,7 +32,7 @@ pub(super) fn global_name(index: usize) -> String {
     format!("global{index}")
 }
 
-/// First value of a mutable global, as bits.
+/// Initial value of a mutable global, as bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Initial {
     I32(i32),
@@ -42,7 +42,7 @@ pub(super) enum Initial {
     V128(u128),
 }
 
-/// A rewritten module and what the host has to do for it.
+/// A rewritten module for each compiler, and the host's part of its state.
 #[derive(Debug)]
 pub(super) struct Rewritten {
     pub baseline: Vec<u8>,
@@ -50,20 +50,20 @@ pub(super) struct Rewritten {
     pub state: HostState,
 }
 
-/// What the host owns on behalf of an instance.
+/// The initial state of an instance that the host owns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct HostState {
     pub memory_pages: u32,
-    /// How far the module lets its memory grow.
+    /// The declared maximum of its memory.
     pub max_pages: u32,
-    /// What its table of functions takes.
+    /// Size of its function table.
     pub table_bytes: u64,
     /// Mutable globals, in the order of their imports.
     pub globals: Vec<Initial>,
     /// Address and bytes of each active data segment.
     pub data: Vec<(u32, Vec<u8>)>,
     pub has_start: bool,
-    /// It says that it has nothing in the first page of its memory, and that is so.
+    /// Whether it declares the first page of its memory unused, and has no data there.
     pub leaves_first_page: bool,
 }
 

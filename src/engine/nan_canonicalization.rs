@@ -1,4 +1,4 @@
-//! Makes the NaNs of LLVM's code canonical, where it can be seen and only there.
+//! Canonicalization of the NaNs of LLVM's code, only where their bits are observable.
 //!
 //! Every operation that can make a NaN is followed by a selection of the canonical one: the result is then a function
 //! of the operands, whatever constants LLVM folds and in whatever order it takes operands. wasmer's own way is not

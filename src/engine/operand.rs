@@ -1,6 +1,6 @@
 use crate::tensor::{Dtype, MAX_RANK, Region, Shape};
 
-/// How an operand is reached from the kernel.
+/// How a kernel may access an operand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// The same for every task of a stage, and read-only.

@@ -1,5 +1,5 @@
-//! Helpers that go on compiling for later runs though nobody waits for them: at most [`MOST`] on a machine for each
-//! cache, each with a file in the cache that it holds locked. Whoever removes the file dismisses the helper.
+//! Orphaned helpers: they continue to compile for later runs although no process waits for them. Each cache has at most
+//! [`MOST`] on a machine. Each holds a lock on a file in the cache, and ends when the file is removed.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,31 +12,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::cache::Cache;
 
-/// How many there may be.
+/// Most orphaned helpers of a cache on one machine.
 pub const MOST: usize = 2;
 
-/// A helper that nobody waits for.
+/// An orphaned helper.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OrphanedHelper {
     pub process: u32,
     /// Name of the module.
     pub kernel: String,
-    /// When nobody waited for it any more.
+    /// When it became an orphan.
     pub since: SystemTime,
-    /// Identity of what it makes.
+    /// Key of its artifact in the cache.
     pub(super) key: String,
     #[serde(skip)]
     file: PathBuf,
 }
 
 impl OrphanedHelper {
-    /// Has it end within a second or so.
+    /// Makes it end within about a second.
     pub(super) fn dismiss(&self) {
         let _ = fs::remove_file(&self.file);
     }
 }
 
-/// The place of such a helper, for as long as this is held.
+/// One of the slots for orphaned helpers, while it is held.
 #[derive(Debug)]
 pub(super) struct HelperSlot {
     file: File,
@@ -44,7 +44,7 @@ pub(super) struct HelperSlot {
 }
 
 impl HelperSlot {
-    /// Takes a place that is free, unless somebody is at the same already.
+    /// Takes a free slot, unless another orphan compiles the same.
     pub fn take(cache: &Cache, key: &str, kernel: &str) -> Option<HelperSlot> {
         if !has_room(cache, key) {
             return None;
@@ -58,23 +58,23 @@ impl HelperSlot {
             file.set_len(0).ok()?;
             file.write_all(&serde_json::to_vec(&left).ok()?).ok()?;
             let slot = HelperSlot { file, path };
-            // Somebody may have removed it meanwhile.
+            // Another process may have removed it meanwhile.
             slot.is_mine().then_some(slot)
         })
     }
 
-    /// Whether it has not been taken away.
+    /// Whether the slot is still held.
     pub fn is_mine(&self) -> bool {
         let there = fs::metadata(&self.path).and_then(|there| Ok((there, self.file.metadata()?)));
         there.is_ok_and(|(there, mine)| there.ino() == mine.ino() && there.dev() == mine.dev())
     }
 }
 
-/// The helpers on this machine that nobody waits for.
+/// The orphaned helpers on this machine.
 pub fn list(cache: &Cache) -> Vec<OrphanedHelper> {
     let left = |path: PathBuf| {
         let file = File::open(&path).ok()?;
-        // Whose lock can be had is gone.
+        // A free lock means that the helper has ended.
         if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
             return None;
         }
@@ -84,13 +84,13 @@ pub fn list(cache: &Cache) -> Vec<OrphanedHelper> {
     paths(cache).filter_map(left).collect()
 }
 
-/// Whether one more may go on, for what this is the identity of.
+/// Whether another orphan may compile the artifact of this key.
 pub(super) fn has_room(cache: &Cache, key: &str) -> bool {
     let left = list(cache);
     left.len() < MOST && left.iter().all(|left| left.key != key)
 }
 
-/// Where their files are: of this machine, since others may share the cache.
+/// Paths of the lock files of this machine; other machines may share the cache.
 fn paths(cache: &Cache) -> impl Iterator<Item = PathBuf> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     (0..MOST).map(move |number| cache.directory().join(format!("helper-{host}-{number}.lock")))

@@ -1,5 +1,5 @@
-//! What LLVM does to a kernel: the full `default<O3>` pipeline for the host's own CPU instead of wasmer's short pass
-//! list for a generic one.
+//! The optimizing pipeline: LLVM's full `default<O3>` for the host CPU instead of wasmer's short pass list for a
+//! generic CPU.
 //!
 //! wasmer translates every guest load and store as `volatile` and all arithmetic as constrained floating-point
 //! intrinsics; neither vectorizes. WebAssembly has one rounding mode and no visible floating-point flags, and an access
@@ -31,7 +31,7 @@ use wasmer_compiler_llvm::{CompiledKind, InkwellMemoryBuffer, InkwellModule, LLV
 
 const MAX_OPERANDS: u32 = 2;
 
-/// The CPU that optimized code is made for, in LLVM's words.
+/// The CPU that optimized code is made for, in LLVM's terms.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Cpu {
     pub name: String,
@@ -60,11 +60,11 @@ unsafe fn owned(text: *mut c_char) -> String {
     }
 }
 
-/// What every compile by LLVM needs: frames that are probed and canonical NaNs. Optimizes for a CPU, if it has one.
+/// The callbacks of every compile by LLVM: stack probes and canonical NaNs, and optimization if a CPU is given.
 #[derive(Debug)]
 pub(super) struct FullPipeline {
     cpu: Option<Cpu>,
-    /// Functions that went through; the proof that wasmer called.
+    /// The number of optimized functions, which shows that wasmer called this.
     optimized: AtomicU64,
     error: Mutex<Option<String>>,
 }

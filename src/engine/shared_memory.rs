@@ -1,4 +1,4 @@
-//! Bytes that the ranks of a node have once, in memory that nobody can change any more.
+//! Immutable memory that the ranks of a node share.
 //!
 //! Mapping files is a part of the guest-memory door of the crate's `unsafe`.
 #![expect(unsafe_code, reason = "guest memory")]
@@ -12,18 +12,18 @@ use memmap2::{Mmap, MmapMut};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use serde::{Deserialize, Serialize};
 
-/// Neither contents nor size change.
+/// Seals against changes of contents and size.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::SEAL);
 
-/// Anonymous memory of fixed size and contents, to be mapped into kernels' memories or to be read in place: by this
-/// process and by those it tells the [`SharedName`]. Gone when the last of them drops it and what it mapped.
+/// Anonymous memory of fixed size and contents, to be mapped into the memories of kernels or read in place, by this
+/// process and by those that know its [`SharedName`]. It is freed when the last of them drops it and its mappings.
 #[derive(Debug)]
 pub struct SharedBytes {
     file: File,
     bytes: u64,
 }
 
-/// Where another process of the node finds [`SharedBytes`], for as long as their maker keeps them.
+/// The name by which another process of the node opens [`SharedBytes`], while their maker keeps them.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct SharedName {
     process: u32,
@@ -37,7 +37,7 @@ impl SharedBytes {
         SharedBytes::make(bytes.len(), |target| target.copy_from_slice(bytes))
     }
 
-    /// So many bytes, zeros until `fill` has made them what they shall be.
+    /// Makes memory of this size, zeroed, and fills it with `fill`.
     pub fn make(bytes: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<SharedBytes> {
         let memory = memfd_create("exuvia", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         let file = File::from(memory);
@@ -50,7 +50,7 @@ impl SharedBytes {
         Ok(SharedBytes { file, bytes: bytes as u64 })
     }
 
-    /// All of them, for this process to read.
+    /// Maps the bytes for this process to read.
     pub fn map(&self) -> io::Result<Mapped> {
         // SAFETY: the file is sealed: it neither shrinks nor changes below the mapping.
         unsafe { Mmap::map(&self.file) }.map(Mapped)
@@ -60,7 +60,7 @@ impl SharedBytes {
         SharedName { process: std::process::id(), descriptor: self.file.as_raw_fd(), bytes: self.bytes }
     }
 
-    /// What another process made. Fails where it may not be looked into, or if it is not sealed or not of that size.
+    /// Opens the bytes of another process. Fails without permission, or if they are not sealed or not of that size.
     pub fn open(name: SharedName) -> io::Result<SharedBytes> {
         let path = format!("/proc/{}/fd/{}", name.process, name.descriptor);
         let file = File::open(path)?;
@@ -70,7 +70,7 @@ impl SharedBytes {
         Ok(SharedBytes { file, bytes: name.bytes })
     }
 
-    /// How many there are.
+    /// The number of bytes.
     pub fn len(&self) -> u64 {
         self.bytes
     }
@@ -84,12 +84,12 @@ impl SharedBytes {
     }
 }
 
-/// [`SharedBytes`] in the memory of this process, for as long as it keeps them.
+/// A mapping of [`SharedBytes`] in this process.
 #[derive(Debug)]
 pub struct Mapped(Mmap);
 
 impl Mapped {
-    /// What another process made: see [`SharedBytes::open`].
+    /// Opens and maps the bytes of another process: see [`SharedBytes::open`].
     pub fn open(name: SharedName) -> io::Result<Mapped> {
         SharedBytes::open(name)?.map()
     }

@@ -2,10 +2,10 @@
 
 use super::module_rewrite::START;
 
-/// A function of a module that runs once, as an instance is made.
+/// A function of a module that runs once, when an instance is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StartFunction {
-    /// The one that its start section names.
+    /// The function of the start section.
     Start,
     /// The export `_initialize`, by which libraries set themselves up.
     Initialize,

@@ -4,9 +4,9 @@
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
-    /// Made in milliseconds, to start with.
+    /// Compiled in milliseconds, for the start of a run.
     Baseline,
-    /// Made by LLVM at leisure.
+    /// Compiled by LLVM in the background.
     Optimized,
 }
 

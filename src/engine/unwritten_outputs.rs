@@ -1,23 +1,23 @@
-//! Elements of outputs that a kernel has not written: they still hold what the output was filled with.
+//! Detection of output elements that a kernel has not written: they still hold the fill value.
 //!
-//! A value may look like that too, -1 in integers above all. So a task in which there is such an element is computed
-//! again, over another filling: what is not written holds that one then. The first tasks that look so are, and then
-//! ever fewer.
+//! A written value can equal the fill value, especially -1 in integers. A task with such an element is computed again
+//! with another fill value, which unwritten elements then hold. This happens for the first such tasks, and then ever
+//! more rarely.
 
 use std::time::Duration;
 
-/// A task that takes longer is not computed twice: its limit of time is that of one.
+/// A longer task is not computed twice, since its time limit is that of one call.
 const LONG: Duration = Duration::from_millis(100);
 
-/// When to look closer, for the tasks of one instance.
+/// Decides which tasks of one instance are computed twice.
 #[derive(Debug, Default)]
 pub(super) struct Suspicion {
-    /// Tasks that looked as if something were unwritten.
+    /// The number of tasks with possibly unwritten elements.
     tasks: u64,
 }
 
 impl Suspicion {
-    /// Whether to compute a task again that looks as if something were unwritten, and took so long.
+    /// Whether to compute a task with possibly unwritten elements again; it took this long.
     pub fn is_worth_it(&mut self, took: Duration) -> bool {
         if took > LONG {
             return false;

@@ -1,4 +1,4 @@
-//! Which loads and stores LLVM may treat as it likes.
+//! Removal of `volatile` from loads and stores that LLVM may then optimize.
 //!
 //! wasmer marks every access to guest memory as volatile, so that an access outside traps even if its value is of no
 //! use. That stops vectorization. Here the mark goes from those that LLVM has no reason to drop: loads whose value is
@@ -15,7 +15,7 @@ use llvm_sys::prelude::*;
 
 use crate::engine::nan_canonicalization::{callee_name, users};
 
-/// Users and blocks that are looked at for one value; beyond, it keeps its mark.
+/// Most users and blocks that are visited for one value; beyond that it stays volatile.
 const PATIENCE: usize = 500;
 
 /// Takes `volatile` from the accesses of a function that are safe without it.
