@@ -1,15 +1,15 @@
-//! One stage as a function: its outputs from its inputs, as `exuvia kernel call` computes them.
+//! A single call of a stage, for `exuvia kernel call`.
 
 use std::sync::Arc;
 
 use super::tensors::Tensors;
-use super::{Bench, CheckError, Options, watched};
+use super::{CheckContext, CheckError, CheckOptions, watched};
 use crate::check::finding::Finding;
 use crate::job::Job;
 use crate::plan::Role;
 use crate::tensor::{Dtype, Region, Shape};
 
-/// An output of a job, whole.
+/// A complete output of a job.
 #[derive(Clone, Debug)]
 pub struct Computed {
     pub tensor: String,
@@ -19,11 +19,11 @@ pub struct Computed {
     pub bytes: Vec<u8>,
 }
 
-/// Computes all outputs of the last stage of a job in this process, and those of other stages as far as they are needed. The
-/// finding is of a kernel that does not return, whose thread runs on.
-pub fn compute(job: Job, options: Options) -> Result<Result<Vec<Computed>, Box<Finding>>, CheckError> {
+/// Computes all outputs of the last stage of a job in this process, and the needed parts of other stages. Returns a finding if a
+/// kernel does not return; its thread keeps running.
+pub fn compute(job: Job, options: CheckOptions) -> Result<Result<Vec<Computed>, Box<Finding>>, CheckError> {
     let computed = watched(job.name.clone(), move |watch| {
-        let bench = Bench::new(job, options, Arc::clone(watch))?;
+        let bench = CheckContext::new(job, options, Arc::clone(watch))?;
         let mut tensors = Tensors::new(&bench);
         let mut computed = Vec::new();
         for operand in bench.plan.stages.last().iter().flat_map(|stage| &stage.operands) {
@@ -37,6 +37,6 @@ pub fn compute(job: Job, options: Options) -> Result<Result<Vec<Computed>, Box<F
     })?;
     Ok(computed.map_err(|report| match report.findings.into_iter().next() {
         Some(finding) => Box::new(finding),
-        None => unreachable!("what is overdue is in the report"),
+        None => unreachable!("the report contains the overdue call"),
     }))
 }

@@ -1,20 +1,20 @@
-//! Boxes of a stage to take as samples, and odd ways to cut them.
+//! The samples of a stage, and the ways to cut them.
 
 use crate::plan::Tile;
 use crate::tensor::Region;
 
-/// Most pieces along one axis, and of one cut.
-const PIECES: u64 = 192;
+/// The most parts along one axis, and of one cut.
+const MAX_PARTS: u64 = 192;
 
-/// A way to cut a box, and its pieces, which together are the box.
+/// A way to cut a sample into tiles.
 #[derive(Debug)]
-pub(super) struct Cut {
+pub(super) struct SampleCut {
     pub tiles: Vec<Tile>,
-    /// Axes that are cut.
+    /// The axes along which the sample is cut.
     pub axes: Vec<usize>,
 }
 
-/// Boxes of so many elements along each axis, at the first, the last and the middle place; fewer where those are the same.
+/// Returns the distinct boxes of this size at the start, at the end and in the middle of the data.
 pub(super) fn samples(extents: &[u64], size: &[u64]) -> Vec<Tile> {
     let at = |place: fn(u64) -> u64| {
         let offset = extents.iter().zip(size).map(|(extent, size)| place(extent - size)).collect();
@@ -29,26 +29,26 @@ pub(super) fn samples(extents: &[u64], size: &[u64]) -> Vec<Tile> {
     samples
 }
 
-/// Lengths of pieces along an axis of `extent` elements, in turn; the last one ends where the axis does.
+/// Cuts an axis of `extent` elements into intervals of these lengths; the last one ends with the axis.
 fn cut_along(extent: u64, lengths: impl Iterator<Item = u64>) -> Vec<(u64, u64)> {
-    let (mut pieces, mut at) = (Vec::new(), 0);
+    let (mut parts, mut at) = (Vec::new(), 0);
     for length in lengths {
         if at == extent {
             break;
         }
-        let length = if pieces.len() as u64 + 1 == PIECES { extent - at } else { length.min(extent - at) };
-        pieces.push((at, length));
+        let length = if parts.len() as u64 + 1 == MAX_PARTS { extent - at } else { length.min(extent - at) };
+        parts.push((at, length));
         at += length;
     }
-    pieces
+    parts
 }
 
 fn primes() -> impl Iterator<Item = u64> {
     (2u64..).filter(|number| (2..*number).take_while(|divisor| divisor * divisor <= *number).all(|d| number % d != 0))
 }
 
-/// The cuts to try: along each axis in two, in slices of one element, in primes; along all axes at once in primes.
-pub(super) fn cuts(cover: &Tile) -> Vec<Cut> {
+/// The cuts to try: along each axis into halves, single elements and primes; along all axes at once into primes.
+pub(super) fn cuts(cover: &Tile) -> Vec<SampleCut> {
     let extents = &cover.0.extent;
     let axes: Vec<usize> = (0..extents.len()).filter(|axis| extents[*axis] > 1).collect();
     let whole = |axis: usize| vec![(0, extents[axis])];
@@ -56,40 +56,40 @@ pub(super) fn cuts(cover: &Tile) -> Vec<Cut> {
     for axis in &axes {
         let extent = extents[*axis];
         let halves = cut_along(extent, [extent / 2, extent].into_iter());
-        for pieces in [halves, cut_along(extent, std::iter::repeat(1)), cut_along(extent, primes())] {
-            let along = (0..extents.len()).map(|other| if other == *axis { pieces.clone() } else { whole(other) });
-            cuts.push(Cut { tiles: product(cover, &along.collect::<Vec<_>>()), axes: vec![*axis] });
+        for parts in [halves, cut_along(extent, std::iter::repeat(1)), cut_along(extent, primes())] {
+            let along = (0..extents.len()).map(|other| if other == *axis { parts.clone() } else { whole(other) });
+            cuts.push(SampleCut { tiles: product(cover, &along.collect::<Vec<_>>()), axes: vec![*axis] });
         }
     }
     if axes.len() > 1 {
-        // Fewer pieces the more axes there are.
-        let most = (PIECES as f64).powf(1.0 / axes.len() as f64) as usize;
+        // More axes allow fewer parts along each of them.
+        let most = (MAX_PARTS as f64).powf(1.0 / axes.len() as f64) as usize;
         let along = |axis: usize| {
             let lengths = primes().skip(axis);
-            let mut pieces = cut_along(extents[axis], lengths);
-            if let Some((at, length)) = pieces.get_mut(most.max(2) - 1) {
+            let mut parts = cut_along(extents[axis], lengths);
+            if let Some((at, length)) = parts.get_mut(most.max(2) - 1) {
                 *length = extents[axis] - *at;
-                pieces.truncate(most.max(2));
+                parts.truncate(most.max(2));
             }
-            pieces
+            parts
         };
         let along: Vec<Vec<(u64, u64)>> = (0..extents.len()).map(along).collect();
-        cuts.push(Cut { tiles: product(cover, &along), axes });
+        cuts.push(SampleCut { tiles: product(cover, &along), axes });
     }
     cuts
 }
 
-/// The boxes whose sides are these pieces of each axis.
+/// The boxes with these intervals along each axis.
 fn product(cover: &Tile, along: &[Vec<(u64, u64)>]) -> Vec<Tile> {
     let empty = Tile(Region { offset: Vec::new(), extent: Vec::new() });
-    along.iter().enumerate().fold(vec![empty], |tiles, (axis, pieces)| {
+    along.iter().enumerate().fold(vec![empty], |tiles, (axis, parts)| {
         let with = |tile: &Tile, (at, length): (u64, u64)| {
             let mut tile = tile.clone();
             tile.0.offset.push(cover.0.offset[axis] + at);
             tile.0.extent.push(length);
             tile
         };
-        tiles.iter().flat_map(|tile| pieces.iter().map(|piece| with(tile, *piece)).collect::<Vec<_>>()).collect()
+        tiles.iter().flat_map(|tile| parts.iter().map(|part| with(tile, *part)).collect::<Vec<_>>()).collect()
     })
 }
 
@@ -108,13 +108,13 @@ mod tests {
     }
 
     #[test]
-    fn the_pieces_of_every_cut_are_the_box() {
+    fn the_tiles_of_every_cut_make_up_the_sample() {
         for extent in [vec![1000, 7], vec![2], vec![5, 1, 300], vec![64, 64, 64], vec![1], vec![100_000]] {
             let cover = Tile(Region { offset: vec![3; extent.len()], extent: extent.clone() });
             let cuts = cuts(&cover);
             assert_eq!(cuts.is_empty(), extent == [1]);
             for cut in cuts {
-                assert!(cut.tiles.len() as u64 <= PIECES, "{} pieces of {extent:?}", cut.tiles.len());
+                assert!(cut.tiles.len() as u64 <= MAX_PARTS, "{} tiles of {extent:?}", cut.tiles.len());
                 let elements: u64 = cut.tiles.iter().map(|tile| tile.0.elements()).sum();
                 assert_eq!(elements, cover.0.elements(), "{extent:?} along {:?}", cut.axes);
                 assert!(cut.tiles.iter().all(|tile| cover.0.contains(&tile.0) && tile.0.elements() > 0));

@@ -1,73 +1,73 @@
-//! What a check finds, in words, and where.
+//! Findings of a check, with their place.
 
 use serde::Serialize;
 
-use super::Bench;
+use super::CheckContext;
 use crate::engine::{KernelFault, Tier, View};
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::{Dtype, Region};
 
-/// One thing that a kernel does wrong.
+/// An error of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub stage: String,
     pub kernel: String,
     pub export: String,
-    /// The call in which it was seen: `step@y=0..4,x=0..7`.
+    /// The task of the call: `step@y=0..4,x=0..7`.
     pub task: String,
     pub tier: Tier,
-    pub kind: Kind,
-    /// The tensor that it is about.
+    pub kind: FindingKind,
+    /// The tensor concerned.
     pub operand: Option<String>,
-    /// The first element that it is about, in the whole tensor; of one that is outside, where it would be.
+    /// The first element concerned, as a position in the whole tensor, possibly outside it.
     pub position: Option<Vec<i64>>,
     pub message: String,
 }
 
-/// What is wrong.
+/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Kind {
-    /// A write beside an operand's tile.
+pub enum FindingKind {
+    /// A write outside an operand's tile.
     WritesOutside,
     ReadsOutside,
     WritesInput,
-    /// A touch of memory that is far from any operand.
+    /// An access to memory that is far from any operand.
     TouchesElsewhere,
     Unwritten,
-    /// A result that depends on what the output, or memory beside the tiles, holds before.
+    /// A result that depends on the previous contents of the output or of memory outside the tiles.
     ReadsWhatWasThere,
     /// A result that depends on earlier calls.
     Stateful,
     DependsOnCut,
     DependsOnTier,
-    /// The kernel says that it cannot compute a tile.
+    /// The kernel returns an error status.
     Status,
     Trap,
     TimeLimit,
     MemoryLimit,
 }
 
-/// Where something is found: a call.
+/// The call in which an error is found.
 #[derive(Clone, Copy)]
-pub(super) struct Call<'a> {
-    pub bench: &'a Bench,
+pub(super) struct CallSite<'a> {
+    pub bench: &'a CheckContext,
     pub stage: usize,
     pub tile: &'a Tile,
     pub tier: Tier,
-    /// By the kernel that merges.
+    /// Whether the merge kernel was called.
     pub merges: bool,
 }
 
-impl Call<'_> {
+impl CallSite<'_> {
     pub fn plan(&self) -> &StagePlan {
         &self.bench.plan.stages[self.stage]
     }
 
     pub fn finding(
         &self,
-        kind: Kind,
+        kind: FindingKind,
         operand: Option<usize>,
         position: Option<Vec<i64>>,
         message: impl Into<String>,
@@ -87,45 +87,45 @@ impl Call<'_> {
         }
     }
 
-    /// Of a fault that says all there is to say.
+    /// The finding for a fault that needs no further analysis.
     pub fn fault(&self, fault: &KernelFault) -> Finding {
         let kind = match fault {
-            KernelFault::Status(_) => Kind::Status,
-            KernelFault::MemoryLimit { .. } => Kind::MemoryLimit,
-            KernelFault::OutOfBounds | KernelFault::WroteOutside { .. } => Kind::TouchesElsewhere,
-            _ => Kind::Trap,
+            KernelFault::Status(_) => FindingKind::Status,
+            KernelFault::MemoryLimit { .. } => FindingKind::MemoryLimit,
+            KernelFault::OutOfBounds | KernelFault::WroteOutside { .. } => FindingKind::TouchesElsewhere,
+            _ => FindingKind::Trap,
         };
         let message = match fault {
             KernelFault::Status(status) => format!(
-                "the kernel returns status {status}: the job allows this tile, so the kernel must compute it, or the notation \
-                 must say what has to stay whole"
+                "the kernel returns status {status}, but the job allows this tile: compute it in the kernel, or exclude it in \
+                 the notation"
             ),
             other => other.to_string(),
         };
         self.finding(kind, None, None, message)
     }
 
-    /// Of a call that does not end.
+    /// The finding for a call that does not return.
     pub fn endless(&self) -> Finding {
         let limit = self.bench.job.stages[self.stage].limits.task_time;
         self.finding(
-            Kind::TimeLimit,
+            FindingKind::TimeLimit,
             None,
             None,
-            format!("the kernel runs for more than {limit:?}, the limit of its stage"),
+            format!("the kernel exceeds the time limit of its stage, {limit:?}"),
         )
     }
 }
 
-/// What a kernel sees of operand `operand` for `tile`.
+/// The view of operand `operand` for `tile`.
 pub(super) fn view(stage: &StagePlan, operand: usize, tile: &Tile) -> View {
     let plan = &stage.operands[operand];
     let (region, halo, shape) = (stage.region(operand, tile), plan.halo.clone(), plan.shape.clone());
     View { dtype: plan.dtype, region, halo, shape }
 }
 
-/// Where in the tensor the element is that lies `offset` elements behind the first one of a tile, halo included; the first
-/// dimension takes what goes beyond.
+/// The position in the tensor of the element `offset` elements after the first one of a tile, including its halo. Offsets outside
+/// the tile continue along the first dimension.
 pub(super) fn position(view: &View, offset: i64) -> Vec<i64> {
     let padded = view.padded();
     let mut place = vec![0; padded.len()];
@@ -139,7 +139,7 @@ pub(super) fn position(view: &View, offset: i64) -> Vec<i64> {
     place
 }
 
-/// Where in the tensor element `index` of a packed region is.
+/// The position in the tensor of element `index` of a packed region.
 pub(super) fn position_in(region: &Region, index: u64) -> Vec<i64> {
     let mut place = vec![0; region.rank()];
     let mut rest = index;
@@ -150,13 +150,13 @@ pub(super) fn position_in(region: &Region, index: u64) -> Vec<i64> {
     place
 }
 
-/// `y[3, 17]`.
+/// Formats an element, such as `y[3, 17]`.
 pub(super) fn element(tensor: &str, position: &[i64]) -> String {
     let places: Vec<String> = position.iter().map(i64::to_string).collect();
     format!("{tensor}[{}]", places.join(", "))
 }
 
-/// The value of one element, for a person.
+/// Formats the value of an element.
 pub fn value(dtype: Dtype, bytes: &[u8]) -> String {
     let half: Option<[u8; 2]> = bytes.try_into().ok();
     match (dtype, half) {
@@ -174,12 +174,12 @@ mod tests {
     use crate::tensor::Shape;
 
     #[test]
-    fn elements_beside_a_tile_have_places_too() {
+    fn elements_outside_a_tile_have_positions_too() {
         let region = Region { offset: vec![10, 4], extent: vec![2, 3] };
         let view = View { dtype: Dtype::F64, region, halo: vec![0, 1], shape: Shape::new(vec![99, 9]).unwrap() };
         assert_eq!(position(&view, 0), [10, 3]);
         assert_eq!(position(&view, 9), [11, 7]);
-        assert_eq!(position(&view, 10), [12, 3], "behind it");
+        assert_eq!(position(&view, 10), [12, 3], "after it");
         assert_eq!(position(&view, -1), [9, 7], "before it");
         assert_eq!(position_in(&view.region, 4), [11, 5]);
         assert_eq!(element("y", &[3, -1]), "y[3, -1]");

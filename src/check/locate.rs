@@ -1,18 +1,18 @@
-//! From a fault to the operand and the element that it is about, by calling the kernel again on tiles that lie otherwise.
+//! Locates the operand and the element of a fault, by calling the kernel again with other placements of its tiles.
 
-use super::caller::{BoxInputs, Caller, Failure, SLACK_BYTES, Way};
-use super::finding::{Call, Finding, Kind, element, position, view};
+use super::caller::{BoxInputs, CallFailure, Caller, SLACK_BYTES, Way};
+use super::finding::{CallSite, Finding, FindingKind, element, position, view};
 use crate::engine::{KernelFault, TilePlacement, View};
 use crate::plan::Role;
 
-/// What is wrong with a call that ended with `fault`.
-pub(super) fn locate(call: Call<'_>, inputs: &BoxInputs, fault: &KernelFault) -> Finding {
+/// Returns the finding for a call that ended with `fault`.
+pub(super) fn locate(call: CallSite<'_>, inputs: &BoxInputs, fault: &KernelFault) -> Finding {
     if !matches!(fault, KernelFault::OutOfBounds | KernelFault::WroteOutside { .. }) {
         return call.fault(fault);
     }
     let code = call.bench.kernels[call.stage].codes().into_iter().find(|code| code.tier() == call.tier);
     let Some(code) = code else { return call.fault(fault) };
-    // With room around every tile, and inputs that can be written, writes go on and leave traces.
+    // With room around every tile and writable inputs, a wrong write does not fault and can be found afterwards.
     let mut open = Caller::new(call.bench, call.stage, code, Way::Open, call.tile);
     let outcome = open.call(inputs, call.tile);
     for operand in 0..call.plan().operands.len() {
@@ -25,22 +25,22 @@ pub(super) fn locate(call: Call<'_>, inputs: &BoxInputs, fault: &KernelFault) ->
         }
     }
     if outcome.is_ok() {
-        // Then it reads.
+        // The call does not write out of bounds, so it reads.
         for operand in 0..call.plan().operands.len() {
             for place in [TilePlacement::Back, TilePlacement::Front] {
                 let mut fails = |gap_bytes: u64| {
                     let way = Way::One { operand, place: place(gap_bytes) };
                     let mut caller = Caller::new(call.bench, call.stage, code, way, call.tile);
-                    matches!(caller.call(inputs, call.tile), Err(Failure::Fault(KernelFault::OutOfBounds)))
+                    matches!(caller.call(inputs, call.tile), Err(CallFailure::Fault(KernelFault::OutOfBounds)))
                 };
                 if !fails(0) {
                     continue;
                 }
                 let view = view(call.plan(), operand, call.tile);
                 let Some(reach) = reach(view.dtype.size_bytes() as u64, &mut fails) else {
-                    // Room does not help, but it does where inputs can be written.
-                    let message = "the kernel writes to an input what is there already, or reads far beside a tile";
-                    return call.finding(Kind::WritesInput, None, None, message);
+                    // The fault does not depend on room around the tile, but on inputs that are read-only.
+                    let message = "the kernel writes an unchanged value to an input, or reads far outside a tile";
+                    return call.finding(FindingKind::WritesInput, None, None, message);
                 };
                 let count = view.padded().iter().product::<u64>() as i64;
                 let behind = matches!(place(0), TilePlacement::Back(_));
@@ -50,16 +50,16 @@ pub(super) fn locate(call: Call<'_>, inputs: &BoxInputs, fault: &KernelFault) ->
         }
     }
     call.finding(
-        Kind::TouchesElsewhere,
+        FindingKind::TouchesElsewhere,
         None,
         None,
-        "the kernel touches memory that is neither its own nor near any operand: a null pointer, a heap that runs over the \
-         module's memory, or an address that is wrong by far",
+        "the kernel accesses memory that is neither its own nor near any operand: a null pointer, a heap that exceeds the \
+         module's memory, or a completely wrong address",
     )
 }
 
-/// How many elements the kernel goes beyond a tile: the least gap, in elements, with which it does not fail; none if it fails with
-/// any.
+/// Returns how far the kernel accesses elements outside a tile: the smallest gap, in elements, with which it does not fail; `None`
+/// if it fails with any gap.
 fn reach(element_bytes: u64, fails: &mut impl FnMut(u64) -> bool) -> Option<i64> {
     let most = SLACK_BYTES / element_bytes;
     let (mut fails_at, mut fine_at) = (0, 1);
@@ -76,9 +76,9 @@ fn reach(element_bytes: u64, fails: &mut impl FnMut(u64) -> bool) -> Option<i64>
     Some(fine_at as i64)
 }
 
-/// An input that the kernel wrote to.
+/// Returns a finding if the kernel wrote to an input.
 fn changed_input(
-    call: Call<'_>,
+    call: CallSite<'_>,
     inputs: &BoxInputs,
     open: &Caller<'_>,
     operand: usize,
@@ -90,23 +90,23 @@ fn changed_input(
     let size = view.dtype.size_bytes();
     let first = before.chunks_exact(size).zip(after.chunks_exact(size)).position(|(before, after)| before != after)?;
     let place = position(view, first as i64);
-    let message = format!("{} is written, but it is an input", element(&its.tensor, &place));
-    Some(call.finding(Kind::WritesInput, Some(operand), Some(place), message))
+    let message = format!("the kernel writes to the input element {}", element(&its.tensor, &place));
+    Some(call.finding(FindingKind::WritesInput, Some(operand), Some(place), message))
 }
 
-/// Of an access to the element `offset` elements behind the first one of a tile, which is not in it.
-fn outside(call: Call<'_>, operand: usize, view: &View, offset: i64, what: &str) -> Finding {
+/// The finding for an access outside a tile, `offset` elements after its first one.
+fn outside(call: CallSite<'_>, operand: usize, view: &View, offset: i64, what: &str) -> Finding {
     let tensor = &call.plan().operands[operand].tensor;
     let count = view.padded().iter().product::<u64>();
     let place = position(view, offset);
     let named = if place.is_empty() { format!("{tensor}[]") } else { element(tensor, &place) };
     let where_it_is = match u64::try_from(offset) {
-        Ok(offset) => format!("{} behind the last element of its tile", offset.saturating_sub(count) + 1),
+        Ok(offset) => format!("{} after the last element of its tile", offset.saturating_sub(count) + 1),
         Err(_) => format!("{} before the first element of its tile", -offset),
     };
     let last = if count == 0 { "none".to_owned() } else { element(tensor, &position(view, count as i64 - 1)) };
     let first = element(tensor, &position(view, 0));
     let message = format!("the kernel {what} {where_it_is} ({first} to {last}), where {named} would be");
-    let kind = if what == "writes" { Kind::WritesOutside } else { Kind::ReadsOutside };
+    let kind = if what == "writes" { FindingKind::WritesOutside } else { FindingKind::ReadsOutside };
     call.finding(kind, Some(operand), Some(place), message)
 }

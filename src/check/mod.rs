@@ -1,10 +1,10 @@
-//! `exuvia check`: whether the kernels of a job keep to the interface, tried out on samples of the job's data.
+//! `exuvia check`: tests whether the kernels of a job conform to the kernel interface, on samples of the job's data.
 //!
-//! Each stage runs on boxes of its data, on both tiers, cut in many odd ways, in tiles that border on closed pages at one end
-//! or the other, with outputs that hold one pattern or another before. What depends on any of that is a finding, with the first
-//! element that does. Stages that read what others make get it by running those on what is needed, no more.
+//! Each stage runs on samples of its data, on both tiers, cut in many ways, in tiles that end or begin at inaccessible pages, with
+//! outputs that hold different patterns before. A result that depends on any of these is a finding, with its first element. The
+//! inputs of a stage that other stages produce are computed by running these on the needed part only.
 //!
-//! Refuses to do: proving anything. What no sample shows is not found. It uses `engine`, `job`, `plan`, `store` and
+//! Refuses to do: proving anything. Errors that no sample shows are not found. It uses `engine`, `job`, `plan`, `store` and
 //! `tensor`, and of `exec` how partial results are merged. Invariant: time and memory are bounded by its options, but for one
 //! call of a kernel, which the limits of its stage bound.
 
@@ -34,58 +34,58 @@ use crate::store::StoreError;
 use crate::topology;
 
 pub use call::{Computed, compute};
-pub use finding::{Finding, Kind, value};
-use watch::Watch;
+pub use finding::{Finding, FindingKind, value};
+use watch::CallWatch;
 
-/// How often the main thread looks whether a call takes too long.
-const LOOK: Duration = Duration::from_millis(20);
+/// The interval in which the main thread checks the time of a call.
+const POLL: Duration = Duration::from_millis(20);
 
-/// What a check may take, and what it works with.
+/// The limits and the environment of a check.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// For all stages together; each has a share.
+pub struct CheckOptions {
+    /// The time for all stages.
     pub time: Duration,
-    /// Split operands of a sample, at most.
+    /// The most bytes of the split operands of a sample.
     pub sample_bytes: u64,
-    /// What is kept of tensors that stages make for others.
+    /// The memory for tensors between stages.
     pub memory_bytes: u64,
     pub cache: Option<Cache>,
-    /// The program that compiles what takes long.
+    /// The program that compiles in a helper process.
     pub helper: Option<PathBuf>,
     pub compile_limits: CompileLimits,
-    /// Whether optimized code is wanted too.
+    /// Whether to check optimized code too.
     pub optimizes: bool,
 }
 
-/// What was found, and what was looked at.
+/// The result of a check.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct CheckReport {
     pub schema: u32,
     pub job: String,
-    pub stages: Vec<StageReport>,
+    pub stages: Vec<StageCheck>,
     pub findings: Vec<Finding>,
 }
 
-/// What was looked at of one stage.
+/// The check of one stage.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct StageReport {
+pub struct StageCheck {
     pub stage: String,
     pub kernel: String,
     pub export: String,
-    /// Identity of the module.
+    /// The hash of the module.
     pub module_hash: String,
-    /// Boxes of its data, the ways in which they were cut, and calls of its kernel.
+    /// The numbers of samples, of cuts of the samples and of kernel calls.
     pub samples: u64,
     pub cuts: u64,
     pub tasks: u64,
     pub tiers: Vec<&'static str>,
-    /// What could not be looked at.
+    /// Parts that could not be checked.
     pub notes: Vec<String>,
-    /// Whether all that was to be looked at was, and nothing was found.
+    /// Whether the stage was checked wholly and without findings.
     pub passed: bool,
 }
 
-/// Why a job cannot be checked.
+/// An error that prevents a check.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckError {
@@ -97,7 +97,7 @@ pub enum CheckError {
     Engine { kernel: String, stage: String, source: Box<EngineError> },
     #[error("{task} failed: {message}")]
     Task { task: String, message: String },
-    #[error("'{tensor}' cannot be computed: {reason}")]
+    #[error("cannot compute '{tensor}': {reason}")]
     Missing { tensor: String, reason: String },
     #[error("the thread that calls the kernels ended unexpectedly")]
     Panicked,
@@ -117,24 +117,24 @@ impl Compiled {
         [&self.baseline].into_iter().chain(&self.optimized).collect()
     }
 
-    /// What computes fastest.
+    /// The fastest code.
     fn best(&self) -> &Code {
         self.optimized.as_ref().unwrap_or(&self.baseline)
     }
 }
 
-/// A job that is checked, planned for one rank.
-struct Bench {
+/// A job under check, planned for one rank.
+struct CheckContext {
     job: Job,
     plan: Plan,
     engine: Engine,
     kernels: Vec<Compiled>,
-    options: Options,
-    watch: Arc<Watch>,
+    options: CheckOptions,
+    watch: Arc<CallWatch>,
 }
 
-impl Bench {
-    fn new(job: Job, options: Options, watch: Arc<Watch>) -> Result<Bench, CheckError> {
+impl CheckContext {
+    fn new(job: Job, options: CheckOptions, watch: Arc<CallWatch>) -> Result<CheckContext, CheckError> {
         let layouts = exec::layouts(&job)?;
         let memory_bytes = topology::host().memory_bytes;
         let plan = plan(&job, &layouts, &Machine { ranks: 1, ranks_per_node: 1, threads: 1, memory_bytes })?;
@@ -152,12 +152,12 @@ impl Bench {
             let optimized = optimized(&engine, &kernel, &options);
             kernels.push(Compiled { kernel, merge, baseline, optimized });
         }
-        Ok(Bench { job, plan, engine, kernels, options, watch })
+        Ok(CheckContext { job, plan, engine, kernels, options, watch })
     }
 }
 
-/// The code to start on, by the helper where compiling it may take long.
-fn baseline(engine: &Engine, kernel: &Kernel, options: &Options) -> Result<Code, EngineError> {
+/// Compiles the baseline code, in the helper process if that may take long.
+fn baseline(engine: &Engine, kernel: &Kernel, options: &CheckOptions) -> Result<Code, EngineError> {
     match &options.helper {
         Some(helper) if kernel.start_is_risky() => {
             engine.load_start(kernel, &artifact(engine, kernel, Tier::Baseline, helper, options)?)
@@ -166,20 +166,20 @@ fn baseline(engine: &Engine, kernel: &Kernel, options: &Options) -> Result<Code,
     }
 }
 
-/// Optimized code of a kernel; or why there is none.
-fn optimized(engine: &Engine, kernel: &Kernel, options: &Options) -> Result<Code, String> {
-    let helper = options.helper.as_ref().filter(|_| options.optimizes).ok_or("nothing compiles it")?;
+/// Compiles the optimized code of a kernel, or returns why there is none.
+fn optimized(engine: &Engine, kernel: &Kernel, options: &CheckOptions) -> Result<Code, String> {
+    let helper = options.helper.as_ref().filter(|_| options.optimizes).ok_or("optimization is disabled")?;
     let artifact = artifact(engine, kernel, Tier::Optimized, helper, options);
     artifact.and_then(|artifact| engine.load_artifact(kernel, &artifact)).map_err(|error| error.to_string())
 }
 
-/// Code of a kernel, from the cache or from the helper, which is held to limits.
+/// Returns the code of a kernel from the cache or from the helper process, which has limits.
 fn artifact(
     engine: &Engine,
     kernel: &Kernel,
     tier: Tier,
     helper: &Path,
-    options: &Options,
+    options: &CheckOptions,
 ) -> Result<Vec<u8>, EngineError> {
     let cache = options.cache.as_ref();
     if let Some(artifact) = cache.and_then(|cache| cache.get(&engine.fingerprint(kernel, tier))) {
@@ -196,27 +196,27 @@ fn artifact(
 }
 
 /// Checks the kernels of a job. A kernel that does not return is a finding too, and leaves its thread running.
-pub fn check(job: Job, options: Options) -> Result<Report, CheckError> {
+pub fn check(job: Job, options: CheckOptions) -> Result<CheckReport, CheckError> {
     watched(job.name.clone(), move |watch| {
-        let bench = Bench::new(job, options, watch.clone())?;
+        let bench = CheckContext::new(job, options, watch.clone())?;
         stage::check_all(&bench);
         Ok(watch.report())
     })?
     .map_or_else(Ok, Ok)
 }
 
-/// Runs `work` on a thread of its own and returns what it returns, or, where it calls a kernel for longer than that may take,
-/// the report so far with that as a finding.
+/// Runs `work` on its own thread and returns its result. If a kernel call exceeds its time limit, returns the report so far with
+/// the call as a finding.
 fn watched<T: Send + 'static>(
     job: String,
-    work: impl FnOnce(&Arc<Watch>) -> Result<T, CheckError> + Send + 'static,
-) -> Result<Result<T, Report>, CheckError> {
-    let watch = Arc::new(Watch::new(Report { schema: 1, job, stages: Vec::new(), findings: Vec::new() }));
+    work: impl FnOnce(&Arc<CallWatch>) -> Result<T, CheckError> + Send + 'static,
+) -> Result<Result<T, CheckReport>, CheckError> {
+    let watch = Arc::new(CallWatch::new(CheckReport { schema: 1, job, stages: Vec::new(), findings: Vec::new() }));
     let (send, receive) = channel();
     let its = watch.clone();
     std::thread::spawn(move || send.send(work(&its)));
     loop {
-        match receive.recv_timeout(LOOK) {
+        match receive.recv_timeout(POLL) {
             Ok(result) => return result.map(Ok),
             Err(RecvTimeoutError::Disconnected) => return Err(CheckError::Panicked),
             Err(RecvTimeoutError::Timeout) => {

@@ -2,46 +2,46 @@
 
 use std::time::{Duration, Instant};
 
-use super::caller::{BoxInputs, Caller, FILLS, Failure, Merging, Way};
-use super::cut::{Cut, cuts, samples};
-use super::finding::{Call, Finding, Kind, element, position_in, value, view};
+use super::caller::{BoxInputs, CallFailure, Caller, FILLS, Merging, Way};
+use super::cut::{SampleCut, cuts, samples};
+use super::finding::{CallSite, Finding, FindingKind, element, position_in, value, view};
 use super::locate::locate;
 use super::tensors::Tensors;
-use super::{Bench, CheckError, StageReport};
+use super::{CheckContext, CheckError, StageCheck};
 use crate::engine::{Code, Tier, TilePlacement};
 use crate::job::Combine;
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::{Dtype, copy_region};
 
-/// A stage has at least so much, whatever those before it took.
+/// The minimum time for a stage.
 const LEAST: Duration = Duration::from_millis(500);
-/// One call on a whole sample takes no more of the time of its stage than one part in so many.
+/// The number of calls on whole samples that the time of a stage allows.
 const CALLS: u32 = 60;
 
 /// Why the check of a stage ends early.
-enum Stop {
+enum StageStop {
     Finding(Box<Finding>),
-    /// It cannot go on.
+    /// The check cannot continue.
     Error(CheckError),
 }
 
-impl From<CheckError> for Stop {
-    fn from(error: CheckError) -> Stop {
-        Stop::Error(error)
+impl From<CheckError> for StageStop {
+    fn from(error: CheckError) -> StageStop {
+        StageStop::Error(error)
     }
 }
 
-/// What a kernel computes, by output.
-type Results = Vec<Vec<u8>>;
+/// The results of a kernel, by output.
+type CallResults = Vec<Vec<u8>>;
 
-/// Checks all stages, and writes what comes of it into the report as it comes.
-pub(super) fn check_all(bench: &Bench) {
+/// Checks all stages and updates the report.
+pub(super) fn check_all(bench: &CheckContext) {
     let (begun, count) = (Instant::now(), bench.plan.stages.len());
     let mut tensors = Tensors::new(bench);
     bench.watch.write(|report| {
         let stages = bench.plan.stages.iter().zip(&bench.kernels);
         report.stages = stages
-            .map(|(plan, compiled)| StageReport {
+            .map(|(plan, compiled)| StageCheck {
                 stage: plan.name.clone(),
                 kernel: compiled.kernel.name().to_owned(),
                 export: compiled.kernel.export().to_owned(),
@@ -51,17 +51,17 @@ pub(super) fn check_all(bench: &Bench) {
                     .optimized
                     .as_ref()
                     .err()
-                    .map(|why| format!("on baseline code only: {why}"))
+                    .map(|why| format!("checked on baseline code only: {why}"))
                     .into_iter()
                     .collect(),
-                ..StageReport::default()
+                ..StageCheck::default()
             })
             .collect();
     });
     for index in 0..count {
         let left = bench.options.time.saturating_sub(begun.elapsed()) / (count - index) as u32;
         let share = left.max(LEAST);
-        let mut check = Check { bench, index, share, deadline: Instant::now() + share };
+        let mut check = StageChecker { bench, index, share, deadline: Instant::now() + share };
         tensors.begin_stage(check.deadline);
         let outcome = check.run(&mut tensors);
         bench.watch.write(|report| {
@@ -69,41 +69,41 @@ pub(super) fn check_all(bench: &Bench) {
             stage.notes.append(&mut tensors.stand_ins);
             match outcome {
                 Ok(()) => stage.passed = stage.samples > 0 && bench.kernels[index].optimized.is_ok(),
-                Err(Stop::Finding(finding)) => report.findings.push(*finding),
-                Err(Stop::Error(error)) => stage.notes.push(format!("not checked: {}", super::chain(&error))),
+                Err(StageStop::Finding(finding)) => report.findings.push(*finding),
+                Err(StageStop::Error(error)) => stage.notes.push(format!("not checked: {}", super::chain(&error))),
             }
         });
     }
 }
 
 /// The check of one stage.
-struct Check<'a> {
-    bench: &'a Bench,
+struct StageChecker<'a> {
+    bench: &'a CheckContext,
     index: usize,
     share: Duration,
     deadline: Instant,
 }
 
-/// Callers of one tier, by which end of its pages a tile borders on.
+/// The callers of one tier: tiles end, or begin, at an inaccessible page.
 struct Pair<'a> {
     tier: Tier,
     code: &'a Code,
     ends: [Caller<'a>; 2],
 }
 
-impl<'a> Check<'a> {
+impl<'a> StageChecker<'a> {
     fn plan(&self) -> &'a StagePlan {
         &self.bench.plan.stages[self.index]
     }
 
-    fn call<'b>(&self, tile: &'b Tile, tier: Tier, merges: bool) -> Call<'b>
+    fn call<'b>(&self, tile: &'b Tile, tier: Tier, merges: bool) -> CallSite<'b>
     where
         'a: 'b,
     {
-        Call { bench: self.bench, stage: self.index, tile, tier, merges }
+        CallSite { bench: self.bench, stage: self.index, tile, tier, merges }
     }
 
-    fn run(&mut self, tensors: &mut Tensors<'a>) -> Result<(), Stop> {
+    fn run(&mut self, tensors: &mut Tensors<'a>) -> Result<(), StageStop> {
         let plan = self.plan();
         let extents: Vec<u64> = (0..plan.split.len()).map(|axis| plan.extent(axis)).collect();
         if extents.contains(&0) {
@@ -122,8 +122,8 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// How large samples can be, for calls on them to be short.
-    fn grow(&self, tensors: &mut Tensors<'a>, extents: &[u64]) -> Result<Vec<u64>, Stop> {
+    /// Chooses the largest sample on which calls are short.
+    fn grow(&self, tensors: &mut Tensors<'a>, extents: &[u64]) -> Result<Vec<u64>, StageStop> {
         let code = &self.bench.kernels[self.index].baseline;
         let mut size = vec![1; extents.len()];
         loop {
@@ -132,7 +132,7 @@ impl<'a> Check<'a> {
             let begun = Instant::now();
             let mut caller = Caller::new(self.bench, self.index, code, Way::bordering(false), &sample);
             self.results(&mut caller, code.tier(), &inputs, &sample)?;
-            // The axis of which there is the least.
+            // Grow along the axis with the smallest part.
             let part = |axis: &usize| size[*axis] as f64 / extents[*axis] as f64;
             let least = (0..size.len()).filter(|axis| size[*axis] < extents[*axis]);
             let Some(axis) = least.min_by(|a, b| part(a).total_cmp(&part(b))) else { break };
@@ -147,21 +147,29 @@ impl<'a> Check<'a> {
         Ok(size)
     }
 
-    /// A call, and what is wrong if it fails.
-    fn results(&self, caller: &mut Caller<'_>, tier: Tier, inputs: &BoxInputs, tile: &Tile) -> Result<Results, Stop> {
+    /// Calls the kernel; a failure becomes a finding.
+    fn results(
+        &self,
+        caller: &mut Caller<'_>,
+        tier: Tier,
+        inputs: &BoxInputs,
+        tile: &Tile,
+    ) -> Result<CallResults, StageStop> {
         caller.call(inputs, tile).map_err(|failure| match failure {
-            Failure::Fault(fault) => Stop::Finding(Box::new(locate(self.call(tile, tier, false), inputs, &fault))),
-            Failure::Engine(source) => self.engine_error(source),
+            CallFailure::Fault(fault) => {
+                StageStop::Finding(Box::new(locate(self.call(tile, tier, false), inputs, &fault)))
+            }
+            CallFailure::Engine(source) => self.engine_error(source),
         })
     }
 
-    fn engine_error(&self, source: crate::engine::EngineError) -> Stop {
+    fn engine_error(&self, source: crate::engine::EngineError) -> StageStop {
         let kernel = self.bench.kernels[self.index].kernel.name().to_owned();
-        Stop::Error(CheckError::Engine { kernel, stage: self.plan().name.clone(), source: Box::new(source) })
+        StageStop::Error(CheckError::Engine { kernel, stage: self.plan().name.clone(), source: Box::new(source) })
     }
 
-    /// All that is tried on one sample.
-    fn probe(&self, inputs: &BoxInputs) -> Result<(), Stop> {
+    /// Checks one sample in all ways.
+    fn probe(&self, inputs: &BoxInputs) -> Result<(), StageStop> {
         let whole = &inputs.cover;
         let codes = self.bench.kernels[self.index].codes();
         let pair = |code: &&'a Code| Pair {
@@ -170,7 +178,7 @@ impl<'a> Check<'a> {
             ends: [false, true].map(|front| Caller::new(self.bench, self.index, code, Way::bordering(front), whole)),
         };
         let mut pairs: Vec<Pair<'a>> = codes.iter().map(pair).collect();
-        let mut reference: Option<(Tier, Results)> = None;
+        let mut reference: Option<(Tier, CallResults)> = None;
         for Pair { tier, ends: [back, front], .. } in &mut pairs {
             let first = self.results(back, *tier, inputs, whole)?;
             let again = self.results(back, *tier, inputs, whole)?;
@@ -179,9 +187,9 @@ impl<'a> Check<'a> {
                 let place = self.place(operand, whole, index);
                 let named = self.named(operand, &place);
                 let message = format!(
-                    "{named} is {one} in one call and {other} in the next, on the same tile: it depends on earlier calls"
+                    "{named} is {one} in one call and {other} in the next, on the same tile: the result depends on earlier calls"
                 );
-                return Err(found(call.finding(Kind::Stateful, Some(operand), Some(place), message)));
+                return Err(found(call.finding(FindingKind::Stateful, Some(operand), Some(place), message)));
             }
             let otherwise = self.results(front, *tier, inputs, whole)?;
             self.compare_fills(call, &first, &otherwise)?;
@@ -193,7 +201,12 @@ impl<'a> Check<'a> {
                         let named = self.named(operand, &place);
                         let (this, that) = (tier.name(), other_tier.name());
                         let message = format!("{named} is {one} on {that} and {two} on {this} code");
-                        return Err(found(call.finding(Kind::DependsOnTier, Some(operand), Some(place), message)));
+                        return Err(found(call.finding(
+                            FindingKind::DependsOnTier,
+                            Some(operand),
+                            Some(place),
+                            message,
+                        )));
                     }
                 }
             }
@@ -211,34 +224,34 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Results of one tile whose outputs held one pattern before and the other.
-    fn compare_fills(&self, call: Call<'_>, first: &Results, otherwise: &Results) -> Result<(), Stop> {
+    /// Compares the results of one tile with different patterns in its outputs before the call.
+    fn compare_fills(&self, call: CallSite<'_>, first: &CallResults, otherwise: &CallResults) -> Result<(), StageStop> {
         let left = |(one, other): (&u8, &u8)| [*one, *other] == FILLS;
         for (operand, (one, other)) in self.plan().outputs().zip(first.iter().zip(otherwise)) {
             if let Some(byte) = one.iter().zip(other).position(left) {
                 let index = byte / self.plan().operands[operand].dtype.size_bytes();
                 let place = self.place(operand, call.tile, index);
-                let message = format!("{} is not written", self.named(operand, &place));
-                return Err(found(call.finding(Kind::Unwritten, Some(operand), Some(place), message)));
+                let message = format!("the kernel does not write {}", self.named(operand, &place));
+                return Err(found(call.finding(FindingKind::Unwritten, Some(operand), Some(place), message)));
             }
         }
         let Some((operand, index, [one, other])) = self.difference(call.tile, first, otherwise) else { return Ok(()) };
         let place = self.place(operand, call.tile, index);
         let message = format!(
-            "{} is {one} or {other}, as the output holds one thing or another before the call, or the tiles lie here or there",
+            "{} is {one} or {other}, depending on what the output holds before the call, or on the placement of the tiles in memory",
             self.named(operand, &place)
         );
-        Err(found(call.finding(Kind::ReadsWhatWasThere, Some(operand), Some(place), message)))
+        Err(found(call.finding(FindingKind::ReadsWhatWasThere, Some(operand), Some(place), message)))
     }
 
-    /// Computes a sample piece by piece and compares that with what was computed at once.
+    /// Computes a sample tile by tile and compares the result with that of one call.
     fn try_cut(
         &self,
         inputs: &BoxInputs,
-        cut: &Cut,
+        cut: &SampleCut,
         Pair { tier, code, ends }: &mut Pair<'_>,
-        reference: &Results,
-    ) -> Result<(), Stop> {
+        reference: &CallResults,
+    ) -> Result<(), StageStop> {
         let (plan, whole) = (self.plan(), &inputs.cover);
         let first_reduced = plan.split.len() - plan.reduce.map_or(0, |reduce| reduce.axes);
         if cut.axes.iter().any(|axis| *axis >= first_reduced) {
@@ -248,19 +261,19 @@ impl<'a> Check<'a> {
             let results = self.results(&mut ends[number % 2], *tier, inputs, tile)?;
             let expected = self.part(whole, reference, tile);
             if let Some((operand, index, [one, other])) = self.difference(tile, &expected, &results) {
-                // It may be that it is not written.
+                // The kernel may not write the element at all.
                 let otherwise = self.results(&mut ends[(number + 1) % 2], *tier, inputs, tile)?;
                 let call = self.call(tile, *tier, false);
                 let (back, front) = if number % 2 == 0 { (&results, &otherwise) } else { (&otherwise, &results) };
                 self.compare_fills(call, back, front)?;
                 let place = self.place(operand, tile, index);
                 let message = format!(
-                    "{} is {one} in the task {} and {other} in {}: it depends on how the tile is cut",
+                    "{} is {one} in the task {} and {other} in {}: the result depends on how the tile is cut",
                     self.named(operand, &place),
                     plan.tile_name(whole),
                     plan.tile_name(tile)
                 );
-                return Err(found(call.finding(Kind::DependsOnCut, Some(operand), Some(place), message)));
+                return Err(found(call.finding(FindingKind::DependsOnCut, Some(operand), Some(place), message)));
             }
             if Instant::now() > self.deadline {
                 break;
@@ -269,15 +282,15 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// The same where the pieces have partial results, which are merged.
+    /// Like `try_cut`, for partial results that are merged.
     fn try_partial(
         &self,
         inputs: &BoxInputs,
-        cut: &Cut,
+        cut: &SampleCut,
         (tier, code): (Tier, &Code),
         ends: &mut [Caller<'_>; 2],
-        reference: &Results,
-    ) -> Result<(), Stop> {
+        reference: &CallResults,
+    ) -> Result<(), StageStop> {
         let (plan, whole) = (self.plan(), &inputs.cover);
         let first_reduced = plan.split.len() - plan.reduce.map_or(0, |reduce| reduce.axes);
         let cell = |tile: &Tile| (tile.0.offset[..first_reduced].to_vec(), tile.0.extent[..first_reduced].to_vec());
@@ -289,18 +302,18 @@ impl<'a> Check<'a> {
         }
         for first in cells {
             let pieces = cut.tiles.iter().filter(|tile| cell(tile) == cell(first));
-            // Each merging kernel has its tiles at one end, those of the next cell at the other.
+            // The placement of tiles alternates between cells.
             for place in [TilePlacement::Back(0), TilePlacement::Front(0)] {
                 let Some(mut merging) = Merging::new(self.bench, self.index, code, place) else { return Ok(()) };
-                let (mut sum, mut magnitude) = (None::<Results>, Vec::new());
+                let (mut sum, mut magnitude) = (None::<CallResults>, Vec::new());
                 for (number, tile) in pieces.clone().enumerate() {
                     let results = self.results(&mut ends[number % 2], tier, inputs, tile)?;
                     self.add_magnitude(&mut magnitude, &results);
                     match &mut sum {
                         None => sum = Some(results),
                         Some(sum) => merging.merge(sum, results, tile).map_err(|failure| match failure {
-                            Failure::Fault(fault) => found(self.call(tile, tier, true).fault(&fault)),
-                            Failure::Engine(source) => self.engine_error(source),
+                            CallFailure::Fault(fault) => found(self.call(tile, tier, true).fault(&fault)),
+                            CallFailure::Engine(source) => self.engine_error(source),
                         })?,
                     }
                     if Instant::now() > self.deadline {
@@ -311,12 +324,12 @@ impl<'a> Check<'a> {
                 if let Some((operand, index, [one, other])) = self.far_apart(&expected, &sum, &magnitude) {
                     let place = self.place(operand, first, index);
                     let message = format!(
-                        "{} is {one} of all of {} at once, and {other} of the partial results of its pieces, merged",
+                        "{} is {one} for {} in one call, and {other} if the partial results of its parts are merged",
                         self.named(operand, &place),
                         plan.tile_name(whole)
                     );
                     let call = self.call(first, tier, self.bench.kernels[self.index].merge.is_some());
-                    return Err(found(call.finding(Kind::DependsOnCut, Some(operand), Some(place), message)));
+                    return Err(found(call.finding(FindingKind::DependsOnCut, Some(operand), Some(place), message)));
                 }
                 if self.bench.kernels[self.index].merge.is_none() {
                     break;
@@ -327,7 +340,7 @@ impl<'a> Check<'a> {
     }
 
     /// Adds up the absolute values of partial results, element by element.
-    fn add_magnitude(&self, magnitude: &mut Vec<Vec<f64>>, results: &Results) {
+    fn add_magnitude(&self, magnitude: &mut Vec<Vec<f64>>, results: &CallResults) {
         for (at, (operand, bytes)) in self.plan().outputs().zip(results).enumerate() {
             let dtype = self.plan().operands[operand].dtype;
             let values =
@@ -339,8 +352,13 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// The first element of two results that is not the same, but for rounding.
-    fn far_apart(&self, one: &Results, other: &Results, magnitude: &[Vec<f64>]) -> Option<(usize, usize, [String; 2])> {
+    /// Returns the first element that differs by more than rounding.
+    fn far_apart(
+        &self,
+        one: &CallResults,
+        other: &CallResults,
+        magnitude: &[Vec<f64>],
+    ) -> Option<(usize, usize, [String; 2])> {
         let combine = self.plan().reduce.map(|reduce| reduce.combine);
         for (at, operand) in self.plan().outputs().enumerate() {
             let dtype = self.plan().operands[operand].dtype;
@@ -349,7 +367,7 @@ impl<'a> Check<'a> {
                 (Dtype::F64, _) => 1e-8,
                 _ => 0.0,
             };
-            // A kernel that merges may make a small number from large ones, but none of its outputs is larger than all.
+            // A merge may cancel large numbers, so the tolerance is relative to the sum of magnitudes.
             let most = magnitude.get(at).map_or(0.0, |values| values.iter().copied().fold(0.0, f64::max));
             let near = |index: usize, a: &[u8], b: &[u8]| {
                 let (Some(a), Some(b), false) = (dtype.to_f64(a), dtype.to_f64(b), dtype.is_integer()) else {
@@ -368,8 +386,8 @@ impl<'a> Check<'a> {
         None
     }
 
-    /// What `results` of `whole` are for `tile` in it.
-    fn part(&self, whole: &Tile, results: &Results, tile: &Tile) -> Results {
+    /// Extracts the results for `tile` from those of `whole`.
+    fn part(&self, whole: &Tile, results: &CallResults, tile: &Tile) -> CallResults {
         let part = |(operand, bytes): (usize, &Vec<u8>)| {
             let (from, to) = (self.plan().region(operand, whole), self.plan().region(operand, tile));
             let size = self.plan().operands[operand].dtype.size_bytes();
@@ -380,8 +398,8 @@ impl<'a> Check<'a> {
         self.plan().outputs().zip(results).map(part).collect()
     }
 
-    /// The first element in which two results for `tile` differ in any bit: its operand, its number there, both values.
-    fn difference(&self, tile: &Tile, one: &Results, other: &Results) -> Option<(usize, usize, [String; 2])> {
+    /// Returns the first element that differs in any bit: its operand, its index and both values.
+    fn difference(&self, tile: &Tile, one: &CallResults, other: &CallResults) -> Option<(usize, usize, [String; 2])> {
         self.plan().outputs().zip(one.iter().zip(other)).find_map(|(operand, (one, other))| {
             let dtype = view(self.plan(), operand, tile).dtype;
             let size = dtype.size_bytes();
@@ -401,6 +419,6 @@ impl<'a> Check<'a> {
     }
 }
 
-fn found(finding: Finding) -> Stop {
-    Stop::Finding(Box::new(finding))
+fn found(finding: Finding) -> StageStop {
+    StageStop::Finding(Box::new(finding))
 }

@@ -1,38 +1,38 @@
-//! The data that samples are of: from datasets, from the job file, and from stages, which are run on what is needed and no more.
+//! The data of samples: from datasets, from the job file, and from stages, which compute only the needed part.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::caller::{BoxInputs, Caller, Failure, Merging, Way};
-use super::finding::{Call, view};
-use super::{Bench, CheckError};
+use super::caller::{BoxInputs, CallFailure, Caller, Merging, Way};
+use super::finding::{CallSite, view};
+use super::{CheckContext, CheckError};
 use crate::engine::TilePlacement;
 use crate::job::Source;
 use crate::plan::{Role, Tile};
 use crate::store::Reader;
 use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded};
 
-/// Bytes of a task that computes a part of a tensor, more or less.
+/// The approximate size of a task that computes a part of a tensor.
 const TASK_BYTES: u64 = 16 << 20;
 
-/// What is known of the tensors of a job so far.
+/// The known parts of the tensors of a job.
 pub(super) struct Tensors<'a> {
-    bench: &'a Bench,
+    bench: &'a CheckContext,
     readers: BTreeMap<String, Reader>,
-    /// Parts of those that stages make; where they meet, they agree.
+    /// The computed parts of tensors that stages produce.
     pieces: BTreeMap<String, Vec<(Region, Vec<u8>)>>,
     kept_bytes: u64,
-    /// Inputs that all tasks of a stage share, by stage and operand.
+    /// The inputs that all tasks of a stage share, by stage and operand.
     whole: BTreeMap<(usize, usize), Arc<Vec<u8>>>,
-    /// After which reductions take what they have for the whole.
+    /// The time after which reductions stop and use their partial results.
     deadline: Option<Instant>,
-    /// Of tensors that are not what they will be in a run, why.
+    /// Notes on tensors that differ from those of a run.
     pub stand_ins: Vec<String>,
 }
 
 impl<'a> Tensors<'a> {
-    pub fn new(bench: &'a Bench) -> Tensors<'a> {
+    pub fn new(bench: &'a CheckContext) -> Tensors<'a> {
         let (readers, pieces, whole) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Tensors { bench, readers, pieces, kept_bytes: 0, whole, deadline: None, stand_ins: Vec::new() }
     }
@@ -104,7 +104,7 @@ impl<'a> Tensors<'a> {
         Ok(bytes)
     }
 
-    /// Has the stage that makes a tensor compute what of a region is not there yet. Returns the size of an element.
+    /// Runs the stage that produces a tensor on the missing part of a region. Returns the size of an element.
     fn compute(&mut self, tensor: &str, region: &Region) -> Result<usize, CheckError> {
         let bench = self.bench;
         let is_its = |stage: &usize| {
@@ -112,7 +112,7 @@ impl<'a> Tensors<'a> {
             plan.outputs().find(|operand| plan.operands[*operand].tensor == tensor).map(|operand| (*stage, operand))
         };
         let made = (0..bench.plan.stages.len()).find_map(|stage| is_its(&stage));
-        let (stage, operand) = made.ok_or_else(|| missing(tensor, "no stage makes it"))?;
+        let (stage, operand) = made.ok_or_else(|| missing(tensor, "no stage produces it"))?;
         let plan = &bench.plan.stages[stage];
         let its = &plan.operands[operand];
         let mut left = if region.elements() > 0 { vec![region.clone()] } else { Vec::new() };
@@ -124,7 +124,7 @@ impl<'a> Tensors<'a> {
             for (axis, index) in plan.split.iter().enumerate() {
                 let (start, end) = match its.dims.iter().position(|dim| dim == index) {
                     Some(dim) => (part.offset[dim] / its.scale[dim], part.end(dim).div_ceil(its.scale[dim])),
-                    // Reduced.
+                    // Reduced indices.
                     None => (0, plan.extent(axis)),
                 };
                 tile.offset.push(start);
@@ -133,20 +133,20 @@ impl<'a> Tensors<'a> {
             let bytes = plan.operands[operand].dtype.size_bytes() as u64 * part.elements();
             self.kept_bytes += bytes;
             if self.kept_bytes > bench.options.memory_bytes {
-                return Err(missing(tensor, "that would take more memory than --memory allows"));
+                return Err(missing(tensor, "it needs more memory than --memory allows"));
             }
             self.run(stage, &Tile(tile))?;
         }
         Ok(its.dtype.size_bytes())
     }
 
-    /// Forgets what all tasks of the stages before share.
+    /// Discards the shared inputs of earlier stages.
     pub fn begin_stage(&mut self, deadline: Instant) {
         self.whole.clear();
         self.deadline = Some(deadline);
     }
 
-    /// Runs a stage on `tile` and keeps what comes out.
+    /// Runs a stage on `tile` and keeps its outputs.
     fn run(&mut self, stage: usize, tile: &Tile) -> Result<(), CheckError> {
         let bench = self.bench;
         let plan = &bench.plan.stages[stage];
@@ -169,16 +169,17 @@ impl<'a> Tensors<'a> {
             {
                 let tensors: Vec<&str> = plan.outputs().map(|output| plan.operands[output].tensor.as_str()).collect();
                 let named = tensors.join(" and ");
-                self.stand_ins.push(format!("{named} is that of a part of the data: there was no time for all"));
+                self.stand_ins
+                    .push(format!("{named} was computed from a part of the data, since there was not enough time"));
                 break;
             }
             let inputs = self.inputs(stage, &task)?;
-            let call = Call { bench, stage, tile: &task, tier: code.tier(), merges: false };
-            let failed = |failure: Failure| match failure {
-                Failure::Fault(fault) => {
+            let call = CallSite { bench, stage, tile: &task, tier: code.tier(), merges: false };
+            let failed = |failure: CallFailure| match failure {
+                CallFailure::Fault(fault) => {
                     CheckError::Task { task: plan.task_name(call.tile), message: fault.to_string() }
                 }
-                Failure::Engine(source) => CheckError::Engine {
+                CallFailure::Engine(source) => CheckError::Engine {
                     kernel: bench.kernels[stage].kernel.name().to_owned(),
                     stage: plan.name.clone(),
                     source: Box::new(source),
@@ -202,7 +203,7 @@ fn missing(tensor: &str, reason: &str) -> CheckError {
     CheckError::Missing { tensor: tensor.to_owned(), reason: reason.to_owned() }
 }
 
-/// Both halves of a tile along the longest of these axes; none where all have one element at most.
+/// Returns both halves of a tile along the longest of these axes; `None` if no axis has more than one element.
 fn halves(tile: &Tile, axes: std::ops::Range<usize>) -> Option<[Tile; 2]> {
     let axis = axes.max_by_key(|axis| tile.0.extent[*axis]).filter(|axis| tile.0.extent[*axis] > 1)?;
     let middle = tile.0.extent[axis] / 2;

@@ -1,24 +1,24 @@
-//! What the thread that calls kernels and the one that watches it share.
+//! The state that the thread that calls kernels shares with the one that monitors it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Report;
+use super::CheckReport;
 use crate::check::finding::Finding;
 
-/// The report as it grows, and the call under way.
+/// The report so far and the current call.
 #[derive(Debug)]
-pub(super) struct Watch {
-    report: Mutex<Report>,
-    current: Mutex<Option<Current>>,
+pub(super) struct CallWatch {
+    report: Mutex<CheckReport>,
+    current: Mutex<Option<CurrentCall>>,
 }
 
-/// A call that has begun.
+/// The current call.
 #[derive(Clone, Debug)]
-struct Current {
+struct CurrentCall {
     started: Instant,
     limit: Duration,
-    /// What it is if it does not end.
+    /// The finding if the call does not return.
     finding: Finding,
 }
 
@@ -26,17 +26,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Watch {
-    pub fn new(report: Report) -> Watch {
-        Watch { report: Mutex::new(report), current: Mutex::default() }
+impl CallWatch {
+    pub fn new(report: CheckReport) -> CallWatch {
+        CallWatch { report: Mutex::new(report), current: Mutex::default() }
     }
 
     /// The report so far.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> CheckReport {
         lock(&self.report).clone()
     }
 
-    pub fn write(&self, change: impl FnOnce(&mut Report)) {
+    pub fn write(&self, change: impl FnOnce(&mut CheckReport)) {
         change(&mut lock(&self.report));
     }
 
@@ -44,16 +44,16 @@ impl Watch {
         self.write(|report| report.stages.get_mut(stage).into_iter().for_each(|stage| stage.tasks += 1));
     }
 
-    /// Makes a call, of which `finding` is told if it takes longer than `limit`.
+    /// Makes a call, which becomes `finding` if it takes longer than `limit`.
     pub fn call<T>(&self, limit: Duration, finding: impl FnOnce() -> Finding, call: impl FnOnce() -> T) -> T {
-        *lock(&self.current) = Some(Current { started: Instant::now(), limit, finding: finding() });
+        *lock(&self.current) = Some(CurrentCall { started: Instant::now(), limit, finding: finding() });
         let result = call();
         *lock(&self.current) = None;
         result
     }
 
-    /// The report with the call that takes too long, if one does.
-    pub fn overdue(&self) -> Option<Report> {
+    /// Returns the report with the current call, if it exceeds its limit.
+    pub fn overdue(&self) -> Option<CheckReport> {
         let current = lock(&self.current).clone();
         let late = current.filter(|current| current.started.elapsed() > current.limit)?;
         let mut report = self.report();

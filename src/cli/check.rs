@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::check::{self, CheckError, Finding, Options, Report, StageReport};
+use crate::check::{self, CheckError, CheckOptions, CheckReport, Finding, StageCheck};
 use crate::cli::output::{Output, fail, print_json};
 use crate::cli::run::arguments::compile_limits;
 use crate::cli::run::arguments::size;
@@ -50,7 +50,7 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
             return ExitCode::Usage;
         }
     };
-    let options = Options {
+    let options = CheckOptions {
         time: arguments.time,
         sample_bytes: arguments.sample,
         memory_bytes: arguments.memory,
@@ -79,15 +79,15 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
 }
 
 /// Returns whether the stage has no data.
-fn is_empty(stage: &StageReport) -> bool {
+fn is_empty(stage: &StageCheck) -> bool {
     stage.tasks == 0 && stage.notes.iter().any(|note| note == "it has no elements")
 }
 
 /// Records which kernels passed, for `exuvia run`.
-fn record_passed(cache: &Cache, report: &Report) {
+fn record_passed(cache: &Cache, report: &CheckReport) {
     // A kernel passes if it passes in all stages that run it.
-    let passed = |stage: &StageReport| {
-        let same = |other: &&StageReport| other.module_hash == stage.module_hash && other.export == stage.export;
+    let passed = |stage: &StageCheck| {
+        let same = |other: &&StageCheck| other.module_hash == stage.module_hash && other.export == stage.export;
         report.stages.iter().filter(same).all(|stage| stage.passed)
     };
     for stage in report.stages.iter().filter(|stage| passed(stage)) {
@@ -97,9 +97,8 @@ fn record_passed(cache: &Cache, report: &Report) {
     }
 }
 
-fn print(report: &Report) {
-    let width =
-        |of: fn(&StageReport) -> &String| report.stages.iter().map(|s| of(s).chars().count()).max().unwrap_or(0);
+fn print(report: &CheckReport) {
+    let width = |of: fn(&StageCheck) -> &String| report.stages.iter().map(|s| of(s).chars().count()).max().unwrap_or(0);
     let (names, kernels) = (width(|stage| &stage.stage), width(|stage| &stage.kernel));
     for stage in &report.stages {
         let outcome = match report.findings.iter().filter(|finding| finding.stage == stage.stage).count() {

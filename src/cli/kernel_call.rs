@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::check::{self, Computed, Options};
+use crate::check::{self, CheckOptions, Computed};
 use crate::cli::output::{Output, fail, print_json};
 use crate::cli::run::arguments::compile_limits;
 use crate::engine::Cache;
@@ -137,7 +137,7 @@ fn compute(job: Job, arguments: &CallArguments) -> Result<Vec<Computed>, ExitCod
         eprintln!("error: {message}");
         ExitCode::Usage
     })?;
-    let options = Options {
+    let options = CheckOptions {
         time: arguments.time,
         sample_bytes: u64::MAX,
         memory_bytes: u64::MAX,
