@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use exuvia::fabric::{self, Backoff, Fabric, FabricError, collective};
-use exuvia::topology::{Topology, Watch};
+use exuvia::topology::{FailureDetector, Topology};
 
 const RING: u32 = 7;
 const RING_MESSAGES: usize = 40;
@@ -35,8 +35,8 @@ fn main() {
 fn check(fabric: &mut dyn Fabric, mode: &str) -> Result<(), FabricError> {
     let (rank, size) = (fabric.rank(), fabric.size());
     let topology = collective::topology(fabric, &exuvia::topology::host(), &mut |_: &mut dyn Fabric| Ok(()))?;
-    let mut watch = Watch::new(&topology, rank, None);
-    let mut idle = |_: &mut dyn Fabric| match watch.dead() {
+    let mut watch = FailureDetector::new(&topology, rank, None);
+    let mut idle = |_: &mut dyn Fabric| match watch.failed_rank() {
         Some(dead) => Err(FabricError::rank_died(&topology, dead)),
         None => Ok(()),
     };

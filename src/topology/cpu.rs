@@ -1,13 +1,13 @@
 use serde::{Deserialize, Serialize};
 
-/// What machine code a rank's CPU can run. Equal classes share one compiled artifact.
+/// The class of a CPU: the machine code that it can run. Equal classes share one compiled artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CpuClass {
     /// `x86_64`, `aarch64`, ...
     pub arch: String,
-    /// The model name, as the kernel tells it; for people.
+    /// The model name, for messages.
     pub name: String,
-    /// Features that the CPU and the operating system offer, in LLVM's spelling, sorted.
+    /// The features of the CPU and the operating system, sorted, in LLVM's spelling.
     pub features: Vec<String>,
 }
 
@@ -21,7 +21,8 @@ impl CpuClass {
     }
 }
 
-/// Features that every class has: code for these alone runs on all of them. Empty for no class or mixed architectures.
+/// The features that all classes have, so that code for these runs on all of them. Empty without classes or for mixed
+/// architectures.
 pub fn common_features<'a>(classes: impl IntoIterator<Item = &'a CpuClass>) -> Vec<String> {
     let mut classes = classes.into_iter();
     let Some(first) = classes.next() else {
@@ -35,7 +36,7 @@ pub fn common_features<'a>(classes: impl IntoIterator<Item = &'a CpuClass>) -> V
 }
 
 fn model_name(cpuinfo: &str) -> String {
-    // x86 says "model name"; many ARM kernels give numbers only.
+    // x86 has a "model name"; many ARM kernels provide numbers only.
     field(cpuinfo, "model name").or_else(|| field(cpuinfo, "CPU part")).unwrap_or("unknown").to_owned()
 }
 
@@ -54,7 +55,7 @@ fn detect(_cpuinfo: &str) -> Vec<String> {
             [$((std::arch::is_x86_feature_detected!($rust), $llvm)),*]
         };
     }
-    // CPUID alone would promise AVX where the operating system does not save its registers; std asks both.
+    // CPUID alone reports AVX even if the operating system does not save its registers; std checks both.
     let features = detected! {
         "sse" => "sse", "sse2" => "sse2", "sse3" => "sse3", "ssse3" => "ssse3",
         "sse4.1" => "sse4.1", "sse4.2" => "sse4.2", "sse4a" => "sse4a",

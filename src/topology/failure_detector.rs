@@ -1,3 +1,5 @@
+//! The detection of failed ranks.
+
 use std::time::{Duration, Instant};
 
 use super::process::same_process_alive;
@@ -5,19 +7,19 @@ use super::{Rank, Topology};
 use crate::topology::keepalive::Lifeline;
 
 const INTERVAL: Duration = Duration::from_millis(20);
-/// Keeps one look under 0.1 ms however many ranks a node has.
-const PROBES_PER_LOOK: usize = 8;
+/// The number of processes per check, which takes less than 0.1 ms.
+const PROBES_PER_CHECK: usize = 8;
 
-/// Notices the death of other ranks, whatever the launcher does about it: of those on this node, and of some on others that have a
-/// [`LivenessListener`](super::Door).
+/// Detects the failure of other ranks, independently of the launcher: of all ranks on this node, and of some on other nodes that
+/// have a [`LivenessListener`](super::LivenessListener).
 ///
-/// A rank that has finished looks just like one that died: stop asking once the last barrier is passed.
+/// A rank that has finished looks like a failed one: do not check after the last barrier.
 #[derive(Debug)]
-pub struct Watch {
+pub struct FailureDetector {
     peers: Vec<Peer>,
     lifelines: Vec<(Rank, Lifeline)>,
     next_peer: usize,
-    next_look: Instant,
+    next_check: Instant,
 }
 
 #[derive(Debug)]
@@ -27,10 +29,10 @@ struct Peer {
     start_ticks: u64,
 }
 
-impl Watch {
-    /// Watches every other rank on the node of `rank`, and its charges on others. `before`: what it watched when the ranks had other
-    /// numbers.
-    pub fn new(topology: &Topology, rank: Rank, before: Option<Watch>) -> Watch {
+impl FailureDetector {
+    /// Monitors all other ranks on the node of `rank`, and its charges on other nodes. `before` is the detector from before a
+    /// renumbering of the ranks.
+    pub fn new(topology: &Topology, rank: Rank, before: Option<FailureDetector>) -> FailureDetector {
         let others = topology.ranks_on_node(rank).into_iter().filter(|&other| other != rank);
         let peer = |rank| {
             let host = topology.host(rank);
@@ -39,7 +41,7 @@ impl Watch {
         let mut known = before.map(|before| before.lifelines).unwrap_or_default();
         let lifeline = |charge: Rank| {
             let host = topology.host(charge);
-            let is_its = |(_, lifeline): &(Rank, Lifeline)| lifeline.places == host.door;
+            let is_its = |(_, lifeline): &(Rank, Lifeline)| lifeline.addresses == host.door;
             let found = match known.iter().position(is_its) {
                 _ if host.door.is_empty() => return None,
                 Some(index) => Ok(known.swap_remove(index).1),
@@ -47,23 +49,22 @@ impl Watch {
             };
             let hostname = &host.hostname;
             let warn = |error: &std::io::Error| {
-                tracing::warn!("should rank {charge} on {hostname} die, nobody here will notice: {error}")
+                tracing::warn!("a failure of rank {charge} on {hostname} cannot be detected from this node: {error}")
             };
             found.inspect_err(warn).ok().map(|lifeline| (charge, lifeline))
         };
         let lifelines = topology.charges(rank).into_iter().filter_map(lifeline).collect();
-        Watch { peers: others.map(peer).collect(), lifelines, next_peer: 0, next_look: Instant::now() }
+        FailureDetector { peers: others.map(peer).collect(), lifelines, next_peer: 0, next_check: Instant::now() }
     }
 
-    /// A rank that has died, if one was found; each is told once. Cheap enough for every turn of a wait loop: it looks at
-    /// most every 20 ms, at 8 peers a time.
-    pub fn dead(&mut self) -> Option<Rank> {
+    /// Returns a failed rank, each once. Cheap enough for every iteration of a wait loop: it checks 8 peers every 20 ms.
+    pub fn failed_rank(&mut self) -> Option<Rank> {
         let now = Instant::now();
-        if now < self.next_look {
+        if now < self.next_check {
             return None;
         }
-        self.next_look = now + INTERVAL;
-        for _ in 0..self.peers.len().min(PROBES_PER_LOOK) {
+        self.next_check = now + INTERVAL;
+        for _ in 0..self.peers.len().min(PROBES_PER_CHECK) {
             self.next_peer = (self.next_peer + 1) % self.peers.len();
             let peer = &self.peers[self.next_peer];
             if !same_process_alive(peer.pid, peer.start_ticks) {
@@ -85,30 +86,30 @@ mod tests {
     use crate::topology::keepalive::LivenessListener;
 
     #[test]
-    fn a_closed_door_is_a_death_also_after_ranks_were_numbered_anew() {
+    fn a_closed_listener_is_a_failure_even_after_renumbering() {
         let doors = [(); 3].map(|()| LivenessListener::open(vec![[127, 0, 0, 1].into()]).unwrap());
-        let places = doors.each_ref().map(LivenessListener::places);
+        let places = doors.each_ref().map(LivenessListener::addresses);
         let on = |name: &str, door: &[_]| Host { hostname: name.to_owned(), door: door.to_vec(), ..host() };
         let hosts = vec![on("a", &[]), on("b", &places[0]), on("c", &places[1]), on("d", &places[2]), on("e", &[])];
-        let mut watch = Watch::new(&Topology::new(hosts.clone()), 0, None);
-        let dead = |watch: &mut Watch| {
+        let mut watch = FailureDetector::new(&Topology::new(hosts.clone()), 0, None);
+        let dead = |watch: &mut FailureDetector| {
             std::thread::sleep(2 * INTERVAL);
-            watch.dead()
+            watch.failed_rank()
         };
         assert_eq!(dead(&mut watch), None);
         let [first, second, third] = doors;
         drop(first);
         assert_eq!((dead(&mut watch), dead(&mut watch)), (Some(1), None));
-        // It closes before the new watch begins.
+        // The listener closes before the new detector starts.
         drop(third);
-        let mut watch = Watch::new(&Topology::new([&hosts[..1], &hosts[2..]].concat()), 0, Some(watch));
+        let mut watch = FailureDetector::new(&Topology::new([&hosts[..1], &hosts[2..]].concat()), 0, Some(watch));
         assert_eq!((dead(&mut watch), dead(&mut watch)), (Some(2), None));
         drop(second);
         assert_eq!(dead(&mut watch), Some(1));
     }
 
     #[test]
-    fn names_the_dead_rank_and_not_those_on_other_nodes() {
+    fn a_failed_rank_is_found_and_not_confused_with_other_nodes() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = child.id();
         let peer =
@@ -121,19 +122,19 @@ mod tests {
             peer("a", pid, start_ticks(pid).unwrap()),
             peer("a", me, mine),
         ];
-        let mut watch = Watch::new(&Topology::new(hosts), 0, None);
-        assert_eq!(watch.dead(), None);
+        let mut watch = FailureDetector::new(&Topology::new(hosts), 0, None);
+        assert_eq!(watch.failed_rank(), None);
         child.kill().unwrap();
         child.wait().unwrap();
         let killed = Instant::now();
         let dead = loop {
-            if let Some(rank) = watch.dead() {
+            if let Some(rank) = watch.failed_rank() {
                 break rank;
             }
-            assert!(killed.elapsed() < Duration::from_secs(60), "not noticed");
+            assert!(killed.elapsed() < Duration::from_secs(60), "not detected");
         };
         assert_eq!(dead, 2);
         std::thread::sleep(2 * INTERVAL);
-        assert_eq!(watch.dead(), None, "it is told once");
+        assert_eq!(watch.failed_rank(), None, "each failure is returned once");
     }
 }

@@ -7,31 +7,32 @@ use serde::{Deserialize, Serialize};
 use super::process::{Process, start_ticks};
 use super::slurm::Grant;
 use crate::topology::cpu::CpuClass;
+use crate::topology::process::{hostname, pid_namespace};
 
-/// What one rank knows of the machine it runs on. Gathered from every rank into a [`super::Topology`].
+/// The machine of one rank. The hosts of all ranks make a [`Topology`](super::Topology).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     pub hostname: String,
-    /// `/proc/self/ns/pid`: pids of other ranks mean something only within the same one.
+    /// The pid namespace (`/proc/self/ns/pid`), within which pids of other ranks are valid.
     pub pid_namespace: String,
     pub pid: u32,
-    /// When the process started, in clock ticks since boot: tells it from a later process with the same pid.
+    /// The start of the process in clock ticks since boot, which distinguishes it from a later process with the same pid.
     pub start_ticks: u64,
     pub cpu: CpuClass,
-    /// CPUs this rank may run on (its affinity mask).
+    /// The CPUs that this rank may run on (its affinity mask).
     pub cpus_allowed: Vec<u32>,
-    /// CPUs' worth of time it may use with the other ranks of the node: the mask, or less where a cgroup quota or Slurm says
-    /// so.
+    /// The number of CPUs that the ranks of the node may use together: that of the mask, or less if a cgroup quota or Slurm limits
+    /// it.
     pub cores: u32,
-    /// Of a rank, if Slurm was asked for a number.
+    /// The CPUs per rank, if requested from Slurm.
     pub cpus_per_task: Option<u32>,
-    /// Memory it may use with the other ranks of the node: the machine's, or less where a cgroup or Slurm says so.
+    /// The memory that the ranks of the node may use together: that of the machine, or less if a cgroup or Slurm limits it.
     pub memory_bytes: u64,
-    /// Where other nodes find its [`LivenessListener`](super::Door), if it has one.
+    /// The addresses of its [`LivenessListener`](super::LivenessListener), if it has one.
     pub door: Vec<SocketAddr>,
 }
 
-/// Describes this process. What cannot be read is empty, 0 or the machine's own figure, never an error.
+/// Describes this process. Values that cannot be read are empty, 0 or those of the machine, never an error.
 pub fn host() -> Host {
     let pid = std::process::id();
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
@@ -52,7 +53,7 @@ pub fn host() -> Host {
         start_ticks: start_ticks(pid).unwrap_or(0),
         cpu: CpuClass::here(),
         cpus_allowed,
-        // Slurm leaves the mask alone where it does not bind.
+        // Slurm does not change the mask if it does not bind.
         cores: cores.min(grant.cpus.unwrap_or(u32::MAX)),
         cpus_per_task: grant.cpus_per_task,
         memory_bytes: memory_bytes().min(grant.memory_bytes.unwrap_or(u64::MAX)),
@@ -61,22 +62,14 @@ pub fn host() -> Host {
 }
 
 impl Host {
-    /// The process that this is told of.
+    /// The process of the rank.
     pub fn process(&self) -> Process {
         let (hostname, pid_namespace) = (self.hostname.clone(), self.pid_namespace.clone());
         Process { hostname, pid_namespace, pid: self.pid, start_ticks: self.start_ticks }
     }
 }
 
-pub(super) fn hostname() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-pub(super) fn pid_namespace() -> String {
-    std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default()
-}
-
-/// The kernel's list format: `0-3,8,10-11`.
+/// Parses the kernel's list format: `0-3,8,10-11`.
 fn parse_cpu_list(list: &str) -> Option<Vec<u32>> {
     let mut cpus = Vec::new();
     for part in list.trim().split(',') {
@@ -97,7 +90,7 @@ fn memory_bytes() -> u64 {
     limits.chain(installed).min().unwrap_or(0)
 }
 
-/// Files that may limit this process's memory: its cgroup's and all its ancestors', version 2 and version 1.
+/// The files that may limit the memory of this process: those of its cgroup and of all ancestors, in versions 1 and 2.
 fn cgroup_limit_files() -> Vec<PathBuf> {
     let mut files = Vec::new();
     for line in read_to_string("/proc/self/cgroup").unwrap_or_default().lines() {

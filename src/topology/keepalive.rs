@@ -1,8 +1,8 @@
-//! Noticing the death of ranks on other nodes, and of their nodes, whatever the launcher does about it.
+//! The detection of failed ranks on other nodes, and of failed nodes, independently of the launcher.
 //!
-//! A rank has a door, a TCP port, and ranks of other nodes connect to it. Nobody takes the connections nor sends anything: a kernel
-//! ends them when the process is gone, and the other kernel asks again and again whether there still is one. So a rank that is
-//! busy or stopped is no dead one.
+//! A rank listens on a TCP port, and ranks of other nodes connect to it. The connections are not accepted and carry no data: the
+//! kernel closes them when the process ends, and the kernel at the other end probes them with keepalive messages. A rank that is
+//! busy or stopped is not taken for a failed one.
 
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -10,20 +10,20 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 
-/// What a kernel does to find out whether the other side of a silent connection is still there.
+/// The settings of TCP keepalive.
 #[derive(Clone, Copy, Debug)]
 pub struct Keepalive {
-    /// Silence before it asks.
+    /// The idle time before the first probe.
     pub idle_s: u32,
     pub interval_s: u32,
-    /// Questions without an answer that prove that nobody is there.
+    /// The number of unanswered probes after which the connection counts as closed.
     pub probes: u32,
 }
 
 impl Keepalive {
-    /// Between the launcher and its daemons. One that is cut off ends its ranks, in 10 s at the latest.
+    /// The settings between the launcher and its daemons. A daemon that is cut off ends its ranks within 10 s.
     pub const DAEMONS: Keepalive = Keepalive { idle_s: 4, interval_s: 2, probes: 3 };
-    /// Between ranks: 12 to 16 s. Whoever is taken for dead because its node is cut off is dead by then.
+    /// The settings between ranks, for detection within 12 to 16 s. A rank on a node that is cut off has ended by then.
     const RANKS: Keepalive = Keepalive { idle_s: 4, interval_s: 3, probes: 4 };
 
     const fn least_s(&self) -> u32 {
@@ -37,10 +37,10 @@ impl Keepalive {
 
 const _: () = assert!(Keepalive::RANKS.least_s() > Keepalive::DAEMONS.most_s());
 
-/// For a door to be found: other ranks wait meanwhile.
+/// The time limit for a connection, during which other ranks wait.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// By which ranks of other nodes tell whether this one lives.
+/// The TCP port by which ranks of other nodes detect the failure of this one.
 #[derive(Debug)]
 pub struct LivenessListener {
     listener: TcpListener,
@@ -48,31 +48,31 @@ pub struct LivenessListener {
 }
 
 impl LivenessListener {
-    /// At these addresses of this node.
+    /// Opens a port that is reachable at these addresses of this node.
     pub fn open(addresses: Vec<IpAddr>) -> std::io::Result<LivenessListener> {
         Ok(LivenessListener { listener: TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?, addresses })
     }
 
-    /// Where others may try to reach it.
-    pub fn places(&self) -> Vec<SocketAddr> {
+    /// The socket addresses of the port.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
         let Ok(here) = self.listener.local_addr() else { return Vec::new() };
         self.addresses.iter().map(|address| SocketAddr::new(*address, here.port())).collect()
     }
 }
 
-/// A connection to the door of another rank.
+/// A connection to the listener of another rank.
 #[derive(Debug)]
 pub(super) struct Lifeline {
-    pub places: Vec<SocketAddr>,
+    pub addresses: Vec<SocketAddr>,
     stream: TcpStream,
 }
 
 impl Lifeline {
-    /// To the door at the first of these places that answers.
-    pub fn to(places: &[SocketAddr]) -> std::io::Result<Lifeline> {
+    /// Connects to the first of these addresses that answers.
+    pub fn to(addresses: &[SocketAddr]) -> std::io::Result<Lifeline> {
         let mut result = Err(ErrorKind::AddrNotAvailable.into());
-        for place in places {
-            result = TcpStream::connect_timeout(place, CONNECT);
+        for address in addresses {
+            result = TcpStream::connect_timeout(address, CONNECT);
             if result.is_ok() {
                 break;
             }
@@ -85,10 +85,10 @@ impl Lifeline {
         sockopt::set_tcp_keepintvl(&stream, seconds(interval_s))?;
         sockopt::set_tcp_keepcnt(&stream, probes)?;
         stream.set_nonblocking(true)?;
-        Ok(Lifeline { places: places.to_vec(), stream })
+        Ok(Lifeline { addresses: addresses.to_vec(), stream })
     }
 
-    /// Whether the rank at the other end is gone, perhaps with its node.
+    /// Returns whether the rank at the other end, or its node, has failed.
     pub fn is_cut(&self) -> bool {
         match (&self.stream).read(&mut [0]) {
             Ok(bytes) => bytes == 0,

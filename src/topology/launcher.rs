@@ -1,36 +1,36 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-/// Who started this process, as the environment tells.
+/// The launcher of this process, according to the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Launcher {
-    /// Nobody who starts ranks: run as one rank, without MPI (whose start costs 0.05 to 1 s).
+    /// No launcher: run as one rank, without MPI (whose start takes 0.05 to 1 s).
     None,
-    /// A launcher of ranks: call MPI.
+    /// A launcher of ranks: use MPI.
     Mpi {
-        /// How many ranks it says it started.
+        /// The number of ranks according to the launcher.
         size_hint: Option<u32>,
-        /// Which of them this process is, as it says; for choosing who prints when MPI itself does not work.
+        /// The rank of this process according to the launcher, to choose the rank that prints if MPI does not work.
         rank_hint: Option<u32>,
-        /// As a person would call it: `mpirun (Open MPI)`, `srun --mpi=pmix`, ...
+        /// The name for messages: `mpirun (Open MPI)`, `srun --mpi=pmix`, ...
         name: &'static str,
     },
 }
 
-/// Reads what launchers leave in the environment, the most specific first, since they nest: `mpirun` inside a Slurm
-/// batch job shows both `OMPI_*` and `SLURM_*`, and only the former speaks of the ranks.
+/// Reads the environment variables of launchers, the most specific first, since launchers nest: `mpirun` inside a Slurm
+/// batch job shows both `OMPI_*` and `SLURM_*`, and only the former describe the ranks.
 ///
 /// Slurm sets `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_JOB_ID` in the batch script itself too, where no rank was
-/// started: they prove nothing. A process started by `srun` has `SLURM_STEP_NUM_TASKS`, which a batch script has not.
-/// A step of one task without a PMI (an `salloc` shell, `srun --pty bash`) is no launch of ranks either, and a step
+/// started: they are not evidence. A process started by `srun` has `SLURM_STEP_NUM_TASKS`, which a batch script does not have.
+/// A step of one task without a PMI (an `salloc` shell, `srun --pty bash`) is not a launch of ranks either. A step
 /// of several tasks without a PMI is one that MPI will not recognise: it is reported as a launch, so that
 /// [`crate::fabric::mpi`] finds the mismatch instead of every task running the whole job alone.
 pub fn launcher() -> Launcher {
     detect(&|name| std::env::var(name).ok())
 }
 
-/// How many tasks Slurm holds for this job when nobody started ranks on them (`exuvia run` in a batch script without
-/// `srun`): worth a warning when above 1.
+/// The number of tasks of the allocation if no ranks were started on them (`exuvia run` in a batch script without `srun`): a
+/// number above 1 is worth a warning.
 pub fn allocated_tasks() -> Option<u32> {
     number(&|name| std::env::var(name).ok(), "SLURM_NTASKS")
 }
@@ -68,24 +68,24 @@ fn detect(env: Environment) -> Launcher {
     }
 }
 
-/// Whether the launcher leaves the other ranks alone when one dies: Open MPI's mpirun, if it was asked to.
+/// Returns whether the launcher keeps the other ranks when one fails: Open MPI's mpirun, with the right option.
 pub fn launcher_outlives_ranks() -> bool {
     number(&|name| std::env::var(name).ok(), "OMPI_MCA_orte_enable_recovery") == Some(1)
 }
 
-/// Addresses of this node by which others reach it, as Open MPI's launcher has found.
+/// The addresses by which other nodes reach this one, as found by Open MPI's launcher.
 pub fn node_addresses() -> Vec<IpAddr> {
     addresses(&|name| std::env::var(name).ok())
 }
 
-/// From `NUMBER;tcp://ADDRESS,ADDRESS:PORT;tcp6://[ADDRESS]:PORT`, which is where the daemon of this node is.
+/// Parses the address of the daemon of this node: `NUMBER;tcp://ADDRESS,ADDRESS:PORT;tcp6://[ADDRESS]:PORT`.
 fn addresses(env: Environment) -> Vec<IpAddr> {
     let daemon = env("OMPI_MCA_orte_local_daemon_uri").unwrap_or_default();
     let places = daemon.split(';').find_map(|part| part.strip_prefix("tcp://")?.rsplit_once(':'));
     places.map_or_else(Vec::new, |(addresses, _)| addresses.split(',').filter_map(|text| text.parse().ok()).collect())
 }
 
-/// Id of the Slurm job that this process belongs to, with the number of its task if that is an array.
+/// The id of the Slurm job of this process; for an array, with the number of its task.
 pub fn slurm_job() -> Option<String> {
     let number = |name| number(&|name| std::env::var(name).ok(), name);
     match (number("SLURM_ARRAY_JOB_ID"), number("SLURM_ARRAY_TASK_ID")) {
@@ -94,7 +94,7 @@ pub fn slurm_job() -> Option<String> {
     }
 }
 
-/// When the allocation that this process is in ends, if Slurm says so.
+/// The end of the allocation of this process, if known.
 pub fn allocation_end() -> Option<SystemTime> {
     let seconds = number(&|name| std::env::var(name).ok(), "SLURM_JOB_END_TIME")?;
     Some(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(seconds)))

@@ -1,11 +1,11 @@
-//! Where the ranks are: nodes, local ranks, CPU classes, and what the launcher said.
+//! The placement of ranks: nodes, local ranks, CPU classes, and the launcher.
 //!
-//! The only reader of `SLURM_*`, `OMPI_*`, `PMI_*` and `PMIX_*`. Refuses to do: MPI (whoever gathers the
-//! [`Host`]s of all ranks brings them here), pinning, any decision about work.
+//! The only reader of `SLURM_*`, `OMPI_*`, `PMI_*` and `PMIX_*`. Refuses to do: MPI (the caller gathers the
+//! [`Host`]s of all ranks), pinning, any decision about work.
 //!
 //! Invariant: a [`Topology`] is a function of the gathered hosts alone, so every rank computes the same one.
-//! Two ranks are on the same node when hostname *and* pid namespace agree: only then does one's pid mean
-//! anything to the other, and that is what [`Watch`] needs.
+//! Two ranks are on the same node when hostname *and* pid namespace agree: only then is the pid of
+//! one valid for the other, as [`FailureDetector`] needs.
 
 mod cpu;
 mod failure_detector;
@@ -16,7 +16,7 @@ mod process;
 mod slurm;
 
 pub use cpu::{CpuClass, common_features};
-pub use failure_detector::Watch;
+pub use failure_detector::FailureDetector;
 pub use host::{Host, host};
 pub use keepalive::{Keepalive, LivenessListener};
 pub use launcher::{
@@ -25,7 +25,7 @@ pub use launcher::{
 pub use process::{Process, process_alive};
 pub use slurm::Allocation;
 
-/// The nodes that this process may start ranks on with `srun`.
+/// Returns the nodes on which this process may start ranks with `srun`.
 pub fn allocation() -> Option<Allocation> {
     Allocation::read(&|name| std::env::var(name).ok())
 }
@@ -33,7 +33,7 @@ pub fn allocation() -> Option<Allocation> {
 /// An MPI process, counted from 0.
 pub type Rank = u32;
 
-/// All ranks' hosts, in rank order.
+/// The hosts of all ranks, in rank order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Topology {
     hosts: Vec<Host>,
@@ -61,7 +61,7 @@ impl Topology {
         Topology { hosts, nodes, node_count }
     }
 
-    /// Every rank's host, in rank order.
+    /// The hosts of all ranks, in rank order.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
     }
@@ -71,12 +71,12 @@ impl Topology {
         &self.hosts[rank as usize]
     }
 
-    /// How many ranks there are.
+    /// The number of ranks.
     pub fn size(&self) -> u32 {
         self.hosts.len() as u32
     }
 
-    /// How many distinct nodes there are.
+    /// The number of nodes.
     pub fn node_count(&self) -> u32 {
         self.node_count
     }
@@ -93,14 +93,14 @@ impl Topology {
         before.iter().filter(|&&other| other == node).count() as u32
     }
 
-    /// Every rank on the node of `rank`, itself included, ascending.
+    /// All ranks on the node of `rank`, including itself, in ascending order.
     pub fn ranks_on_node(&self, rank: Rank) -> Vec<Rank> {
         let node = self.node_of(rank);
         (0..self.size()).filter(|&other| self.node_of(other) == node).collect()
     }
 
-    /// Ranks on other nodes whose deaths `rank` is to notice: of each of the next few nodes some, so that the ranks of a node share
-    /// those of another. As many nodes have to be lost at once for a loss to go unnoticed.
+    /// The ranks on other nodes that `rank` monitors: some of each of the next few nodes, so that the ranks of a node share those of
+    /// another. A loss goes unnoticed only if as many nodes are lost at once.
     pub(crate) fn charges(&self, rank: Rank) -> Vec<Rank> {
         const NODES: u32 = 8;
         let (home, mine) = (self.node_of(rank), self.ranks_on_node(rank).len() as u32);
@@ -127,8 +127,8 @@ impl Topology {
         classes
     }
 
-    /// Threads for kernels on this rank so that its node is full and not overfull: every CPU the rank may run on,
-    /// divided by the ranks of the node that may run there too; at most what Slurm was asked for; at least 1.
+    /// The number of kernel threads of this rank that fills its node: every CPU that the rank may run on, divided by the ranks of
+    /// the node that may run there too; at most the number requested from Slurm, and at least 1.
     pub fn default_threads(&self, rank: Rank) -> u32 {
         let host = self.host(rank);
         let neighbours = self.ranks_on_node(rank);
@@ -137,9 +137,9 @@ impl Topology {
             masks.filter(|mask| mask.contains(cpu)).count().max(1)
         };
         let share: f64 = host.cpus_allowed.iter().map(|cpu| 1.0 / sharers(cpu) as f64).sum();
-        // `cores` is below the mask where a cgroup quota or Slurm says so, to all ranks of the node together: shared alike.
+        // A cgroup quota or Slurm may limit `cores` below the mask for all ranks of the node together: divide it equally.
         let quota = f64::from(host.cores) / host.cpus_allowed.len().max(1) as f64;
-        // Sums of 1/3 fall just short of whole numbers.
+        // Sums of fractions such as 1/3 may be slightly less than an integer.
         let threads = (share * quota.min(1.0) + 1e-6) as u32;
         threads.min(host.cpus_per_task.unwrap_or(u32::MAX)).max(1)
     }
@@ -182,7 +182,7 @@ mod tests {
                 let mut from: Vec<u32> = watchers.iter().map(|watcher| topology.node_of(*watcher)).collect();
                 from.sort_unstable();
                 from.dedup();
-                // From each node by one rank.
+                // One rank of each node monitors it.
                 assert_eq!((from.len(), watchers.len()), (8.min(count - 1), 8.min(count - 1)), "{rank} on {count}");
                 assert!(!from.contains(&topology.node_of(rank)));
             }

@@ -1,10 +1,10 @@
+//! Processes of this and of other nodes.
+
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::host::{hostname, pid_namespace};
-
-/// A process, wherever it is.
+/// A process on some node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     pub hostname: String,
@@ -15,28 +15,36 @@ pub struct Process {
 }
 
 impl Process {
-    /// Whether it lives; nobody can say that of another node's.
+    /// Returns whether the process is alive; `None` on another node.
     pub fn lives(&self) -> Option<bool> {
         let here = self.hostname == hostname() && self.pid_namespace == pid_namespace();
         here.then(|| same_process_alive(self.pid, self.start_ticks))
     }
 }
 
-/// Whether a process of this pid namespace lives. A zombie is dead: it will never answer again, and under an init
-/// that does not reap, its entry stays for ever.
+/// Returns whether a process of this pid namespace is alive. A zombie is not: it never responds again, and without an init that
+/// reaps it, its entry stays forever.
 pub fn process_alive(pid: u32) -> bool {
     state(pid).is_none_or(|stat| stat.running)
 }
 
-/// Start of a process in clock ticks since boot, if it can be read.
+/// The start of a process in clock ticks since boot, if known.
 pub(super) fn start_ticks(pid: u32) -> Option<u64> {
     state(pid)?.start_ticks
 }
 
-/// Whether the process that started at `start_ticks` lives, and not another that got its pid later.
+/// Returns whether the process that started at `start_ticks` is alive, and not a later one with the same pid.
 pub(super) fn same_process_alive(pid: u32, start_ticks: u64) -> bool {
     state(pid)
         .is_none_or(|stat| stat.running && (start_ticks == 0 || stat.start_ticks.is_none_or(|t| t == start_ticks)))
+}
+
+pub(super) fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+pub(super) fn pid_namespace() -> String {
+    std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default()
 }
 
 struct Stat {
@@ -44,12 +52,12 @@ struct Stat {
     start_ticks: Option<u64>,
 }
 
-/// `None` when nothing can be said (no /proc, no permission): death is never claimed without evidence.
+/// Returns `None` if the state is unknown (no /proc, no permission): a process is never taken for dead without evidence.
 fn state(pid: u32) -> Option<Stat> {
     const GONE: Stat = Stat { running: false, start_ticks: None };
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(text) => parse(&text),
-        // ESRCH: it went between open and read.
+        // ESRCH: the process ended between open and read.
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Some(GONE),
         Err(e) if e.kind() == io::ErrorKind::NotFound && std::fs::exists("/proc/self/stat").unwrap_or(false) => {
             Some(GONE)
@@ -59,7 +67,7 @@ fn state(pid: u32) -> Option<Stat> {
 }
 
 fn parse(text: &str) -> Option<Stat> {
-    // The command name in parentheses may itself hold spaces and parentheses: count from its end.
+    // The command name in parentheses may contain spaces and parentheses: count fields from its end.
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_whitespace();
     let state = fields.next()?;
     Some(Stat {
@@ -93,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn names_with_parentheses_do_not_confuse() {
+    fn command_names_may_contain_parentheses() {
         let line = "7 (a) Z (b) S 1 7 7 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9";
         let stat = parse(line).unwrap();
         assert!(stat.running);

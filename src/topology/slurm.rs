@@ -1,4 +1,4 @@
-/// What Slurm granted to all of the job's ranks on this node, and what it was asked for each.
+/// The resources that Slurm granted to the ranks of the job on this node, and those requested per rank.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Grant {
     pub cpus: Option<u32>,
@@ -7,7 +7,7 @@ pub(super) struct Grant {
 }
 
 impl Grant {
-    /// Nothing outside Slurm, and where Slurm does not say.
+    /// Empty outside Slurm and where Slurm reports nothing.
     pub fn here() -> Grant {
         Grant::read(&|name| std::env::var(name).ok()?.parse().ok().filter(|number| *number > 0))
     }
@@ -27,18 +27,18 @@ impl Grant {
     }
 }
 
-/// The nodes that Slurm holds for a job in whose batch script this process is, outside of any step.
+/// The allocation of a batch script, outside of any step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Allocation {
     pub nodes: u32,
-    /// Of the first; nodes of one kind are assumed.
+    /// The CPUs of the first node; all nodes are assumed to be equal.
     pub cpus_per_node: u32,
-    /// Ranks on each node, if Slurm was asked for a number.
+    /// The ranks per node, if requested from Slurm.
     pub tasks_per_node: Option<u32>,
 }
 
 impl Allocation {
-    /// None outside Slurm, and in what `srun` started.
+    /// Returns `None` outside Slurm and in processes that `srun` started.
     pub(super) fn read(env: &dyn Fn(&str) -> Option<String>) -> Option<Allocation> {
         let number = |name: &str| leading_number(&env(name)?);
         // `salloc` and `sbatch` number no step for the shell; a shell that is a step of one task can start others.
@@ -53,13 +53,13 @@ impl Allocation {
         })
     }
 
-    /// Of all nodes.
+    /// The CPUs of all nodes.
     pub fn cpus(&self) -> u32 {
         self.nodes * self.cpus_per_node
     }
 
-    /// How many of so many ranks belong on a node, when nodes are filled one after another: as many as Slurm was asked for, or
-    /// as have CPUs there, and more only where they would not fit otherwise.
+    /// The number of ranks per node when nodes are filled one after another: the number requested from Slurm, or that of the CPUs, and
+    /// more only if the ranks would not fit otherwise.
     pub fn ranks_per_node(&self, ranks: u32, threads: u32) -> u32 {
         let room = self.tasks_per_node.unwrap_or(self.cpus_per_node / threads.max(1)).max(1);
         room.max(ranks.div_ceil(self.nodes.max(1))).min(ranks)

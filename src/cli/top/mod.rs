@@ -235,7 +235,7 @@ fn row(rank: &RankSnapshot, now_ns: u64) -> [String; 11] {
         rate(rank.bytes_per_s),
         size(share.moved_bytes),
         size(share.memory_bytes),
-        if silent_ns > SILENT_NS { format!("no report for {}", seconds(silent_ns)) } else { String::new() },
+        if silent_ns > SILENT_NS { format!("silent for {}", seconds(silent_ns)) } else { String::new() },
     ]
 }
 
@@ -317,11 +317,11 @@ mod tests {
             "step 30 % of 20 blocks",
             "80 tasks (25 % on optimized code), 4.0 KiB/s through kernels now",
             "3/10    2+5  baseline",
-            "no report for 9s",
+            "silent for 9s",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
-        assert_eq!(text.matches("no report").count(), 1);
+        assert_eq!(text.matches("silent").count(), 1);
         assert!(render(&[run(1), run(2)], TerminalSize::UNLIMITED).contains("exuvia top JOB"));
     }
 
@@ -339,7 +339,7 @@ mod tests {
             }
         }
         let text = details(&iterated, TerminalSize { columns: 40, lines: 12 });
-        for part in ["heat (Slurm 7_2): 100 ranks on 1 node,\n", "2.0 KiB/s  no report for 9s\n", "and 96 more ranks"] {
+        for part in ["heat (Slurm 7_2): 100 ranks on 1 node,\n", "2.0 KiB/s  silent for 9s\n", "and 96 more ranks"] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         // All ranks are shown if they fit.

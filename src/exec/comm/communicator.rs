@@ -19,7 +19,7 @@ use crate::exec::error::RunError;
 use crate::exec::trace::recorder::{TraceEventKind, Tracer};
 use crate::fabric::{Backoff, Counters, Fabric, FabricError, Payload, Rank, collective};
 use crate::report::{Distance, Moved, Reason, Traffic};
-use crate::topology::{Host, LivenessListener, Topology, Watch, host, node_addresses};
+use crate::topology::{FailureDetector, Host, LivenessListener, Topology, host, node_addresses};
 
 /// One rank's connection to the others.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Communicator {
     /// Starts to watch the other ranks for failures.
     pub fn watch(&mut self, topology: &Topology) {
         let before = self.monitor.watched.take().map(|watched| watched.detector);
-        let detector = Watch::new(topology, self.rank(), before);
+        let detector = FailureDetector::new(topology, self.rank(), before);
         self.monitor.watched = Some(WatchedRanks { detector, topology: topology.clone() });
     }
 
@@ -165,7 +165,7 @@ impl Communicator {
     }
 
     pub fn topology(&mut self) -> Result<Topology, RunError> {
-        let door = self.listener.as_ref().map(LivenessListener::places).unwrap_or_default();
+        let door = self.listener.as_ref().map(LivenessListener::addresses).unwrap_or_default();
         let here = Host { door, ..host() };
         self.wait(|fabric, idle| collective::topology(fabric, &here, idle))
     }

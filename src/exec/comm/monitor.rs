@@ -10,7 +10,7 @@ use crate::exec::comm::signal::{Signal, signal_name};
 use crate::exec::comm::tag::{Control, Tag, TaggedMessage};
 use crate::exec::error::{ExitCode, RunError};
 use crate::fabric::{Fabric, FabricError, Message, Payload, Rank};
-use crate::topology::{Topology, Watch};
+use crate::topology::{FailureDetector, Topology};
 
 /// The longest time that a signal waits for the end of an iteration.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(3);
@@ -41,7 +41,7 @@ pub(in crate::exec::comm) enum Interruption {
 /// The other ranks, once this rank knows their hosts.
 #[derive(Debug)]
 pub(in crate::exec::comm) struct WatchedRanks {
-    pub detector: Watch,
+    pub detector: FailureDetector,
     pub topology: Topology,
 }
 
@@ -103,7 +103,7 @@ impl Monitor {
             }
         }
         if let Some(WatchedRanks { detector, .. }) = &mut self.watched
-            && let Some(rank) = detector.dead()
+            && let Some(rank) = detector.failed_rank()
         {
             is_news |= self.agreement.add_failed(self.initial_ranks[rank as usize]);
         }

@@ -8,7 +8,7 @@ use crate::exec::comm::communicator::Communicator;
 use crate::exec::comm::monitor::{Interruption, SignalPolicy, WatchedRanks};
 use crate::exec::error::RunError;
 use crate::fabric::{Backoff, FabricError, Rank};
-use crate::topology::{Topology, Watch};
+use crate::topology::{FailureDetector, Topology};
 
 /// The longest time for all survivors to report: each does once its main thread polls for messages.
 const AGREEMENT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -101,7 +101,7 @@ impl Communicator {
         monitor.initial_ranks = survivors.iter().map(|rank| monitor.initial_ranks[*rank as usize]).collect();
         if let Some(hosts) = hosts {
             let topology = Topology::new(survivors.iter().map(|rank| hosts[*rank as usize].clone()).collect());
-            let detector = Watch::new(&topology, self.fabric.rank(), detector);
+            let detector = FailureDetector::new(&topology, self.fabric.rank(), detector);
             monitor.watched = Some(WatchedRanks { detector, topology });
         }
         monitor.interruption = None;
