@@ -186,12 +186,12 @@ fn only_what_depends_on_a_change_is_computed_again() {
     let bad = "(module (memory 1) (func (export \"slow\") (param i32 i32) (result i32) (i32.const 9)))";
     fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
     let said = fails();
-    assert!(said.contains("status 9") && said.contains("what is finished is kept"), "{said}");
+    assert!(said.contains("status 9") && said.contains("completed work is kept"), "{said}");
     // The kernel is mended: the first stage is not computed again.
     fs::write(lab.path("bad.wasm"), &kernel).unwrap();
     let output = lab.command(2, &["--threads", "1"]).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("going on with what an earlier run finished"), "{}", text(&output));
+    assert!(text(&output).contains("resuming an earlier run"), "{}", text(&output));
     // The same, seen from the report: stage one has no tasks.
     fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
     fails();

@@ -1,3 +1,5 @@
+//! Errors of a run, and the exit statuses of the program.
+
 use std::error::Error;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,8 +25,8 @@ pub enum RunError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// What an earlier run had finished, and this one has counted on.
-    #[error("finished parts of '{tensor}' have vanished while the run went on")]
+    /// Completed work of an earlier run that this run has taken up.
+    #[error("completed parts of '{tensor}' disappeared during the run")]
     Lost { tensor: String },
     #[error("kernel '{kernel}' of stage '{stage}'")]
     Engine { kernel: String, stage: String, source: Box<EngineError> },
@@ -32,9 +34,9 @@ pub enum RunError {
     Fabric(#[from] FabricError),
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    #[error("input {} was changed or replaced while the run read it, so that its results would be of both", file.display())]
+    #[error("input {} was changed or replaced while the run read it: its results would mix both versions", file.display())]
     InputChanged { file: PathBuf },
-    /// A kernel trapped, complained or broke the rules; the task is named.
+    /// A kernel trapped, reported an error or broke the rules in a task.
     #[error("task {task} on rank {rank} ({hostname}) failed in kernel '{kernel}' ({code})")]
     Task { task: String, rank: Rank, hostname: String, kernel: String, code: &'static str, source: Box<KernelFault> },
     /// A kernel took longer than the job allows for one task.
@@ -43,7 +45,7 @@ pub enum RunError {
          stopped"
     )]
     TimeLimit { task: String, rank: Rank, hostname: String, kernel: String, code: &'static str, limit: Duration },
-    /// A module never got as far as its first task.
+    /// A module ran too long before its first task.
     #[error(
         "the {function} of kernel '{kernel}' ({code}) of stage '{stage}' ran for more than {limit:?} on rank {rank} \
          ({hostname}) and was stopped"
@@ -59,21 +61,23 @@ pub enum RunError {
     },
     #[error("rank {rank} (process {pid} on {hostname}) died")]
     RankDied { rank: Rank, pid: u32, hostname: String },
-    /// The failure happened on another rank, which had it printed.
+    /// The run failed on another rank, whose error rank 0 prints.
     #[error("the run failed on another rank")]
     Elsewhere { code: i32 },
     #[error("interrupted by {signal}")]
     Interrupted { signal: &'static str },
-    #[error("ranks {ranks:?} made another plan than rank 0: they run another version of exuvia or see another job")]
+    #[error(
+        "ranks {ranks:?} have another plan than rank 0: they run another version of exuvia or read another job file"
+    )]
     PlanDisagreement { ranks: Vec<Rank> },
     #[error("a worker thread ended unexpectedly: {message}")]
     Worker { message: String },
-    #[error("the optimized tier was asked for (--tier optimized), but the optimizing compiler failed")]
+    #[error("--tier optimized needs optimized code, but the optimizing compiler failed")]
     NoOptimizedCode { source: Box<EngineError> },
-    #[error("rank {rank} sent {what}, which this rank does not understand: all ranks must run the same exuvia")]
+    #[error("rank {rank} sent {what}, which this rank cannot decode: all ranks must run the same version of exuvia")]
     Protocol { rank: Rank, what: &'static str },
-    /// A transfer whose checksum is wrong, or another than the one that was due.
-    #[error("{what} that came from rank {rank} was damaged on its way, or is not what was due")]
+    /// A transfer whose checksum is wrong, or that is not the expected one.
+    #[error("{what} from rank {rank} is damaged, or is not the expected transfer")]
     Damaged { rank: Rank, what: &'static str },
 }
 
@@ -91,22 +95,23 @@ impl RunError {
         }
     }
 
-    /// The error, its causes and a way out, as a person reads it.
+    /// Returns the text that a user reads: the error, its causes and advice.
     pub fn render(&self) -> String {
         render(self, self.help().as_deref())
     }
 
-    /// A way out, where there is one to tell.
+    /// Returns advice for the user, if there is any.
     pub fn help(&self) -> Option<String> {
         match self {
             RunError::Task { .. } => {
-                Some("mend the kernel, or its inputs there, and run the same command again".to_owned())
+                Some("fix the kernel or its input for this tile, and run the same command again".to_owned())
             }
             RunError::TimeLimit { .. } | RunError::StartTimeLimit { .. } => Some(
                 "if the kernel is not in an endless loop, raise `limits = { time = \"...\" }` of its stage".to_owned(),
             ),
             RunError::RankDied { .. } => Some(
-                "its outputs were not published; look for the cause (out of memory? killed?) and run again".to_owned(),
+                "no output was published; look for the cause (out of memory? killed?) and run the same command again"
+                    .to_owned(),
             ),
             RunError::InputChanged { .. } => Some("no output was changed; run the same command again".to_owned()),
             RunError::Interrupted { .. } => Some("no output was changed; run the same command again".to_owned()),
@@ -119,17 +124,17 @@ impl RunError {
     }
 }
 
-/// An error with its causes and a way out: each on a line of its own, whatever names it has, but for the errors of a job file,
-/// which show their place.
+/// Returns an error with its causes and advice, one line each. Only the errors of a job file take more lines, to show the
+/// place in the file.
 pub fn render(error: &(dyn Error + 'static), help: Option<&str>) -> String {
-    let in_words = |error: &(dyn Error + 'static)| {
+    let format_one = |error: &(dyn Error + 'static)| {
         let is_framed = error.is::<JobError>() || matches!(error.downcast_ref(), Some(RunError::Job(_)));
         if is_framed { error.to_string() } else { text::line(&error.to_string()) }
     };
-    let mut text = format!("error: {}", in_words(error));
+    let mut text = format!("error: {}", format_one(error));
     let mut cause = error.source();
     while let Some(inner) = cause {
-        text.push_str(&format!("\ncaused by: {}", in_words(inner)));
+        text.push_str(&format!("\ncaused by: {}", format_one(inner)));
         cause = inner.source();
     }
     let advice = text::advice(&text);
@@ -139,7 +144,7 @@ pub fn render(error: &(dyn Error + 'static), help: Option<&str>) -> String {
     text
 }
 
-/// Which code a fault is in, for messages that name the kernel.
+/// Returns the name of the code that a fault is in, for messages that name the kernel.
 pub(super) fn code_name(tier: Tier, merges: bool) -> &'static str {
     match (tier, merges) {
         (Tier::Baseline, false) => "baseline",
@@ -162,26 +167,26 @@ pub struct RunFailure {
     pub died: bool,
 }
 
-/// Exit statuses of the program; the only list of them.
+/// Exit statuses of the program. This is the only list of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(i32)]
 pub enum ExitCode {
-    /// Done and verified.
+    /// The command succeeded.
     Done = 0,
     /// The run failed.
     Failed = 1,
     /// The command line or the job is wrong.
     Usage = 2,
-    /// MPI, HDF5 or LLVM is not as it should be.
+    /// MPI, HDF5 or LLVM does not work as required.
     Environment = 3,
-    /// Stopped early; running again continues.
+    /// The run was stopped early; running it again resumes it.
     Resumable = 75,
     /// A bug in Exuvia.
     Bug = 101,
 }
 
 impl ExitCode {
-    /// The code another rank sent; anything unknown counts as a failed run.
+    /// Returns the exit code with this number; an unknown number counts as a failed run.
     pub fn from_i32(code: i32) -> ExitCode {
         use ExitCode::*;
         [Done, Failed, Usage, Environment, Resumable, Bug].into_iter().find(|c| *c as i32 == code).unwrap_or(Failed)

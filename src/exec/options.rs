@@ -1,4 +1,4 @@
-//! How a job is run, and how far a run is.
+//! Options of a run, and its progress as shown to the user.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,21 +8,21 @@ use serde::{Deserialize, Serialize};
 use crate::engine::CompileLimits;
 use crate::sched::Granularity;
 
-/// Which code kernels run on.
+/// The code that kernels run on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TierPolicy {
-    /// Baseline code at once, optimized code as soon as there is some.
+    /// Baseline code at once, optimized code once it is compiled.
     #[default]
     Auto,
-    /// Baseline code only; nothing is optimized.
+    /// Baseline code only; no kernel is optimized.
     Baseline,
     /// Optimized code only; the first task waits for it.
     Optimized,
 }
 
 impl TierPolicy {
-    /// As written on the command line.
+    /// The name of this policy on the command line.
     pub fn name(self) -> &'static str {
         match self {
             TierPolicy::Auto => "auto",
@@ -32,20 +32,20 @@ impl TierPolicy {
     }
 }
 
-/// What becomes of what earlier runs of the job have finished, and of what this one does.
+/// The use of completed work: that of earlier runs of the job, and that of this run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Resume {
-    /// Goes on with it; what this run finishes outlives it.
+    /// Resumes an earlier run, and keeps completed work.
     #[default]
     GoOn,
-    /// Begins anew; what this run finishes outlives it.
+    /// Starts afresh, and keeps completed work.
     Fresh,
-    /// Begins anew and keeps nothing: for comparison.
+    /// Starts afresh and keeps nothing, for comparison.
     Never,
 }
 
 impl Resume {
-    /// When the run begins again without ranks that died: what it has finished is no longer an earlier run's.
+    /// The use of completed work once the run has shrunk: it is no longer an earlier run's.
     pub fn after_shrink(self) -> Resume {
         match self {
             Resume::GoOn | Resume::Fresh => Resume::GoOn,
@@ -54,47 +54,47 @@ impl Resume {
     }
 }
 
-/// How to run a job.
+/// Options of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Workers per rank; by default what the node has for each of its ranks.
+    /// Workers per rank; by default the CPUs of the node divided by its ranks.
     pub threads: Option<u32>,
     pub tier: TierPolicy,
     pub cache_dir: Option<PathBuf>,
-    /// Budget per rank; by default a share of the node's memory.
+    /// The memory budget of a rank; by default its part of the node's memory.
     pub memory_bytes: Option<u64>,
     pub granularity: Granularity,
-    /// Whether ranks without work take some from others.
+    /// Whether ranks without work steal from others.
     pub steal: bool,
-    /// Every worker goes to optimized code right before its task of this number, waiting for it if need be, and not
-    /// earlier: tests move the swap to any place.
+    /// The number of the task before which every worker swaps to optimized code, and waits for it if need be. Tests use
+    /// this to move the swap.
     pub swap_before_task: Option<u64>,
-    /// The program whose `compile-kernel` verb compiles what may take long; none: a thread of this process does.
+    /// The program whose `compile-kernel` command compiles kernels in the background; by default a thread does.
     pub helper: Option<PathBuf>,
-    /// What that may take.
+    /// The limits of such a compilation.
     pub compile_limits: CompileLimits,
-    /// What becomes of finished work.
+    /// The use of completed work.
     pub resume: Resume,
-    /// Time from one checkpoint to the next; by default it follows from what they cost.
+    /// The time from one checkpoint to the next; by default it follows from their cost.
     pub checkpoint_every: Option<Duration>,
     /// Whether to record what every thread does, for [`Report::trace`](crate::report::Report).
     pub trace: bool,
-    /// Tells a person at once why the run failed; without it, [`RunFailure`](crate::exec::RunFailure) has the text.
+    /// Prints the error of a failed run at once; without it, [`RunFailure`](crate::exec::RunFailure) has the text.
     pub print_error: Option<fn(&str)>,
-    /// Tells a person what is worth knowing, but no error.
+    /// Prints a note for the user.
     pub note: Option<fn(&str)>,
-    /// Whether to tell of kernels that `exuvia check` has not passed.
+    /// Whether to print a note about kernels that `exuvia check` has not passed.
     pub suggest_check: bool,
-    /// Where a person sees how far the run is.
+    /// Shows the progress of the run to the user.
     pub progress: Option<fn(&Progress)>,
-    /// Folder in which the run makes itself known ([`live`](crate::live)); none: nowhere.
+    /// The folder in which the run publishes its progress ([`live`](crate::live)), if it does.
     pub live: Option<PathBuf>,
     /// Called on each rank once it detects the failure of other ranks.
     pub on_started: Option<fn()>,
 }
 
 impl Options {
-    /// Tells the user what [`Options::note`] is for; without it, logs it.
+    /// Prints notes for the user; without [`Options::note`], logs them.
     pub(in crate::exec) fn notify(&self, notes: &[String]) {
         for note in notes {
             match self.note {
@@ -130,7 +130,7 @@ impl Default for Options {
     }
 }
 
-/// How far a stage is, all ranks together.
+/// The progress of a stage on all ranks.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Progress {
     pub stage: String,

@@ -405,9 +405,9 @@ with h5.File('link.h5', 'w') as f:
         exuvia::cli::kernel_build::build(&lab.path("copy.c"), &lab.path("copy.wasm"), &[]).unwrap();
         let run = || exuvia(&lab, &["run", "job.toml", "--threads", "1", "--task-slices", "40", "--tier", "baseline"]);
         let first = run();
-        assert!(!first.status.success() && text(&first).contains("what is finished is kept"), "{}", text(&first));
+        assert!(!first.status.success() && text(&first).contains("completed work is kept"), "{}", text(&first));
         let again = run();
-        assert!(!again.status.success() && text(&again).contains("going on with what"), "{}", text(&again));
+        assert!(!again.status.success() && text(&again).contains("resuming an earlier run"), "{}", text(&again));
         real("2.");
         let changed = run();
         assert!(changed.status.success(), "{}", text(&changed));

@@ -290,7 +290,7 @@ fn what_somebody_else_has_made_meanwhile_is_not_replaced() {
     with_h5py(&lab.path("out.h5"), "a", "assert list(f['mine']) == [1, 2] and list(f['old']) == [7]\ndel f['mine']");
     // Nothing of it is lost.
     let said = run(&lab, &job);
-    assert!(said.contains("going on with what an earlier run finished"), "{said}");
+    assert!(said.contains("resuming an earlier run"), "{said}");
     ["mine", "old"].iter().for_each(|dataset| assert!(lab.read("out.h5", dataset) == numbers(2.0)));
     // It was there before: then it is replaced.
     assert!(!run(&lab, &job).contains("note:"));
@@ -463,7 +463,7 @@ fn jobs_of_one_name_do_not_meet_and_one_job_under_two_names_does() {
     assert!(left.len() == 1 && left[0].to_string_lossy().contains(".a.h5.exuvia-"), "{left:?}");
     shorten(&a);
     let said = run(&lab, &a);
-    assert!(said.contains("going on with what an earlier run finished"), "{said}");
+    assert!(said.contains("resuming an earlier run"), "{said}");
     for file in ["out/a.h5", "out/b.h5"] {
         assert!(lab.read(file, "y") == numbers(2.0), "{file}");
     }

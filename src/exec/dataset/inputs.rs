@@ -132,7 +132,7 @@ impl<'a> Inputs<'a> {
 
     /// Puts what has come to what was here.
     fn settle(&mut self) {
-        self.arrivals.came().into_iter().for_each(|(operand, piece)| self.put(operand, piece));
+        self.arrivals.take_arrived().into_iter().for_each(|(operand, piece)| self.put(operand, piece));
     }
 
     fn put(&mut self, operand: usize, piece: Piece) {
@@ -251,7 +251,7 @@ impl<'a> InputRef<'a, '_> {
             };
             let reason = if self.operand().resident { Reason::Operand } else { Reason::Input };
             let trailer = Trailer::operand(self.stage, self.operand);
-            NodeBroadcast { ranks: &ranks, holder, trailer, reason }.share(comm, bytes, &mut counts.moved)?
+            NodeBroadcast { ranks: &ranks, holder, trailer, reason }.run(comm, bytes, &mut counts.moved)?
         } else {
             BroadcastInput::Copied(found.read(self.stage(), self.operand, &region, counts)?.into())
         };

@@ -1,8 +1,8 @@
-//! What slices of a stage have cost, in this run and in earlier ones: the sizes of tasks come from it, and what a job will take
-//! can be reckoned with it.
+//! The measured costs of slices, in this run and in earlier ones. They determine the sizes of tasks and the estimate of a
+//! job's run time.
 //!
-//! Costs are of a kernel's export, a CPU, a tier and a *shape class*: the sizes of what a slice reads and writes, each to a power
-//! of two. They are estimates: they decide who computes what and when, never what comes out.
+//! A cost belongs to a kernel's export, a CPU, a tier and a *shape class*: the sizes of the operands of a slice, each rounded
+//! up to a power of two. Costs are estimates: they decide which rank computes a slice and when, and never change a result.
 
 use std::collections::BTreeMap;
 
@@ -15,30 +15,30 @@ use crate::plan::StagePlan;
 use crate::report::RankReport;
 use crate::sched::{CostClass, CostTable};
 
-/// Entries that are kept of a kernel.
+/// The most entries that the cache keeps for a kernel.
 const ENTRIES: usize = 256;
-/// Weight of a run against those before it.
+/// The weight of the newest run against earlier ones.
 const NEWEST_WEIGHT: f64 = 0.5;
 
 const TIERS: [Tier; 2] = [Tier::Baseline, Tier::Optimized];
 
-/// Nanoseconds per slice, by what [`key`] makes.
+/// Nanoseconds per slice, by [`key`].
 type KnownCosts = BTreeMap<String, f64>;
 
 /// The costs of all kernels of a run, as [`crate::exec::kernels::tier_up::TierUp`] numbers them.
 #[derive(Debug, Default)]
 pub(in crate::exec) struct CostHistory {
     cpu: String,
-    /// From earlier runs.
+    /// By kernel, the costs of earlier runs.
     known: Vec<KnownCosts>,
     measured: Vec<KnownCosts>,
-    /// Of each stage, by tier: iterations need them again and again.
+    /// By stage and tier. Iterations need the same keys again and again.
     keys: BTreeMap<usize, [String; 2]>,
-    /// Of stages that ran before.
+    /// By stage, the costs of its last run.
     tables: BTreeMap<usize, CostTable>,
 }
 
-/// What a cost is of, apart from the module.
+/// The key of a cost within its module.
 fn key(cpu: &str, stage: &StagePlan, kernel: &Kernel, tier: Tier) -> String {
     let slice = stage.blocks(0).next().map(|block| stage.task(&block, 0, stage.slices(&block).min(1)));
     let sizes = slice.iter().flat_map(|slice| {
@@ -52,7 +52,7 @@ fn key(cpu: &str, stage: &StagePlan, kernel: &Kernel, tier: Tier) -> String {
 }
 
 impl CostHistory {
-    /// What rank 0's cache knows. Collective.
+    /// Loads the costs that rank 0's cache has. Collective.
     pub fn load(comm: &mut Communicator, cache: Option<&Cache>, kernels: &[Kernel]) -> Result<CostHistory, RunError> {
         let mut encoded = None;
         if comm.rank() == 0 {
@@ -61,7 +61,7 @@ impl CostHistory {
             encoded = Some(Payload::from(encode(&known)?));
         }
         let encoded = comm.broadcast(encoded)?;
-        let wrong = |_| RunError::Protocol { rank: 0, what: "what kernels cost" };
+        let wrong = |_| RunError::Protocol { rank: 0, what: "its kernel costs" };
         let mut known: Vec<KnownCosts> = serde_json::from_slice(&encoded).map_err(wrong)?;
         known.resize(kernels.len(), KnownCosts::new());
         Ok(CostHistory {
@@ -73,7 +73,7 @@ impl CostHistory {
         })
     }
 
-    /// What to expect of stage number `number`, which runs kernel number `index`.
+    /// Returns the expected costs of stage number `number`, which runs kernel number `index`.
     pub fn expected(&mut self, (number, stage): (usize, &StagePlan), index: usize, kernel: &Kernel) -> CostTable {
         if let Some(table) = self.tables.remove(&number) {
             return table;
@@ -87,7 +87,7 @@ impl CostHistory {
         CostTable::expecting(costs)
     }
 
-    /// Takes note of what a run of the stage, which had been [`CostHistory::expected`], has measured.
+    /// Records the costs that a run of the stage has measured, after [`CostHistory::expected`].
     pub fn note(&mut self, number: usize, index: usize, costs: CostTable) {
         let Some(keys) = self.keys.get(&number) else { return };
         for (class, ns) in costs.measured() {
@@ -98,7 +98,7 @@ impl CostHistory {
         self.tables.insert(number, costs);
     }
 
-    /// What this rank has measured of kernel number `index`.
+    /// The costs that this rank has measured for kernel number `index`.
     pub fn measured(&self, index: usize) -> &KnownCosts {
         &self.measured[index]
     }
@@ -108,7 +108,7 @@ fn notes(cache: &Cache, kernel: &Kernel) -> KnownCosts {
     cache.notes(kernel).and_then(|notes| serde_json::from_slice(&notes).ok()).unwrap_or_default()
 }
 
-/// Keeps what the ranks have measured for later runs. That it cannot be kept is no error: it is measured again.
+/// Saves the costs that the ranks have measured for later runs. If that fails, later runs measure them again.
 pub(in crate::exec) fn save(cache: &Cache, kernels: &[Kernel], ranks: &[RankReport]) {
     let mut modules: BTreeMap<&str, (&Kernel, KnownCosts)> = BTreeMap::new();
     for (index, kernel) in kernels.iter().enumerate() {
@@ -135,8 +135,8 @@ pub(in crate::exec) fn save(cache: &Cache, kernels: &[Kernel], ranks: &[RankRepo
     }
 }
 
-/// What a slice of `stage` took in earlier runs on code of this tier: on a CPU like this one's, or else on the slowest of those
-/// that it ran on. Compute nodes keep their costs in the same cache as the node where a job is submitted.
+/// Returns the time that a slice of `stage` took in earlier runs on code of this tier: on a CPU like this one's, or else on
+/// the slowest known CPU. Compute nodes and the node where a job is submitted share a cache.
 pub fn known_ns_per_slice(cache: &Cache, stage: &StagePlan, kernel: &Kernel, tier: Tier) -> Option<f64> {
     let known = notes(cache, kernel);
     let elsewhere = || {

@@ -1,5 +1,5 @@
-//! Where optimized code comes from: the cache, or one compile per CPU class, on the lowest rank of the class; from there
-//! it goes down a tree of the class's ranks.
+//! Tier-up: optimized code comes from the cache, or the lowest rank of each CPU class compiles it. It is sent down a tree of
+//! the ranks of that class.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use crate::exec::options::TierPolicy;
 use crate::fabric::{Backoff, Payload, Rank};
 use crate::report::KernelReport;
 
-/// A compile pays if what is left takes longer than it by this factor; optimized code is 3 to 20 times faster.
+/// A compilation pays if the remaining work takes longer by this factor; optimized code is 3 to 20 times faster.
 const WORTH: f64 = 1.3;
 
-/// The kernels of a job and their code on this rank.
+/// The kernels of a job, and their code on this rank.
 #[derive(Debug)]
 pub(in crate::exec) struct TierUp {
     engine: Engine,
@@ -43,9 +43,9 @@ struct State {
     kernel: Kernel,
     start: Option<Code>,
     optimized: Option<Code>,
-    /// It as bytes, for ranks that have to get it when the run begins again.
+    /// The bytes of the optimized code, for ranks that need them after the run has shrunk.
     artifact: Option<Payload>,
-    /// Why there will be no optimized code.
+    /// The reason why there is no optimized code.
     failed: Option<String>,
     report: KernelReport,
 }
@@ -65,7 +65,7 @@ impl Compile {
     }
 }
 
-/// What a [`TierUp`] is made with.
+/// The parameters of a [`TierUp`].
 #[derive(Debug)]
 pub(in crate::exec) struct TierSetup {
     pub engine: Engine,
@@ -78,8 +78,8 @@ pub(in crate::exec) struct TierSetup {
 }
 
 impl TierUp {
-    /// Begins, or begins again with what was `kept`: artifacts that are there, or in the cache, are sent out at once, the
-    /// others queued for compiling. Collective.
+    /// Starts, or starts again with the `kept` state of a run that has shrunk: sends artifacts that are in memory or in
+    /// the cache at once, and queues the others for compilation. Collective.
     pub fn start<'a>(
         comm: &mut Communicator,
         setup: TierSetup,
@@ -96,10 +96,10 @@ impl TierUp {
         let mut hits = vec![0u8; tiers.kernels.len()];
         if tiers.position == 0 {
             for (index, hit) in hits.iter_mut().enumerate() {
-                *hit = u8::from(tiers.send_out(comm, index)?);
+                *hit = u8::from(tiers.send_or_queue(comm, index)?);
             }
         }
-        // Who will get code from the cache waits for it, so that the first task runs on it.
+        // Ranks that will get code from the cache wait for it, so that their first task runs on it.
         let all = comm.allgather(hits)?;
         let leader = tiers.class.first().copied().unwrap_or(0);
         for (index, hit) in all[leader as usize].clone().into_iter().enumerate() {
@@ -111,9 +111,9 @@ impl TierUp {
         Ok(tiers)
     }
 
-    /// Where ranks of this one's class get optimized code of a kernel from, unless it is to be compiled first. True if they
-    /// get it now.
-    fn send_out(&mut self, comm: &mut Communicator, index: usize) -> Result<bool, RunError> {
+    /// Sends the optimized code of a kernel to the ranks of this CPU class, or queues the kernel for compilation. Returns
+    /// whether the code is sent now.
+    fn send_or_queue(&mut self, comm: &mut Communicator, index: usize) -> Result<bool, RunError> {
         let state = &self.kernels[index];
         if let Some(message) = state.failed.clone() {
             self.pass_on(comm, index, 0, message.as_bytes())?;
@@ -125,13 +125,13 @@ impl TierUp {
         }
         if let Some(artifact) = self.cached(index, Tier::Optimized) {
             self.kernels[index].report.cache_hit = true;
-            self.arrived(comm, index, artifact)?;
+            self.adopt(comm, index, artifact)?;
             return Ok(true);
         }
         let running = self.running.iter().map(|(running, _)| *running);
-        let mut under_way =
+        let mut pending =
             running.chain(self.paused.iter().map(|(paused, _)| *paused)).chain(self.waiting.iter().copied());
-        if !under_way.any(|other| other == index) {
+        if !pending.any(|other| other == index) {
             self.waiting.push_back(index);
         }
         Ok(false)
@@ -177,7 +177,7 @@ impl TierUp {
         &self.engine
     }
 
-    /// The code to begin a stage with: the best that there is now, unless it is to be baseline code.
+    /// Returns the code to start a stage with: the best available code, or baseline code if `baseline` is set.
     pub fn code(
         &mut self,
         comm: &mut Communicator,
@@ -207,7 +207,7 @@ impl TierUp {
                     Some(artifact) => artifact,
                     None => match self.compile_start(comm, index, &helper, baseline)? {
                         Some(compiled) => compiled.map_err(failed)?,
-                        // Better code has come meanwhile.
+                        // Better code has arrived meanwhile.
                         None => return self.code(comm, index, stage, baseline),
                     },
                 };
@@ -222,7 +222,7 @@ impl TierUp {
         Ok(code)
     }
 
-    /// Optimized code to begin a stage with, if it has come and may be used.
+    /// Returns optimized code to start a stage with, if it has arrived and may be used.
     fn best(&mut self, index: usize, baseline: bool) -> Option<Code> {
         let state = &mut self.kernels[index];
         let code = state.optimized.clone().filter(|_| !baseline)?;
@@ -232,8 +232,8 @@ impl TierUp {
         Some(code)
     }
 
-    /// Has a helper compile the code to start on, and waits for it, or until there is better code. Signals and failures of
-    /// other ranks end the wait, and the helper.
+    /// Starts a helper that compiles the code to start with. Waits for it, or until better code arrives. Signals and
+    /// failures of other ranks end the wait and the helper.
     fn compile_start(
         &mut self,
         comm: &mut Communicator,
@@ -264,13 +264,13 @@ impl TierUp {
         }
     }
 
-    /// Optimized code of a kernel, if it has come.
+    /// The optimized code of a kernel, if it has arrived.
     pub fn optimized(&self, index: usize) -> Option<&Code> {
         self.kernels[index].optimized.as_ref()
     }
 
-    /// Pauses the compiler of a kernel when it would take more than it can give: `left` is the CPU time that this rank
-    /// would still need on baseline code.
+    /// Pauses the compilation of a kernel if it costs more than it can save: `left` is the CPU time that this rank still
+    /// needs on baseline code.
     pub fn reconsider_compile(&mut self, index: usize, left: Duration) {
         let cost = Duration::from_nanos(self.kernels[index].kernel.code_bytes() * OPTIMIZING_NS_PER_BYTE);
         if left.mul_f64(self.class.len() as f64) > cost.mul_f64(WORTH) {
@@ -288,7 +288,7 @@ impl TierUp {
         }
     }
 
-    /// A stage that begins judges anew.
+    /// Resumes a paused compilation: a stage that starts decides again.
     fn resume(&mut self, index: usize) {
         if self.running.is_none()
             && let Some(position) = self.paused.iter().position(|(paused, _)| *paused == index)
@@ -316,7 +316,7 @@ impl TierUp {
         Ok(())
     }
 
-    /// Moves compiling along; call it often.
+    /// Advances compilations. The main loop calls it often.
     pub fn poll(&mut self, comm: &mut Communicator) -> Result<(), RunError> {
         if let Some((index, compile)) = &mut self.running {
             let index = *index;
@@ -325,7 +325,7 @@ impl TierUp {
                 Some(Ok(artifact)) => {
                     self.running = None;
                     self.kernels[index].report.optimizing_compiles += 1;
-                    self.arrived(comm, index, artifact)?;
+                    self.adopt(comm, index, artifact)?;
                 }
                 Some(Err(error)) => {
                     self.running = None;
@@ -371,7 +371,7 @@ impl TierUp {
         }
     }
 
-    /// An artifact, or the news that there is none, from the rank above in the tree.
+    /// Handles an artifact, or the news that there is none, from the parent in the tree.
     pub fn receive(&mut self, comm: &mut Communicator, message: &TaggedMessage) -> Result<(), RunError> {
         let wrong = || RunError::Protocol { rank: message.source, what: "an artifact" };
         let (index, rest) = message.bytes.split_first_chunk::<4>().ok_or_else(wrong)?;
@@ -381,12 +381,12 @@ impl TierUp {
             return Err(wrong());
         }
         match whole {
-            1 => self.arrived(comm, index, rest.to_vec()),
+            1 => self.adopt(comm, index, rest.to_vec()),
             _ => self.fail(comm, index, String::from_utf8_lossy(rest).into_owned()),
         }
     }
 
-    fn arrived(&mut self, comm: &mut Communicator, index: usize, artifact: Vec<u8>) -> Result<(), RunError> {
+    fn adopt(&mut self, comm: &mut Communicator, index: usize, artifact: Vec<u8>) -> Result<(), RunError> {
         self.pass_on(comm, index, 1, &artifact)?;
         let state = &mut self.kernels[index];
         if state.optimized.is_some() {
@@ -399,19 +399,19 @@ impl TierUp {
                 state.optimized = Some(code);
                 state.artifact = Some(artifact.into());
             }
-            Err(error) => self.note(index, error.to_string()),
+            Err(error) => self.record_failure(index, error.to_string()),
         }
         Ok(())
     }
 
     fn fail(&mut self, comm: &mut Communicator, index: usize, message: String) -> Result<(), RunError> {
         self.pass_on(comm, index, 0, message.as_bytes())?;
-        self.note(index, message);
+        self.record_failure(index, message);
         Ok(())
     }
 
-    /// Without optimized code the job goes on as it is; the report says why.
-    fn note(&mut self, index: usize, message: String) {
+    /// Records that a kernel has no optimized code. The job continues without it, and the report says why.
+    fn record_failure(&mut self, index: usize, message: String) {
         let state = &mut self.kernels[index];
         if self.position == 0 {
             state.report.hints.push(format!("stayed on baseline code: {message}"));
@@ -431,7 +431,7 @@ impl TierUp {
         Ok(())
     }
 
-    /// The last stage is over: a compile that is not goes on in its helper, for the cache and later runs.
+    /// Leaves unfinished compilations to their helpers once the last stage is over: later runs use their code.
     pub fn finish(&mut self) {
         let running = self.running.take().and_then(|(index, compile)| match compile {
             Compile::Helper(helper) => Some((index, helper)),
@@ -439,17 +439,17 @@ impl TierUp {
         });
         for (index, helper) in self.paused.drain(..).chain(running) {
             if let Some(process) = helper.leave() {
-                let hint = format!("process {process} goes on to optimize it for later runs");
+                let hint = format!("process {process} continues to optimize it for later runs");
                 self.kernels[index].report.hints.push(hint);
             }
         }
     }
 
-    /// What is to be told of the kernels of this rank.
+    /// The report of the kernels on this rank.
     pub fn reports(&self) -> Vec<KernelReport> {
         self.kernels.iter().map(|state| state.report.clone()).collect()
     }
 
-    /// How long a main loop may sleep without keeping compiled code waiting.
+    /// The longest sleep of the main loop: compiled code does not wait longer.
     pub const PATIENCE: Duration = Duration::from_micros(500);
 }

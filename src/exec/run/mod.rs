@@ -63,9 +63,7 @@ pub fn run(
             Err(error) => {
                 state.progress.end();
                 comm.await_others();
-                let note = stagings
-                    .abandon()
-                    .then_some("what is finished is kept: run the same command again to go on from there");
+                let note = stagings.abandon().then_some("completed work is kept: run the same command again to resume");
                 return Err(comm.fail(&error, FailureOutput { note, print_error: options.print_error }));
             }
         }

@@ -131,9 +131,9 @@ fn resume_notes(resumed: &Resumed, has_shrunk: bool) -> Vec<String> {
         what += &format!(", the partial results of {} tasks", resumed.tasks);
     }
     let taken_up = (resumed.bytes + resumed.tasks > 0).then(|| match resumed.iteration {
-        _ if has_shrunk => format!("{what} are finished, and not computed again"),
-        0 => format!("going on with what an earlier run finished: {what}"),
-        iteration => format!("going on after iteration {iteration} of an earlier run, with {what}"),
+        _ if has_shrunk => format!("{what} are complete and are not computed again"),
+        0 => format!("resuming an earlier run, which completed {what}"),
+        iteration => format!("resuming an earlier run after iteration {iteration}, with {what}"),
     });
     taken_up.into_iter().chain(resumed.notes.iter().cloned()).collect()
 }

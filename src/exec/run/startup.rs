@@ -1,4 +1,4 @@
-//! How a run begins: the job, the plan that all ranks agree on, and the kernels, the same on every rank.
+//! The job of a run and its kernels, which rank 0 reads, and the plan that all ranks agree on.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,16 +18,16 @@ use crate::plan::{Layout, Machine, Plan};
 use crate::store::{self, Catalog, DatasetInfo, StoreError};
 use crate::topology::Topology;
 
-/// Part of a node's memory that its ranks may plan with.
+/// The fraction of a node's memory that its ranks may plan with.
 const MEMORY_SHARE: f64 = 0.8;
 
-/// What rank 0 found out for all.
+/// The job and its datasets as rank 0 found them.
 #[derive(Clone, Serialize, Deserialize)]
 pub(in crate::exec) struct JobSetup {
     #[serde(with = "encode::path")]
     path: PathBuf,
     text: String,
-    /// Where the job's outputs really go, by tensor.
+    /// By tensor, the real path of an output.
     outputs: BTreeMap<String, RealPath>,
     pub layouts: BTreeMap<String, Layout>,
     pub sources: InputFiles,
@@ -36,14 +36,14 @@ pub(in crate::exec) struct JobSetup {
     pub trace: bool,
 }
 
-/// What a rank tells the others before work begins.
+/// The facts of a rank that the others compare with theirs.
 #[derive(Serialize, Deserialize)]
 struct Introduction {
     plan_hash: [u8; 32],
     cpu: Cpu,
 }
 
-/// Rank 0 reads the job and looks at its datasets; everyone learns the outcome. Collective.
+/// Reads the job and its datasets on rank 0, and returns them on every rank. Collective.
 pub(in crate::exec) fn open_job(
     comm: &mut Communicator,
     path: &Path,
@@ -67,7 +67,7 @@ pub(in crate::exec) fn open_job(
     Ok((setup, job))
 }
 
-/// The layouts of the datasets that a job reads.
+/// Returns the layouts of the datasets that a job reads.
 pub fn layouts(job: &Job) -> Result<BTreeMap<String, Layout>, StoreError> {
     Ok(datasets(job)?.iter().map(|(name, info)| (name.clone(), layout(info))).collect())
 }
@@ -76,7 +76,7 @@ fn layout(info: &DatasetInfo) -> Layout {
     Layout { dtype: info.dtype, shape: info.shape.clone(), chunk: info.chunk.clone() }
 }
 
-/// The datasets that a job reads, by tensor, looked at file by file.
+/// Returns the datasets that a job reads, by tensor. Opens each file once.
 fn datasets(job: &Job) -> Result<BTreeMap<String, DatasetInfo>, StoreError> {
     let read = job.tensors.values().filter_map(|decl| match &decl.source {
         Source::File { file, dataset } => Some((file, dataset, &decl.name)),
@@ -90,7 +90,7 @@ fn datasets(job: &Job) -> Result<BTreeMap<String, DatasetInfo>, StoreError> {
     read.into_iter().map(look).collect()
 }
 
-/// Whether the datasets of a job can be created: what is in the way shows before anything is computed.
+/// Checks that the output datasets of a job can be created, before anything is computed.
 pub fn check_outputs(job: &Job) -> Result<(), StoreError> {
     job.tensors.values().try_for_each(|decl| match &decl.source {
         Source::Create { file, dataset, .. } => store::may_create(file, dataset),
@@ -111,7 +111,7 @@ fn read(path: &Path, options: &Options) -> Result<JobSetup, RunError> {
     Ok(JobSetup { path, text, outputs, layouts, sources, threads, memory_bytes, trace: options.trace })
 }
 
-/// The same on every rank: made of what was gathered and of what rank 0 said.
+/// Returns the machine to plan for, which is the same on every rank.
 pub(in crate::exec) fn machine(topology: &Topology, setup: &JobSetup, job: &Job) -> Machine {
     let ranks = 0..topology.size();
     let on_node = |rank: Rank| topology.ranks_on_node(rank).len() as u32;
@@ -126,7 +126,7 @@ pub(in crate::exec) fn machine(topology: &Topology, setup: &JobSetup, job: &Job)
     Machine { ranks: topology.size(), ranks_per_node, threads: threads.max(1), memory_bytes }
 }
 
-/// All ranks must have made the same plan. Returns the ranks whose CPU is like this rank's. Collective.
+/// Checks that all ranks have made the same plan. Returns the ranks whose CPU is like this rank's. Collective.
 pub(in crate::exec) fn agree_on_plan(comm: &mut Communicator, plan: &Plan) -> Result<Vec<Rank>, RunError> {
     let mine = Introduction { plan_hash: plan.hash(), cpu: Cpu::host() };
     let all = comm.allgather(encode(&mine)?)?;
@@ -145,8 +145,7 @@ pub(in crate::exec) fn agree_on_plan(comm: &mut Communicator, plan: &Plan) -> Re
     Ok(ranks().filter(|(_, i)| i.cpu == mine.cpu).map(|(rank, _)| rank).collect())
 }
 
-/// Reads the kernel of a stage, and sees whether the one that merges is there too, so that it is told before any other rank
-/// stumbles over it.
+/// Reads the kernel of a stage, and checks that its merging export exists, so that rank 0 reports a missing one.
 pub fn load_kernel(stage: &Stage) -> Result<Kernel, RunError> {
     let failed = engine_error(stage);
     let kernel = Kernel::load(&stage.kernel, stage.export.as_deref()).map_err(&failed)?;
@@ -165,16 +164,16 @@ fn engine_error(stage: &Stage) -> impl Fn(EngineError) -> RunError {
 /// The kernels of a job.
 #[derive(Default)]
 pub(in crate::exec) struct LoadedKernels {
-    /// The distinct ones that compute tiles.
+    /// The distinct kernels that compute tiles.
     pub kernels: Vec<Kernel>,
-    /// Which of them each stage runs.
+    /// By stage, the index of its kernel.
     pub of_stage: Vec<usize>,
-    /// The one that merges the partial results of each stage, if one does.
+    /// By stage, the kernel that merges its partial results, if it has one.
     pub merges: Vec<Option<Kernel>>,
 }
 
-/// Rank 0 reads each module once and sends it to the others, so that all run the same bytes; when the run begins again, those
-/// that were `kept`, by stage. Collective.
+/// Reads each module once on rank 0 and sends it to the others, so that all run the same bytes. After the run has shrunk,
+/// uses the modules that were `kept`, by stage. Collective.
 pub(in crate::exec) fn load_kernels(
     comm: &mut Communicator,
     job: &Job,

@@ -64,16 +64,29 @@ impl RunState {
     }
 }
 
-/// A note about failed ranks and those that are left.
-pub(super) fn format_failed_ranks(dead: &[FailedRank], left: u32, hostnames: &BTreeSet<String>) -> String {
-    let each = |dead: &FailedRank| match dead.hostname.as_str() {
-        "" => format!("rank {}", dead.rank),
-        hostname => format!("rank {} ({hostname})", dead.rank),
+/// A note about failed ranks: consecutive ranks of a node are a range. `left` ranks continue, on the nodes `hostnames`.
+pub(super) fn format_failed_ranks(failed: &[FailedRank], left: u32, hostnames: &BTreeSet<String>) -> String {
+    let one_node = hostnames.len() <= 1 && failed.iter().all(|rank| hostnames.iter().all(|one| *one == rank.hostname));
+    let on_nodes = if one_node { String::new() } else { format!(" on {}", counted(hostnames.len(), "node")) };
+    let of_nodes: Vec<String> = failed.chunk_by(|a, b| a.hostname == b.hostname).map(format_ranks_of_node).collect();
+    format!("{} failed; continuing with {}{on_nodes}", of_nodes.join(" and "), counted(left as usize, "rank"))
+}
+
+fn format_ranks_of_node(failed: &[FailedRank]) -> String {
+    let range = |ranks: &[FailedRank]| match ranks {
+        [first, .., last] => format!("{}-{}", first.rank, last.rank),
+        _ => ranks.iter().map(|rank| rank.rank.to_string()).collect(),
     };
-    let one_node = hostnames.len() <= 1 && dead.iter().all(|dead| hostnames.iter().all(|one| *one == dead.hostname));
-    let nodes = if one_node { String::new() } else { format!(" on {} node(s)", hostnames.len()) };
-    let dead: Vec<String> = dead.iter().map(each).collect();
-    format!("{} died; going on with {left} rank(s){nodes}", dead.join(" and "))
+    let ranges: Vec<String> = failed.chunk_by(|a, b| a.rank + 1 == b.rank).map(range).collect();
+    let noun = if failed.len() == 1 { "rank" } else { "ranks" };
+    let hostname = failed.first().map(|rank| rank.hostname.as_str()).filter(|hostname| !hostname.is_empty());
+    let on_node = hostname.map(|hostname| format!(" ({hostname})")).unwrap_or_default();
+    format!("{noun} {}{on_node}", ranges.join(", "))
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }
 
 /// When this process started, to the kernel's clock tick; now, where that cannot be known.
@@ -87,4 +100,29 @@ fn process_start() -> Instant {
         Duration::try_from_secs_f64(age).ok()
     };
     age().and_then(|age| now.checked_sub(age)).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_ranks_are_ranges_by_node() {
+        let failed = |ranks: &[(u32, &str)]| -> Vec<FailedRank> {
+            ranks.iter().map(|(rank, hostname)| FailedRank { rank: *rank, hostname: (*hostname).to_owned() }).collect()
+        };
+        let nodes = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let note =
+            |ranks: &[(u32, &str)], left, names: &[&str]| format_failed_ranks(&failed(ranks), left, &nodes(names));
+        assert_eq!(note(&[(2, "n1")], 1, &["n1"]), "rank 2 (n1) failed; continuing with 1 rank");
+        assert_eq!(
+            note(&[(4, "n2"), (5, "n2"), (6, "n2"), (7, "n2")], 8, &["n1", "n3"]),
+            "ranks 4-7 (n2) failed; continuing with 8 ranks on 2 nodes"
+        );
+        assert_eq!(
+            note(&[(0, "n1"), (2, "n1"), (3, "n1"), (4, "n2")], 2, &["n1"]),
+            "ranks 0, 2-3 (n1) and rank 4 (n2) failed; continuing with 2 ranks on 1 node"
+        );
+        assert_eq!(note(&[(1, "")], 3, &[]), "rank 1 failed; continuing with 3 ranks");
+    }
 }

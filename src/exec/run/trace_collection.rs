@@ -45,11 +45,11 @@ pub(super) fn start(comm: &mut Communicator, incarnations: &mut Vec<Incarnation>
     let room = (EVENTS / (comm.size() as usize * (workers + 1))).min(MOST).saturating_sub(used).max(LEAST);
     comm.tracer = Tracer::new(workers, room);
     if let Some(tracks) = comm.tracer.tracks() {
-        incarnations.push(Incarnation { tracks, plan: plan.clone(), members: comm.initial_ranks().to_vec() });
+        incarnations.push(Incarnation { tracks, plan: plan.clone(), initial_ranks: comm.initial_ranks().to_vec() });
     }
 }
 
-/// Returns on rank 0 what all ranks have recorded, if they have. The job is done by then, so an error is only logged.
+/// Returns the trace of all ranks on rank 0, if events were recorded. The job is done by then, so an error is only logged.
 /// Collective.
 pub(super) fn collect(
     comm: &mut Communicator,

@@ -1,7 +1,7 @@
-//! What a run records of itself for `--trace`: each thread into a list of its own that has its room from the beginning, short ones
-//! of a kind in a row together. Words are made of it when the run is over (`tracks`). Without `--trace` nothing is recorded.
+//! Recording of events for `--trace`. Each thread has a track with a fixed capacity, and joins short events of one kind. The
+//! events are rendered when the run is over. Without `--trace` nothing is recorded.
 //!
-//! A run that goes on without ranks that died begins a new life: with other numbers of ranks, another plan and lists of its own.
+//! A run that has shrunk starts a new incarnation, with other rank numbers, another plan and tracks of its own.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,31 +16,31 @@ use crate::tensor::Region;
 /// The least room for the events of one thread.
 pub(in crate::exec) const LEAST: usize = 1 << 8;
 
-/// What takes no longer is one event with more of the same that follows it. Where tasks are so short, events of their own would cost
-/// more than a trace may.
+/// The longest event that is joined with the next one of its kind. Single events of such short tasks would make tracing too
+/// expensive.
 const SHORT: Duration = Duration::from_micros(100);
-/// Between two of one event.
+/// The longest pause within a joined event.
 const PAUSE: Duration = Duration::from_micros(5);
-/// One event, at most: more than that is not lost to sight.
+/// The longest joined event: anything longer stays visible.
 const TOGETHER: Duration = Duration::from_millis(1);
 
-/// The list of the main thread; those of the workers follow.
+/// The track of the main thread; those of the workers follow.
 pub(in crate::exec) const MAIN: usize = 0;
 
-/// Something that a thread did or that happened to it.
+/// The kind of an event of a thread, with its figures.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::exec) enum TraceEventKind {
-    /// A part of a run that has a name of its own.
+    /// A named part of a run.
     Part(&'static str),
     Iteration(u64),
     /// A run of a stage.
     Stage(usize),
-    /// Looking for a stage's inputs, of which this came from files.
+    /// Gathering the inputs of a stage; `read_bytes` came from files.
     Inputs {
         stage: usize,
         read_bytes: u64,
     },
-    /// Bringing a block into memory.
+    /// Reading a block into memory.
     Read {
         stage: usize,
         bytes: u64,
@@ -51,7 +51,7 @@ pub(in crate::exec) enum TraceEventKind {
         stage: usize,
         written_bytes: u64,
     },
-    /// In this run of the stage. The kernel was called so long after the task began.
+    /// A task in run `run` of the stage. Its kernel was called `kernel_after_ns` after its start.
     Task {
         stage: usize,
         run: u64,
@@ -60,7 +60,7 @@ pub(in crate::exec) enum TraceEventKind {
         kernel_after_ns: u64,
         kernel_ns: u64,
     },
-    /// Merging partial results, in this run of the stage.
+    /// Merging partial results in run `run` of the stage.
     Merge {
         stage: usize,
         run: u64,
@@ -71,15 +71,15 @@ pub(in crate::exec) enum TraceEventKind {
         held_ns: u64,
         after_tasks: u64,
     },
-    /// A rank died, called what it was at the start.
+    /// The failure of a rank, by its number at the start of the run.
     Died {
         rank: Rank,
     },
-    /// Optimized code has come.
+    /// The arrival of optimized code.
     Code {
         stage: usize,
     },
-    /// A part of a block of another rank has come.
+    /// The arrival of stolen work.
     Steal {
         stage: usize,
         owner: Rank,
@@ -101,41 +101,41 @@ pub(in crate::exec) enum TraceEventKind {
 #[derive(Debug)]
 pub(in crate::exec) struct Event {
     pub at: Instant,
-    /// 0 for what takes no time.
+    /// The duration; 0 for an instant.
     pub ns: u64,
-    /// How often it was done, one time after the other; numbers are sums then.
+    /// The number of joined events. Figures are their sums.
     pub times: u32,
-    /// Of the first time: where the offset and the extent of its tile begin in the numbers of the track, and how many axes it has.
+    /// The tile of the first joined event: its position in the numbers of the track, and its number of axes.
     tile: Option<(u32, u32)>,
-    pub what: TraceEventKind,
+    pub kind: TraceEventKind,
 }
 
 #[derive(Debug)]
 pub(in crate::exec) struct Track {
     pub events: Vec<Event>,
     numbers: Vec<u64>,
-    /// Since when there was no room, and for how many events. None is recorded after that, so that those of both ends of
-    /// transfers can be counted.
+    /// The time at which the track was full, and the number of events since. No event is recorded after that time, so that
+    /// events at both ends of transfers can be matched.
     pub dropped: Option<(Instant, u64)>,
 }
 
-/// What is recorded from the beginning of a run, or from when it began again without ranks that died.
+/// The events since the start of a run, or since it last shrank.
 #[derive(Debug)]
 pub(in crate::exec) struct Incarnation {
     pub tracks: Arc<Vec<Mutex<Track>>>,
     pub plan: Arc<Plan>,
-    /// What its ranks were at the start.
-    pub members: Vec<Rank>,
+    /// By rank, the number that it had at the start of the run.
+    pub initial_ranks: Vec<Rank>,
 }
 
-/// A rank's record; clones are the same one.
+/// Records the events of a rank. Clones share one record.
 #[derive(Clone, Debug, Default)]
 pub(in crate::exec) struct Tracer(Option<Arc<Vec<Mutex<Track>>>>);
 
 impl TraceEventKind {
-    /// Adds what was done next, if it is more of the same. What touches a file, moves between ranks or takes no time stays an
-    /// event of its own: each of these is of interest by itself.
-    fn add(&mut self, next: &TraceEventKind) -> bool {
+    /// Joins the next event, if it is of the same kind. Events that access a file, move data between ranks or take no time
+    /// are never joined: each of these is of interest by itself.
+    fn join(&mut self, next: &TraceEventKind) -> bool {
         match (self, next) {
             (
                 TraceEventKind::Task { run, tier, slices, kernel_ns, .. },
@@ -163,13 +163,13 @@ impl TraceEventKind {
 }
 
 impl Event {
-    /// Adds what the thread did next, if it is more of the same, as short and right behind it.
-    fn add(&mut self, at: Instant, ns: u64, what: &TraceEventKind) -> bool {
+    /// Joins the thread's next event, if it is of the same kind, short, and starts right after this one.
+    fn join(&mut self, at: Instant, ns: u64, kind: &TraceEventKind) -> bool {
         let end = self.at + Duration::from_nanos(self.ns);
         let (pause, new) = (at.checked_duration_since(end), Duration::from_nanos(ns));
         let short = self.ns <= SHORT.as_nanos() as u64 || self.times > 1;
         let fits = pause.is_some_and(|pause| pause <= PAUSE) && at + new <= self.at + TOGETHER;
-        if !(short && new <= SHORT && fits && self.what.add(what)) {
+        if !(short && new <= SHORT && fits && self.kind.join(kind)) {
             return false;
         }
         self.ns = (at + new - self.at).as_nanos() as u64;
@@ -179,9 +179,9 @@ impl Event {
 }
 
 impl Tracer {
-    /// For a main thread with this many workers, each of which has room for as many events.
+    /// Returns a recorder for a main thread and `workers`, each with room for `room` events.
     pub fn new(workers: usize, room: usize) -> Tracer {
-        // Pages that are never written take no memory. Tiles have two axes, for the most part.
+        // Pages that are never written take no memory. Most tiles have two axes.
         let track =
             |_| Track { events: Vec::with_capacity(room), numbers: Vec::with_capacity(4 * room), dropped: None };
         Tracer(Some(Arc::new((0..=workers).map(track).map(Mutex::new).collect())))
@@ -192,47 +192,47 @@ impl Tracer {
         self.0.clone()
     }
 
-    /// Now, if anything is recorded.
+    /// Returns the current time, if anything is recorded.
     pub fn begin(&self) -> Option<Instant> {
         self.0.as_ref().map(|_| Instant::now())
     }
 
-    /// Records what this thread has done since [`Tracer::begin`].
-    pub fn end(&self, begun: Option<Instant>, what: impl FnOnce() -> TraceEventKind) {
-        if let (Some(tracks), Some(at)) = (&self.0, begun) {
-            record(tracks, at, at.elapsed().as_nanos() as u64, None, what());
+    /// Records an event of this thread that started at [`Tracer::begin`].
+    pub fn end(&self, started: Option<Instant>, kind: impl FnOnce() -> TraceEventKind) {
+        if let (Some(tracks), Some(at)) = (&self.0, started) {
+            record(tracks, at, at.elapsed().as_nanos() as u64, None, kind());
         }
     }
 
-    /// Records what this thread has done with `tile` since then.
-    pub fn end_tile(&self, begun: Option<Instant>, tile: &Tile, what: impl FnOnce() -> TraceEventKind) {
-        if let (Some(tracks), Some(at)) = (&self.0, begun) {
-            record(tracks, at, at.elapsed().as_nanos() as u64, Some(tile), what());
+    /// Records an event of this thread about `tile` that started at [`Tracer::begin`].
+    pub fn end_tile(&self, started: Option<Instant>, tile: &Tile, kind: impl FnOnce() -> TraceEventKind) {
+        if let (Some(tracks), Some(at)) = (&self.0, started) {
+            record(tracks, at, at.elapsed().as_nanos() as u64, Some(tile), kind());
         }
     }
 
-    /// Records what a worker has done with `tile` since `at`, in so long.
-    pub fn task(&self, at: Instant, ns: u64, tile: &Tile, what: impl FnOnce() -> TraceEventKind) {
+    /// Records an event of this thread about `tile` that started at `at` and took `ns`.
+    pub fn task(&self, at: Instant, ns: u64, tile: &Tile, kind: impl FnOnce() -> TraceEventKind) {
         if let Some(tracks) = &self.0 {
-            record(tracks, at, ns, Some(tile), what());
+            record(tracks, at, ns, Some(tile), kind());
         }
     }
 
-    /// Records what has just happened.
-    pub fn mark(&self, what: impl FnOnce() -> TraceEventKind) {
+    /// Records an instant.
+    pub fn mark(&self, kind: impl FnOnce() -> TraceEventKind) {
         if let Some(tracks) = &self.0 {
-            record(tracks, Instant::now(), 0, None, what());
+            record(tracks, Instant::now(), 0, None, kind());
         }
     }
 }
 
-/// Workers are the threads of a pool, each rank's own.
-fn record(tracks: &[Mutex<Track>], at: Instant, ns: u64, tile: Option<&Tile>, what: TraceEventKind) {
+/// Adds an event to the track of this thread. Workers are the threads of the rank's own pool.
+fn record(tracks: &[Mutex<Track>], at: Instant, ns: u64, tile: Option<&Tile>, kind: TraceEventKind) {
     let track = rayon::current_thread_index().map_or(MAIN, |index| index + 1);
     let Some(track) = tracks.get(track) else { return };
     let mut track = lock(track);
     let Track { events, numbers, dropped } = &mut *track;
-    if dropped.is_none() && events.last_mut().is_some_and(|last| last.add(at, ns, &what)) {
+    if dropped.is_none() && events.last_mut().is_some_and(|last| last.join(at, ns, &kind)) {
         return;
     }
     if events.len() == events.capacity() || dropped.is_some() {
@@ -245,11 +245,11 @@ fn record(tracks: &[Mutex<Track>], at: Instant, ns: u64, tile: Option<&Tile>, wh
         numbers.extend_from_slice(extent);
         (begin, offset.len() as u32)
     });
-    events.push(Event { at, ns, times: 1, tile, what });
+    events.push(Event { at, ns, times: 1, tile, kind });
 }
 
 impl Track {
-    /// That of an event, or of the first of what it is.
+    /// Returns the tile of an event, or of the first of joined events.
     pub fn tile(&self, event: &Event) -> Option<Tile> {
         let (begin, axes) = event.tile.map(|(begin, axes)| (begin as usize, axes as usize))?;
         let (offset, extent) = self.numbers.get(begin..begin + 2 * axes)?.split_at(axes);
@@ -275,8 +275,8 @@ mod tests {
     const MERGE: TraceEventKind = TraceEventKind::Merge { stage: 0, run: 1 };
     const SWAP: TraceEventKind = TraceEventKind::Swap { stage: 0, worker: 0, held_ns: 10, after_tasks: 1 };
 
-    /// What a thread did, each so many microseconds after the last and so long: as often, and as long in microseconds, as it is
-    /// recorded.
+    /// Records events, each given by its pause before, its duration (both in microseconds) and its kind. Returns the number of
+    /// joined events and the duration of each recorded event.
     fn recorded(done: &[(u64, u64, TraceEventKind)]) -> Vec<(u32, u64)> {
         let (tracer, mut at) = (Tracer::new(0, LEAST), Instant::now());
         let tracks = tracer.0.unwrap();
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_track_counts_what_it_leaves_out_and_moves_nothing() {
+    fn a_full_track_counts_dropped_events_and_does_not_grow() {
         let tracer = Tracer::new(0, LEAST);
         for _ in 0..LEAST + 5 {
             tracer.end_tile(tracer.begin(), &tile(1), || FROM_FILE);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn short_ones_in_a_row_are_one_event_with_their_sums() {
+    fn short_events_in_a_row_are_joined_with_their_sums() {
         let (tracer, begun) = (Tracer::new(0, LEAST), Instant::now());
         let tracks = tracer.0.unwrap();
         for number in 0..12 {
@@ -313,7 +313,7 @@ mod tests {
         let track = lock(&tracks[MAIN]);
         let [event] = &track.events[..] else { panic!("{:?}", track.events) };
         assert_eq!((event.at, event.ns, event.times, track.tile(event)), (begun, 236_000, 12, Some(tile(0))));
-        let TraceEventKind::Task { slices: 36, kernel_after_ns: 1000, kernel_ns: 60_000, .. } = event.what else {
+        let TraceEventKind::Task { slices: 36, kernel_after_ns: 1000, kernel_ns: 60_000, .. } = event.kind else {
             panic!("{event:?}")
         };
         for what in [READ, WRITE, MERGE] {
@@ -322,16 +322,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_or_comes_later_is_an_event_of_its_own() {
+    fn long_and_late_events_are_not_joined() {
         let task = task(1, Tier::Optimized);
         assert_eq!(recorded(&[(0, 10, task), (6, 10, task), (5, 10, task)]), [(1, 10), (2, 25)]);
         assert_eq!(recorded(&[(0, 101, task), (1, 10, task), (1, 101, task)]), [(1, 101), (1, 10), (1, 101)]);
-        // Together no longer than that.
+        // A joined event has a longest duration.
         assert_eq!(recorded(&[(0, 100, task); 25]), [(10, 1000), (10, 1000), (5, 500)]);
     }
 
     #[test]
-    fn what_is_not_the_same_is_an_event_of_its_own() {
+    fn events_of_different_kinds_are_not_joined() {
         let task = |run, tier| (0, 10, task(run, tier));
         let [first, second] = [task(1, Tier::Baseline), task(1, Tier::Optimized)];
         assert_eq!(recorded(&[first, second]), [(1, 10); 2]);
@@ -343,7 +343,7 @@ mod tests {
         assert_eq!(recorded(&[(0, 0, TraceEventKind::Code { stage: 0 }); 2]), [(1, 0); 2]);
         let sent = TraceEventKind::Sent { to: 1, reason: Reason::Halo, bytes: 8 };
         assert_eq!(recorded(&[(0, 5, sent), (0, 5, sent)]), [(1, 5); 2]);
-        // Merging is within the task that it belongs to, which is recorded when it is over.
+        // A merge is within its task, which is recorded when it ends.
         let tracer = Tracer::new(0, LEAST);
         let (tracks, at) = (tracer.0.unwrap(), Instant::now() + Duration::from_micros(10));
         record(&tracks, at, 1000, None, MERGE);
@@ -352,10 +352,10 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_recorded_unless_it_is_asked_for() {
+    fn nothing_is_recorded_by_default() {
         let tracer = Tracer::default();
         assert!(tracer.begin().is_none());
-        tracer.mark(|| unreachable!("nobody wants to know"));
-        tracer.end(Some(Instant::now()), || unreachable!("nobody wants to know"));
+        tracer.mark(|| unreachable!("nothing is recorded"));
+        tracer.end(Some(Instant::now()), || unreachable!("nothing is recorded"));
     }
 }

@@ -1,4 +1,4 @@
-//! A rank's part of the trace, made of what it has recorded.
+//! Renders the recorded events of a rank as its part of the trace.
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -8,29 +8,29 @@ use crate::exec::trace::recorder::{Incarnation, MAIN, TraceEventKind, Track};
 use crate::fabric::Rank;
 use crate::report::{Args, RankTrace, Span, Transfer, nest};
 
-/// Tracks of a rank: its main thread's, one for each worker, one for the iterations, and as many as it takes for stages.
+/// The tracks of a rank: one for its main thread, one for each worker, one for the iterations, and those of the stages.
 struct Rendering<'a, F> {
-    life: &'a Incarnation,
-    /// Whether transfers have arrows. In a life that ended with a death not all of them have both ends.
+    incarnation: &'a Incarnation,
+    /// Whether transfers have arrows. If an incarnation ended with a failed rank, some of them have one end only.
     arrows: bool,
     trace: &'a mut RankTrace,
     since_start: F,
 }
 
-/// The part of a rank, for rank 0.
+/// Returns the encoded part of this rank, for rank 0.
 pub(in crate::exec) fn render(
-    lives: &[Incarnation],
+    incarnations: &[Incarnation],
     mut trace: RankTrace,
     since_start: impl Fn(Instant) -> u64,
 ) -> Vec<u8> {
-    let threads = lives.iter().map(|life| life.tracks.len()).max().unwrap_or(0);
+    let threads = incarnations.iter().map(|incarnation| incarnation.tracks.len()).max().unwrap_or(0);
     let (iterations, stages) = (threads, threads + 1);
-    // Stages of a wave run at the same time: each has a track of its own, until then.
+    // The stages of a wave run at the same time, each on a track of its own. By track, the end of its last stage:
     let mut lanes: Vec<u64> = Vec::new();
-    for (number, life) in lives.iter().enumerate() {
-        let arrows = number + 1 == lives.len();
-        let mut rendering = Rendering { life, arrows, trace: &mut trace, since_start: &since_start };
-        for (number, track) in life.tracks.iter().enumerate() {
+    for (number, incarnation) in incarnations.iter().enumerate() {
+        let arrows = number + 1 == incarnations.len();
+        let mut rendering = Rendering { incarnation, arrows, trace: &mut trace, since_start: &since_start };
+        for (number, track) in incarnation.tracks.iter().enumerate() {
             rendering.track(number, track, iterations, stages, &mut lanes);
         }
     }
@@ -47,12 +47,12 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
         let mut spans = Vec::with_capacity(track.events.len());
         for (index, event) in track.events.iter().enumerate() {
             let span = Span { at_ns: (self.since_start)(event.at), ns: event.ns, event: index };
-            match event.what {
+            match event.kind {
                 TraceEventKind::Stage(stage) => {
                     let free = lanes.iter().position(|end_ns| *end_ns <= span.at_ns).unwrap_or(lanes.len());
                     lanes.resize(lanes.len().max(free + 1), 0);
                     lanes[free] = span.at_ns + span.ns;
-                    self.trace.span(stages + free, span, (&self.life.plan.stages[stage].name, "stage"), None);
+                    self.trace.span(stages + free, span, (&self.incarnation.plan.stages[stage].name, "stage"), None);
                 }
                 TraceEventKind::Iteration(iteration) => {
                     let name = format!("iteration {iteration}");
@@ -72,14 +72,14 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
 
     fn event(&mut self, number: usize, span: Span, track: &Track) {
         let event = &track.events[span.event];
-        let Rendering { life: Incarnation { plan, members, .. }, arrows, trace, .. } = self;
+        let Rendering { incarnation: Incarnation { plan, initial_ranks, .. }, trace, .. } = self;
         let of_stage = |stage: usize| {
             let tile = track.tile(event).map(|tile| plan.stages[stage].tile_name(&tile));
             let times = (event.times > 1).then_some(event.times);
             Args { stage: Some(&plan.stages[stage].name), tile, times, ..Args::default() }
         };
-        let at_the_start = |rank: Rank| members.get(rank as usize).copied().unwrap_or(rank);
-        match event.what {
+        let initial_rank = |rank: Rank| initial_ranks.get(rank as usize).copied().unwrap_or(rank);
+        match event.kind {
             TraceEventKind::Part(name) => trace.span(number, span, (name, "run"), None),
             TraceEventKind::Stage(_) | TraceEventKind::Iteration(_) => {}
             TraceEventKind::Inputs { stage, read_bytes } => {
@@ -98,7 +98,7 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
                 let tier = tier.name();
                 let args = Args { stage: None, tier: Some(tier), slices: Some(slices), ..of_stage(stage) };
                 trace.span(number, span, (&plan.stages[stage].name, "task"), Some(&args));
-                // Of several calls: as long as all of them are together.
+                // The kernel span of joined tasks is as long as all their calls together.
                 let after_ns = kernel_after_ns.min(span.ns - 1);
                 let kernel = Span { at_ns: span.at_ns + after_ns, ns: kernel_ns.clamp(1, span.ns - after_ns), ..span };
                 trace.span(number, kernel, (tier, "kernel"), None);
@@ -116,27 +116,31 @@ impl<F: Fn(Instant) -> u64> Rendering<'_, F> {
                 trace.instant(number, span.at_ns, "optimized code", Some(&of_stage(stage)))
             }
             TraceEventKind::Steal { stage, owner, block, slices } => {
-                let owner = Some(at_the_start(owner));
+                let owner = Some(initial_rank(owner));
                 let args = Args { owner, block: Some(block), slices: Some(slices), ..of_stage(stage) };
                 trace.instant(number, span.at_ns, "steal", Some(&args));
             }
             TraceEventKind::Sent { to, reason, bytes } => {
-                let to = at_the_start(to);
+                let to = initial_rank(to);
                 let args = Args { to: Some(to), reason: Some(reason.name()), bytes: Some(bytes), ..Args::default() };
-                trace.span(number, span, ("send", "transfer"), Some(&args));
-                if *arrows {
-                    trace.transfer(number, span.at_ns, Transfer { from: trace.rank(), to, reason, bytes });
-                }
+                let transfer = Transfer { from: trace.rank(), to, reason, bytes };
+                self.transfer(number, span, "send", &args, transfer);
             }
             TraceEventKind::Received { from, reason, bytes } => {
-                let from = at_the_start(from);
+                let from = initial_rank(from);
                 let args =
                     Args { from: Some(from), reason: Some(reason.name()), bytes: Some(bytes), ..Args::default() };
-                trace.span(number, span, ("receive", "transfer"), Some(&args));
-                if *arrows {
-                    trace.transfer(number, span.at_ns, Transfer { from, to: trace.rank(), reason, bytes });
-                }
+                let transfer = Transfer { from, to: trace.rank(), reason, bytes };
+                self.transfer(number, span, "receive", &args, transfer);
             }
+        }
+    }
+    /// Adds one end of a transfer, and its arrow.
+    fn transfer(&mut self, number: usize, span: Span, name: &str, args: &Args<'_>, transfer: Transfer) {
+        let at_ns = span.at_ns;
+        self.trace.span(number, span, (name, "transfer"), Some(args));
+        if self.arrows {
+            self.trace.transfer(number, at_ns, transfer);
         }
     }
 }

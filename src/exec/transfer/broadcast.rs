@@ -1,4 +1,4 @@
-//! Inputs that every task needs whole. Small ones are copied into the memory of every kernel instance; of large ones each node
+//! Inputs that every task needs whole. Small ones are copied into the memory of every kernel instance. Of large ones each node
 //! has one copy, which the kernels of all its ranks read in place.
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(in crate::exec) enum BroadcastInput {
 }
 
 impl BroadcastInput {
-    /// Makes these bytes those of operand `operand` of an instance.
+    /// Gives these bytes to operand `operand` of a kernel instance.
     pub fn put(&self, instance: &mut Instance, operand: usize) -> Result<(), EngineError> {
         match self {
             BroadcastInput::Shared(shared) => instance.map_operand(operand, shared),
@@ -29,20 +29,20 @@ impl BroadcastInput {
     }
 }
 
-/// Where the ranks of a node find an input of theirs.
+/// The broadcast of an input from one rank of a node to the others.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::exec) struct NodeBroadcast<'a> {
     pub ranks: &'a [Rank],
-    /// The one that has it.
+    /// The rank that has the input.
     pub holder: Rank,
     pub trailer: Trailer,
     pub reason: Reason,
 }
 
 impl NodeBroadcast<'_> {
-    /// Hands the `bytes` of the holder, which alone passes `Some`, to the other ranks of the node: as memory that all of them
-    /// map where the host lets them, as messages where not. All ranks of the node call it.
-    pub fn share(
+    /// Gives the `bytes` of the holder, which alone passes `Some`, to the other ranks of the node: as memory that they map
+    /// if the host allows that, and as messages otherwise. All ranks of the node call it.
+    pub fn run(
         self,
         comm: &mut Communicator,
         bytes: Option<Vec<u8>>,
@@ -58,17 +58,17 @@ impl NodeBroadcast<'_> {
         let others = self.ranks.iter().filter(|rank| **rank != self.holder);
         let offers = [Offer::new(others.copied().collect(), SharedBytes::new(&bytes))];
         let exchanged = exchange_on_node(comm, self.trailer, &offers, &[], SharedBytes::open)?;
-        // Made once somebody needs it.
-        let mut stamped: Option<Payload> = None;
+        // Created for the first rank that refuses.
+        let mut with_trailer: Option<Payload> = None;
         for rank in exchanged.refused.into_iter().flatten() {
-            let begun = comm.tracer.begin();
-            let message = stamped.get_or_insert_with(|| {
+            let started = comm.tracer.begin();
+            let message = with_trailer.get_or_insert_with(|| {
                 let mut message = bytes.clone();
                 self.trailer.put(&mut message);
                 message.into()
             });
             comm.send(rank, Tag::NodeMemory, message.clone())?;
-            comm.sent(begun, rank, self.reason, bytes.len() as u64);
+            comm.sent(started, rank, self.reason, bytes.len() as u64);
         }
         let [Offer { shared, .. }] = offers;
         Ok(match shared {
@@ -96,26 +96,26 @@ mod tests {
     use crate::exec::comm::signal::Signal;
     use crate::fabric::local;
 
-    const STAMP: Trailer = Trailer::operand(1, 2);
+    const TRAILER: Trailer = Trailer::operand(1, 2);
 
-    /// What rank 1 gets from rank 0, and from how far, when that does `give`.
-    fn handed(
+    /// Returns the input that rank 1 gets while rank 0 runs `give`, and the bytes that it counts as moved.
+    fn received_while(
         give: impl FnOnce(&mut Communicator, NodeBroadcast<'_>) + Send + 'static,
     ) -> (Result<BroadcastInput, RunError>, Moved) {
         let mut ends = local(2).into_iter();
         let (first, second) = (ends.next().unwrap(), ends.next().unwrap());
-        let here = NodeBroadcast { ranks: &[0, 1], holder: 0, trailer: STAMP, reason: Reason::Input };
+        let here = NodeBroadcast { ranks: &[0, 1], holder: 0, trailer: TRAILER, reason: Reason::Input };
         let holder = std::thread::spawn(move || give(&mut Communicator::new(first, Signal::default()), here));
         let mut moved = Moved::default();
-        let got = here.share(&mut Communicator::new(second, Signal::default()), None, &mut moved);
+        let got = here.run(&mut Communicator::new(second, Signal::default()), None, &mut moved);
         holder.join().unwrap();
         (got, moved)
     }
 
     #[test]
     fn a_node_has_one_copy() {
-        let (got, moved) = handed(|comm, here| {
-            here.share(comm, Some(vec![1, 2, 3]), &mut Moved::default()).unwrap();
+        let (got, moved) = received_while(|comm, here| {
+            here.run(comm, Some(vec![1, 2, 3]), &mut Moved::default()).unwrap();
         });
         assert!(matches!(got.unwrap(), BroadcastInput::Shared(shared) if shared.len() == 3));
         assert_eq!((moved.input.rank, moved.total().moved()), (3, 0));
@@ -123,14 +123,14 @@ mod tests {
 
     #[test]
     fn bytes_travel_where_memory_cannot_be_shared() {
-        let (got, moved) = handed(|comm, _| {
+        let (got, moved) = received_while(|comm, _| {
             let mut name = serde_json::to_vec(&SharedBytes::new(&[1]).unwrap().name()).unwrap();
-            STAMP.put(&mut name);
-            // By now the name is of nothing.
+            TRAILER.put(&mut name);
+            // The memory of this name is already gone.
             comm.send(1, Tag::NodeMemory, name.into()).unwrap();
             assert_eq!(comm.receive(1, Tag::NodeMemory).unwrap(), [0]);
             let mut bytes = vec![1, 2, 3];
-            STAMP.put(&mut bytes);
+            TRAILER.put(&mut bytes);
             comm.send(1, Tag::NodeMemory, bytes.into()).unwrap();
         });
         assert!(matches!(got.unwrap(), BroadcastInput::Copied(bytes) if *bytes == [1, 2, 3]));

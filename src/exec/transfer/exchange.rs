@@ -1,4 +1,4 @@
-//! How parts of tensors get from rank to rank: in memory that ranks of a node share, or in messages.
+//! The exchange of parts of tensors between ranks, in memory that the ranks of a node share or in messages.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ use crate::plan::StagePlan;
 use crate::report::{Moved, Reason};
 use crate::tensor::Region;
 
-/// Most bytes of one message of a transfer.
+/// The most bytes of one message of a transfer.
 const MESSAGE_BYTES: usize = 256 << 20;
 
-/// What another rank needs of this one, or has for it.
+/// The regions that another rank needs from this one, or has for it.
 pub(in crate::exec) type Parts = (Rank, Arc<[Region]>);
 
-/// How an input, or what one stage leaves to another, gets from rank to rank: both sides know what goes where.
+/// The exchange of one operand. Both sides know from the plan which regions it moves.
 #[derive(Clone, Copy)]
 pub(in crate::exec) struct Exchange {
     pub operand: usize,
@@ -29,8 +29,8 @@ pub(in crate::exec) struct Exchange {
 }
 
 impl Exchange {
-    /// Gives others what they need of `pieces`. Returns what of the rest ranks of this node have for this one in memory that they
-    /// share, and what this rank has made so; notes what comes as messages.
+    /// Sends other ranks the parts of `pieces` that they need. Returns the pieces that ranks of this node share with this
+    /// one and the memory that this rank shares; parts that come as messages are added to `arrivals`.
     pub fn carry_out(
         self,
         comm: &mut Communicator,
@@ -41,13 +41,13 @@ impl Exchange {
         moved: &mut Moved,
     ) -> Result<(Vec<Piece>, Vec<SharedBytes>), RunError> {
         let Exchange { operand, element_bytes, reason } = self;
-        // Who waits for halos has other things to do meanwhile.
+        // Halos come as messages, so that tasks run meanwhile.
         let is_near = |comm: &Communicator, (rank, regions): &Parts| {
             reason != Reason::Halo && shares(comm, *rank, packed_bytes(regions, element_bytes))
         };
         let (near, mut sends): (Vec<_>, Vec<_>) = sends.iter().partition(|parts| is_near(comm, parts));
         let (near_from, mut receives): (Vec<_>, Vec<_>) = receives.iter().partition(|parts| is_near(comm, parts));
-        let begun = comm.tracer.begin();
+        let started = comm.tracer.begin();
         let mut offers: Vec<(&[Region], Offer)> = Vec::new();
         for (to, regions) in &near {
             match offers.iter_mut().find(|(offered, _)| *offered == &**regions) {
@@ -66,7 +66,7 @@ impl Exchange {
         for parts in near {
             match is_refused(&parts.0) {
                 true => sends.push(parts),
-                false => comm.sent(begun, parts.0, reason, packed_bytes(&parts.1, element_bytes) as u64),
+                false => comm.sent(started, parts.0, reason, packed_bytes(&parts.1, element_bytes) as u64),
             }
         }
         let mut came = Vec::new();
@@ -88,8 +88,8 @@ impl Exchange {
     }
 }
 
-/// Gives this rank's share of an input that several ranks need alike to the others, and returns all shares. Every sharer calls
-/// it.
+/// Sends this rank's share of an input to the other ranks that need the same part, and returns all shares. All of these
+/// ranks call it.
 pub(in crate::exec) fn share(
     comm: &mut Communicator,
     plan: &StagePlan,
@@ -107,18 +107,18 @@ pub(in crate::exec) fn share(
     let this = Exchange { operand, element_bytes, reason: Reason::Input };
     let mut pieces = vec![mine];
     let (came, shared) = this.carry_out(comm, &pieces, &sends, &receives, arrivals, moved)?;
-    // The node has one copy, this rank's own not excepted.
+    // The node has one copy, which this rank reads as well.
     if let Some(mapped) = shared.first().and_then(|shared| shared.map().ok()) {
         pieces = Piece::of_mapped(mapped, &my_region, element_bytes);
     }
     pieces.extend(came);
-    // Every block needs all of them, or nearly so.
+    // Nearly every block needs all of them.
     pieces.extend(arrivals.wait(comm, operand, moved)?);
     Ok(pieces)
 }
 
-/// Nothing is sent where there is nothing to send: the other side knows. The arrivals are those of the same run: they say how
-/// the transfers of an input are told apart.
+/// Sends regions as messages; an empty part is not sent, and its receiver knows. `arrivals` belongs to the same run, and has
+/// the tag and the trailer.
 fn send(
     comm: &mut Communicator,
     to: Rank,
@@ -127,7 +127,7 @@ fn send(
     element_bytes: usize,
     (arrivals, operand, reason): (&PendingReceives, usize, Reason),
 ) -> Result<(), RunError> {
-    let begun = comm.tracer.begin();
+    let started = comm.tracer.begin();
     let tensor_bytes = packed_bytes(regions, element_bytes);
     if tensor_bytes == 0 {
         return Ok(());
@@ -140,7 +140,7 @@ fn send(
     for start in (0..length).step_by(MESSAGE_BYTES) {
         comm.send(to, arrivals.tag(), bytes.slice(start..length.min(start + MESSAGE_BYTES)))?;
     }
-    comm.sent(begun, to, reason, tensor_bytes as u64);
+    comm.sent(started, to, reason, tensor_bytes as u64);
     Ok(())
 }
 
@@ -160,12 +160,12 @@ mod tests {
         PendingReceives::new(2, 5)
     }
 
-    /// A part of a vector that is as large as parts that are shared must be, or smaller by `less` elements.
+    /// A part of a vector that is just large enough to be shared, or smaller by `less` elements.
     fn part(rank: Rank, less: u64) -> Region {
         Region { offset: vec![u64::from(rank) * HALF], extent: vec![HALF - less] }
     }
 
-    /// In two regions, of which the first is the smaller one.
+    /// Cuts a part into two regions, of which the first is smaller.
     fn cut(part: &Region) -> Arc<[Region]> {
         let region = |from: u64, to: u64| Region { offset: vec![part.offset[0] + from], extent: vec![to - from] };
         [region(0, HALF / 3), region(HALF / 3, part.extent[0])].into()
@@ -176,8 +176,8 @@ mod tests {
         Piece { region, bytes: bytes.into() }
     }
 
-    /// Does `first` as rank 0 while rank 1 gives it all it has and takes as much; returns what rank 1 has come by.
-    fn trade(less: u64, first: impl FnOnce(&mut Communicator) + Send + 'static) -> (Vec<Piece>, Moved, u64) {
+    /// Runs `first` as rank 0 while rank 1 exchanges its part for that of rank 0. Returns what rank 1 received.
+    fn exchange_with(less: u64, first: impl FnOnce(&mut Communicator) + Send + 'static) -> (Vec<Piece>, Moved, u64) {
         let mut ends = local(2).into_iter();
         let (left, right) = (ends.next().unwrap(), ends.next().unwrap());
         let other = std::thread::spawn(move || first(&mut Communicator::new(left, Signal::default())));
@@ -195,7 +195,7 @@ mod tests {
         pieces.iter().all(|piece| matches!(piece.bytes, PieceBytes::Mapped(..)))
     }
 
-    /// Whether these are all of rank 0's part.
+    /// Whether these pieces are all of rank 0's part.
     fn is_all(came: &[Piece], less: u64) -> bool {
         let expected = cut(&part(0, less));
         came.len() == 2
@@ -205,7 +205,7 @@ mod tests {
                 .all(|(came, region)| came.region == *region && *came.bytes == *piece(region.clone()).bytes)
     }
 
-    /// What rank 0 does, whose pieces are others than those that rank 1 gets.
+    /// The exchange as rank 0, whose pieces differ from the regions that rank 1 gets.
     fn left(less: u64) -> impl FnOnce(&mut Communicator) + Send + 'static {
         move |comm| {
             let piece_of = |from, to| piece(Region { offset: vec![from], extent: vec![to - from] });
@@ -220,9 +220,9 @@ mod tests {
     }
 
     #[test]
-    fn large_parts_are_read_where_they_are_and_small_ones_are_sent() {
+    fn large_parts_are_mapped_and_small_ones_are_sent() {
         for less in [0, 1] {
-            let (came, moved, sent_bytes) = trade(less, left(less));
+            let (came, moved, sent_bytes) = exchange_with(less, left(less));
             assert!(is_all(&came, less));
             let bytes = SHARED_BYTES - 8 * less;
             assert_eq!((is_mapped(&came), moved.operand.node), (less == 0, bytes));
@@ -231,14 +231,14 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_does_not_let_ranks_share_is_sent() {
-        let (came, moved, sent_bytes) = trade(0, |comm| {
-            // Of nothing, by now.
+    fn parts_are_sent_if_the_host_refuses_shared_memory() {
+        let (came, moved, sent_bytes) = exchange_with(0, |comm| {
+            // The memory of this name is already gone.
             let mut name = serde_json::to_vec(&SharedBytes::new(&[1]).unwrap().name()).unwrap();
             arrivals().trailer(THIS.operand).put(&mut name);
             comm.send(1, Tag::NodeMemory, name.into()).unwrap();
             comm.receive(1, Tag::NodeMemory).unwrap();
-            // Nor does this rank see the other's.
+            // This rank refuses the memory of the other.
             comm.send(1, Tag::NodeMemory, vec![0].into()).unwrap();
             assert_eq!(comm.receive(1, Tag::NodeMemory).unwrap(), [0]);
             let mut bytes = piece(part(0, 0)).bytes.to_vec();

@@ -1,6 +1,6 @@
-//! Memory that ranks of a node share: what one of them has, the others read where it is.
+//! Memory that the ranks of a node share: the other ranks read the bytes of one rank in place.
 //!
-//! Who hands what to whom follows from the plan and is known to both sides. Where the host forbids it, the bytes travel as messages.
+//! Both sides know from the plan what they exchange. If the host does not allow shared memory, messages carry the bytes.
 
 use std::io;
 
@@ -14,17 +14,17 @@ use crate::fabric::Rank;
 use crate::plan::SHARED_BYTES;
 use crate::report::Distance;
 
-/// What other ranks of the node are to read: nothing, where this rank could not make it.
+/// Bytes that other ranks of the node may read; none if this rank could not create the memory.
 pub(in crate::exec) struct Offer {
     pub to: Vec<Rank>,
     pub shared: Option<SharedBytes>,
 }
 
-/// What has come of an exchange.
+/// The result of an exchange.
 pub(in crate::exec) struct Exchanged<T> {
-    /// What each of the ranks that had something has shared; none: it comes as messages.
+    /// The memory that each sender has shared; none if its bytes come as messages.
     pub accepted: Vec<Option<T>>,
-    /// To whom messages have to bring each of the offers.
+    /// By offer, the ranks that need its bytes as messages.
     pub refused: Vec<Vec<Rank>>,
 }
 

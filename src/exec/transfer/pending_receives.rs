@@ -1,8 +1,9 @@
-//! Parts of inputs on their way from other ranks: noted when a run of a stage begins, taken as they come.
+//! Pending receives: parts of inputs that other ranks send. They are expected when a run of a stage starts, and taken as they
+//! arrive.
 //!
-//! Every rank sends what others need of it before it waits for anything, and both sides know from the plan what that is. A
-//! rank sends the transfers of a run in the order in which their receivers note them, so that a message belongs to the first
-//! of its source that is not whole yet. The stamp tells whether it does.
+//! Both sides know from the plan what to send, and every rank sends before it waits. A rank sends the transfers of a run in
+//! the order in which their receivers expect them, so a message belongs to the first incomplete transfer of its source. The
+//! trailer confirms that.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::fabric::Rank;
 use crate::report::{Moved, Reason};
 use crate::tensor::{HaloPart, Region};
 
-/// What one rank sends of one input.
+/// The parts of one input that one rank sends.
 #[derive(Debug)]
 pub(in crate::exec) struct Transfer {
     pub from: Rank,
@@ -25,28 +26,28 @@ pub(in crate::exec) struct Transfer {
     pub reason: Reason,
 }
 
-/// A transfer of which something is yet to come.
+/// A transfer that has not arrived completely.
 #[derive(Debug)]
 struct PendingReceive {
     number: usize,
     transfer: Transfer,
-    /// What has come of it.
+    /// The bytes that have arrived.
     bytes: Vec<u8>,
 }
 
-/// What a rank awaits in a run of a stage.
+/// The transfers that a rank expects in a run of a stage.
 #[derive(Debug)]
 pub(in crate::exec) struct PendingReceives {
     stage: usize,
     run: u64,
-    /// Transfers noted so far, which numbers them.
-    noted: usize,
-    awaited: Vec<PendingReceive>,
-    /// What has come and nobody has taken, by operand.
-    came: Vec<(usize, Piece)>,
+    /// The number of transfers expected so far. It numbers them.
+    expected: usize,
+    pending: Vec<PendingReceive>,
+    /// Pieces that have arrived and are not taken yet, by operand.
+    arrived: Vec<(usize, Piece)>,
 }
 
-/// A transfer that is here.
+/// A transfer that has arrived completely.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::exec) struct Arrived {
     pub number: usize,
@@ -61,7 +62,7 @@ impl Transfer {
 
 impl PendingReceives {
     pub fn new(stage: usize, run: u64) -> PendingReceives {
-        PendingReceives { stage, run, noted: 0, awaited: Vec::new(), came: Vec::new() }
+        PendingReceives { stage, run, expected: 0, pending: Vec::new(), arrived: Vec::new() }
     }
 
     /// The tag of their messages.
@@ -69,34 +70,34 @@ impl PendingReceives {
         Tag::stage(StageMessage::Shard, self.run)
     }
 
-    /// What stands behind the bytes of input `operand`.
+    /// The trailer of input `operand`.
     pub fn trailer(&self, operand: usize) -> Trailer {
         Trailer::operand(self.stage, operand)
     }
 
-    /// From now on `transfer` is awaited. Nothing is sent where there is nothing to send.
+    /// Adds `transfer` to the pending receives. An empty transfer is never sent.
     pub fn expect(&mut self, transfer: Transfer) {
         if transfer.bytes() > 0 {
-            self.awaited.push(PendingReceive { number: self.noted, transfer, bytes: Vec::new() });
-            self.noted += 1;
+            self.pending.push(PendingReceive { number: self.expected, transfer, bytes: Vec::new() });
+            self.expected += 1;
         }
     }
 
     pub fn all_here(&self) -> bool {
-        self.awaited.is_empty()
+        self.pending.is_empty()
     }
 
-    /// The transfers still awaited that have elements of these parts of input `operand`.
+    /// The pending transfers that have elements of these parts of input `operand`.
     pub fn missing(&self, operand: usize, parts: &[HaloPart]) -> Vec<usize> {
-        let of_parts = |awaited: &&PendingReceive| {
-            let regions = &awaited.transfer.regions;
+        let of_parts = |pending: &&PendingReceive| {
+            let regions = &pending.transfer.regions;
             let meets = |part: &HaloPart| regions.iter().any(|region| region.intersect(&part.source).is_some());
-            awaited.transfer.operand == operand && parts.iter().any(meets)
+            pending.transfer.operand == operand && parts.iter().any(meets)
         };
-        self.awaited.iter().filter(of_parts).map(|awaited| awaited.number).collect()
+        self.pending.iter().filter(of_parts).map(|pending| pending.number).collect()
     }
 
-    /// Takes a message with their tag, and says which transfer is whole with it, if one is.
+    /// Takes a message with their tag. Returns the transfer that it completes, if it completes one.
     pub fn take(
         &mut self,
         comm: &Communicator,
@@ -104,14 +105,14 @@ impl PendingReceives {
         moved: &mut Moved,
     ) -> Result<Option<Arrived>, RunError> {
         let wrong = RunError::Protocol { rank: message.source, what: "its part of a tensor" };
-        let first = self.awaited.iter().position(|awaited| awaited.transfer.from == message.source);
+        let first = self.pending.iter().position(|pending| pending.transfer.from == message.source);
         let Some(at) = first else { return Err(wrong) };
-        let PendingReceive { transfer, bytes, .. } = &mut self.awaited[at];
+        let PendingReceive { transfer, bytes, .. } = &mut self.pending[at];
         let (length, part) = (transfer.bytes(), message.bytes);
         if part.is_empty() || bytes.len() + part.len() > length + TRAILER_BYTES {
             return Err(wrong);
         }
-        // One message is the rule: taken as it is.
+        // Most transfers are one message, which is taken as it is.
         if bytes.is_empty() {
             *bytes = part
         } else {
@@ -120,31 +121,31 @@ impl PendingReceives {
         if bytes.len() < length + TRAILER_BYTES {
             return Ok(None);
         }
-        let PendingReceive { number, transfer, mut bytes } = self.awaited.remove(at);
+        let PendingReceive { number, transfer, mut bytes } = self.pending.remove(at);
         self.trailer(transfer.operand).check(&mut bytes, transfer.from, "a part of a tensor")?;
         comm.received(moved, transfer.reason, transfer.from, length as u64);
         for region in &*transfer.regions {
             let rest = bytes.split_off(region.elements() as usize * transfer.element_bytes);
-            self.came.push((transfer.operand, Piece { region: region.clone(), bytes: bytes.into() }));
+            self.arrived.push((transfer.operand, Piece { region: region.clone(), bytes: bytes.into() }));
             bytes = rest;
         }
         Ok(Some(Arrived { number, bytes: length as u64 }))
     }
 
-    /// What has come since it was asked last, by operand.
-    pub fn came(&mut self) -> Vec<(usize, Piece)> {
-        std::mem::take(&mut self.came)
+    /// Takes the pieces that have arrived, by operand.
+    pub fn take_arrived(&mut self) -> Vec<(usize, Piece)> {
+        std::mem::take(&mut self.arrived)
     }
 
-    /// Waits for all that was noted of input `operand`, and returns it.
+    /// Waits for all expected pieces of input `operand`, and returns them.
     pub fn wait(&mut self, comm: &mut Communicator, operand: usize, moved: &mut Moved) -> Result<Vec<Piece>, RunError> {
-        while let Some(first) = self.awaited.iter().find(|awaited| awaited.transfer.operand == operand) {
+        while let Some(first) = self.pending.iter().find(|pending| pending.transfer.operand == operand) {
             let (source, tag) = (first.transfer.from, self.tag());
             let bytes = comm.receive(source, tag)?;
             self.take(comm, TaggedMessage { source, tag, bytes }, moved)?;
         }
-        let (wanted, others) = self.came().into_iter().partition(|(of, _)| *of == operand);
-        self.came = others;
+        let (wanted, others) = self.take_arrived().into_iter().partition(|(of, _)| *of == operand);
+        self.arrived = others;
         let wanted: Vec<(usize, Piece)> = wanted;
         Ok(wanted.into_iter().map(|(_, piece)| piece).collect())
     }
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn transfers_come_in_the_order_of_their_source_whatever_others_do() {
+    fn transfers_of_one_source_arrive_in_order() {
         let (comm, mut moved, mut arrivals) = (comm(), Moved::default(), PendingReceives::new(4, 9));
         arrivals.expect(transfer(1, 0, &[region(0, 1), region(5, 2)]));
         arrivals.expect(transfer(2, 0, &[region(9, 3)]));
@@ -188,28 +189,29 @@ mod tests {
 
         let late = message(&arrivals, 2, 0, &[7, 8, 9]);
         assert_eq!(arrivals.take(&comm, late, &mut moved).unwrap(), Some(Arrived { number: 1, bytes: 3 }));
-        // In two parts.
+        // This transfer arrives in two messages.
         let mut first = message(&arrivals, 1, 0, &[1, 2, 3]);
         let rest = TaggedMessage { bytes: first.bytes.split_off(2), ..first.clone() };
         assert_eq!(arrivals.take(&comm, first, &mut moved).unwrap(), None);
         assert_eq!(arrivals.take(&comm, rest, &mut moved).unwrap(), Some(Arrived { number: 0, bytes: 3 }));
         assert!(arrivals.missing(0, &part(0, 20)).is_empty());
-        let came = arrivals.came().into_iter().map(|(operand, piece)| (operand, piece.region, piece.bytes.to_vec()));
+        let came =
+            arrivals.take_arrived().into_iter().map(|(operand, piece)| (operand, piece.region, piece.bytes.to_vec()));
         let expected = [(0, region(9, 3), vec![7, 8, 9]), (0, region(0, 1), vec![1]), (0, region(5, 2), vec![2, 3])];
         assert_eq!(came.collect::<Vec<_>>(), expected);
         assert_eq!(moved.halo.node, 6);
 
         assert!(!arrivals.all_here());
-        // Of another operand than the one that is due.
+        // This message has the trailer of another operand.
         let wrong = message(&arrivals, 1, 0, &[4]);
         assert!(matches!(arrivals.take(&comm, wrong, &mut moved), Err(RunError::Damaged { rank: 1, .. })));
         assert!(arrivals.all_here());
-        let unasked = message(&arrivals, 1, 2, &[4]);
-        assert!(matches!(arrivals.take(&comm, unasked, &mut moved), Err(RunError::Protocol { rank: 1, .. })));
+        let unexpected = message(&arrivals, 1, 2, &[4]);
+        assert!(matches!(arrivals.take(&comm, unexpected, &mut moved), Err(RunError::Protocol { rank: 1, .. })));
     }
 
     #[test]
-    fn who_waits_for_one_input_keeps_what_comes_of_others() {
+    fn waiting_for_one_input_keeps_the_pieces_of_others() {
         let mut fabrics = fabric::local(2);
         let mut sender = fabrics.pop().unwrap();
         let mut comm = Communicator::new(fabrics.remove(0), Signal::default());
@@ -221,7 +223,7 @@ mod tests {
         }
         let pieces = arrivals.wait(&mut comm, 1, &mut moved).unwrap();
         assert_eq!(pieces.iter().map(|piece| piece.bytes.to_vec()).collect::<Vec<_>>(), [[1, 1]]);
-        assert_eq!(arrivals.came().len(), 1);
+        assert_eq!(arrivals.take_arrived().len(), 1);
         assert!(arrivals.all_here());
     }
 }

@@ -1,4 +1,4 @@
-//! Parts of tensors in memory: a rank's own, and those that it reads where another rank of its node has them.
+//! Parts of tensors in memory: a rank's own, and those that it maps from another rank of its node.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl BlockInput {
 #[derive(Clone, Debug)]
 pub(in crate::exec) enum PieceBytes {
     Own(Arc<Vec<u8>>),
-    /// A part of memory that ranks of a node share.
+    /// A part of memory that another rank of the node shares.
     Mapped(Arc<Mapped>, Range<usize>),
 }
 
@@ -59,7 +59,7 @@ impl From<Vec<u8>> for PieceBytes {
 }
 
 impl Piece {
-    /// The pieces of these regions, which lie one behind the other in `mapped` and are all of it.
+    /// Returns the pieces of these regions, which fill `mapped` one after another.
     pub fn of_mapped(mapped: Mapped, regions: &[Region], element_bytes: usize) -> Vec<Piece> {
         let (mapped, mut start) = (Arc::new(mapped), 0);
         let piece = |region: &Region| {
@@ -70,14 +70,14 @@ impl Piece {
         regions.iter().map(piece).collect()
     }
 
-    /// Copies what it has of `region` into `target`, which holds `region`.
+    /// Copies the part of `region` that this piece has into `target`, which holds `region`.
     pub fn copy_to(&self, region: &Region, target: &mut [u8], element_bytes: usize) {
         if let Some(common) = self.region.intersect(region) {
             copy_region(&self.bytes, &self.region, target, region, &common, element_bytes);
         }
     }
 
-    /// Copies what it has of `region` into a packed array of `extent`, where `region` begins at `at`.
+    /// Copies the part of `region` that this piece has into a packed array of `extent`, in which `region` starts at `at`.
     pub fn copy_into(&self, region: &Region, target: &mut [u8], extent: &[u64], at: &[u64], element_bytes: usize) {
         let Some(common) = self.region.intersect(region) else { return };
         let place =
@@ -114,7 +114,7 @@ pub(in crate::exec) fn fill(target: &mut [u8], pieces: &[Piece], stage: &StagePl
     }
 }
 
-/// Makes `target` what `pieces` have of `regions`, packed, one behind the other.
+/// Fills `target` with `regions` from `pieces`, packed one after another.
 pub(in crate::exec) fn pack(target: &mut [u8], pieces: &[Piece], regions: &[Region], element_bytes: usize) {
     let mut rest = target;
     for region in regions {
@@ -124,7 +124,7 @@ pub(in crate::exec) fn pack(target: &mut [u8], pieces: &[Piece], regions: &[Regi
     }
 }
 
-/// What regions of a tensor take, packed.
+/// The number of bytes of these regions, packed.
 pub(in crate::exec) fn packed_bytes(regions: &[Region], element_bytes: usize) -> usize {
     regions.iter().map(|region| region.elements() as usize * element_bytes).sum()
 }

@@ -1,4 +1,4 @@
-//! Tensors in the memory of the ranks, and their way to where they are needed.
+//! Resident tensors: they stay in the memory of the ranks between stages, and move to the ranks that need them.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use crate::plan::{OperandPlan, Plan, StagePlan};
 use crate::report::{Distance, Moved, Reason};
 use crate::tensor::Region;
 
-/// What this rank has of a tensor, and which output of which stage it was, which tells what other ranks have.
+/// This rank's pieces of a tensor. The stage and the operand that wrote it determine which parts other ranks have.
 #[derive(Debug)]
 pub(in crate::exec) struct Holding {
     pub stage: usize,
@@ -26,17 +26,17 @@ pub(in crate::exec) struct Holding {
 #[derive(Debug, Default)]
 pub(in crate::exec) struct Resident {
     holdings: BTreeMap<String, Holding>,
-    /// By an input (stage and operand) and the output that it reads. Iterations use them again and again, and to find them
-    /// takes a look at every rank.
+    /// By the stage and operand of an input and of the output that it reads. Iterations use the same routes again and
+    /// again, and computing them visits every rank.
     routes: RefCell<BTreeMap<[usize; 4], Arc<Routes>>>,
 }
 
-/// The ways of a tensor from the ranks that have it to those that need it, as far as they concern this rank.
+/// The transfers of a tensor that this rank takes part in, from ranks that have it to ranks that need it.
 #[derive(Debug)]
 enum Routes {
-    /// All of it, from the first of these to the others.
+    /// The first member sends all of it to the others.
     Broadcast { members: Vec<Rank> },
-    /// Every rank begins with another one. Where nothing goes, there is no entry.
+    /// Ranks exchange regions; each starts with another rank. Empty transfers have no entry.
     Direct { sends: Vec<Parts>, receives: Vec<Parts>, here_bytes: u64 },
 }
 
@@ -49,7 +49,7 @@ impl Resident {
         self.holdings.get(tensor)
     }
 
-    /// All of them, in the order of their names.
+    /// All resident tensors, ordered by name.
     pub fn all(&self) -> impl Iterator<Item = (&String, &Holding)> {
         self.holdings.iter()
     }
@@ -58,19 +58,19 @@ impl Resident {
         self.holdings.is_empty()
     }
 
-    /// Of this rank.
+    /// The number of bytes on this rank.
     pub fn bytes(&self) -> u64 {
         self.holdings.values().flat_map(|holding| &holding.pieces).map(|piece| piece.bytes.len() as u64).sum()
     }
 
-    /// Two tensors change places.
+    /// Exchanges the names of two tensors.
     pub fn exchange(&mut self, a: &str, b: &str) {
         let (of_a, of_b) = (self.holdings.remove(a), self.holdings.remove(b));
         self.holdings.extend(of_a.map(|holding| (b.to_owned(), holding)));
         self.holdings.extend(of_b.map(|holding| (a.to_owned(), holding)));
     }
 
-    /// The value of a resident scalar, on every rank. Collective.
+    /// Returns the value of a resident scalar on every rank. Collective.
     pub fn scalar(&self, comm: &mut Communicator, plan: &Plan, tensor: &str) -> Result<f64, RunError> {
         let missing = || RunError::Protocol { rank: comm.rank(), what: "the scalar of 'until'" };
         let holding = self.holdings.get(tensor).ok_or_else(missing)?;
@@ -84,8 +84,9 @@ impl Resident {
         dtype.to_f64(&bytes).ok_or(RunError::Protocol { rank: owner, what: "the scalar of 'until'" })
     }
 
-    /// Sends what others need of input `operand` of stage `stage`, notes what this rank awaits of it, and returns what of it is
-    /// here; none if the tensor is not resident (an iterated one is not at first). Collective.
+    /// Sends the parts of input `operand` of stage `stage` that others need, adds the parts that this rank expects to
+    /// `arrivals`, and returns the parts that are here. Returns none if the tensor is not resident, as an iterated one is
+    /// not at first. Collective.
     pub fn gather(
         &self,
         comm: &mut Communicator,
@@ -109,7 +110,7 @@ impl Resident {
         Ok(Some([holding.pieces.clone(), came].concat()))
     }
 
-    /// The rank that has all of an input that everyone needs whole, if one alone has any of it.
+    /// The rank that has all of a broadcast input, if a single rank has it.
     pub fn only_owner(&self, comm: &Communicator, plan: &Plan, stage: usize, operand: usize) -> Option<Rank> {
         let holding = self.holdings.get(&plan.stages[stage].operands[operand].tensor)?;
         match &*self.routes(comm, plan, (stage, operand), holding) {
@@ -159,7 +160,7 @@ impl Resident {
         self.routes.borrow_mut().entry(key).or_insert_with(make).clone()
     }
 
-    /// All of a tensor to `members`, of whom the first has it.
+    /// Broadcasts a tensor to `members`, of which the first has it.
     fn broadcast(
         &self,
         comm: &mut Communicator,
@@ -185,7 +186,7 @@ impl Resident {
     }
 }
 
-/// Why ranks need what others have of a resident input.
+/// The reason for which parts of a resident input move between ranks.
 fn reason(stage: &StagePlan, input: &OperandPlan) -> Reason {
     if input.halo.iter().any(|width| *width > 0) {
         Reason::Halo
@@ -196,7 +197,7 @@ fn reason(stage: &StagePlan, input: &OperandPlan) -> Reason {
     }
 }
 
-/// What `needs` and `owned` have in common, pair by pair, in the one order that both sides know.
+/// The intersections of `needs` and `owned`, pair by pair, in the order that both sides know.
 fn common<'a>(needs: &[Region], owned: impl Iterator<Item = &'a Region> + Clone) -> Vec<Region> {
     needs.iter().flat_map(|need| owned.clone().filter_map(|own| own.intersect(need))).collect()
 }
