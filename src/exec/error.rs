@@ -124,8 +124,8 @@ impl RunError {
     }
 }
 
-/// Returns an error with its causes and advice, one line each. Only the errors of a job file take more lines, to show the
-/// place in the file.
+/// Returns an error with its causes and advice, one line each. Only the errors of a job file take more lines, to show
+/// the place in the file.
 pub fn render(error: &(dyn Error + 'static), help: Option<&str>) -> String {
     let format_one = |error: &(dyn Error + 'static)| {
         let is_framed = error.is::<JobError>() || matches!(error.downcast_ref(), Some(RunError::Job(_)));

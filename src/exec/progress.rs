@@ -1,5 +1,5 @@
-//! Progress of a run: a few times a second each rank sends a report to rank 0, which shows it to the user and publishes it
-//! ([`live`](crate::live)).
+//! Progress of a run: a few times a second each rank sends a report to rank 0, which shows it to the user and publishes
+//! it ([`live`](crate::live)).
 //!
 //! A report never waits for another rank. A rank between stages, or in a collective operation, sends none.
 

@@ -1,9 +1,10 @@
 //! One rank's connection to the others: messages and collectives.
 //!
-//! Failure protocol: a rank that fails reports to rank 0 ([`Control::Fail`]); rank 0 prints the first report and stops all
-//! others ([`Control::Stop`]). A rank that waits, in a collective or not, keeps checking for these messages, for signals
-//! and for failed ranks, so it never waits for a rank that is gone. If the fabric can continue without failed ranks, a rank
-//! that detects one reports it to all others ([`Control::FailedRanks`]), and they [`Communicator::shrink`].
+//! Failure protocol: a rank that fails reports to rank 0 ([`Control::Fail`]); rank 0 prints the first report and stops
+//! all others ([`Control::Stop`]). A rank that waits, in a collective or not, keeps checking for these messages, for
+//! signals and for failed ranks, so it never waits for a rank that is gone. If the fabric can continue without failed
+//! ranks, a rank that detects one reports it to all others ([`Control::FailedRanks`]), and they
+//! [`Communicator::shrink`].
 //!
 //! [`Control::Fail`]: crate::exec::comm::tag::Control::Fail
 //! [`Control::Stop`]: crate::exec::comm::tag::Control::Stop
@@ -144,8 +145,8 @@ impl Communicator {
         self.monitor.inbox.remove(at)
     }
 
-    /// Drops messages that schedulers sent before the end of their run and that arrived after it: no one needs them, and
-    /// their tags will be used again. `run` is the next run of a stage on this rank.
+    /// Drops messages that schedulers sent before the end of their run and that arrived after it: no one needs them,
+    /// and their tags will be used again. `run` is the next run of a stage on this rank.
     pub fn forget_late(&mut self, run: u64) {
         self.monitor.inbox.retain(|message| !message.tag.is_late(run));
     }
@@ -187,8 +188,8 @@ impl Communicator {
         self.wait(|fabric, idle| collective::broadcast(fabric, 0, bytes, idle))
     }
 
-    /// Returns the `bytes` of the first of `members` on all of them, which all call it, and the rank that sent them to this
-    /// one. A `reason` is given for bytes of tensors.
+    /// Returns the `bytes` of the first of `members` on all of them, which all call it, and the rank that sent them to
+    /// this one. A `reason` is given for bytes of tensors.
     pub fn broadcast_among(
         &mut self,
         members: &[Rank],

@@ -38,8 +38,8 @@ impl Communicator {
         self.fabric.outlives_ranks() && matches!(error, RunError::RankDied { .. })
     }
 
-    /// Shrinks the run after an error: if a failed rank caused it, agrees with the others on the failed set, and renumbers
-    /// the survivors. Returns any other error as it is.
+    /// Shrinks the run after an error: if a failed rank caused it, agrees with the others on the failed set, and
+    /// renumbers the survivors. Returns any other error as it is.
     pub fn shrink(&mut self, mut error: RunError) -> Result<ShrinkOutcome, RunError> {
         if self.fabric.outlives_ranks() && matches!(error, RunError::Fabric(_)) {
             let until = Instant::now() + DETECTION_TIMEOUT;

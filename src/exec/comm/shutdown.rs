@@ -110,8 +110,8 @@ impl Communicator {
         RunFailure { code, text, died }
     }
 
-    /// Prints the failure on rank 0, and ends the other ranks. Returns the text if it is not printed yet. Printing comes
-    /// first: once the others leave, the launcher may end this process at any moment.
+    /// Prints the failure on rank 0, and ends the other ranks. Returns the text if it is not printed yet. Printing
+    /// comes first: once the others leave, the launcher may end this process at any moment.
     fn stop_others(&mut self, failure: RemoteFailure, output: FailureOutput<'_>) -> Option<String> {
         let note = output.note.map(|note| format!("\nnote: {note}")).unwrap_or_default();
         let mut text = Some(failure.text + &note);

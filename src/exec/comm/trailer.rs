@@ -1,5 +1,5 @@
-//! The trailer of a transfer: an identity that says what the bytes are, and a checksum of both. A transfer that is damaged,
-//! or is not the expected one, ends the run with an error that names its source.
+//! The trailer of a transfer: an identity that says what the bytes are, and a checksum of both. A transfer that is
+//! damaged, or is not the expected one, ends the run with an error that names its source.
 
 use crate::exec::error::RunError;
 use crate::fabric::Rank;

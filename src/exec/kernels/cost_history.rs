@@ -1,8 +1,9 @@
-//! The measured costs of slices, in this run and in earlier ones. They determine the sizes of tasks and the estimate of a
-//! job's run time.
+//! The measured costs of slices, in this run and in earlier ones. They determine the sizes of tasks and the estimate of
+//! a job's run time.
 //!
-//! A cost belongs to a kernel's export, a CPU, a tier and a *shape class*: the sizes of the operands of a slice, each rounded
-//! up to a power of two. Costs are estimates: they decide which rank computes a slice and when, and never change a result.
+//! A cost belongs to a kernel's export, a CPU, a tier and a *shape class*: the sizes of the operands of a slice, each
+//! rounded up to a power of two. Costs are estimates: they decide which rank computes a slice and when, and never
+//! change a result.
 
 use std::collections::BTreeMap;
 
@@ -135,8 +136,8 @@ pub(in crate::exec) fn save(cache: &Cache, kernels: &[Kernel], ranks: &[RankRepo
     }
 }
 
-/// Returns the time that a slice of `stage` took in earlier runs on code of this tier: on a CPU like this one's, or else on
-/// the slowest known CPU. Compute nodes and the node where a job is submitted share a cache.
+/// Returns the time that a slice of `stage` took in earlier runs on code of this tier: on a CPU like this one's, or
+/// else on the slowest known CPU. Compute nodes and the node where a job is submitted share a cache.
 pub fn known_ns_per_slice(cache: &Cache, stage: &StagePlan, kernel: &Kernel, tier: Tier) -> Option<f64> {
     let known = notes(cache, kernel);
     let elsewhere = || {

@@ -1,5 +1,5 @@
-//! Tier-up: optimized code comes from the cache, or the lowest rank of each CPU class compiles it. It is sent down a tree of
-//! the ranks of that class.
+//! Tier-up: optimized code comes from the cache, or the lowest rank of each CPU class compiles it. It is sent down a
+//! tree of the ranks of that class.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -111,8 +111,8 @@ impl TierUp {
         Ok(tiers)
     }
 
-    /// Sends the optimized code of a kernel to the ranks of this CPU class, or queues the kernel for compilation. Returns
-    /// whether the code is sent now.
+    /// Sends the optimized code of a kernel to the ranks of this CPU class, or queues the kernel for compilation.
+    /// Returns whether the code is sent now.
     fn send_or_queue(&mut self, comm: &mut Communicator, index: usize) -> Result<bool, RunError> {
         let state = &self.kernels[index];
         if let Some(message) = state.failed.clone() {
@@ -269,8 +269,8 @@ impl TierUp {
         self.kernels[index].optimized.as_ref()
     }
 
-    /// Pauses the compilation of a kernel if it costs more than it can save: `left` is the CPU time that this rank still
-    /// needs on baseline code.
+    /// Pauses the compilation of a kernel if it costs more than it can save: `left` is the CPU time that this rank
+    /// still needs on baseline code.
     pub fn reconsider_compile(&mut self, index: usize, left: Duration) {
         let cost = Duration::from_nanos(self.kernels[index].kernel.code_bytes() * OPTIMIZING_NS_PER_BYTE);
         if left.mul_f64(self.class.len() as f64) > cost.mul_f64(WORTH) {

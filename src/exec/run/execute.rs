@@ -136,8 +136,8 @@ fn take_checkpoint_if_due(rank: &mut RankState<'_>, context: &Context<'_>, next:
     data.checkpoints.take_if_due(comm, &context.plan, next, &data.resident, &mut stagings.manifest)
 }
 
-/// Runs the iterated stages until their condition holds, or as often as the job says, and writes their outputs. Earlier runs
-/// made the `first` iterations. Returns the number of all iterations.
+/// Runs the iterated stages until their condition holds, or as often as the job says, and writes their outputs. Earlier
+/// runs made the `first` iterations. Returns the number of all iterations.
 fn run_iterations(
     rank: &mut RankState<'_>,
     context: &Context<'_>,

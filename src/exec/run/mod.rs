@@ -24,9 +24,9 @@ use crate::exec::trace::recorder::TraceEventKind;
 use crate::fabric::Fabric;
 use crate::report::Report;
 
-/// Runs the job at `path` as one rank of `fabric`. The rank that is rank 0 in the end returns the report of the whole run.
-/// It passes the report to `conclude` before the ranks leave: MPI may not return from that, and the process then exits
-/// with the code of `conclude`. If the run fails, all other ranks have been told when this returns.
+/// Runs the job at `path` as one rank of `fabric`. The rank that is rank 0 in the end returns the report of the whole
+/// run. It passes the report to `conclude` before the ranks leave: MPI may not return from that, and the process then
+/// exits with the code of `conclude`. If the run fails, all other ranks have been told when this returns.
 pub fn run(
     fabric: Box<dyn Fabric>,
     path: &Path,

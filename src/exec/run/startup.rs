@@ -172,8 +172,8 @@ pub(in crate::exec) struct LoadedKernels {
     pub merges: Vec<Option<Kernel>>,
 }
 
-/// Reads each module once on rank 0 and sends it to the others, so that all run the same bytes. After the run has shrunk,
-/// uses the modules that were `kept`, by stage. Collective.
+/// Reads each module once on rank 0 and sends it to the others, so that all run the same bytes. After the run has
+/// shrunk, uses the modules that were `kept`, by stage. Collective.
 pub(in crate::exec) fn load_kernels(
     comm: &mut Communicator,
     job: &Job,

@@ -49,8 +49,8 @@ pub(super) fn start(comm: &mut Communicator, incarnations: &mut Vec<Incarnation>
     }
 }
 
-/// Returns the trace of all ranks on rank 0, if events were recorded. The job is done by then, so an error is only logged.
-/// Collective.
+/// Returns the trace of all ranks on rank 0, if events were recorded. The job is done by then, so an error is only
+/// logged. Collective.
 pub(super) fn collect(
     comm: &mut Communicator,
     incarnations: Vec<Incarnation>,

@@ -1,5 +1,5 @@
-//! Recording of events for `--trace`. Each thread has a track with a fixed capacity, and joins short events of one kind. The
-//! events are rendered when the run is over. Without `--trace` nothing is recorded.
+//! Recording of events for `--trace`. Each thread has a track with a fixed capacity, and joins short events of one
+//! kind. The events are rendered when the run is over. Without `--trace` nothing is recorded.
 //!
 //! A run that has shrunk starts a new incarnation, with other rank numbers, another plan and tracks of its own.
 
@@ -16,8 +16,8 @@ use crate::tensor::Region;
 /// The least room for the events of one thread.
 pub(in crate::exec) const LEAST: usize = 1 << 8;
 
-/// The longest event that is joined with the next one of its kind. Single events of such short tasks would make tracing too
-/// expensive.
+/// The longest event that is joined with the next one of its kind. Single events of such short tasks would make tracing
+/// too expensive.
 const SHORT: Duration = Duration::from_micros(100);
 /// The longest pause within a joined event.
 const PAUSE: Duration = Duration::from_micros(5);
@@ -114,8 +114,8 @@ pub(in crate::exec) struct Event {
 pub(in crate::exec) struct Track {
     pub events: Vec<Event>,
     numbers: Vec<u64>,
-    /// The time at which the track was full, and the number of events since. No event is recorded after that time, so that
-    /// events at both ends of transfers can be matched.
+    /// The time at which the track was full, and the number of events since. No event is recorded after that time, so
+    /// that events at both ends of transfers can be matched.
     pub dropped: Option<(Instant, u64)>,
 }
 
@@ -133,8 +133,8 @@ pub(in crate::exec) struct Incarnation {
 pub(in crate::exec) struct Tracer(Option<Arc<Vec<Mutex<Track>>>>);
 
 impl TraceEventKind {
-    /// Joins the next event, if it is of the same kind. Events that access a file, move data between ranks or take no time
-    /// are never joined: each of these is of interest by itself.
+    /// Joins the next event, if it is of the same kind. Events that access a file, move data between ranks or take no
+    /// time are never joined: each of these is of interest by itself.
     fn join(&mut self, next: &TraceEventKind) -> bool {
         match (self, next) {
             (
@@ -275,8 +275,8 @@ mod tests {
     const MERGE: TraceEventKind = TraceEventKind::Merge { stage: 0, run: 1 };
     const SWAP: TraceEventKind = TraceEventKind::Swap { stage: 0, worker: 0, held_ns: 10, after_tasks: 1 };
 
-    /// Records events, each given by its pause before, its duration (both in microseconds) and its kind. Returns the number of
-    /// joined events and the duration of each recorded event.
+    /// Records events, each given by its pause before, its duration (both in microseconds) and its kind. Returns the
+    /// number of joined events and the duration of each recorded event.
     fn recorded(done: &[(u64, u64, TraceEventKind)]) -> Vec<(u32, u64)> {
         let (tracer, mut at) = (Tracer::new(0, LEAST), Instant::now());
         let tracks = tracer.0.unwrap();

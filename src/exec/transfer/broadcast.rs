@@ -1,5 +1,5 @@
-//! Inputs that every task needs whole. Small ones are copied into the memory of every kernel instance. Of large ones each node
-//! has one copy, which the kernels of all its ranks read in place.
+//! Inputs that every task needs whole. Small ones are copied into the memory of every kernel instance. Of large ones
+//! each node has one copy, which the kernels of all its ranks read in place.
 
 use std::sync::Arc;
 
@@ -40,8 +40,8 @@ pub(in crate::exec) struct NodeBroadcast<'a> {
 }
 
 impl NodeBroadcast<'_> {
-    /// Gives the `bytes` of the holder, which alone passes `Some`, to the other ranks of the node: as memory that they map
-    /// if the host allows that, and as messages otherwise. All ranks of the node call it.
+    /// Gives the `bytes` of the holder, which alone passes `Some`, to the other ranks of the node: as memory that they
+    /// map if the host allows that, and as messages otherwise. All ranks of the node call it.
     pub fn run(
         self,
         comm: &mut Communicator,

@@ -1,6 +1,7 @@
 //! Memory that the ranks of a node share: the other ranks read the bytes of one rank in place.
 //!
-//! Both sides know from the plan what they exchange. If the host does not allow shared memory, messages carry the bytes.
+//! Both sides know from the plan what they exchange. If the host does not allow shared memory, messages carry the
+//! bytes.
 
 use std::io;
 

@@ -1,9 +1,9 @@
-//! Pending receives: parts of inputs that other ranks send. They are expected when a run of a stage starts, and taken as they
-//! arrive.
+//! Pending receives: parts of inputs that other ranks send. They are expected when a run of a stage starts, and taken
+//! as they arrive.
 //!
-//! Both sides know from the plan what to send, and every rank sends before it waits. A rank sends the transfers of a run in
-//! the order in which their receivers expect them, so a message belongs to the first incomplete transfer of its source. The
-//! trailer confirms that.
+//! Both sides know from the plan what to send, and every rank sends before it waits. A rank sends the transfers of a
+//! run in the order in which their receivers expect them, so a message belongs to the first incomplete transfer of its
+//! source. The trailer confirms that.
 
 use std::sync::Arc;
 
@@ -165,10 +165,10 @@ mod tests {
         Transfer { from, operand, regions: regions.into(), element_bytes: 1, reason: Reason::Halo }
     }
 
-    fn message(arrivals: &PendingReceives, source: Rank, operand: usize, bytes: &[u8]) -> TaggedMessage {
+    fn message(pending: &PendingReceives, source: Rank, operand: usize, bytes: &[u8]) -> TaggedMessage {
         let mut bytes = bytes.to_vec();
-        arrivals.trailer(operand).put(&mut bytes);
-        TaggedMessage { source, tag: arrivals.tag(), bytes }
+        pending.trailer(operand).put(&mut bytes);
+        TaggedMessage { source, tag: pending.tag(), bytes }
     }
 
     fn comm() -> Communicator {
@@ -177,37 +177,37 @@ mod tests {
 
     #[test]
     fn transfers_of_one_source_arrive_in_order() {
-        let (comm, mut moved, mut arrivals) = (comm(), Moved::default(), PendingReceives::new(4, 9));
-        arrivals.expect(transfer(1, 0, &[region(0, 1), region(5, 2)]));
-        arrivals.expect(transfer(2, 0, &[region(9, 3)]));
-        arrivals.expect(transfer(2, 0, &[]));
-        arrivals.expect(transfer(1, 2, &[region(3, 1)]));
+        let (comm, mut moved, mut pending) = (comm(), Moved::default(), PendingReceives::new(4, 9));
+        pending.expect(transfer(1, 0, &[region(0, 1), region(5, 2)]));
+        pending.expect(transfer(2, 0, &[region(9, 3)]));
+        pending.expect(transfer(2, 0, &[]));
+        pending.expect(transfer(1, 2, &[region(3, 1)]));
         let part = |offset, extent| [HaloPart { source: region(offset, extent), at: vec![0] }];
-        assert_eq!(arrivals.missing(0, &part(6, 4)), [0, 1]);
-        assert!(arrivals.missing(0, &part(1, 4)).is_empty());
-        assert_eq!(arrivals.missing(2, &part(0, 4)), [2]);
+        assert_eq!(pending.missing(0, &part(6, 4)), [0, 1]);
+        assert!(pending.missing(0, &part(1, 4)).is_empty());
+        assert_eq!(pending.missing(2, &part(0, 4)), [2]);
 
-        let late = message(&arrivals, 2, 0, &[7, 8, 9]);
-        assert_eq!(arrivals.take(&comm, late, &mut moved).unwrap(), Some(Arrived { number: 1, bytes: 3 }));
+        let late = message(&pending, 2, 0, &[7, 8, 9]);
+        assert_eq!(pending.take(&comm, late, &mut moved).unwrap(), Some(Arrived { number: 1, bytes: 3 }));
         // This transfer arrives in two messages.
-        let mut first = message(&arrivals, 1, 0, &[1, 2, 3]);
+        let mut first = message(&pending, 1, 0, &[1, 2, 3]);
         let rest = TaggedMessage { bytes: first.bytes.split_off(2), ..first.clone() };
-        assert_eq!(arrivals.take(&comm, first, &mut moved).unwrap(), None);
-        assert_eq!(arrivals.take(&comm, rest, &mut moved).unwrap(), Some(Arrived { number: 0, bytes: 3 }));
-        assert!(arrivals.missing(0, &part(0, 20)).is_empty());
+        assert_eq!(pending.take(&comm, first, &mut moved).unwrap(), None);
+        assert_eq!(pending.take(&comm, rest, &mut moved).unwrap(), Some(Arrived { number: 0, bytes: 3 }));
+        assert!(pending.missing(0, &part(0, 20)).is_empty());
         let came =
-            arrivals.take_arrived().into_iter().map(|(operand, piece)| (operand, piece.region, piece.bytes.to_vec()));
+            pending.take_arrived().into_iter().map(|(operand, piece)| (operand, piece.region, piece.bytes.to_vec()));
         let expected = [(0, region(9, 3), vec![7, 8, 9]), (0, region(0, 1), vec![1]), (0, region(5, 2), vec![2, 3])];
         assert_eq!(came.collect::<Vec<_>>(), expected);
         assert_eq!(moved.halo.node, 6);
 
-        assert!(!arrivals.all_here());
+        assert!(!pending.all_here());
         // This message has the trailer of another operand.
-        let wrong = message(&arrivals, 1, 0, &[4]);
-        assert!(matches!(arrivals.take(&comm, wrong, &mut moved), Err(RunError::Damaged { rank: 1, .. })));
-        assert!(arrivals.all_here());
-        let unexpected = message(&arrivals, 1, 2, &[4]);
-        assert!(matches!(arrivals.take(&comm, unexpected, &mut moved), Err(RunError::Protocol { rank: 1, .. })));
+        let wrong = message(&pending, 1, 0, &[4]);
+        assert!(matches!(pending.take(&comm, wrong, &mut moved), Err(RunError::Damaged { rank: 1, .. })));
+        assert!(pending.all_here());
+        let unexpected = message(&pending, 1, 2, &[4]);
+        assert!(matches!(pending.take(&comm, unexpected, &mut moved), Err(RunError::Protocol { rank: 1, .. })));
     }
 
     #[test]
@@ -215,15 +215,15 @@ mod tests {
         let mut fabrics = fabric::local(2);
         let mut sender = fabrics.pop().unwrap();
         let mut comm = Communicator::new(fabrics.remove(0), Signal::default());
-        let (mut moved, mut arrivals) = (Moved::default(), PendingReceives::new(0, 1));
+        let (mut moved, mut pending) = (Moved::default(), PendingReceives::new(0, 1));
         for operand in [0, 1] {
-            arrivals.expect(transfer(1, operand, &[region(operand as u64, 2)]));
-            let TaggedMessage { tag, bytes, .. } = message(&arrivals, 1, operand, &[operand as u8; 2]);
+            pending.expect(transfer(1, operand, &[region(operand as u64, 2)]));
+            let TaggedMessage { tag, bytes, .. } = message(&pending, 1, operand, &[operand as u8; 2]);
             sender.send(0, tag.encode(), bytes.into()).unwrap();
         }
-        let pieces = arrivals.wait(&mut comm, 1, &mut moved).unwrap();
+        let pieces = pending.wait(&mut comm, 1, &mut moved).unwrap();
         assert_eq!(pieces.iter().map(|piece| piece.bytes.to_vec()).collect::<Vec<_>>(), [[1, 1]]);
-        assert_eq!(arrivals.take_arrived().len(), 1);
-        assert!(arrivals.all_here());
+        assert_eq!(pending.take_arrived().len(), 1);
+        assert!(pending.all_here());
     }
 }

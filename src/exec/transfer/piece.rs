@@ -77,7 +77,8 @@ impl Piece {
         }
     }
 
-    /// Copies the part of `region` that this piece has into a packed array of `extent`, in which `region` starts at `at`.
+    /// Copies the part of `region` that this piece has into a packed array of `extent`, in which `region` starts at
+    /// `at`.
     pub fn copy_into(&self, region: &Region, target: &mut [u8], extent: &[u64], at: &[u64], element_bytes: usize) {
         let Some(common) = self.region.intersect(region) else { return };
         let place =
@@ -89,8 +90,8 @@ impl Piece {
     }
 }
 
-/// Fills `target` with `region` of input `operand`, halo included and packed, from pieces that have all of its elements.
-/// Elements beyond the tensor's edge follow from the stage's boundary.
+/// Fills `target` with `region` of input `operand`, halo included and packed, from pieces that have all of its
+/// elements. Elements beyond the tensor's edge follow from the stage's boundary.
 pub(in crate::exec) fn fill(target: &mut [u8], pieces: &[Piece], stage: &StagePlan, operand: usize, region: &Region) {
     let input = &stage.operands[operand];
     let element_bytes = input.dtype.size_bytes();

@@ -85,14 +85,14 @@ impl Resident {
     }
 
     /// Sends the parts of input `operand` of stage `stage` that others need, adds the parts that this rank expects to
-    /// `arrivals`, and returns the parts that are here. Returns none if the tensor is not resident, as an iterated one is
-    /// not at first. Collective.
+    /// `pending`, and returns the parts that are here. Returns none if the tensor is not resident, as an iterated one
+    /// is not at first. Collective.
     pub fn gather(
         &self,
         comm: &mut Communicator,
         plan: &Plan,
         (stage, operand): (usize, usize),
-        arrivals: &mut PendingReceives,
+        pending: &mut PendingReceives,
         moved: &mut Moved,
     ) -> Result<Option<Vec<Piece>>, RunError> {
         let input = &plan.stages[stage].operands[operand];
@@ -105,9 +105,9 @@ impl Resident {
         let element_bytes = input.dtype.size_bytes();
         let reason = reason(&plan.stages[stage], input);
         moved.count(reason, Distance::Rank, here_bytes);
-        let this = Exchange { operand, element_bytes, reason };
-        let (came, _) = this.carry_out(comm, &holding.pieces, sends, receives, arrivals, moved)?;
-        Ok(Some([holding.pieces.clone(), came].concat()))
+        let exchange = Exchange { operand, element_bytes, reason };
+        let exchanged = exchange.run(comm, &holding.pieces, sends, receives, pending, moved)?;
+        Ok(Some([holding.pieces.clone(), exchanged.received].concat()))
     }
 
     /// The rank that has all of a broadcast input, if a single rank has it.
@@ -146,15 +146,16 @@ impl Resident {
             let needs = |rank: Rank| if receives(rank) { plan.stages[stage].needs(operand, rank) } else { Vec::new() };
             let (me, mine, size) = (comm.rank(), needs(comm.rank()), comm.size());
             let to = (1..size).map(|offset| (me + offset) % size);
-            let sends = to.map(|to| (to, common(&needs(to), holding.pieces.iter().map(|piece| &piece.region)).into()));
+            let here = || holding.pieces.iter().map(|piece| &piece.region);
+            let sends = to.map(|rank| Parts { rank, regions: common(&needs(rank), here()).into() });
             let from = (1..size).map(|offset| (me + size - offset) % size);
-            let receives = from.map(|from| (from, common(&mine, owned(from).iter()).into()));
-            let some = |(_, regions): &Parts| !regions.is_empty();
-            let here: u64 = common(&mine, owned(me).iter()).iter().map(Region::elements).sum();
+            let receives = from.map(|rank| Parts { rank, regions: common(&mine, owned(rank).iter()).into() });
+            let some = |parts: &Parts| !parts.regions.is_empty();
+            let here_elements: u64 = common(&mine, owned(me).iter()).iter().map(Region::elements).sum();
             Arc::new(Routes::Direct {
                 sends: sends.filter(some).collect(),
                 receives: receives.filter(some).collect(),
-                here_bytes: here * plan.stages[stage].operands[operand].dtype.size_bytes() as u64,
+                here_bytes: here_elements * plan.stages[stage].operands[operand].dtype.size_bytes() as u64,
             })
         };
         self.routes.borrow_mut().entry(key).or_insert_with(make).clone()
