@@ -1,4 +1,4 @@
-//! Where a stage's inputs come from: datasets, the memory of the ranks, constants of the job.
+//! The inputs of a stage: from datasets, from the memory of the ranks, and constants of the job.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::report::{Counts, Reason};
 use crate::store::Reader;
 use crate::tensor::{Boundary, Region, clamp_edges, copy_box, copy_region, padded};
 
-/// Of what may be long to read, so much at once.
+/// Most bytes of a read, between which a rank checks for interrupts.
 const PART_BYTES: u64 = 64 << 20;
 
 /// Inputs that an iterated stage reads once and keeps, by stage and operand.
@@ -29,40 +29,47 @@ pub(in crate::exec) struct InputCache {
     whole: BTreeMap<(usize, usize), BroadcastInput>,
 }
 
-/// Where a stage may find its inputs.
+/// A run of a stage: the index of the stage, and the number of the run.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::exec) struct StageRunId {
+    pub stage: usize,
+    pub run: u64,
+}
+
+/// The places where a stage may find its inputs.
 pub(in crate::exec) struct InputSources<'a> {
     pub places: &'a DatasetPaths,
     pub resident: &'a Resident,
     pub cache: &'a mut InputCache,
 }
 
-/// What the regions of a split input are read from.
+/// The source of the regions of a split input.
 enum Source<'a> {
     External(ExternalSource<'a>),
-    /// All that is here of what this rank needs of it.
+    /// The pieces of the input that this rank needs and has.
     Memory(Vec<Piece>),
 }
 
-/// What is not in this rank's memory as a tensor.
+/// A source outside the resident tensors.
 enum ExternalSource<'a> {
     File(Reader),
     Inline { bytes: &'a [u8], whole: Region },
 }
 
-/// The inputs of a stage on one rank, by operand; outputs have neither.
+/// The inputs of a stage on one rank, by operand.
 pub(in crate::exec) struct Inputs<'a> {
-    /// What all tasks share.
+    /// Inputs that all tasks share.
     pub whole: Vec<Option<BroadcastInput>>,
     sources: Vec<Option<Source<'a>>>,
-    /// What is on its way into the memory of this rank.
+    /// Parts of inputs that other ranks send.
     arrivals: PendingReceives,
 }
 
 impl<'a> Inputs<'a> {
-    /// Of a stage that does not run.
-    pub fn none(stage: &StagePlan, (stage_index, run): (usize, u64)) -> Inputs<'a> {
+    /// Makes the inputs of a stage that does not run.
+    pub fn none(stage: &StagePlan, id: StageRunId) -> Inputs<'a> {
         let (whole, sources) = stage.operands.iter().map(|_| (None, None)).unzip();
-        Inputs { whole, sources, arrivals: PendingReceives::new(stage_index, run) }
+        Inputs { whole, sources, arrivals: PendingReceives::new(id.stage, id.run) }
     }
 
     /// Opens and gathers the inputs of run `run` of stage `stage_index`: waits for those that all tasks share, sends
@@ -71,12 +78,12 @@ impl<'a> Inputs<'a> {
         comm: &mut Communicator,
         job: &'a Job,
         plan: &Plan,
-        (stage_index, run): (usize, u64),
+        id: StageRunId,
         mut from: InputSources<'_>,
         counts: &mut Counts,
     ) -> Result<Inputs<'a>, RunError> {
-        let stage = &plan.stages[stage_index];
-        let arrivals = PendingReceives::new(stage_index, run);
+        let stage = &plan.stages[id.stage];
+        let arrivals = PendingReceives::new(id.stage, id.run);
         let mut inputs = Inputs { whole: Vec::new(), sources: Vec::new(), arrivals };
         for (index, operand) in stage.operands.iter().enumerate() {
             let (mut whole, mut source) = (None, None);
@@ -87,7 +94,7 @@ impl<'a> Inputs<'a> {
                     }
                     _ => None,
                 };
-                let which = InputRef { job, plan, stage: stage_index, operand: index };
+                let which = InputRef { job, plan, stage: id.stage, operand: index };
                 let arrivals = &mut inputs.arrivals;
                 if stage.is_broadcast(index) {
                     whole = Some(which.whole(comm, constant, &mut from, arrivals, counts)?);
@@ -121,7 +128,7 @@ impl<'a> Inputs<'a> {
         Ok(arrived)
     }
 
-    /// Waits for all that is on its way.
+    /// Waits for all pending receives.
     pub fn wait(&mut self, comm: &mut Communicator, counts: &mut Counts) -> Result<(), RunError> {
         for operand in 0..self.sources.len() {
             let pieces = self.arrivals.wait(comm, operand, &mut counts.moved)?;
@@ -130,7 +137,7 @@ impl<'a> Inputs<'a> {
         Ok(())
     }
 
-    /// Puts what has come to what was here.
+    /// Adds the pieces that have arrived to their inputs.
     fn settle(&mut self) {
         self.arrivals.take_arrived().into_iter().for_each(|(operand, piece)| self.put(operand, piece));
     }
@@ -147,7 +154,7 @@ impl<'a> Inputs<'a> {
         self.arrivals.all_here()
     }
 
-    /// The transfers on their way that have something of what `cover` reads.
+    /// Returns the pending transfers that have a part of the inputs of `cover`.
     pub fn missing(&self, stage: &StagePlan, cover: &Tile) -> Vec<usize> {
         if self.all_here() {
             return Vec::new();
@@ -176,7 +183,7 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// What a block needs of input `operand`, which is `region` of it with its halo.
+    /// Returns a block's part of input `operand`: `region` with its halo.
     pub fn of_block(
         &self,
         stage: &StagePlan,

@@ -30,8 +30,8 @@ impl StageRun<'_> {
         if self.shared.has_begun() {
             counts.overlapped_bytes += arrived.bytes;
         }
-        self.held.iter_mut().for_each(|held| held.missing.retain(|number| *number != arrived.number));
-        let ready: Vec<DeferredAction> = self.held.extract_if(.., |held| held.missing.is_empty()).collect();
+        self.deferred.iter_mut().for_each(|held| held.missing.retain(|number| *number != arrived.number));
+        let ready: Vec<DeferredAction> = self.deferred.extract_if(.., |held| held.missing.is_empty()).collect();
         for held in ready {
             match held.action {
                 Action::Fetch { block } => self.fetch(block)?,
@@ -47,7 +47,7 @@ impl StageRun<'_> {
         let plan = self.shared.stage();
         let missing = self.inputs.missing(plan, &tile);
         if !missing.is_empty() {
-            self.held.push(DeferredAction { missing, action: Action::Fetch { block: number } });
+            self.deferred.push(DeferredAction { missing, action: Action::Fetch { block: number } });
             return Ok(());
         }
         let (begun, read_before) = (self.shared.setup.tracer.begin(), self.report.counts.read_bytes);
@@ -109,7 +109,8 @@ impl StageRun<'_> {
             sched::Message::Grant { pieces, .. } => {
                 let missing = self.stealing.missing(shared.stage(), &self.inputs, pieces);
                 if !missing.is_empty() {
-                    self.held.push(DeferredAction { missing, action: Action::Send { to, message: message.clone() } });
+                    self.deferred
+                        .push(DeferredAction { missing, action: Action::Send { to, message: message.clone() } });
                     return Ok(());
                 }
                 for piece in pieces {

@@ -54,16 +54,16 @@ impl StageRun<'_> {
         self.judge_length(tiers);
         self.check_time_limit(comm)?;
         let all_told = self.ranks_done + 1 == comm.size() && self.outputs.all_received();
-        let others_done = comm.rank() != 0 || !self.together || all_told;
+        let others_done = comm.rank() != 0 || !self.synchronized || all_told;
         let reduced = self.reduction.as_ref().is_none_or(Reduction::is_complete);
-        if self.complete && reduced && !self.told {
-            self.told = true;
-            if comm.rank() != 0 && self.together {
+        if self.complete && reduced && !self.reported {
+            self.reported = true;
+            if comm.rank() != 0 && self.synchronized {
                 let sent = self.outputs.messages_sent().to_le_bytes().to_vec();
                 comm.send(0, Tag::stage(StageMessage::Done, self.run), sent.into())?;
             }
         }
-        self.done = self.told && self.over && others_done && self.inputs.all_here();
+        self.done = self.reported && self.all_complete && others_done && self.inputs.all_here();
         Ok(())
     }
 
@@ -81,7 +81,7 @@ impl StageRun<'_> {
                 Ok(())
             }
             FromWorker::Do(Action::Over) => {
-                self.over = true;
+                self.all_complete = true;
                 Ok(())
             }
             FromWorker::Do(Action::WakeAt { ns }) => {
