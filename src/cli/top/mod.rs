@@ -145,7 +145,7 @@ fn overview(runs: &[Snapshot], room: TerminalSize) -> String {
         ]
     };
     table(&head, &[0, 1, 2, 5], &[2, 8, 1, 7, 3, 5], room, runs.iter().map(row))
-        + "run `exuvia top JOB` for the details of a job\n"
+        + "exuvia top JOB shows one job in detail\n"
 }
 
 fn details(run: &Snapshot, room: TerminalSize) -> String {
