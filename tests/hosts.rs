@@ -137,6 +137,6 @@ fn signals_and_exit_statuses_pass_between_hosts() {
         assert_eq!(text(&output).matches("error: ").count(), 1, "{}", text(&output));
         let output = start(&lab, 3, "none", &[]).wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{}", text(&output));
-        assert!(text(&output).starts_with("error: none: No such file"), "{}", text(&output));
+        assert!(text(&output).starts_with("error: cannot read the hostfile none\n"), "{}", text(&output));
     });
 }
