@@ -1,15 +1,12 @@
 //! The commands of the pages for people print what the pages show, and the files that the pages name exist.
-#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
-
-mod lab;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use lab::rows::{COLUMNS, ROWS, input};
-use lab::{EXUVIA, Lab, launch, root, text};
+use crate::lab::rows::{COLUMNS, ROWS, input};
+use crate::lab::{EXUVIA, Lab, launch, root, text};
 
 /// The cluster's exit status where the machine has another Slurm.
 const OTHER_SLURM: i32 = 77;
@@ -41,7 +38,24 @@ fn the_readme_shows_what_its_commands_print() {
     assert!(x.len() as u64 == ROWS * COLUMNS && x.iter().map(|x| 2.0 * x).eq(y));
 }
 
-/// A Markdown file whose fenced blocks are transcripts of commands (`console`), files to save (their first line is a comment
+#[test]
+fn files_that_pages_name_exist() {
+    let mut pages: Vec<PathBuf> =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| root().join(name)).into();
+    pages.extend(fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut missing = Vec::new();
+    for page in pages.iter().filter(|page| page.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(page).unwrap();
+        let words = text.split(|c: char| c.is_whitespace() || "`()[]{},:;*".contains(c));
+        let roots = ["src/", "tests/", "docs/", "examples/", "jobs/", "scripts/", "slurm/"];
+        let names = words.filter(|word| roots.iter().any(|root| word.starts_with(root)));
+        let absent = names.filter(|name| !root().join(name.trim_end_matches(['.', '?'])).exists());
+        missing.extend(absent.map(|name| format!("{} names {name}", page.display())));
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// A Markdown file whose fenced blocks are transcripts of commands (`console`), commands (`sh`), files to save (their first line is a comment
 /// that begins with the name), or neither.
 struct Page {
     name: &'static str,
@@ -56,6 +70,8 @@ enum Part<'a> {
     File { name: &'a str, adds: bool, content: String },
     /// A command, and what it prints.
     Command { line: &'a str, shown: String },
+    /// A command without what it prints.
+    Silent(&'a str),
 }
 
 impl Page {
@@ -91,6 +107,10 @@ impl Page {
                 match part {
                     Part::Text(text) => actual.push_str(text),
                     Part::File { content, .. } => actual.push_str(content),
+                    Part::Silent(line) => {
+                        printed.next();
+                        actual += &format!("{line}\n");
+                    }
                     Part::Command { line, shown } => {
                         let output = printed.next().unwrap();
                         actual += &format!("$ {line}\n{output}");
@@ -116,7 +136,7 @@ impl Page {
 impl<'a> Part<'a> {
     fn command(&self) -> Option<&'a str> {
         match self {
-            Part::Command { line, .. } => Some(line),
+            Part::Command { line, .. } | Part::Silent(line) => Some(line),
             _ => None,
         }
     }
@@ -144,6 +164,7 @@ fn parts(section: &str) -> Vec<Part<'_>> {
         let block: Vec<&str> = std::iter::from_fn(|| lines.next_if(|line| !line.starts_with("```"))).collect();
         match (language, block.first().and_then(|first| file_of(first))) {
             ("console", _) => parts.extend(commands(&block)),
+            ("sh", _) => parts.extend(block.iter().map(|line| Part::Silent(line.trim_end()))),
             (_, Some((name, adds))) => parts.push(Part::File { name, adds, content: block.concat() }),
             _ => parts.extend(block.into_iter().map(Part::Text)),
         }
@@ -216,7 +237,12 @@ fn run(folder: &Path, programs: &Path, commands: &[&str], in_cluster: bool) -> O
     if in_cluster && output.status.code() == Some(OTHER_SLURM) {
         return None;
     }
-    let read = |number| fs::read_to_string(printed(number)).unwrap_or_default();
+    // A slow machine shows progress, which a quick one does not.
+    let is_progress = |line: &&str| line.contains(" blocks, ") && line.contains(" ETA ");
+    let read = |number| {
+        let output = fs::read_to_string(printed(number)).unwrap_or_default();
+        output.split_inclusive('\n').filter(|line| !is_progress(line)).collect::<String>()
+    };
     let all: Vec<String> = (0..commands.len()).map(read).collect();
     assert!(output.status.success(), "{commands:#?}\n{}\n{}", all.concat(), text(&output));
     Some(all)
@@ -226,7 +252,7 @@ fn run(folder: &Path, programs: &Path, commands: &[&str], in_cluster: bool) -> O
 fn steady(command: &str, printed: &str) -> Vec<String> {
     let lines = printed.lines().map(str::trim).filter(|line| !line.is_empty());
     // Whether workers swap and steal depends on the machine, and so does which code kernels start on.
-    let varies = |line: &&str| ["swapped", "stolen", "moved", "hint"].iter().any(|label| line.starts_with(label));
+    let varies = |line: &&str| ["tier-up", "stolen", "moved", "hint"].iter().any(|label| line.starts_with(label));
     let mut steady = vec![format!("$ {command}")];
     steady.extend(lines.filter(|line| !varies(line)).map(steady_line));
     steady
@@ -253,7 +279,8 @@ fn steady_line(line: &str) -> String {
                 || unit.ends_with("/s")
                 || counted.iter().any(|noun| next.starts_with(noun))
                 || (word.contains(':') && next == "of")
-                || (!next_ends && words.get(at + 2).is_some_and(|next| next.starts_with("moved")))
+                || (!next_ends
+                    && words.get(at + 2).is_some_and(|next| next.starts_with("moved") || next.starts_with("read")))
                 || first == "tasks")
     };
     let word = |at: usize| match words[at] {

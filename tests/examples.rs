@@ -1,4 +1,4 @@
-//! What users see first works: the README's job, the jobs of `jobs/`, and kernels in each language.
+//! Jobs and kernels work: the main job, the jobs of `jobs/`, and kernels in each language.
 
 use std::fs;
 use std::path::Path;
@@ -51,52 +51,6 @@ fn a_kernel_written_by_hand_runs_with_constants_of_the_job() {
         assert!(output.status.success(), "{}", text(&output));
         assert_eq!(lab.read("out.h5", "y"), [2.5f64, -5.0, 8.75].map(f64::to_ne_bytes).concat());
     }
-}
-
-/// Its kernel, its job and its commands, taken from the text.
-#[test]
-fn what_the_readme_says_works() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let block = |with: &str| {
-        let mut blocks = vec![String::new()];
-        for line in readme.lines() {
-            match line.strip_prefix("    ") {
-                Some(code) => *blocks.last_mut().unwrap() += &format!("{code}\n"),
-                // A block goes on after an empty line, and ends at text.
-                None if line.is_empty() => *blocks.last_mut().unwrap() += "\n",
-                None => blocks.push(String::new()),
-            }
-        }
-        blocks.into_iter().find(|block| block.contains(with)).unwrap_or_else(|| panic!("no code with {with}"))
-    };
-    let lab = Lab::bare(&[]);
-    input(&lab, &[ROWS * COLUMNS]);
-    fs::write(lab.path("twice.c"), block("EXUVIA_EXPORT(twice)")).unwrap();
-    fs::write(lab.path("job.toml"), block("[[stages]]")).unwrap();
-    let path = format!("{}:{}", Path::new(EXUVIA).parent().unwrap().display(), std::env::var("PATH").unwrap());
-    for line in block("exuvia kernel build").lines().filter(|line| !line.is_empty()) {
-        let [program, arguments @ ..] = &line.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{line}") };
-        let mut command = match (*program, arguments) {
-            ("mpirun", ["-n", ranks, "exuvia", rest @ ..]) => {
-                let mut command = launch::ranks(ranks.parse().unwrap(), EXUVIA.as_ref());
-                command.args(rest);
-                command
-            }
-            ("exuvia", rest) => {
-                let mut command = Command::new(EXUVIA);
-                command.args(rest);
-                command
-            }
-            _ => panic!("what is '{line}'?"),
-        };
-        let output = command.env("PATH", &path).current_dir(lab.path("")).output().unwrap();
-        assert!(output.status.success(), "{line}: {}", text(&output));
-    }
-    let read = |file: &str, dataset: &str| {
-        lab.read(file, dataset).chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
-    };
-    let (x, y) = (read("in.h5", "x"), read("out.h5", "y"));
-    assert!(x.len() as u64 == ROWS * COLUMNS && x.iter().map(|x| 2.0 * x).eq(y));
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod lab;
 
 mod bench;
 mod check;
+mod docs;
 mod examples;
 mod fabric;
 mod files;
