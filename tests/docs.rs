@@ -55,8 +55,8 @@ fn files_that_pages_name_exist() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
-/// A Markdown file whose fenced blocks are transcripts of commands (`console`), commands (`sh`), files to save (their first line is a comment
-/// that begins with the name), or neither.
+/// A Markdown file. Its fenced blocks are transcripts of commands (`console`), commands (`sh`), files to save (their first
+/// line is a comment that begins with the name), or anything else.
 struct Page {
     name: &'static str,
     text: String,
@@ -285,6 +285,8 @@ fn steady_line(line: &str) -> String {
     };
     let word = |at: usize| match words[at] {
         _ if is_varying(at) => "#",
+        // What is stolen moves, and may be read again.
+        "B" | "KiB" | "MiB" if words.get(at + 1).is_some_and(|next| ["read,", "moved,"].contains(next)) => "#",
         "ns" | "us" | "ms" | "s" | "s;" | "ms;" if at > 0 && is_varying(at - 1) => "#",
         word if word.ends_with("/s") => "#",
         // A task of a check has an extent that depends on the time that it takes.
