@@ -55,8 +55,8 @@ fn files_that_pages_name_exist() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
-/// A Markdown file. Its fenced blocks are transcripts of commands (`console`), commands (`sh`), files to save (the first
-/// line is a comment that begins with the name), or anything else.
+/// A Markdown file. Its fenced blocks are transcripts of commands (`console`), commands (`sh`), files to save (the
+/// first line is a comment that begins with the name), or anything else.
 struct Page {
     name: &'static str,
     text: String,

@@ -1,11 +1,9 @@
 //! Jobs and kernels work: the main job, the jobs of `jobs/`, and kernels in each language.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
-use crate::lab::rows::{COLUMNS, ROWS, input};
-use crate::lab::{EXUVIA, Lab, launch, python, root, text};
+use crate::lab::{EXUVIA, Lab, python, root, text};
 
 #[test]
 fn the_digits_are_what_numpy_finds() {
