@@ -19,8 +19,8 @@ pub struct Computed {
     pub bytes: Vec<u8>,
 }
 
-/// Computes all outputs of the last stage of a job in this process, and the needed parts of other stages. Returns a finding if a
-/// kernel does not return; its thread keeps running.
+/// Computes all outputs of the last stage of a job in this process, and the needed parts of other stages. Returns a
+/// finding if a kernel does not return; its thread keeps running.
 pub fn compute(job: Job, options: CheckOptions) -> Result<Result<Vec<Computed>, Box<Finding>>, CheckError> {
     let computed = watched(job.name.clone(), move |watch| {
         let bench = CheckContext::new(job, options, Arc::clone(watch))?;

@@ -26,8 +26,8 @@ pub(super) enum Way {
     Open,
 }
 
-/// The patterns in outputs before a call, for tiles that end and for tiles that begin at an inaccessible page. They differ in every
-/// bit, and as floats the first one is NaN, which does not get lost in a sum.
+/// The patterns in outputs before a call, for tiles that end and for tiles that begin at an inaccessible page. They
+/// differ in every bit, and as floats the first one is NaN, which does not get lost in a sum.
 pub(super) const FILLS: [u8; 2] = [0xFF, 0x00];
 
 impl Way {
@@ -176,7 +176,8 @@ impl<'a> Caller<'a> {
         found.map(<[u8]>::to_vec).ok_or_else(|| too_large(operand, view))
     }
 
-    /// The offset of the nearest byte that the last call wrote outside an operand's tile, relative to the start of the tile.
+    /// The offset of the nearest byte that the last call wrote outside an operand's tile, relative to the start of the
+    /// tile.
     pub fn wrote_outside(&self, operand: usize) -> Option<i64> {
         self.instance.as_ref()?.wrote_outside(operand)
     }

@@ -124,8 +124,8 @@ pub(super) fn view(stage: &StagePlan, operand: usize, tile: &Tile) -> View {
     View { dtype: plan.dtype, region, halo, shape }
 }
 
-/// The position in the tensor of the element `offset` elements after the first one of a tile, including its halo. Offsets outside
-/// the tile continue along the first dimension.
+/// The position in the tensor of the element `offset` elements after the first one of a tile, including its halo.
+/// Offsets outside the tile continue along the first dimension.
 pub(super) fn position(view: &View, offset: i64) -> Vec<i64> {
     let padded = view.padded();
     let mut place = vec![0; padded.len()];

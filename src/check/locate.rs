@@ -58,8 +58,8 @@ pub(super) fn locate(call: CallSite<'_>, inputs: &BoxInputs, fault: &KernelFault
     )
 }
 
-/// Returns how far the kernel accesses elements outside a tile: the smallest gap, in elements, with which it does not fail; `None`
-/// if it fails with any gap.
+/// Returns how far the kernel accesses elements outside a tile: the smallest gap, in elements, with which it does not
+/// fail; `None` if it fails with any gap.
 fn reach(element_bytes: u64, fails: &mut impl FnMut(u64) -> bool) -> Option<i64> {
     let most = SLACK_BYTES / element_bytes;
     let (mut fails_at, mut fine_at) = (0, 1);

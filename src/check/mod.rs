@@ -1,12 +1,14 @@
 //! `exuvia check`: tests whether the kernels of a job conform to the kernel interface, on samples of the job's data.
 //!
-//! Each stage runs on samples of its data, on both tiers, cut in many ways, in tiles that end or begin at inaccessible pages, with
-//! outputs that hold different patterns before. A result that depends on any of these is a finding, with its first element. The
-//! inputs of a stage that other stages produce are computed by running these on the needed part only.
+//! Each stage runs on samples of its data, on both tiers, cut in many ways, in tiles that end or begin at inaccessible
+//! pages, with outputs that hold different patterns before. A result that depends on any of these is a finding, with
+//! its first element. The inputs of a stage that other stages produce are computed by running these on the needed part
+//! only.
 //!
-//! Refuses to do: proving anything. Errors that no sample shows are not found. It uses `engine`, `job`, `plan`, `store` and
-//! `tensor`, and of `exec` how partial results are merged. Invariant: time and memory are bounded by its options, but for one
-//! call of a kernel, which the limits of its stage bound.
+//! Refuses to do: proving anything. Errors that no sample shows are not found. It uses `engine`, `job`, `plan`, `store`
+//! and
+//! `tensor`, and of `exec` how partial results are merged. Invariant: time and memory are bounded by its options, but
+//! for one call of a kernel, which the limits of its stage bound.
 
 mod call;
 mod caller;
@@ -205,8 +207,8 @@ pub fn check(job: Job, options: CheckOptions) -> Result<CheckReport, CheckError>
     .map_or_else(Ok, Ok)
 }
 
-/// Runs `work` on its own thread and returns its result. If a kernel call exceeds its time limit, returns the report so far with
-/// the call as a finding.
+/// Runs `work` on its own thread and returns its result. If a kernel call exceeds its time limit, returns the report so
+/// far with the call as a finding.
 fn watched<T: Send + 'static>(
     job: String,
     work: impl FnOnce(&Arc<CallWatch>) -> Result<T, CheckError> + Send + 'static,

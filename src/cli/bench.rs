@@ -57,8 +57,8 @@ pub(super) enum BenchVerb {
 pub(super) struct Common {
     /// Job file
     job: PathBuf,
-    /// Numbers of ranks, such as 1,2,4 [default: powers of 2 up to the number of cores or the allocation; for metg and tiers, all
-    /// cores]
+    /// Numbers of ranks, such as 1,2,4 [default: powers of 2 up to the number of cores or the allocation; for metg and
+    /// tiers, all cores]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Vec<u32>,
     /// Numbers of threads per rank, such as 1,2
@@ -226,7 +226,8 @@ fn describe(setting: &Setting) -> String {
     words
 }
 
-/// Ranks are started as users start them: in an allocation with `srun` if it supports this MPI library, else by `exuvia run
+/// Ranks are started as users start them: in an allocation with `srun` if it supports this MPI library, else by `exuvia
+/// run
 /// --ranks`.
 fn launcher() -> RankLauncher {
     let pmi = if fabric::is_open_mpi() { "pmix" } else { "pmi2" };

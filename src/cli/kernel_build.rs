@@ -106,8 +106,9 @@ pub fn find_clang() -> Result<(String, u32), BuildError> {
     })
 }
 
-/// The commands that compile and link. When one call does both, clang runs the `wasm-opt` in PATH, and an old one breaks
-/// modules. (`--no-wasm-opt` does not help: clang 16 does not know it, and clang 19 then skips the linker and reports success.)
+/// The commands that compile and link. When one call does both, clang runs the `wasm-opt` in PATH, and an old one
+/// breaks modules. (`--no-wasm-opt` does not help: clang 16 does not know it, and clang 19 then skips the linker and
+/// reports success.)
 fn clang(
     source: &Path,
     object: &Path,
@@ -129,13 +130,13 @@ fn clang(
     // Loop strength reduction creates address arithmetic that wraps. The host then cannot prove that loops are safe to
     // vectorize, and the code is up to four times slower.
     compile.args(["-mllvm", "-disable-lsr"]);
-    // A conversion from float to integer that may trap prevents vectorization. Bulk memory turns copies and fills of structures
-    // into instructions, where clang before 20 would call a memcpy that does not exist.
+    // A conversion from float to integer that may trap prevents vectorization. Bulk memory turns copies and fills of
+    // structures into instructions, where clang before 20 would call a memcpy that does not exist.
     compile.args(["-mnontrapping-fptoint", "-mbulk-memory"]);
     compile.arg("-I").arg(include).args(extra).arg("-c").arg(source).arg("-o").arg(object);
     let mut link = base();
-    // The stack lies below all data, so that an overflow traps and overwrites nothing (the default of new linkers). Its size is
-    // the usual 64 KiB plus the first page, which is inaccessible, so that null pointers trap too.
+    // The stack lies below all data, so that an overflow traps and overwrites nothing (the default of new linkers). Its
+    // size is the usual 64 KiB plus the first page, which is inaccessible, so that null pointers trap too.
     link.args(["-Wl,--no-entry", "-Wl,--strip-all", "-Wl,--stack-first", "-Wl,-z,stack-size=69632"]);
     // -O0 comes after `extra`: without optimization, clang does not run `wasm-opt`.
     link.args(extra).arg("-O0").arg(object).arg("-o").arg(out);

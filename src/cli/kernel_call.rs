@@ -25,8 +25,8 @@ pub(super) struct CallArguments {
     kernel: PathBuf,
     /// Computation in the notation of job files, such as 'x[n], k[] -> y[n]'
     compute: String,
-    /// Tensors. Inputs: NAME=FILE:DATASET, NAME=NUMBER:DTYPE or NAME=[NUMBER,...]:DTYPE (default dtype: f64). Outputs: NAME=DTYPE
-    /// to print it, or NAME=FILE:DATASET:DTYPE
+    /// Tensors. Inputs: NAME=FILE:DATASET, NAME=NUMBER:DTYPE or NAME=[NUMBER,...]:DTYPE (default dtype: f64). Outputs:
+    /// NAME=DTYPE to print it, or NAME=FILE:DATASET:DTYPE
     #[arg(value_name = "NAME=PLACE")]
     tensors: Vec<String>,
     /// Exported function [default: the only kernel of the module]

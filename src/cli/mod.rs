@@ -159,7 +159,8 @@ impl Write for LogWriter {
     }
 }
 
-/// Makes a write beyond the limit of a file's size fail with an error: by default, the signal ends the process silently.
+/// Makes a write beyond the limit of a file's size fail with an error: by default, the signal ends the process
+/// silently.
 fn catch_file_size_signal() {
     // A handler, since child processes inherit an ignored signal.
     if let Err(error) = signal_hook::flag::register(SIGXFSZ, Arc::default()) {

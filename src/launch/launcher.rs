@@ -84,7 +84,8 @@ impl LauncherProcess {
         command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().map_err(failed)?);
         status_files.set_environment(&mut command);
         add_arguments(&mut command);
-        // A process group of its own: launchers kill their ranks on a signal that the terminal sends to the whole group.
+        // A process group of its own: launchers kill their ranks on a signal that the terminal sends to the whole
+        // group.
         let mut process =
             command.stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn().map_err(failed)?;
         let (sender, output) = channel::<()>();
@@ -127,14 +128,15 @@ impl LauncherProcess {
         let _ = self.process.wait();
     }
 
-    /// Waits until the output of the ranks is passed on. A launcher with several hosts waits forever for ranks that leave MPI
-    /// without MPI_Finalize, as they do where failures are survivable, and for ranks on failed hosts: the wait has a limit.
+    /// Waits until the output of the ranks is passed on. A launcher with several hosts waits forever for ranks that
+    /// leave MPI without MPI_Finalize, as they do where failures are survivable, and for ranks on failed hosts: the
+    /// wait has a limit.
     pub fn drain_output(&self) {
         let _ = self.output.recv_timeout(OUTPUT);
     }
 
-    /// The processes of ranks on this machine; some may not have started the program yet. With several hosts, the launcher's
-    /// own children are the agents that start daemons, and only those that run this program are ranks.
+    /// The processes of ranks on this machine; some may not have started the program yet. With several hosts, the
+    /// launcher's own children are the agents that start daemons, and only those that run this program are ranks.
     pub fn local_ranks(&self) -> Vec<u32> {
         let launcher = self.process.id();
         let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children"));

@@ -1,4 +1,5 @@
-//! Launching ranks: the supervisor of `mpirun`, the hostfile, the status files of the ranks, and the filter of their output.
+//! Launching ranks: the supervisor of `mpirun`, the hostfile, the status files of the ranks, and the filter of their
+//! output.
 //!
 //! Refuses to do: parsing arguments and printing results. Knows nothing of `cli`.
 

@@ -2,7 +2,8 @@
 
 /// Lines printed when a rank has failed, and when the launcher does what it was asked to do.
 const LINES: [&str; 4] = ["PMIX ERROR: ", "Forwarding signal ", "help-mpi-btl-tcp.txt", "orte_base_help_aggregate"];
-/// Messages between two dashed lines, printed when a rank communicates with one that is gone, perhaps because it was finished.
+/// Messages between two dashed lines, printed when a rank communicates with one that is gone, perhaps because it was
+/// finished.
 const BOXES: [&str; 2] =
     ["Open MPI failed to TCP connect to a peer", "An MPI communication peer process has unexpectedly"];
 

@@ -1,9 +1,9 @@
-//! The communication between ranks and their supervisor: files in a folder, since launchers lose exit codes. Open MPI's exit
-//! code is 0 whenever failures are survivable.
+//! The communication between ranks and their supervisor: files in a folder, since launchers lose exit codes. Open MPI's
+//! exit code is 0 whenever failures are survivable.
 //!
-//! On a shared file system such as NFS, a host sees data that another host writes into an existing file at once, but a new file
-//! only after a while. Therefore the supervisor creates the files, and nobody replaces them. Each file is empty or holds a
-//! number.
+//! On a shared file system such as NFS, a host sees data that another host writes into an existing file at once, but a
+//! new file only after a while. Therefore the supervisor creates the files, and nobody replaces them. Each file is
+//! empty or holds a number.
 
 use std::fs::File;
 use std::io::{Result, Write};
@@ -67,8 +67,8 @@ fn report(name: &str, number: i32) {
     }
 }
 
-/// Writes numbers of equal length, so that a later one replaces an earlier one wholly. Links are not followed: other users who
-/// may write to the parent folder could replace the folder.
+/// Writes numbers of equal length, so that a later one replaces an earlier one wholly. Links are not followed: other
+/// users who may write to the parent folder could replace the folder.
 fn write(folder: &Path, name: &str, number: i32) -> Result<()> {
     let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
     File::options()

@@ -1,5 +1,5 @@
-//! The supervisor of `exuvia run --ranks N`: it starts the ranks, here or on several hosts, so that the others continue when one
-//! fails, and restarts them where they cannot, without the hosts that no longer respond.
+//! The supervisor of `exuvia run --ranks N`: it starts the ranks, here or on several hosts, so that the others continue
+//! when one fails, and restarts them where they cannot, without the hosts that no longer respond.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -170,8 +170,8 @@ struct Launch<'a> {
 }
 
 impl Launch<'_> {
-    /// Waits until the launcher has ended. Ends it where it or ranks wait for failed ones, where ranks do not connect within the
-    /// start limit, and where it ignores a signal.
+    /// Waits until the launcher has ended. Ends it where it or ranks wait for failed ones, where ranks do not connect
+    /// within the start limit, and where it ignores a signal.
     fn wait(mut self) -> Outcome {
         while self.launcher.is_running() {
             std::thread::sleep(launcher::POLL);
@@ -204,8 +204,8 @@ impl Launch<'_> {
         self.status_files.exit_code().map_or(without_status, Outcome::Exited)
     }
 
-    /// Forwards a signal that has arrived. The first one asks the ranks to end, by the one signal that all launchers forward, if
-    /// they are ready for it; another one ends them at once.
+    /// Forwards a signal that has arrived. The first one asks the ranks to end, by the one signal that all launchers
+    /// forward, if they are ready for it; another one ends them at once.
     fn forward_signal(&mut self) {
         let signal = self.signal.swap(0, Ordering::Relaxed);
         if signal == 0 {
@@ -226,8 +226,8 @@ impl Launch<'_> {
         self.status_files.exit_code().is_some() && self.exited_at.get_or_insert_with(Instant::now).elapsed() > limit
     }
 
-    /// Whether a rank has failed, or the start limit has passed, while MPI starts: MPI itself waits for all ranks without a
-    /// limit.
+    /// Whether a rank has failed, or the start limit has passed, while MPI starts: MPI itself waits for all ranks
+    /// without a limit.
     fn start_failed(&mut self) -> bool {
         let now = self.launcher.local_ranks();
         let one_failed = self.local_ranks.iter().any(|rank| !topology::process_alive(*rank))

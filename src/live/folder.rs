@@ -4,16 +4,16 @@ use std::time::{Duration, SystemTime};
 
 use super::Snapshot;
 
-/// The age up to which a file of another node counts as that of a running process, since the process itself cannot be checked.
-/// Runs write every two seconds, and the clocks of nodes differ by less than this.
+/// The age up to which a file of another node counts as that of a running process, since the process itself cannot be
+/// checked. Runs write every two seconds, and the clocks of nodes differ by less than this.
 const LATELY: Duration = Duration::from_secs(15);
 /// The age from which a file is removed.
 const OLD: Duration = Duration::from_secs(24 * 3600);
 /// The suffix of a file that is being written.
 pub(super) const PART: &str = "part";
 
-/// The folder of live snapshots: `$XDG_STATE_HOME/exuvia/live` or `~/.local/state/exuvia/live`, which the nodes of a cluster share
-/// if they share home folders.
+/// The folder of live snapshots: `$XDG_STATE_HOME/exuvia/live` or `~/.local/state/exuvia/live`, which the nodes of a
+/// cluster share if they share home folders.
 pub fn folder() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = variable("XDG_STATE_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/state")))?;

@@ -1,8 +1,8 @@
 //! The report of a run: its measurements, their JSON form and their summary.
 //!
 //! Refuses to do: measuring, or deciding anything from what was measured.
-//! Invariant: times are nanoseconds, either durations or since the start of the process of the reporting rank; counters add up
-//! over ranks.
+//! Invariant: times are nanoseconds, either durations or since the start of the process of the reporting rank; counters
+//! add up over ranks.
 
 pub(crate) mod html;
 mod render;
@@ -93,8 +93,8 @@ pub struct KernelReport {
     pub optimize_ns: Option<u64>,
     pub artifact_bytes: Option<u64>,
     pub cache_hit: bool,
-    /// The measured cost of a slice, in nanoseconds, by export, sizes of a slice (base-2 logarithms of bytes), tier and CPU; the
-    /// longest over ranks.
+    /// The measured cost of a slice, in nanoseconds, by export, sizes of a slice (base-2 logarithms of bytes), tier and
+    /// CPU; the longest over ranks.
     pub ns_per_slice: BTreeMap<String, f64>,
     /// Hints to make this kernel faster.
     pub hints: Vec<String>,

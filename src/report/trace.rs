@@ -1,8 +1,9 @@
-//! Traces: the activity of all threads of all ranks, in the JSON format of Chrome's trace viewer, which Perfetto opens too.
+//! Traces: the activity of all threads of all ranks, in the JSON format of Chrome's trace viewer, which Perfetto opens
+//! too.
 //!
-//! A rank is a process in the trace, and each of its threads is a track. Every rank writes its own part, and the file is the
-//! concatenation of all parts. A transfer is an arrow between two ranks. Both give it the same name without communication, since
-//! each counts the transfers of the same bytes in their order.
+//! A rank is a process in the trace, and each of its threads is a track. Every rank writes its own part, and the file
+//! is the concatenation of all parts. A transfer is an arrow between two ranks. Both give it the same name without
+//! communication, since each counts the transfers of the same bytes in their order.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,8 +31,8 @@ pub struct Span {
     pub event: usize,
 }
 
-/// Sorts the spans of a track and truncates each at the end of the span that it begins in, since viewers support nested spans only.
-/// A span of length zero gets a visible length.
+/// Sorts the spans of a track and truncates each at the end of the span that it begins in, since viewers support nested
+/// spans only. A span of length zero gets a visible length.
 pub fn nest(spans: &mut [Span]) {
     spans.sort_by_key(|span| (span.at_ns, std::cmp::Reverse(span.ns)));
     let mut open: Vec<u64> = Vec::new();

@@ -53,7 +53,8 @@ pub fn check(pmi: &str) -> Result<(), SlurmError> {
     }
 }
 
-/// Returns the memory of the smallest node of a partition, or of the default partition; `None` if Slurm does not report it.
+/// Returns the memory of the smallest node of a partition, or of the default partition; `None` if Slurm does not report
+/// it.
 pub fn node_memory_bytes(partition: Option<&str>) -> Option<u64> {
     let said = program::output("sinfo", ["--noheader", "--format=%P %m"]).ok()?;
     smallest_node_bytes(&said, partition)

@@ -54,7 +54,8 @@ impl State {
     }
 }
 
-/// Returns all jobs of this user that the controller knows: waiting and running ones, and for a few minutes those that ended.
+/// Returns all jobs of this user that the controller knows: waiting and running ones, and for a few minutes those that
+/// ended.
 pub fn queue() -> Result<Vec<State>, SlurmError> {
     let user = format!("--user={}", rustix::process::getuid().as_raw());
     let said = output("squeue", ["--noheader", "--states=all", &user, SQUEUE_FIELDS])?;

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::slurm::error::SlurmError;
 use crate::slurm::script::TASK_PLACE;
 
-/// The record of a submission, beside its script: the job, its Slurm id and its files. Slurm forgets finished jobs after minutes if
-/// it has no accounting.
+/// The record of a submission, beside its script: the job, its Slurm id and its files. Slurm forgets finished jobs
+/// after minutes if it has no accounting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     pub schema: u32,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::slurm::error::SlurmError;
 
-/// `MINUTES`, `MINUTES:SECONDS`, `HOURS:MINUTES:SECONDS`, `DAYS-HOURS`, `DAYS-HOURS:MINUTES[:SECONDS]`; `None` for anything
-/// else, such as `UNLIMITED`.
+/// `MINUTES`, `MINUTES:SECONDS`, `HOURS:MINUTES:SECONDS`, `DAYS-HOURS`, `DAYS-HOURS:MINUTES[:SECONDS]`; `None` for
+/// anything else, such as `UNLIMITED`.
 pub fn time(text: &str) -> Option<Duration> {
     let numbers = |text: &str| text.split(':').map(|part| part.parse::<u64>().ok()).collect::<Option<Vec<u64>>>();
     let seconds = match text.split_once('-') {

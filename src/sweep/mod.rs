@@ -1,9 +1,9 @@
-//! Sweeps: repeated runs of one job in settings that differ in one parameter. Each run becomes a line in a file as soon as it has
-//! ended, and an interrupted sweep continues with the missing runs.
+//! Sweeps: repeated runs of one job in settings that differ in one parameter. Each run becomes a line in a file as soon
+//! as it has ended, and an interrupted sweep continues with the missing runs.
 //!
-//! Starts `exuvia run` and nothing else. Refuses to do: measuring (runs measure themselves, in their reports), printing.
-//! Invariant: the points of one file are comparable: same job, kernels, program, CPU, launcher and options. A file with other
-//! points is refused.
+//! Starts `exuvia run` and nothing else. Refuses to do: measuring (runs measure themselves, in their reports),
+//! printing. Invariant: the points of one file are comparable: same job, kernels, program, CPU, launcher and options. A
+//! file with other points is refused.
 
 mod charts;
 mod disk_baseline;

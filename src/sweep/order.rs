@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::{Point, Setting};
 
-/// The missing runs, each with its repetition. Each repetition runs every setting once, so that changes of the machine affect all
-/// settings equally. The order is reversed in every other repetition, so that a steady change does so too.
+/// The missing runs, each with its repetition. Each repetition runs every setting once, so that changes of the machine
+/// affect all settings equally. The order is reversed in every other repetition, so that a steady change does so too.
 pub fn remaining(settings: &[Setting], repetitions: u32, points: &[Point]) -> Vec<(Setting, u32)> {
     let done: BTreeSet<(Setting, u32)> = points.iter().map(|point| (point.setting, point.repetition)).collect();
     let round = |repetition: u32| {

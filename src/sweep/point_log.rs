@@ -17,8 +17,8 @@ pub struct PointLog {
 }
 
 impl PointLog {
-    /// Opens or creates the file and returns its points. An incomplete last line, left by a sweep that was killed, is removed.
-    /// Points that are not comparable with new ones are an error, unless `fresh` discards all points.
+    /// Opens or creates the file and returns its points. An incomplete last line, left by a sweep that was killed, is
+    /// removed. Points that are not comparable with new ones are an error, unless `fresh` discards all points.
     pub fn open(
         path: &Path,
         kind: SweepKind,

@@ -1,7 +1,7 @@
 //! The statistics of a sweep: medians, spreads and ratios to a baseline.
 //!
-//! A ratio compares two runs of the same repetition, which ran at about the same time: a temporary slowdown of the machine
-//! affects both.
+//! A ratio compares two runs of the same repetition, which ran at about the same time: a temporary slowdown of the
+//! machine affects both.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,7 +42,8 @@ pub struct Row {
     pub repetitions: usize,
     /// Whether some of them were oversubscribed.
     pub oversubscribed: bool,
-    /// The time of the stages; in a `tiers` sweep, the time from the start of the process, since tiers differ before the stages.
+    /// The time of the stages; in a `tiers` sweep, the time from the start of the process, since tiers differ before
+    /// the stages.
     pub seconds: Spread,
     /// The time of the whole command.
     pub command_seconds: Spread,
@@ -229,9 +230,9 @@ fn row(
     })
 }
 
-/// The granularity at which efficiency falls below one half, interpolated on a logarithmic scale. `curve` holds granularity and
-/// efficiency in the order of slices. Very long tasks are inefficient too, because there are too few for all workers: this end of
-/// the curve does not count.
+/// The granularity at which efficiency falls below one half, interpolated on a logarithmic scale. `curve` holds
+/// granularity and efficiency in the order of slices. Very long tasks are inefficient too, because there are too few
+/// for all workers: this end of the curve does not count.
 fn half_efficiency(curve: Vec<(f64, f64)>) -> Metg {
     let Some(found) = curve.iter().position(|(_, efficiency)| *efficiency >= ENOUGH) else { return Metg::Unknown };
     let (long, enough) = curve[found];

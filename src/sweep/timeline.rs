@@ -6,7 +6,8 @@ use crate::report::Timeline;
 
 const INTERVALS: usize = 100;
 
-/// The mean number of workers in kernels, by tier, in equal intervals from the start of the run to its last kernel call.
+/// The mean number of workers in kernels, by tier, in equal intervals from the start of the run to its last kernel
+/// call.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct WorkerLoad {
     pub interval_ns: u64,

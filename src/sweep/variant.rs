@@ -1,5 +1,5 @@
-//! The variant of a job that a sweep runs. It has its own outputs, so that results and unfinished runs of the job are not touched,
-//! and may be larger.
+//! The variant of a job that a sweep runs. It has its own outputs, so that results and unfinished runs of the job are
+//! not touched, and may be larger.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -55,8 +55,8 @@ impl Variant {
         })
     }
 
-    /// Writes the job for the next run, creates its larger inputs if they do not exist, and removes the outputs of the previous
-    /// run. Returns the job file.
+    /// Writes the job for the next run, creates its larger inputs if they do not exist, and removes the outputs of the
+    /// previous run. Returns the job file.
     pub fn write(&mut self, growth: Option<&JobGrowth>, times: u64) -> Result<PathBuf, SweepError> {
         let outputs = self.folder().join("out");
         match std::fs::remove_dir_all(&outputs) {

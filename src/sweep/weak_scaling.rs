@@ -37,7 +37,8 @@ pub fn growth(job: &Job, index: &str) -> Result<JobGrowth, SweepError> {
         let known = known.into_iter().collect::<Vec<_>>().join(", ");
         return Err(SweepError::NoIndex { index: index.to_owned(), known });
     }
-    // A growing dimension makes its index grow in every stage that has the tensor, and an index makes its dimensions grow.
+    // A growing dimension makes its index grow in every stage that has the tensor, and an index makes its dimensions
+    // grow.
     loop {
         let before = growth.clone();
         for stage in 0..job.stages.len() {
@@ -73,7 +74,8 @@ pub fn growth(job: &Job, index: &str) -> Result<JobGrowth, SweepError> {
     Ok(growth)
 }
 
-/// Writes to `target` a dataset that repeats another one `times` times along some dimensions, in the same storage layout.
+/// Writes to `target` a dataset that repeats another one `times` times along some dimensions, in the same storage
+/// layout.
 pub fn repeat(
     (file, dataset): (&Path, &str),
     dims: &BTreeSet<usize>,

@@ -1,8 +1,8 @@
-//! Text for messages. Names from files, modules and jobs may contain anything: control sequences of a terminal, or text that
-//! imitates a message of this program. This module makes them harmless, and describes the limits of the system.
+//! Text for messages. Names from files, modules and jobs may contain anything: control sequences of a terminal, or text
+//! that imitates a message of this program. This module makes them harmless, and describes the limits of the system.
 //!
-//! Refuses to do: printing. Invariant: the result is one line without control characters, escape sequences and marks that change
-//! the direction of text; [`name`] truncates as well.
+//! Refuses to do: printing. Invariant: the result is one line without control characters, escape sequences and marks
+//! that change the direction of text; [`name`] truncates as well.
 
 mod limits;
 mod suggestion;
@@ -65,8 +65,8 @@ fn truncated(text: &str, most: usize) -> String {
     shown
 }
 
-/// Returns whether a terminal acts on a character instead of showing it: control characters, line separators, invisible marks
-/// and marks that change the direction of text.
+/// Returns whether a terminal acts on a character instead of showing it: control characters, line separators, invisible
+/// marks and marks that change the direction of text.
 fn is_control(character: char) -> bool {
     let invisible = ['\u{61c}', '\u{ad}', '\u{180e}', '\u{feff}', '\u{fff9}', '\u{fffa}', '\u{fffb}'];
     character.is_control()

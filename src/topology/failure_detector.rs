@@ -10,8 +10,8 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// The number of processes per check, which takes less than 0.1 ms.
 const PROBES_PER_CHECK: usize = 8;
 
-/// Detects the failure of other ranks, independently of the launcher: of all ranks on this node, and of some on other nodes that
-/// have a [`LivenessListener`](super::LivenessListener).
+/// Detects the failure of other ranks, independently of the launcher: of all ranks on this node, and of some on other
+/// nodes that have a [`LivenessListener`](super::LivenessListener).
 ///
 /// A rank that has finished looks like a failed one: do not check after the last barrier.
 #[derive(Debug)]
@@ -30,8 +30,8 @@ struct Peer {
 }
 
 impl FailureDetector {
-    /// Monitors all other ranks on the node of `rank`, and its charges on other nodes. `before` is the detector from before a
-    /// renumbering of the ranks.
+    /// Monitors all other ranks on the node of `rank`, and its charges on other nodes. `before` is the detector from
+    /// before a renumbering of the ranks.
     pub fn new(topology: &Topology, rank: Rank, before: Option<FailureDetector>) -> FailureDetector {
         let others = topology.ranks_on_node(rank).into_iter().filter(|&other| other != rank);
         let peer = |rank| {
@@ -57,7 +57,8 @@ impl FailureDetector {
         FailureDetector { peers: others.map(peer).collect(), lifelines, next_peer: 0, next_check: Instant::now() }
     }
 
-    /// Returns a failed rank, each once. Cheap enough for every iteration of a wait loop: it checks 8 peers every 20 ms.
+    /// Returns a failed rank, each once. Cheap enough for every iteration of a wait loop: it checks 8 peers every 20
+    /// ms.
     pub fn failed_rank(&mut self) -> Option<Rank> {
         let now = Instant::now();
         if now < self.next_check {

@@ -16,17 +16,19 @@ pub struct Host {
     /// The pid namespace (`/proc/self/ns/pid`), within which pids of other ranks are valid.
     pub pid_namespace: String,
     pub pid: u32,
-    /// The start of the process in clock ticks since boot, which distinguishes it from a later process with the same pid.
+    /// The start of the process in clock ticks since boot, which distinguishes it from a later process with the same
+    /// pid.
     pub start_ticks: u64,
     pub cpu: CpuClass,
     /// The CPUs that this rank may run on (its affinity mask).
     pub cpus_allowed: Vec<u32>,
-    /// The number of CPUs that the ranks of the node may use together: that of the mask, or less if a cgroup quota or Slurm limits
-    /// it.
+    /// The number of CPUs that the ranks of the node may use together: that of the mask, or less if a cgroup quota or
+    /// Slurm limits it.
     pub cores: u32,
     /// The CPUs per rank, if requested from Slurm.
     pub cpus_per_task: Option<u32>,
-    /// The memory that the ranks of the node may use together: that of the machine, or less if a cgroup or Slurm limits it.
+    /// The memory that the ranks of the node may use together: that of the machine, or less if a cgroup or Slurm limits
+    /// it.
     pub memory_bytes: u64,
     /// The addresses of its [`LivenessListener`](super::LivenessListener), if it has one.
     pub door: Vec<SocketAddr>,

@@ -1,8 +1,8 @@
 //! The detection of failed ranks on other nodes, and of failed nodes, independently of the launcher.
 //!
-//! A rank listens on a TCP port, and ranks of other nodes connect to it. The connections are not accepted and carry no data: the
-//! kernel closes them when the process ends, and the kernel at the other end probes them with keepalive messages. A rank that is
-//! busy or stopped is not taken for a failed one.
+//! A rank listens on a TCP port, and ranks of other nodes connect to it. The connections are not accepted and carry no
+//! data: the kernel closes them when the process ends, and the kernel at the other end probes them with keepalive
+//! messages. A rank that is busy or stopped is not taken for a failed one.
 
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};

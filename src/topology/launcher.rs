@@ -21,16 +21,16 @@ pub enum Launcher {
 /// batch job shows both `OMPI_*` and `SLURM_*`, and only the former describe the ranks.
 ///
 /// Slurm sets `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_JOB_ID` in the batch script itself too, where no rank was
-/// started: they are not evidence. A process started by `srun` has `SLURM_STEP_NUM_TASKS`, which a batch script does not have.
-/// A step of one task without a PMI (an `salloc` shell, `srun --pty bash`) is not a launch of ranks either. A step
-/// of several tasks without a PMI is one that MPI will not recognise: it is reported as a launch, so that
+/// started: they are not evidence. A process started by `srun` has `SLURM_STEP_NUM_TASKS`, which a batch script does
+/// not have. A step of one task without a PMI (an `salloc` shell, `srun --pty bash`) is not a launch of ranks either. A
+/// step of several tasks without a PMI is one that MPI will not recognise: it is reported as a launch, so that
 /// [`crate::fabric::mpi`] finds the mismatch instead of every task running the whole job alone.
 pub fn launcher() -> Launcher {
     detect(&|name| std::env::var(name).ok())
 }
 
-/// The number of tasks of the allocation if no ranks were started on them (`exuvia run` in a batch script without `srun`): a
-/// number above 1 is worth a warning.
+/// The number of tasks of the allocation if no ranks were started on them (`exuvia run` in a batch script without
+/// `srun`): a number above 1 is worth a warning.
 pub fn allocated_tasks() -> Option<u32> {
     number(&|name| std::env::var(name).ok(), "SLURM_NTASKS")
 }

@@ -99,8 +99,8 @@ impl Topology {
         (0..self.size()).filter(|&other| self.node_of(other) == node).collect()
     }
 
-    /// The ranks on other nodes that `rank` monitors: some of each of the next few nodes, so that the ranks of a node share those of
-    /// another. A loss goes unnoticed only if as many nodes are lost at once.
+    /// The ranks on other nodes that `rank` monitors: some of each of the next few nodes, so that the ranks of a node
+    /// share those of another. A loss goes unnoticed only if as many nodes are lost at once.
     pub(crate) fn charges(&self, rank: Rank) -> Vec<Rank> {
         const NODES: u32 = 8;
         let (home, mine) = (self.node_of(rank), self.ranks_on_node(rank).len() as u32);
@@ -127,8 +127,8 @@ impl Topology {
         classes
     }
 
-    /// The number of kernel threads of this rank that fills its node: every CPU that the rank may run on, divided by the ranks of
-    /// the node that may run there too; at most the number requested from Slurm, and at least 1.
+    /// The number of kernel threads of this rank that fills its node: every CPU that the rank may run on, divided by
+    /// the ranks of the node that may run there too; at most the number requested from Slurm, and at least 1.
     pub fn default_threads(&self, rank: Rank) -> u32 {
         let host = self.host(rank);
         let neighbours = self.ranks_on_node(rank);
@@ -137,7 +137,8 @@ impl Topology {
             masks.filter(|mask| mask.contains(cpu)).count().max(1)
         };
         let share: f64 = host.cpus_allowed.iter().map(|cpu| 1.0 / sharers(cpu) as f64).sum();
-        // A cgroup quota or Slurm may limit `cores` below the mask for all ranks of the node together: divide it equally.
+        // A cgroup quota or Slurm may limit `cores` below the mask for all ranks of the node together: divide it
+        // equally.
         let quota = f64::from(host.cores) / host.cpus_allowed.len().max(1) as f64;
         // Sums of fractions such as 1/3 may be slightly less than an integer.
         let threads = (share * quota.min(1.0) + 1e-6) as u32;

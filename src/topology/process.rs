@@ -22,8 +22,8 @@ impl Process {
     }
 }
 
-/// Returns whether a process of this pid namespace is alive. A zombie is not: it never responds again, and without an init that
-/// reaps it, its entry stays forever.
+/// Returns whether a process of this pid namespace is alive. A zombie is not: it never responds again, and without an
+/// init that reaps it, its entry stays forever.
 pub fn process_alive(pid: u32) -> bool {
     state(pid).is_none_or(|stat| stat.running)
 }
@@ -52,7 +52,8 @@ struct Stat {
     start_ticks: Option<u64>,
 }
 
-/// Returns `None` if the state is unknown (no /proc, no permission): a process is never taken for dead without evidence.
+/// Returns `None` if the state is unknown (no /proc, no permission): a process is never taken for dead without
+/// evidence.
 fn state(pid: u32) -> Option<Stat> {
     const GONE: Stat = Stat { running: false, start_ticks: None };
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {

@@ -58,8 +58,8 @@ impl Allocation {
         self.nodes * self.cpus_per_node
     }
 
-    /// The number of ranks per node when nodes are filled one after another: the number requested from Slurm, or that of the CPUs, and
-    /// more only if the ranks would not fit otherwise.
+    /// The number of ranks per node when nodes are filled one after another: the number requested from Slurm, or that
+    /// of the CPUs, and more only if the ranks would not fit otherwise.
     pub fn ranks_per_node(&self, ranks: u32, threads: u32) -> u32 {
         let room = self.tasks_per_node.unwrap_or(self.cpus_per_node / threads.max(1)).max(1);
         room.max(ranks.div_ceil(self.nodes.max(1))).min(ranks)

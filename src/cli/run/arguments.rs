@@ -42,8 +42,8 @@ pub(in crate::cli) struct RunArguments {
     /// Do not record completed work for later runs
     #[arg(long, hide = true, conflicts_with = "fresh")]
     pub forgetful: bool,
-    /// Interval between checkpoints of iterated stages, such as 5min [default: chosen from the cost of a checkpoint and the end
-    /// of the allocation]
+    /// Interval between checkpoints of iterated stages, such as 5min [default: chosen from the cost of a checkpoint and
+    /// the end of the allocation]
     #[arg(long, value_parser = humantime::parse_duration)]
     pub checkpoint_every: Option<Duration>,
     /// Number of slices per task [default: chosen by the scheduler]

@@ -134,14 +134,15 @@ fn execute(arguments: &RunArguments, fabric: Box<dyn Fabric>, options: &Options,
             if let Some(text) = failure.text {
                 print_error(&text);
             }
-            // Workers may be in a kernel that never returns, and MPI may have lost ranks: leave without waiting for them.
+            // Workers may be in a kernel that never returns, and MPI may have lost ranks: leave without waiting for
+            // them.
             std::process::exit(leave(rank, failure.code) as i32);
         }
     }
 }
 
-/// Makes signals that ask the run to end set `signal`. Where no launcher and no supervisor stands between the terminal and this
-/// process, a second Ctrl-C ends it at once.
+/// Makes signals that ask the run to end set `signal`. Where no launcher and no supervisor stands between the terminal
+/// and this process, a second Ctrl-C ends it at once.
 fn catch_signals(signal: &Signal, supervises: bool) -> std::io::Result<()> {
     if matches!(launcher(), Launcher::None) && !supervises {
         let pressed = Arc::new(AtomicBool::new(false));
@@ -155,8 +156,8 @@ fn catch_signals(signal: &Signal, supervises: bool) -> std::io::Result<()> {
     forward_usr1(signal)
 }
 
-/// Returns the exit status of this rank. When one rank fails, `srun -K` ends the others and forgets the status: for a run that
-/// stopped early, only rank 0 returns the status, and as the last one.
+/// Returns the exit status of this rank. When one rank fails, `srun -K` ends the others and forgets the status: for a
+/// run that stopped early, only rank 0 returns the status, and as the last one.
 fn leave(rank: fabric::Rank, code: ExitCode) -> ExitCode {
     let by_srun = matches!(launcher(), Launcher::Mpi { name, .. } if name.starts_with("srun"));
     match (code, rank) {

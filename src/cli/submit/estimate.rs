@@ -11,8 +11,8 @@ use crate::job::Job;
 use crate::plan::Plan;
 use crate::simulate::{Machine, Setup, StageCosts, simulate};
 
-/// Simulates the plan with the task costs of earlier runs on a default machine. `kernels` are those of the stages. Fails with
-/// the name of a kernel without known costs.
+/// Simulates the plan with the task costs of earlier runs on a default machine. `kernels` are those of the stages.
+/// Fails with the name of a kernel without known costs.
 pub(in crate::cli) fn estimate(
     job: &Job,
     plan: &Plan,

@@ -239,8 +239,8 @@ fn row(rank: &RankSnapshot, now_ns: u64) -> [String; 11] {
     ]
 }
 
-/// Formats a table. All columns but the `left` ones are numbers, aligned right. If the table is too wide, columns are hidden in the
-/// order of `spare`.
+/// Formats a table. All columns but the `left` ones are numbers, aligned right. If the table is too wide, columns are
+/// hidden in the order of `spare`.
 fn table<const N: usize>(
     head: &[&str; N],
     left: &[usize],

@@ -1,5 +1,5 @@
-//! Full-screen drawing on a terminal until a key or a signal ends it. The screen is the alternate one, and keys are not echoed:
-//! the terminal is restored however the program ends.
+//! Full-screen drawing on a terminal until a key or a signal ends it. The screen is the alternate one, and keys are not
+//! echoed: the terminal is restored however the program ends.
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
