@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use super::tensors::Tensors;
-use super::{CheckContext, CheckError, CheckOptions, watched};
-use crate::check::finding::Finding;
+use crate::check::context::{CheckContext, CheckOptions};
+use crate::check::error::CheckError;
+use crate::check::report::Finding;
+use crate::check::tensors::Tensors;
+use crate::check::watch::watched;
 use crate::job::Job;
 use crate::plan::Role;
 use crate::tensor::{Dtype, Region, Shape};

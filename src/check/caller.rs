@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::CheckContext;
-use super::finding::{CallSite, view};
+use crate::check::context::CheckContext;
+use crate::check::finding::{CallSite, view};
 use crate::engine::{Access, Code, EngineError, Instance, Kernel, KernelFault, OperandSpec, Tier, TilePlacement, View};
 use crate::exec::{Merge, Merger};
 use crate::job::Limits;

@@ -1,53 +1,10 @@
 //! Findings of a check, with their place.
 
-use serde::Serialize;
-
-use super::CheckContext;
+use crate::check::context::CheckContext;
+use crate::check::report::{Finding, FindingKind};
 use crate::engine::{KernelFault, Tier, View};
 use crate::plan::{StagePlan, Tile};
 use crate::tensor::{Dtype, Region};
-
-/// An error of a kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    pub stage: String,
-    pub kernel: String,
-    pub export: String,
-    /// The task of the call: `step@y=0..4,x=0..7`.
-    pub task: String,
-    pub tier: Tier,
-    pub kind: FindingKind,
-    /// The tensor concerned.
-    pub operand: Option<String>,
-    /// The first element concerned, as a position in the whole tensor, possibly outside it.
-    pub position: Option<Vec<i64>>,
-    pub message: String,
-}
-
-/// The kind of a finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum FindingKind {
-    /// A write outside an operand's tile.
-    WritesOutside,
-    ReadsOutside,
-    WritesInput,
-    /// An access to memory that is far from any operand.
-    TouchesElsewhere,
-    Unwritten,
-    /// A result that depends on the previous contents of the output or of memory outside the tiles.
-    ReadsWhatWasThere,
-    /// A result that depends on earlier calls.
-    Stateful,
-    DependsOnCut,
-    DependsOnTier,
-    /// The kernel returns an error status.
-    Status,
-    Trap,
-    TimeLimit,
-    MemoryLimit,
-}
 
 /// The call in which an error is found.
 #[derive(Clone, Copy)]

@@ -1,7 +1,8 @@
 //! Locates the operand and the element of a fault, by calling the kernel again with other placements of its tiles.
 
-use super::caller::{BoxInputs, CallFailure, Caller, SLACK_BYTES, Way};
-use super::finding::{CallSite, Finding, FindingKind, element, position, view};
+use crate::check::caller::{BoxInputs, CallFailure, Caller, SLACK_BYTES, Way};
+use crate::check::finding::{CallSite, element, position, view};
+use crate::check::report::{Finding, FindingKind};
 use crate::engine::{KernelFault, TilePlacement, View};
 use crate::plan::Role;
 

@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::caller::{BoxInputs, CallFailure, Caller, FILLS, Merging, Way};
-use super::cut::{SampleCut, cuts, samples};
-use super::finding::{CallSite, Finding, FindingKind, element, position_in, value, view};
-use super::locate::locate;
-use super::tensors::Tensors;
-use super::{CheckContext, CheckError, StageCheck};
+use crate::check::caller::{BoxInputs, CallFailure, Caller, FILLS, Merging, Way};
+use crate::check::context::CheckContext;
+use crate::check::cut::{SampleCut, cuts, samples};
+use crate::check::error::{CheckError, chain};
+use crate::check::finding::{CallSite, element, position_in, value, view};
+use crate::check::locate::locate;
+use crate::check::report::StageCheck;
+use crate::check::report::{Finding, FindingKind};
+use crate::check::tensors::Tensors;
 use crate::engine::{Code, Tier, TilePlacement};
 use crate::job::Combine;
 use crate::plan::{StagePlan, Tile};
@@ -70,7 +73,7 @@ pub(super) fn check_all(bench: &CheckContext) {
             match outcome {
                 Ok(()) => stage.passed = stage.samples > 0 && bench.kernels[index].optimized.is_ok(),
                 Err(StageStop::Finding(finding)) => report.findings.push(*finding),
-                Err(StageStop::Error(error)) => stage.notes.push(format!("not checked: {}", super::chain(&error))),
+                Err(StageStop::Error(error)) => stage.notes.push(format!("not checked: {}", chain(&error))),
             }
         });
     }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::caller::{BoxInputs, CallFailure, Caller, Merging, Way};
-use super::finding::{CallSite, view};
-use super::{CheckContext, CheckError};
+use crate::check::caller::{BoxInputs, CallFailure, Caller, Merging, Way};
+use crate::check::context::CheckContext;
+use crate::check::error::CheckError;
+use crate::check::finding::{CallSite, view};
 use crate::engine::TilePlacement;
 use crate::job::Source;
 use crate::plan::{Role, Tile};

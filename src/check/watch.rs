@@ -1,10 +1,14 @@
 //! The state that the thread that calls kernels shares with the one that monitors it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::CheckReport;
-use crate::check::finding::Finding;
+use crate::check::error::CheckError;
+use crate::check::report::{CheckReport, Finding};
+
+/// The interval in which the main thread checks the time of a call.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The report so far and the current call.
 #[derive(Debug)]
@@ -59,5 +63,28 @@ impl CallWatch {
         let mut report = self.report();
         report.findings.push(late.finding);
         Some(report)
+    }
+}
+
+/// Runs `work` on its own thread and returns its result. If a kernel call exceeds its time limit, returns the report so
+/// far with the call as a finding.
+pub(super) fn watched<T: Send + 'static>(
+    job: String,
+    work: impl FnOnce(&Arc<CallWatch>) -> Result<T, CheckError> + Send + 'static,
+) -> Result<Result<T, CheckReport>, CheckError> {
+    let watch = Arc::new(CallWatch::new(CheckReport { schema: 1, job, stages: Vec::new(), findings: Vec::new() }));
+    let (send, receive) = channel();
+    let its = watch.clone();
+    std::thread::spawn(move || send.send(work(&its)));
+    loop {
+        match receive.recv_timeout(POLL) {
+            Ok(result) => return result.map(Ok),
+            Err(RecvTimeoutError::Disconnected) => return Err(CheckError::Panicked),
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(report) = watch.overdue() {
+                    return Ok(Err(report));
+                }
+            }
+        }
     }
 }

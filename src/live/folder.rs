@@ -2,7 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::Snapshot;
+use crate::live::snapshot::Snapshot;
 
 /// The age up to which a file of another node counts as that of a running process, since the process itself cannot be
 /// checked. Runs write every two seconds, and the clocks of nodes differ by less than this.

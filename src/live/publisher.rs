@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::Snapshot;
-use super::folder::PART;
+use crate::live::folder::PART;
+use crate::live::snapshot::Snapshot;
 
 /// The interval after which an unchanged snapshot is written again, to show that the run is alive.
 const HEARTBEAT: Duration = Duration::from_secs(2);

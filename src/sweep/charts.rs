@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use bytesize::ByteSize;
 use plotters::style::RGBColor;
 
-use super::Point;
 use crate::report::html::charts::{self, Axis, Bar, COLOURS, bars, key};
 use crate::report::html::lines::{Mark, Series, Style, lines};
 use crate::report::html::page::Page;
+use crate::sweep::point::Point;
 use crate::sweep::statistics::{Metg, MetgOf, Rate, Row, Spread, SweepStatistics};
 use crate::sweep::timeline::WorkerLoad;
 use crate::text;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
 
-use super::SweepError;
+use crate::sweep::error::SweepError;
 
 const BLOCK_BYTES: u64 = 4 << 20;
 

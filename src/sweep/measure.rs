@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Point, Setting, SweepError, SweepIdentity, SweepKind};
 use crate::exec::Signal;
 use crate::exec::{TierPolicy, layouts};
 use crate::job::Job;
 use crate::plan::{Machine, plan};
 use crate::report::{FileTimes, Report, Timeline};
 use crate::sweep::disk_baseline::{DiskTimes, evict};
+use crate::sweep::error::SweepError;
+use crate::sweep::point::{Point, Setting, SweepIdentity, SweepKind};
 use crate::sweep::runner::RankLauncher;
 use crate::sweep::runner::{RunSpec, start_and_await};
 use crate::sweep::timeline::WorkerLoad;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Point, Setting};
+use crate::sweep::point::{Point, Setting};
 
 /// The missing runs, each with its repetition. Each repetition runs every setting once, so that changes of the machine
 /// affect all settings equally. The order is reversed in every other repetition, so that a steady change does so too.

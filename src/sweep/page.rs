@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{Point, SweepKind};
 use crate::report::html::page::Page;
 use crate::sweep::charts::SweepCharts;
+use crate::sweep::point::{Point, SweepKind};
 use crate::sweep::statistics::SweepStatistics;
 use crate::text;
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::{Point, SweepError, SweepIdentity, SweepKind};
+use crate::sweep::error::SweepError;
+use crate::sweep::point::{Point, SweepIdentity, SweepKind};
 
 /// The log file, locked by one sweep at a time.
 #[derive(Debug)]

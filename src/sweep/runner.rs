@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal as Kill, kill_process};
 
-use super::{Setting, SweepError};
 use crate::exec::Signal;
 use crate::slurm::Step;
+use crate::sweep::error::SweepError;
+use crate::sweep::point::Setting;
 use crate::topology::Allocation;
 
 const GLANCE: Duration = Duration::from_millis(2);

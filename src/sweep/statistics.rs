@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::{Point, Setting, SweepKind};
 use crate::exec::TierPolicy;
+use crate::sweep::point::{Point, Setting, SweepKind};
 use crate::text;
 
 /// The efficiency at which tasks are long enough.
@@ -244,8 +244,8 @@ fn half_efficiency(curve: Vec<(f64, f64)>) -> Metg {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::sweep::SweepIdentity;
     use crate::sweep::disk_baseline::DiskTimes;
+    use crate::sweep::point::SweepIdentity;
 
     pub fn identity() -> SweepIdentity {
         SweepIdentity {

@@ -2,7 +2,7 @@
 
 use bytesize::ByteSize;
 
-use super::SweepKind;
+use crate::sweep::point::SweepKind;
 use crate::sweep::statistics::{Rate, Row, Spread, SweepStatistics};
 
 impl SweepStatistics {

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::SweepError;
 use crate::job::{Job, Source};
 use crate::store;
+use crate::sweep::error::SweepError;
 use crate::sweep::weak_scaling::JobGrowth;
 use crate::sweep::weak_scaling::repeat;
 

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::SweepError;
 use crate::job::{Job, Source};
 use crate::store::{OutputSpec, Reader, Staging, compress_chunks};
+use crate::sweep::error::SweepError;
 use crate::tensor::{Region, Shape};
 
 /// The number of elements that are copied at a time.

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::process::same_process_alive;
-use super::{Rank, Topology};
 use crate::topology::keepalive::Lifeline;
+use crate::topology::process::same_process_alive;
+use crate::topology::ranks::{Rank, Topology};
 
 const INTERVAL: Duration = Duration::from_millis(20);
 /// The number of processes per check, which takes less than 0.1 ms.
@@ -81,10 +81,10 @@ impl FailureDetector {
 mod tests {
     use std::process::Command;
 
-    use super::super::process::start_ticks;
     use super::*;
     use crate::topology::host::{Host, host};
     use crate::topology::keepalive::LivenessListener;
+    use crate::topology::process::start_ticks;
 
     #[test]
     fn a_closed_listener_is_a_failure_even_after_renumbering() {

@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::process::{Process, start_ticks};
-use super::slurm::Grant;
 use crate::topology::cpu::CpuClass;
-use crate::topology::process::{hostname, pid_namespace};
+use crate::topology::process::{Process, hostname, pid_namespace, start_ticks};
+use crate::topology::slurm::Grant;
 
 /// The machine of one rank. The hosts of all ranks make a [`Topology`](super::Topology).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
