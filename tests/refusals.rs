@@ -51,7 +51,7 @@ fn wrong_jobs_and_files_are_refused_with_a_way_out() {
     refuses(&lab, 2, &["--memory", "10KiB"], &["10"]);
     let module = fs::read(lab.path("softmax.wasm")).unwrap();
     fs::write(lab.path("softmax.wasm"), &module[..module.len() / 2]).unwrap();
-    refuses(&lab, 1, &[], &["softmax.wasm", "no valid kernel module"]);
+    refuses(&lab, 1, &[], &["softmax.wasm", "not a valid kernel module"]);
     fs::write(lab.path("softmax.wasm"), &module).unwrap();
     let data = fs::read(lab.path("in.h5")).unwrap();
     fs::write(lab.path("in.h5"), &data[..data.len() - 1000]).unwrap();

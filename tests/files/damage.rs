@@ -106,7 +106,7 @@ fn read_some(folder: &Path, range: std::ops::Range<u64>, counts: &mut Counts) ->
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let ended = child.wait_with_output().unwrap();
-                if ended.status.code() == Some(1) && text(&ended).contains(" while it read ") {
+                if ended.status.code() == Some(1) && text(&ended).contains(" while reading ") {
                     counts.contained += 1;
                 } else {
                     println!("file {next}: {} {}", ended.status, text(&ended));
