@@ -103,16 +103,6 @@ impl Leases {
     pub fn cancel(&mut self, thief: u32, attempt: u64) -> Vec<Span> {
         self.0.remove(&(thief, attempt)).unwrap_or_default()
     }
-
-    /// Takes back all that `thief` has.
-    pub fn cancel_all(&mut self, thief: u32) -> Vec<Span> {
-        let mut pieces = Vec::new();
-        while let Some((key, _)) = self.0.range((thief, 0)..=(thief, u64::MAX)).next() {
-            let key = *key;
-            pieces.extend(self.0.remove(&key).unwrap_or_default());
-        }
-        pieces
-    }
 }
 
 #[cfg(test)]
@@ -171,7 +161,8 @@ mod tests {
         leases.add(2, 7, vec![piece(6)]);
         assert!(leases.settle(1, 7, piece(0)) && !leases.settle(1, 7, piece(0)) && !leases.settle(1, 7, piece(4)));
         assert_eq!(leases.cancel(2, 7), [piece(6)]);
-        assert_eq!(leases.cancel_all(1), [piece(2), piece(4)]);
-        assert!(!leases.contains(1, 7) && !leases.contains(1, 8) && leases.cancel_all(1).is_empty());
+        assert_eq!(leases.cancel(1, 7), [piece(2)]);
+        assert_eq!(leases.cancel(1, 8), [piece(4)]);
+        assert!(!leases.contains(1, 7) && !leases.contains(1, 8) && leases.cancel(1, 8).is_empty());
     }
 }

@@ -11,7 +11,8 @@
 //! knows it. That all ranks have is found out along a tree ([`Message::Done`] up, [`Message::Over`] down).
 //!
 //! Refuses to do: clocks, threads, I/O, randomness. Times are measured by the driver and handed in, as are messages,
-//! which may be repeated and reordered on their way, and deaths.
+//! which may be repeated and reordered on their way. Nor does it know of deaths: the run of a stage ends with one, and the
+//! survivors begin another with schedulers of their own.
 //! Invariants: every slice of every block is counted exactly once, by its owner; a block is written once, after all its
 //! slices; memory is in proportion to the blocks in flight, and an event costs no more than the logarithm of that.
 
@@ -27,7 +28,6 @@ mod steal;
 mod termination;
 #[cfg(test)]
 mod tests;
-mod tree;
 mod victim;
 
 pub use cost_model::{CostClass, CostTable};
@@ -89,8 +89,6 @@ pub enum Event {
     Message { from: u32, message: Message },
     /// The time asked for by [`Action::WakeAt`] has come. Harmless at any other time.
     Tick,
-    /// A rank is dead. Harmless to say twice.
-    Died { rank: u32 },
 }
 
 /// What the driver has to do.
@@ -110,13 +108,11 @@ pub enum Action {
     Send { to: u32, message: Message },
     /// Add to an own block the outputs of this piece, which came with the message that this action answers.
     Merge { piece: Span, thief: u32 },
-    /// Forget a stolen piece, its inputs and outputs: its owner is dead. A worker may still be at it.
-    Drop { piece: Span },
     /// Report [`Event::Tick`] at this time. Replaces what was asked for before.
     WakeAt { ns: u64 },
     /// Every block of this rank is written. Said once.
     Complete,
-    /// Every block of every live rank is written: the stage is over. Said once, after [`Action::Complete`].
+    /// Every block of every rank is written: the stage is over. Said once, after [`Action::Complete`].
     Over,
 }
 
@@ -278,7 +274,6 @@ impl Scheduler {
             }
             Event::Message { from, message } => self.heed(now_ns, from, message, &mut actions),
             Event::Tick => {}
-            Event::Died { rank } => self.bury(rank, &mut actions),
         }
         self.start_idle(now_ns, &mut actions);
         self.hunt(now_ns, &mut actions);

@@ -23,14 +23,13 @@ pub struct Team {
     node: Arc<[u32]>,
     /// Ranks that are nearer than the others, if not as near as those of the node.
     group: Range<u32>,
-    dead: BTreeSet<u32>,
 }
 
 impl Team {
     /// Rank `rank` of `size`, sharing its node with the ranks of `node`, which may come in any order.
     pub fn new(rank: u32, size: u32, node: impl IntoIterator<Item = u32>, group: Range<u32>) -> Team {
         let node: BTreeSet<u32> = node.into_iter().chain([rank]).collect();
-        Team { rank, size, node: node.into_iter().collect(), group, dead: BTreeSet::new() }
+        Team { rank, size, node: node.into_iter().collect(), group }
     }
 
     /// A rank that nobody else has to know of.
@@ -51,7 +50,7 @@ impl Team {
                 node = around(rank, ranks_per_node).collect();
             }
             let group = around(rank, ranks_per_node.saturating_mul(NODES_PER_GROUP));
-            Team { rank, size, node: node.clone(), group, dead: BTreeSet::new() }
+            Team { rank, size, node: node.clone(), group }
         })
     }
 
@@ -68,16 +67,7 @@ impl Team {
         self.node.binary_search(&rank).is_ok()
     }
 
-    pub fn is_dead(&self, rank: u32) -> bool {
-        self.dead.contains(&rank)
-    }
-
-    /// Notes a death; false if it was known.
-    pub(super) fn bury(&mut self, rank: u32) -> bool {
-        self.dead.insert(rank)
-    }
-
-    /// Whom to ask as attempt `attempt`, the `turn`th of a round; `None` if chance points at this rank or a dead one.
+    /// Whom to ask as attempt `attempt`, the `turn`th of a round; `None` if chance points at this rank.
     /// Deterministic, and different for every rank, so that thieves do not meet at the same victim.
     pub(super) fn victim(&self, attempt: u64, turn: u32) -> Option<u32> {
         let chance = mix(u64::from(self.rank) << 32 ^ attempt);
@@ -89,7 +79,7 @@ impl Team {
         } else {
             below(self.size as usize) as u32
         };
-        (pick != self.rank && !self.is_dead(pick)).then_some(pick)
+        (pick != self.rank).then_some(pick)
     }
 }
 
@@ -119,12 +109,5 @@ mod tests {
             asked.insert(victim);
         }
         assert_eq!(asked.len(), 63);
-    }
-
-    #[test]
-    fn the_dead_are_not_asked() {
-        let mut team = Team::new(0, 3, [2], 0..3);
-        assert!(team.bury(1) && !team.bury(1));
-        assert!((0..1000).all(|attempt| team.victim(attempt, (attempt % 12) as u32) != Some(1)));
     }
 }

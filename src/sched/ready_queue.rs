@@ -74,10 +74,4 @@ impl Ready {
         self.own_slices -= len;
         Some(span)
     }
-
-    /// Forgets what was stolen from `owner`.
-    pub fn forget(&mut self, owner: u32) {
-        self.stolen.retain(|run| run.span.owner != owner);
-        self.stolen_slices = self.stolen.iter().map(|run| run.span.len).sum();
-    }
 }

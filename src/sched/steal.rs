@@ -155,9 +155,6 @@ impl Scheduler {
     }
 
     pub(super) fn heed(&mut self, now_ns: u64, from: u32, message: Message, actions: &mut Vec<Action>) {
-        if self.team.is_dead(from) {
-            return;
-        }
         match message {
             Message::Done => self.heed_done(from, actions),
             Message::Over => self.heed_over(actions),
@@ -310,7 +307,6 @@ impl Scheduler {
     /// The inputs of a stolen piece are here.
     pub(super) fn taken(&mut self, piece: Span, slices: u64, actions: &mut Vec<Action>) {
         let Some(stealing) = &mut self.stealing else { return };
-        // Otherwise its owner has died meanwhile.
         let Some(stolen) = stealing.stolen.get_mut(&key(piece)) else { return };
         stolen.slices = Some(slices);
         stealing.untaken -= 1;
@@ -372,26 +368,5 @@ impl Scheduler {
             Step::WaitUntil(ns) => actions.push(Action::WakeAt { ns }),
             Step::Nothing => {}
         }
-    }
-
-    /// A rank is dead: what it had of this rank's work is to be done again, what this rank has of its work is for
-    /// nothing.
-    pub(super) fn bury(&mut self, rank: u32, actions: &mut Vec<Action>) {
-        if rank == self.team.rank() || rank >= self.team.size() || !self.team.bury(rank) {
-            return;
-        }
-        if let Some(stealing) = &mut self.stealing {
-            stealing.hunt.bury(rank);
-            while let Some((&key, _)) = stealing.stolen.range((rank, 0, 0)..=(rank, u64::MAX, u64::MAX)).next() {
-                if let Some(stolen) = stealing.stolen.remove(&key) {
-                    stealing.untaken -= u64::from(stolen.slices.is_none());
-                    actions.push(Action::Drop { piece: stolen.piece });
-                }
-            }
-            self.ready.forget(rank);
-            let pieces = stealing.leases.cancel_all(rank);
-            self.restore(pieces, actions);
-        }
-        self.heal(actions);
     }
 }

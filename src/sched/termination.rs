@@ -1,28 +1,37 @@
-//! How a rank learns that the stage is over. The tree itself is in `tree`.
+//! How a rank learns that the stage is over: along a binary tree of ranks, in which the parent of rank `r` is `(r - 1) / 2`.
+//! A rank says *done* to its parent for its whole branch: for itself and for every rank below it.
 
 use std::collections::BTreeSet;
 
 use super::{Action, Scheduler};
 use crate::sched::message::Message;
+use crate::sched::peers::Team;
 
 /// What a rank knows of the end of the stage.
 #[derive(Debug, Default)]
 pub(super) struct Finish {
-    /// Ranks that have said done.
+    /// Children that have said done.
     done: BTreeSet<u32>,
-    /// To whom this rank has said done.
-    told: Option<u32>,
     pub over: bool,
+}
+
+impl Team {
+    /// Whom this rank tells that its branch is done; `None` for the root.
+    fn parent(&self) -> Option<u32> {
+        Some(self.rank().checked_sub(1)? / 2)
+    }
+
+    /// The ranks whose parent this rank is.
+    fn children(&self) -> impl Iterator<Item = u32> {
+        let child = |side| self.rank().checked_mul(2)?.checked_add(side);
+        (1..=2).filter_map(child).filter(|child| *child < self.size())
+    }
 }
 
 impl Scheduler {
     /// `from` and its whole branch have written their blocks.
     pub(super) fn heed_done(&mut self, from: u32, actions: &mut Vec<Action>) {
-        if self.finish.over {
-            // It lost its parent before that could tell it.
-            actions.push(Action::Send { to: from, message: Message::Over });
-        } else {
-            self.finish.done.insert(from);
+        if self.finish.done.insert(from) {
             self.check_over(actions);
         }
     }
@@ -32,36 +41,40 @@ impl Scheduler {
         if !self.finish.over {
             self.finish.over = true;
             actions.push(Action::Over);
-            self.tell_over(actions);
+            actions.extend(self.team.children().map(|to| Action::Send { to, message: Message::Over }));
         }
     }
 
-    fn tell_over(&self, actions: &mut Vec<Action>) {
-        actions.extend(self.team.children().into_iter().map(|to| Action::Send { to, message: Message::Over }));
-    }
-
-    /// Says done to the parent, again if it is a new one; the root ends the stage.
+    /// Says done to the parent once the branch is; the root ends the stage. To be called once for each change.
     pub(super) fn check_over(&mut self, actions: &mut Vec<Action>) {
-        let branch_done = || self.team.children().iter().all(|child| self.finish.done.contains(child));
-        if self.finish.over || !self.complete_said || !branch_done() {
+        let branch_done = self.team.children().all(|child| self.finish.done.contains(&child));
+        if !self.complete_said || !branch_done {
             return;
         }
         match self.team.parent() {
             None => self.heed_over(actions),
-            Some(parent) if self.finish.told != Some(parent) => {
-                self.finish.told = Some(parent);
-                actions.push(Action::Send { to: parent, message: Message::Done });
-            }
-            Some(_) => {}
+            Some(parent) => actions.push(Action::Send { to: parent, message: Message::Done }),
         }
     }
+}
 
-    /// Heals the tree after a death.
-    pub(super) fn heal(&mut self, actions: &mut Vec<Action>) {
-        if self.finish.over {
-            self.tell_over(actions);
-        } else {
-            self.check_over(actions);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rank_but_the_root_is_the_child_of_its_parent() {
+        for size in 1..40 {
+            let teams: Vec<Team> = Team::packed(size, 4).collect();
+            let mut seen = Vec::new();
+            for (rank, team) in teams.iter().enumerate() {
+                for child in team.children() {
+                    assert_eq!(teams[child as usize].parent(), Some(rank as u32));
+                    seen.push(child);
+                }
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, (1..size).collect::<Vec<_>>());
         }
     }
 }

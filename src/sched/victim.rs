@@ -131,7 +131,6 @@ impl VictimSearch {
         if let Some((rank, busy_ns)) = hint
             && rank < team.size()
             && rank != team.rank()
-            && !team.is_dead(rank)
             && !self.busy.iter().any(|(_, known)| *known == rank)
         {
             self.remember(rank, now_ns.saturating_add(busy_ns));
@@ -155,15 +154,6 @@ impl VictimSearch {
             *self = VictimSearch { attempt: self.attempt, wait_ns: self.wait_ns, busy, ..VictimSearch::default() };
         }
         wanted
-    }
-
-    /// The dead answer no questions.
-    pub fn bury(&mut self, rank: u32) {
-        if self.asked.is_some_and(|(asked, _)| asked == rank) {
-            self.asked = None;
-            self.turn += 1;
-        }
-        self.busy.retain(|(_, known)| *known != rank);
     }
 }
 

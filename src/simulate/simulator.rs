@@ -396,7 +396,7 @@ impl<'a> Simulator<'a> {
                 Action::WakeAt { ns } => self.at(ns, rank, SimEvent::Tick),
                 Action::Complete => complete = true,
                 Action::Over => over = true,
-                Action::Merge { .. } | Action::Drop { .. } => {}
+                Action::Merge { .. } => {}
             }
         }
         // Last, since the rank may leave for its next run.

@@ -91,9 +91,6 @@ impl StageRun<'_> {
             FromWorker::Do(Action::Send { to, message }) => self.send(comm, to, &message),
             FromWorker::Do(Action::Take { piece }) => self.take(comm, piece),
             FromWorker::Do(Action::Merge { piece, thief }) => self.merge(comm, piece, thief),
-            FromWorker::Do(Action::Drop { .. }) => {
-                unreachable!("a death ends the run before the scheduler hears of it")
-            }
             FromWorker::Do(Action::Start { .. }) => unreachable!("workers start themselves"),
             FromWorker::Merged(handed) => {
                 let shared = self.shared.clone();
