@@ -1,71 +1,80 @@
-//! The blocks of a stage and what they cost.
+//! The blocks of a stage and their costs.
 
-use super::Setup;
-use crate::plan::{Origin, Plan, Role, StagePlan, Tile};
+use crate::plan::{IndexPlan, Origin, Plan, Role, StagePlan, Tile};
 use crate::sched::Span;
-use crate::simulate::calibrate::StageCosts;
-use crate::simulate::contention::{Slowdown, crowd};
-use crate::simulate::machine::Machine;
-use crate::simulate::placement::BlockPlacement;
+use crate::simulate::contention::{Slowdown, node_load};
+use crate::simulate::machine::MachineModel;
+use crate::simulate::placement::{BlockPlacement, PlannedBlock};
 use crate::simulate::random::{Draw, bits, lognormal, symmetric};
+use crate::simulate::setup::SimulationSetup;
+use crate::simulate::stage_costs::StageCosts;
 
-/// What blocks of one form have in common.
+/// The properties that blocks of one form have in common.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) struct Form {
+pub(super) struct BlockForm {
     pub slices: u64,
-    /// Split operands: what kernels process.
+    /// Bytes of the split operands, which kernels process.
     pub bytes: u64,
-    /// Inputs, by where they are when the block is fetched.
+    /// Inputs that are in files when the block is fetched.
     pub file_bytes: u64,
+    /// Inputs that are in memory when the block is fetched.
     pub memory_bytes: u64,
-    /// To files; what stays in memory is not written.
+    /// Outputs that are written to files.
     pub output_bytes: u64,
-    /// Outputs as a thief returns them: of a reduction, one for each slice.
+    /// Outputs that a thief returns; one for each slice of a reduction.
     pub returned_bytes: u64,
-    /// Of a worker of speed 1, on optimized code, without spreads.
+    /// Time of a worker of speed 1, on optimized code, without spreads.
     pub kernel_ns: f64,
-    /// Of the main thread, beside reading and writing.
+    /// Time of the main thread, without reading and writing.
     pub copy_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Block {
+struct CostedBlock {
     form: u32,
-    /// Its cost over what blocks of its form cost in the mean.
+    /// Its cost, divided by the mean of its form.
     cost: f64,
 }
 
-/// What is asked of a rank again and again, together, so that it comes from memory at once.
+/// The properties of a rank that are used together, in one cache line.
 #[derive(Clone, Copy, Debug)]
 struct RankWork {
     /// Number of its first block.
     first: usize,
-    /// Cost of a byte of its planned shard, as a multiple of the machine's.
+    /// Cost of a byte of its planned share, as a multiple of the machine's.
     shard_cost: f64,
-    /// As a multiple of the machine's.
+    /// Speed, as a multiple of the machine's.
     speed: f64,
+}
+
+/// Sums over all blocks of a stage.
+pub(super) struct Totals {
+    pub slices: u64,
+    pub bytes: u64,
+    /// The least time for the kernels.
+    pub ideal_ns: u64,
 }
 
 /// All blocks of a stage, with costs drawn from the seed.
 #[derive(Debug)]
-pub(super) struct Work {
-    forms: Vec<Form>,
-    /// Rank after rank.
-    blocks: Vec<Block>,
+pub(super) struct BlockCosts {
+    forms: Vec<BlockForm>,
+    /// The blocks of all ranks, rank after rank.
+    blocks: Vec<CostedBlock>,
     ranks: Vec<RankWork>,
-    /// Owner and number in the plan of blocks that were dealt out otherwise.
-    planned: Vec<(u32, u64)>,
+    /// Owner and number in the plan, where the placement is not the plan's.
+    planned: Vec<PlannedBlock>,
     /// Tasks take one slice at a time.
     by_slice: bool,
     baseline_factor: f64,
-    /// How long each rank waits in each run.
+    /// Time that each rank waits in each run.
     pub wait_ns: u64,
-    machine: Machine,
+    machine: MachineModel,
     seed: u64,
 }
 
-impl Work {
-    pub fn new(plan: &Plan, stage: &StagePlan, setup: &Setup, deal: &BlockPlacement) -> Work {
+impl BlockCosts {
+    pub fn new(plan: &Plan, stage: &StagePlan, setup: &SimulationSetup, placement: &BlockPlacement) -> BlockCosts {
         let (machine, seed, ranks) = (setup.machine.clone(), setup.seed, plan.machine.ranks);
         let costs = setup.costs.get(&stage.name);
         let drawn = |rank: u32| RankWork {
@@ -80,9 +89,9 @@ impl Work {
             }
         }
         let dense = costs.filter(|costs| !costs.density.is_empty() && !stage.split.is_empty());
-        let crowd = crowd(plan, setup.machine.cores_per_node);
-        let slowdown = costs.map_or(Slowdown::NONE, |costs| costs.crowding.of(crowd));
-        let mut work = Work {
+        let load = node_load(plan, setup.machine.cores_per_node);
+        let slowdown = costs.map_or(Slowdown::NONE, |costs| costs.contention.slowdown(load));
+        let mut work = BlockCosts {
             forms: Vec::new(),
             blocks: Vec::new(),
             ranks: of_ranks,
@@ -96,24 +105,28 @@ impl Work {
         let mut last: Option<(Vec<u64>, u32)> = None;
         for rank in 0..ranks {
             work.ranks[rank as usize].first = work.blocks.len();
-            let mut add = |work: &mut Work, tile: Tile, (owner, number): (u32, u64)| {
+            let mut add = |work: &mut BlockCosts, tile: Tile, planned: PlannedBlock| {
                 let known = last.as_ref().filter(|(extent, _)| *extent == tile.0.extent);
                 let form = known.map(|(_, form)| *form);
                 let form =
                     form.unwrap_or_else(|| work.form(form_of(stage, &tile, &work.machine, costs, slowdown.factor)));
                 let part = |place: u64| place as f64 / stage.extent(0) as f64;
                 let density = dense.map_or(1.0, |costs| costs.density_of(part(tile.0.offset[0]), part(tile.0.end(0))));
-                // A block costs the same wherever it is.
-                let drawn = lognormal(work.block_bits(owner, number), work.machine.block_spread);
-                work.blocks.push(Block { form, cost: work.ranks[owner as usize].shard_cost * density * drawn });
+                // A block costs the same wherever it is placed.
+                let drawn = lognormal(work.block_bits(planned), work.machine.block_spread);
+                work.blocks
+                    .push(CostedBlock { form, cost: work.ranks[planned.owner as usize].shard_cost * density * drawn });
                 last = Some((tile.0.extent, form));
             };
-            match &deal.0 {
-                None => stage.blocks(rank).zip(0..).for_each(|(tile, number)| add(&mut work, tile, (rank, number))),
+            match &placement.blocks {
+                None => stage
+                    .blocks(rank)
+                    .zip(0..)
+                    .for_each(|(tile, number)| add(&mut work, tile, PlannedBlock { owner: rank, number })),
                 Some(blocks) => {
-                    for (tile, planned) in &blocks[rank as usize] {
-                        work.planned.push(*planned);
-                        add(&mut work, tile.clone(), *planned);
+                    for block in &blocks[rank as usize] {
+                        work.planned.push(block.planned);
+                        add(&mut work, block.tile.clone(), block.planned);
                     }
                 }
             }
@@ -121,8 +134,8 @@ impl Work {
         work
     }
 
-    /// The number of a form; there are as many as there are ways to clip a block.
-    fn form(&mut self, form: Form) -> u32 {
+    /// The number of a form. There are as many forms as ways to clip a block.
+    fn form(&mut self, form: BlockForm) -> u32 {
         let known = self.forms.iter().position(|other| *other == form);
         known.unwrap_or_else(|| {
             self.forms.push(form);
@@ -139,40 +152,40 @@ impl Work {
         self.ranks[owner as usize].first + block as usize
     }
 
-    pub fn of(&self, owner: u32, block: u64) -> &Form {
+    pub fn of(&self, owner: u32, block: u64) -> &BlockForm {
         &self.forms[self.blocks[self.number(owner, block)].form as usize]
     }
 
-    /// The form that most blocks have, or nearly so.
-    pub fn typical(&self) -> Option<&Form> {
+    /// The form of the middle block, which most blocks have.
+    pub fn typical(&self) -> Option<&BlockForm> {
         self.blocks.get(self.blocks.len() / 2).map(|block| &self.forms[block.form as usize])
     }
 
-    /// Slices of a piece, whose length may be left open.
-    pub fn slices(&self, piece: Span) -> u64 {
-        if piece.len == 0 { self.of(piece.owner, piece.block).slices } else { piece.len }
+    /// Slices of a span; length 0 means the whole block.
+    pub fn slices(&self, span: Span) -> u64 {
+        if span.len == 0 { self.of(span.owner, span.block).slices } else { span.len }
     }
 
-    /// The part of `bytes` of a whole block that belongs to `slices` of its slices.
-    pub fn part(&self, piece: Span, bytes: u64) -> u64 {
-        (u128::from(bytes) * u128::from(self.slices(piece))
-            / u128::from(self.of(piece.owner, piece.block).slices.max(1))) as u64
+    /// The part of a block's `bytes` that belongs to `span`.
+    pub fn part(&self, span: Span, bytes: u64) -> u64 {
+        (u128::from(bytes) * u128::from(self.slices(span)) / u128::from(self.of(span.owner, span.block).slices.max(1)))
+            as u64
     }
 
-    /// What is drawn for the block that has this number in the plan.
-    fn block_bits(&self, owner: u32, number: u64) -> u64 {
-        bits(self.seed, Draw::BlockCost, u64::from(owner), number)
+    /// Random bits of a block of the plan.
+    fn block_bits(&self, block: PlannedBlock) -> u64 {
+        bits(self.seed, Draw::BlockCost, u64::from(block.owner), block.number)
     }
 
-    /// How long a worker of speed 1 computes `span` on optimized code, without what every task takes.
+    /// Time of a worker of speed 1 for `span` on optimized code, without the fixed cost of a task.
     fn cost_ns(&self, span: Span) -> f64 {
         let at = self.number(span.owner, span.block);
-        let Block { form, cost } = self.blocks[at];
+        let CostedBlock { form, cost } = self.blocks[at];
         let form = &self.forms[form as usize];
-        let (owner, number) = self.planned.get(at).copied().unwrap_or((span.owner, span.block));
-        let block = self.block_bits(owner, number);
-        // Where a slice ends on the way through the block's cost is off by up to half of the spread: so a slice is off
-        // by up to all of it, and a span of any length is summed at once.
+        let planned = PlannedBlock { owner: span.owner, number: span.block };
+        let block = self.block_bits(self.planned.get(at).copied().unwrap_or(planned));
+        // The end of a slice in the block's cost is off by up to half of the spread, so the cost of a slice is off by up to
+        // the whole spread, and the cost of a span needs only its two ends.
         let end = |slice: u64| match slice {
             0 => 0.0,
             _ if slice == form.slices => slice as f64,
@@ -182,7 +195,7 @@ impl Work {
         form.kernel_ns / form.slices.max(1) as f64 * slices * cost
     }
 
-    /// How long a worker of `rank` takes for a task.
+    /// Time of a worker of `rank` for a task.
     pub fn task_ns(&self, rank: u32, span: Span, optimized: bool) -> u64 {
         let tasks = if self.by_slice { span.len } else { 1 };
         let factor = if optimized { 1.0 } else { self.baseline_factor };
@@ -190,14 +203,13 @@ impl Work {
         (ns / self.ranks[rank as usize].speed) as u64
     }
 
-    /// How long the main thread of `rank` takes for what it does in `ns` at speed 1.
+    /// Time of the main thread of `rank` for work that takes `ns` at speed 1.
     pub fn main_ns(&self, rank: u32, ns: u64) -> u64 {
         (ns as f64 / self.ranks[rank as usize].speed) as u64
     }
 
-    /// Sums over all blocks: slices, bytes, and the least time for the kernels on `threads` workers of each rank, who
-    /// have at most `cores` together.
-    pub fn totals(&self, threads: u32, cores: Option<u64>) -> (u64, u64, u64) {
+    /// Sums over all blocks, for `threads` workers of each rank that share at most `cores` cores.
+    pub fn totals(&self, threads: u32, cores: Option<u64>) -> Totals {
         let (mut slices, mut bytes, mut cost_ns) = (0, 0, 0.0);
         for owner in 0..self.ranks.len() as u32 {
             for block in 0..self.block_count(owner) {
@@ -209,20 +221,26 @@ impl Work {
         }
         let speed = self.ranks.iter().map(|rank| rank.speed).sum::<f64>() * f64::from(threads);
         let speed = cores.map_or(speed, |cores| speed.min(cores as f64));
-        (slices, bytes, (cost_ns / speed) as u64)
+        Totals { slices, bytes, ideal_ns: (cost_ns / speed) as u64 }
     }
 }
 
-/// Points of the iteration space in `tile`, which a kernel that visits all of them takes its time for.
+/// Points of the iteration space in `tile`. The time of a kernel that visits all of them is in proportion to it.
 fn points(stage: &StagePlan, tile: &Tile) -> f64 {
-    let extent = |(index, plan): (usize, &crate::plan::IndexPlan)| {
+    let extent = |(index, plan): (usize, &IndexPlan)| {
         let axis = stage.split.iter().position(|split| *split == index);
         axis.map_or(plan.extent, |axis| tile.0.extent[axis]) as f64
     };
     stage.indices.iter().enumerate().map(extent).product()
 }
 
-fn form_of(stage: &StagePlan, tile: &Tile, machine: &Machine, costs: Option<&StageCosts>, crowding: f64) -> Form {
+fn form_of(
+    stage: &StagePlan,
+    tile: &Tile,
+    machine: &MachineModel,
+    costs: Option<&StageCosts>,
+    contention: f64,
+) -> BlockForm {
     let slices = stage.slices(tile);
     let (mut file_bytes, mut memory_bytes, mut output_bytes, mut returned_bytes) = (0, 0, 0, 0);
     for (index, operand) in stage.operands.iter().enumerate().filter(|(index, _)| !stage.is_broadcast(*index)) {
@@ -231,7 +249,7 @@ fn form_of(stage: &StagePlan, tile: &Tile, machine: &Machine, costs: Option<&Sta
         match operand.role {
             Role::Output => {
                 returned_bytes += bytes;
-                // Results of reductions are written once all are combined, those of iterations after the last.
+                // Reductions write after all results are combined, iterated stages after the last iteration.
                 let written = operand.origin == Origin::Created && stage.reduce.is_none() && !stage.keeps;
                 output_bytes += if written { bytes } else { 0 };
             }
@@ -244,8 +262,8 @@ fn form_of(stage: &StagePlan, tile: &Tile, machine: &Machine, costs: Option<&Sta
     let all: f64 = stage.indices.iter().map(|index| index.extent as f64).product();
     let share = points(stage, tile) / all.max(1.0);
     let (kernel_ns, copy_ns) = match costs {
-        Some(costs) => (costs.kernel_ns * share * crowding, (costs.copy_ns * share * crowding) as u64),
+        Some(costs) => (costs.kernel_ns * share * contention, (costs.copy_ns * share * contention) as u64),
         None => (bytes as f64 * machine.compute_ns_per_byte, 0),
     };
-    Form { slices, bytes, file_bytes, memory_bytes, output_bytes, returned_bytes, kernel_ns, copy_ns }
+    BlockForm { slices, bytes, file_bytes, memory_bytes, output_bytes, returned_bytes, kernel_ns, copy_ns }
 }

@@ -1,20 +1,26 @@
-//! Cores that ranks of a node share: whoever has something to compute gets an equal part of them, and no more than one.
+//! Cores that the ranks of a node share: each thread gets an equal part of them, and at most one core.
 //!
-//! Each node has a clock of its own, which counts the time that everyone on it has been given. It slows down when there
-//! are more threads than cores, so a thread's end is fixed on it when the thread begins, whatever comes and goes later.
+//! Each node has a clock that counts the core time that each of its threads has received. The clock slows down when there
+//! are more threads than cores, so the end of a thread is known on it when the thread begins, whatever threads come and go.
 
 use std::collections::BTreeMap;
 
-/// A thread under way: its end on the clock of its node, and a number that makes it unique.
-pub(super) type Thread = (u64, u64);
+/// A running thread.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Thread {
+    /// Its end on the clock of its node.
+    end: u64,
+    /// Makes it unique.
+    number: u64,
+}
 
 #[derive(Debug)]
-struct Node<T> {
-    /// Time that everyone has been given, in units of [`GRAIN`] to a nanosecond.
+struct CoreClock<T> {
+    /// Core time that each thread has received, in units of 1/[`GRAIN`] ns.
     given: u64,
     since_ns: u64,
     threads: BTreeMap<Thread, T>,
-    /// Of the last answer to [`Cores::next`]; earlier ones no longer hold.
+    /// Number of the last answer of [`NodeCores::next`]; earlier answers no longer hold.
     epoch: u32,
 }
 
@@ -22,16 +28,16 @@ struct Node<T> {
 const GRAIN: u64 = 1 << 10;
 
 #[derive(Debug)]
-pub(super) struct Cores<T> {
-    nodes: Vec<Node<T>>,
+pub(super) struct NodeCores<T> {
+    nodes: Vec<CoreClock<T>>,
     cores: u64,
     begun: u64,
 }
 
-impl<T> Cores<T> {
-    pub fn new(nodes: usize, cores: u64) -> Cores<T> {
-        let node = |_| Node { given: 0, since_ns: 0, threads: BTreeMap::new(), epoch: 0 };
-        Cores { nodes: (0..nodes).map(node).collect(), cores: cores.max(1), begun: 0 }
+impl<T> NodeCores<T> {
+    pub fn new(nodes: usize, cores: u64) -> NodeCores<T> {
+        let node = |_| CoreClock { given: 0, since_ns: 0, threads: BTreeMap::new(), epoch: 0 };
+        NodeCores { nodes: (0..nodes).map(node).collect(), cores: cores.max(1), begun: 0 }
     }
 
     /// Brings the node's clock up to now.
@@ -44,16 +50,16 @@ impl<T> Cores<T> {
         node.since_ns = now_ns;
     }
 
-    /// Begins with work that takes `work_ns` on a core of its own.
+    /// Starts a thread whose work takes `work_ns` on a core of its own.
     pub fn begin(&mut self, node: usize, now_ns: u64, work_ns: u64, thing: T) -> Thread {
         self.advance(node, now_ns);
         self.begun += 1;
-        let thread = (self.nodes[node].given + work_ns * GRAIN, self.begun);
+        let thread = Thread { end: self.nodes[node].given + work_ns * GRAIN, number: self.begun };
         self.nodes[node].threads.insert(thread, thing);
         thread
     }
 
-    /// Ends work before it is done; nothing happens if it is.
+    /// Stops a thread, unless it is done already.
     pub fn cancel(&mut self, node: usize, now_ns: u64, thread: Thread) {
         self.advance(node, now_ns);
         self.nodes[node].threads.remove(&thread);
@@ -64,14 +70,14 @@ impl<T> Cores<T> {
         let cores = self.cores;
         let node = &mut self.nodes[node];
         node.epoch = node.epoch.wrapping_add(1);
-        let ((end, _), _) = node.threads.first_key_value()?;
+        let (thread, _) = node.threads.first_key_value()?;
         let busy = (node.threads.len() as u64).max(cores);
-        let left = u128::from(end.saturating_sub(node.given)) * u128::from(busy);
+        let left = u128::from(thread.end.saturating_sub(node.given)) * u128::from(busy);
         let left_ns = left.div_ceil(u128::from(GRAIN) * u128::from(cores)) as u64;
         Some((node.since_ns + left_ns, node.epoch))
     }
 
-    /// One thread of the node that is done now; none if the epoch has passed, or nobody is done.
+    /// Removes a thread of the node that is done now. Returns `None` if the epoch has passed, or no thread is done.
     pub fn done(&mut self, node: usize, now_ns: u64, epoch: u32) -> Option<T> {
         if self.nodes[node].epoch != epoch {
             return None;
@@ -79,7 +85,7 @@ impl<T> Cores<T> {
         self.advance(node, now_ns);
         let node = &mut self.nodes[node];
         let entry = node.threads.first_entry()?;
-        (entry.key().0 <= node.given).then(|| entry.remove())
+        (entry.key().end <= node.given).then(|| entry.remove())
     }
 }
 
@@ -88,7 +94,7 @@ mod tests {
     use super::*;
 
     /// Names of threads and when they are done.
-    fn run(cores: &mut Cores<char>) -> Vec<(char, u64)> {
+    fn run(cores: &mut NodeCores<char>) -> Vec<(char, u64)> {
         let mut ends = Vec::new();
         while let Some((at_ns, epoch)) = cores.next(0) {
             if let Some(thing) = cores.done(0, at_ns, epoch) {
@@ -100,7 +106,7 @@ mod tests {
 
     #[test]
     fn threads_share_cores_evenly_and_get_one_at_most() {
-        let mut cores = Cores::new(1, 2);
+        let mut cores = NodeCores::new(1, 2);
         cores.begin(0, 0, 100, 'a');
         assert_eq!(run(&mut cores), [('a', 100)]);
         for name in ['a', 'b', 'c', 'd'] {
@@ -110,8 +116,8 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_makes_room() {
-        let mut cores = Cores::new(1, 1);
+    fn a_thread_that_stops_leaves_its_core_to_the_others() {
+        let mut cores = NodeCores::new(1, 1);
         cores.begin(0, 0, 100, 'a');
         let gone = cores.begin(0, 0, 100, 'b');
         cores.cancel(0, 100, gone);

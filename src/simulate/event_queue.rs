@@ -1,58 +1,59 @@
-//! The events to come, in the order of their times.
+//! A queue of future events, in the order of their times.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
-/// Events within this power of two of nanoseconds are sorted together: less than messages take, so that what is there when a
-/// bucket is opened is nearly all that it will have.
+/// A bucket covers this power of two of nanoseconds: less than a message takes, so that a bucket is nearly complete when it is
+/// opened.
 const BUCKET_BITS: u32 = 10;
 
 #[derive(Debug)]
-struct Entry<T> {
+struct QueueEntry<T> {
     at_ns: u64,
     number: u64,
     thing: T,
 }
 
-impl<T> Ord for Entry<T> {
+impl<T> Ord for QueueEntry<T> {
     /// The earliest is the greatest, for a heap that gives the greatest first.
     fn cmp(&self, other: &Self) -> Ordering {
         (other.at_ns, other.number).cmp(&(self.at_ns, self.number))
     }
 }
 
-impl<T> PartialOrd for Entry<T> {
+impl<T> PartialOrd for QueueEntry<T> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl<T> PartialEq for Entry<T> {
+impl<T> PartialEq for QueueEntry<T> {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl<T> Eq for Entry<T> {}
+impl<T> Eq for QueueEntry<T> {}
 
-/// Gives the earliest first, and of equals the one that was put first. Only what comes next is in a heap, the rest in
-/// buckets: a heap of all events of 100,000 ranks is far larger than a processor's cache, and took a third of the time.
+/// Returns the earliest event first, and of equal times the one that was pushed first. Only the next events are in a heap, the
+/// others in buckets: a heap of all events of 100,000 ranks is far larger than a processor's cache, and took a third of the
+/// time.
 #[derive(Debug)]
-pub(super) struct Queue<T> {
-    near: BinaryHeap<Entry<T>>,
+pub(super) struct EventQueue<T> {
+    near: BinaryHeap<QueueEntry<T>>,
     near_bucket: u64,
-    far: BTreeMap<u64, Vec<Entry<T>>>,
+    far: BTreeMap<u64, Vec<QueueEntry<T>>>,
     put: u64,
 }
 
-impl<T> Queue<T> {
+impl<T> EventQueue<T> {
     pub fn new() -> Self {
-        Queue { near: BinaryHeap::new(), near_bucket: 0, far: BTreeMap::new(), put: 0 }
+        EventQueue { near: BinaryHeap::new(), near_bucket: 0, far: BTreeMap::new(), put: 0 }
     }
 
     pub fn push(&mut self, at_ns: u64, thing: T) {
         self.put += 1;
-        let (bucket, entry) = (at_ns >> BUCKET_BITS, Entry { at_ns, number: self.put, thing });
+        let (bucket, entry) = (at_ns >> BUCKET_BITS, QueueEntry { at_ns, number: self.put, thing });
         if bucket <= self.near_bucket {
             self.near.push(entry);
         } else {
@@ -65,7 +66,7 @@ impl<T> Queue<T> {
         self.near.pop().map(|entry| (entry.at_ns, entry.thing))
     }
 
-    /// Takes out of its bucket what comes next; false if that has been done.
+    /// Moves the next bucket into the heap; returns false if the heap has events already.
     pub fn open(&mut self) -> bool {
         if !self.near.is_empty() {
             return false;
@@ -75,13 +76,13 @@ impl<T> Queue<T> {
         true
     }
 
-    /// What has come out of its bucket, in no order.
+    /// The events in the heap, in no order.
     pub fn near(&self) -> impl Iterator<Item = &T> {
         self.near.iter().map(|entry| &entry.thing)
     }
 }
 
-/// Things on their way, so that events stay small.
+/// Contents of events, so that the events themselves stay small.
 #[derive(Debug)]
 pub(super) struct Slots<T> {
     slots: Vec<Option<T>>,
@@ -114,11 +115,11 @@ mod tests {
 
     #[test]
     fn order_is_by_time_and_then_by_putting() {
-        let mut queue = Queue::new();
+        let mut queue = EventQueue::new();
         let times = [5, 1 << 40, 5, 70_000, 65_536, 0, 70_000, 1 << 20];
         times.iter().zip(0..).for_each(|(at_ns, thing)| queue.push(*at_ns, thing));
         assert_eq!(queue.pop(), Some((0, 5)));
-        // Behind what is being given.
+        // Its time lies before that of the open bucket.
         queue.push(3, 8);
         let rest: Vec<i32> = std::iter::from_fn(|| queue.pop()).map(|(_, thing)| thing).collect();
         assert_eq!(rest, [8, 0, 2, 4, 3, 6, 7, 1]);

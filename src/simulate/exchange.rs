@@ -1,29 +1,29 @@
-//! What moves between ranks before a stage begins and after its blocks are computed, from the plan's closed forms: what
-//! each rank needs of an input, and what each has of it.
+//! The exchange between ranks before a stage begins and after its blocks are computed. It follows from the plan's geometry:
+//! the regions of an input that each rank needs, and those that each rank has.
 
-use super::{Iterations, Setup};
 use crate::plan::{Plan, Role, StagePlan, Tile};
 use crate::simulate::placement::{BlockPlacement, covered};
+use crate::simulate::setup::{Iterations, SimulationSetup};
 use crate::tensor::Region;
 
-/// With more ranks than this it is not asked who has what a rank needs: all of it comes from the next rank.
+/// With more ranks than this, a rank gets all that it needs from the next rank, whatever rank has it.
 const PAIRS_MAX: u32 = 1024;
 
-/// Bytes from one rank to all others, along a tree.
+/// A broadcast from one rank to all others along a tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Broadcast {
     pub root: u32,
     pub bytes: u64,
 }
 
-/// What comes before a run of a stage.
+/// The exchange before a run of a stage.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(super) struct Prelude {
-    /// From files, by rank; none if nobody reads.
+    /// Bytes that are read from files, by rank; empty if no rank reads.
     pub read_bytes: Vec<u64>,
     /// Receivers and bytes, by sender.
     pub sends: Vec<Vec<(u32, u64)>>,
-    /// Messages to wait for, by receiver.
+    /// Number of messages to wait for, by receiver.
     pub awaits: Vec<u32>,
     pub broadcasts: Vec<Broadcast>,
     pub moved_bytes: u64,
@@ -38,11 +38,6 @@ impl Prelude {
             awaits: vec![0; count],
             ..Prelude::default()
         }
-    }
-
-    /// What `rank` has to know to begin.
-    pub fn of(&self, rank: u32) -> (Vec<(u32, u64)>, Vec<Broadcast>) {
-        (self.sends[rank as usize].clone(), self.broadcasts.clone())
     }
 
     fn send(&mut self, from: u32, to: u32, bytes: u64) {
@@ -62,41 +57,43 @@ impl Prelude {
     }
 }
 
-/// A rank's part in combining results: it goes from level to level, waits on each for so many messages, and passes its
-/// own on, or goes to the next level.
+/// A level of a reduction on one rank. The rank waits for partial results, and then sends its own to another rank or
+/// continues with the next level.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Level {
+    /// Number of partial results to wait for.
     pub awaits: u32,
+    /// Receiver and bytes of the rank's own partial result.
     pub pass: Option<(u32, u64)>,
 }
 
-/// Who has the blocks of each stage. Where each run deals them out anew there are two, for runs in turn.
-pub(super) type Deals = Vec<Vec<BlockPlacement>>;
+/// The placements of each stage. A random placement has two, between which runs alternate.
+pub(super) type StagePlacements = Vec<Vec<BlockPlacement>>;
 
-/// What is asked for: the exchanges of one stage.
-pub(super) struct Exchange<'a> {
+/// The exchanges of one stage.
+pub(super) struct StageExchange<'a> {
     pub plan: &'a Plan,
     pub iterations: Option<&'a Iterations>,
-    pub deals: &'a Deals,
+    pub placements: &'a StagePlacements,
     pub stage: usize,
     pub parity: usize,
 }
 
-impl Exchange<'_> {
+impl StageExchange<'_> {
     fn stage(&self) -> &StagePlan {
         &self.plan.stages[self.stage]
     }
 
-    fn deal(&self) -> &BlockPlacement {
-        &self.deals[self.stage][self.parity]
+    fn placement(&self) -> &BlockPlacement {
+        &self.placements[self.stage][self.parity]
     }
 
     fn is_iterated(&self, stage: usize) -> bool {
         self.iterations.is_some_and(|iterations| iterations.stages.contains(&stage))
     }
 
-    /// The stage and operand that left a resident input where it is, and whether that was in the iteration before;
-    /// none if nobody has yet.
+    /// The stage and operand that produced a resident input, and whether that was in the previous iteration; `None` if no
+    /// stage has produced it yet.
     fn producer(&self, tensor: &str, first: bool) -> Option<(usize, usize, bool)> {
         let pairs = self.iterations.iter().flat_map(|iterations| &iterations.exchange);
         let exchanged = pairs.clone().find(|(read, _)| read == tensor).map(|(_, written)| written.as_str());
@@ -116,27 +113,27 @@ impl Exchange<'_> {
         (!(first && later)).then_some((stage, operand, later))
     }
 
-    /// What comes before the `first` run of the stage, or before every later one.
+    /// The exchange before the `first` run of the stage, or before every later run.
     pub fn prelude(&self, first: bool) -> Prelude {
         let (stage, ranks) = (self.stage(), self.plan.machine.ranks);
         let mut prelude = Prelude::new(ranks);
         for (index, operand) in stage.operands.iter().enumerate().filter(|(_, o)| o.role == Role::Input) {
             let producer = if operand.resident { self.producer(&operand.tensor, first) } else { None };
             if let Some((from, output, earlier)) = producer {
-                let parity = if earlier { (self.parity + 1) % self.deals[from].len() } else { self.parity };
+                let parity = if earlier { (self.parity + 1) % self.placements[from].len() } else { self.parity };
                 self.gather_from_memory(index, (from, output, parity), &mut prelude);
             } else if operand.is_stored() && (first || !stage.keeps) {
                 self.gather_from_files(index, &mut prelude);
-            } else if operand.is_stored() && self.deals[self.stage].len() > 1 && !stage.is_broadcast(index) {
+            } else if operand.is_stored() && self.placements[self.stage].len() > 1 && !stage.is_broadcast(index) {
                 self.gather_from_last_run(index, &mut prelude);
             }
         }
         prelude
     }
 
-    /// Elements of `needs`. A rank with one box asks for its halo as it lies around the box, where edges meet twice.
+    /// Elements of `needs`. A rank with one box asks for the sides of its halo one by one, so corners count twice.
     fn needed(&self, needs: &[Region]) -> u64 {
-        if self.deal().0.is_none() { needs.iter().map(Region::elements).sum() } else { covered(needs) }
+        if self.placement().blocks.is_none() { needs.iter().map(Region::elements).sum() } else { covered(needs) }
     }
 
     /// Elements of `needs` that are in `owned`, whose boxes do not overlap.
@@ -151,17 +148,17 @@ impl Exchange<'_> {
     fn gather_from_memory(&self, index: usize, (from, output, parity): (usize, usize, usize), prelude: &mut Prelude) {
         let (stage, ranks) = (self.stage(), self.plan.machine.ranks);
         let element_bytes = stage.operands[index].dtype.size_bytes() as u64;
-        let (owner_stage, owner_deal) = (&self.plan.stages[from], &self.deals[from][parity]);
+        let (owner_stage, owner_placement) = (&self.plan.stages[from], &self.placements[from][parity]);
         if ranks > PAIRS_MAX {
             for rank in 0..ranks {
-                let owned = owner_deal.owned(owner_stage, output, rank);
-                let needs = self.deal().needs(stage, index, rank);
+                let owned = owner_placement.owned(owner_stage, output, rank);
+                let needs = self.placement().needs(stage, index, rank);
                 let missing = self.needed(&needs) - self.common(&needs, &owned);
                 prelude.send((rank + 1) % ranks, rank, missing * element_bytes);
             }
             return;
         }
-        let owned: Vec<Vec<Region>> = (0..ranks).map(|rank| owner_deal.owned(owner_stage, output, rank)).collect();
+        let owned: Vec<Vec<Region>> = (0..ranks).map(|rank| owner_placement.owned(owner_stage, output, rank)).collect();
         let mut owners = (0..ranks).filter(|rank| !owned[*rank as usize].is_empty());
         if stage.is_broadcast(index)
             && let (Some(only), None) = (owners.next(), owners.next())
@@ -169,20 +166,20 @@ impl Exchange<'_> {
             return prelude.broadcast(only, stage.operands[index].bytes());
         }
         for to in 0..ranks {
-            let needs = self.deal().needs(stage, index, to);
-            // Every rank begins with another one.
+            let needs = self.placement().needs(stage, index, to);
+            // The ranks start with different senders, so that no sender is overrun.
             for from in (1..ranks).map(|offset| (to + offset) % ranks) {
                 prelude.send(from, to, self.common(&needs, &owned[from as usize]) * element_bytes);
             }
         }
     }
 
-    /// A kept input, whose blocks have gone to other ranks since; in one message each.
+    /// Gathers a kept input whose blocks were on other ranks in the last run; one message for each rank.
     fn gather_from_last_run(&self, index: usize, prelude: &mut Prelude) {
         let (stage, ranks) = (self.stage(), self.plan.machine.ranks);
-        let last = &self.deals[self.stage][(self.parity + 1) % self.deals[self.stage].len()];
+        let last = &self.placements[self.stage][(self.parity + 1) % self.placements[self.stage].len()];
         for rank in 0..ranks {
-            let (needs, has) = (self.deal().needs(stage, index, rank), last.needs(stage, index, rank));
+            let (needs, has) = (self.placement().needs(stage, index, rank), last.needs(stage, index, rank));
             let both = needs.iter().flat_map(|need| has.iter().filter_map(|has| need.intersect(has)));
             let missing = covered(&needs) - covered(&both.collect::<Vec<_>>());
             prelude.send((rank + 1) % ranks, rank, missing * stage.operands[index].dtype.size_bytes() as u64);
@@ -193,11 +190,11 @@ impl Exchange<'_> {
         let (stage, ranks) = (self.stage(), self.plan.machine.ranks);
         let operand = &stage.operands[index];
         let element_bytes = operand.dtype.size_bytes() as u64;
-        let needs = |rank| self.needed(&self.deal().needs(stage, index, rank)) * element_bytes;
+        let needs = |rank| self.needed(&self.placement().needs(stage, index, rank)) * element_bytes;
         if stage.is_broadcast(index) {
             prelude.read_bytes[0] += operand.bytes();
             prelude.broadcast(0, operand.bytes());
-        } else if stage.is_shared(index) && self.deal().0.is_none() {
+        } else if stage.is_shared(index) && self.placement().blocks.is_none() {
             for rank in 0..ranks {
                 prelude.read_bytes[rank as usize] += stage.share(index, rank).elements() * element_bytes;
                 for from in stage.sharers(index, rank).into_iter().filter(|from| *from != rank) {
@@ -205,7 +202,7 @@ impl Exchange<'_> {
                 }
             }
         } else if stage.is_shared(index) {
-            // Nothing is read twice: who needs an element gets it from the one that read it. Everybody reads alike.
+            // No element is read twice: ranks get it from the one that read it. All ranks read in proportion to their needs.
             let all: Vec<u64> = (0..ranks).map(needs).collect();
             let total: u64 = all.iter().sum();
             let read = |need: u64| (u128::from(operand.bytes()) * u128::from(need) / u128::from(total.max(1))) as u64;
@@ -221,7 +218,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// How the ranks combine what a reduction left with each of them; and the bytes that move.
+    /// The levels at which ranks combine the partial results of a reduction, and the bytes that move.
     pub fn combine(&self) -> (Vec<Vec<Level>>, u64) {
         let (stage, ranks) = (self.stage(), self.plan.machine.ranks);
         let (Some(reduce), Some(grid)) = (&stage.reduce, &stage.process_grid) else { return (Vec::new(), 0) };
@@ -229,8 +226,8 @@ impl Exchange<'_> {
             let bytes = |o: usize| stage.region(o, tile).elements() * stage.operands[o].dtype.size_bytes() as u64;
             stage.outputs().map(bytes).sum::<u64>()
         };
-        if self.deal().0.is_some() {
-            return self.combine_dealt(bytes_of);
+        if self.placement().blocks.is_some() {
+            return self.combine_placed(bytes_of);
         }
         let first = stage.split.len() - reduce.axes;
         let mut moved_bytes = 0;
@@ -239,7 +236,7 @@ impl Exchange<'_> {
             let part_bytes: u64 = stage.shard(rank).iter().map(bytes_of).sum();
             let mut levels = Vec::new();
             for axis in (first..stage.split.len()).rev() {
-                // One sum for every group of the axes before this one.
+                // One partial result for every group of the axes before this one.
                 let steps = |axis: usize| grid.steps_of(axis, place[axis]);
                 let sums: u64 = (first..axis).map(|axis| steps(axis).end - steps(axis).start).product();
                 let has_next = place[axis] + 1 < grid.parts[axis];
@@ -256,27 +253,27 @@ impl Exchange<'_> {
         (levels, moved_bytes)
     }
 
-    /// Results cross from rank to rank in their order; in time, as if all went at once to where they end, which is
-    /// never slower.
-    fn combine_dealt(&self, bytes_of: impl Fn(&Tile) -> u64) -> (Vec<Vec<Level>>, u64) {
+    /// Partial results pass from rank to rank in their order. The time is that of sending all of them directly to the last
+    /// rank, which is never slower.
+    fn combine_placed(&self, bytes_of: impl Fn(&Tile) -> u64) -> (Vec<Vec<Level>>, u64) {
         let ranks = self.plan.machine.ranks as usize;
         let mut levels = vec![vec![Level::default()]; ranks];
         let mut moved_bytes = 0;
-        for cell in self.deal().cells(self.stage()) {
+        for cell in self.placement().cells(self.stage()) {
             let Some((root, bytes)) = cell.last().map(|(root, tile)| (root, bytes_of(tile))) else { continue };
             moved_bytes += bytes * cell.windows(2).filter(|pair| pair[0].0 != pair[1].0).count() as u64;
             let mut senders: Vec<u32> = cell.iter().map(|(rank, _)| *rank).filter(|rank| rank != root).collect();
             senders.sort_unstable();
             senders.dedup();
             for sender in senders {
-                // A rank with parts of several cells sends to the root of the last.
+                // A rank with partial results of several cells sends to the root of the last one.
                 if let Some((root, _)) = levels[sender as usize][0].pass.replace((*root, bytes)) {
                     levels[root as usize][0].awaits -= 1;
                 }
                 levels[*root as usize][0].awaits += 1;
             }
         }
-        // Who waits for others must not have others wait for it in turn.
+        // Prevents cycles: a rank that waits for others does not send.
         for rank in 0..ranks {
             if levels[rank][0].awaits > 0
                 && let Some((root, _)) = levels[rank][0].pass.take()
@@ -290,34 +287,35 @@ impl Exchange<'_> {
 
 /// Bytes that a stage moves between ranks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
-pub struct Moved {
-    /// Before its first run, for inputs that come from files.
+pub struct MovedBytes {
+    /// Bytes before its first run, for inputs that come from files.
     pub once_bytes: u64,
-    /// In every run: resident inputs and partial results.
+    /// Bytes in every run: resident inputs and partial results.
     pub each_run_bytes: u64,
 }
 
-/// What each stage moves between ranks under the placement of `setup`. Stealing not counted.
-pub fn moved(plan: &Plan, setup: &Setup) -> Vec<Moved> {
-    let deals = deals(plan, setup);
+/// Returns the bytes that each stage moves between ranks under the placement of `setup`, without stolen work.
+pub fn moved(plan: &Plan, setup: &SimulationSetup) -> Vec<MovedBytes> {
+    let placements = placements(plan, setup);
     let of = |stage: usize| {
-        let exchange = Exchange { plan, iterations: setup.iterations.as_ref(), deals: &deals, stage, parity: 0 };
+        let exchange =
+            StageExchange { plan, iterations: setup.iterations.as_ref(), placements: &placements, stage, parity: 0 };
         let iterated = exchange.is_iterated(stage);
         let each = if iterated { exchange.prelude(false).moved_bytes } else { 0 };
         let first = exchange.prelude(true).moved_bytes;
         let combined = exchange.combine().1;
-        // Where inputs are kept, later runs move none of those that came from files.
+        // Kept inputs that came from files are not moved again in later runs.
         let keeps = plan.stages[stage].keeps;
         match (iterated, keeps) {
-            (false, _) => Moved { once_bytes: first, each_run_bytes: combined },
-            (true, true) => Moved { once_bytes: from_files(&exchange), each_run_bytes: each + combined },
-            (true, false) => Moved { once_bytes: 0, each_run_bytes: each + combined },
+            (false, _) => MovedBytes { once_bytes: first, each_run_bytes: combined },
+            (true, true) => MovedBytes { once_bytes: from_files(&exchange), each_run_bytes: each + combined },
+            (true, false) => MovedBytes { once_bytes: 0, each_run_bytes: each + combined },
         }
     };
     (0..plan.stages.len()).map(of).collect()
 }
 
-fn from_files(exchange: &Exchange<'_>) -> u64 {
+fn from_files(exchange: &StageExchange<'_>) -> u64 {
     let (stage, mut prelude) = (exchange.stage(), Prelude::new(exchange.plan.machine.ranks));
     for (index, operand) in stage.operands.iter().enumerate() {
         if operand.role == Role::Input && operand.is_stored() && !operand.resident {
@@ -327,12 +325,12 @@ fn from_files(exchange: &Exchange<'_>) -> u64 {
     prelude.moved_bytes
 }
 
-/// The blocks of all stages.
-pub(super) fn deals(plan: &Plan, setup: &Setup) -> Deals {
+/// The placements of the blocks of all stages.
+pub(super) fn placements(plan: &Plan, setup: &SimulationSetup) -> StagePlacements {
     let (ranks, seed) = (plan.machine.ranks, setup.seed);
-    let deal = |(stage, number): (&StagePlan, u64)| {
-        let deal = |parity| BlockPlacement::new(stage, ranks, setup.placement, seed, 2 * number + parity);
-        (0..setup.placement.deals()).map(deal).collect()
+    let placement = |(stage, number): (&StagePlan, u64)| {
+        let placement = |parity| BlockPlacement::new(stage, ranks, setup.placement, seed, 2 * number + parity);
+        (0..setup.placement.alternatives()).map(placement).collect()
     };
-    plan.stages.iter().zip(0..).map(deal).collect()
+    plan.stages.iter().zip(0..).map(placement).collect()
 }

@@ -1,60 +1,60 @@
-//! The figures of a simulated machine.
+//! The speed of a simulated machine.
 
 use serde::{Deserialize, Serialize};
 
-/// A machine file: every key is optional. The defaults are of no machine in particular: a cluster with cores that
-/// process 20 MB/s, as kernels with some arithmetic do, a 100 Gbit/s network and a parallel file system.
+/// A machine file: every key is optional. The defaults describe no particular machine, but a typical
+/// cluster: cores that process 20 MB/s, as kernels with some arithmetic do, a 100 Gbit/s network and a parallel file system.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Machine {
+pub struct MachineModel {
     /// Time of a worker for each byte of split operands.
     pub compute_ns_per_byte: f64,
     /// Time of a worker for each task, whatever its size.
     pub task_ns: u64,
-    /// From the memory of a rank, for inputs that are there.
+    /// Inputs that are read from the memory of a rank.
     pub memory_ns_per_byte: f64,
-    /// To the file system and back; the bytes of a node's ranks pass one after the other.
+    /// Reads and writes of files. The transfers of a node's ranks pass one after the other.
     pub file_latency_ns: u64,
     pub read_ns_per_byte: f64,
     pub write_ns_per_byte: f64,
-    /// Between ranks of a node.
+    /// Messages between ranks of a node.
     pub node_latency_ns: u64,
     pub node_ns_per_byte: f64,
-    /// Between nodes; bytes queue where they leave a node and where they enter one.
+    /// Messages between nodes; they queue where they leave a node and where they enter one.
     pub network_latency_ns: u64,
     pub network_ns_per_byte: f64,
-    /// Spreads are standard deviations of the logarithm of a lognormal distribution with mean 1: of the ranks' speeds,
-    /// ...
+    /// Spread of the ranks' speeds. A spread is the standard deviation of the logarithm of a lognormal distribution with
+    /// mean 1.
     pub rank_spread: f64,
-    /// ... of the cost of a byte between ranks' shards, ...
+    /// Spread of the cost of a byte between the ranks' shares.
     pub shard_spread: f64,
-    /// ... and between blocks.
+    /// Spread of the cost of a byte between blocks.
     pub block_spread: f64,
-    /// The cost of a slice is off by up to this part, either way; below 1.
+    /// The cost of a slice differs from the mean by up to this fraction in either direction; below 1.
     pub slice_spread: f64,
     /// Memory that one rank may plan with.
     pub memory_bytes: u64,
-    /// Cores that the ranks of a node share; 0: every thread has one of its own.
+    /// Cores that the ranks of a node share; 0 if every thread has a core of its own.
     pub cores_per_node: u32,
-    /// From the start of the program to the first stage.
+    /// Time from the start of the program to the first stage.
     pub start_ns: u64,
-    /// Of a rank's main thread, to begin and end each run of a stage, ...
+    /// Time of a rank's main thread to begin and end each run of a stage.
     pub stage_ns: u64,
-    /// ... and for each message that carries tensors, at either end.
+    /// Time of a rank's main thread for each message that carries tensors, at either end.
     pub message_ns: u64,
-    /// How long a rank may take to look at a message while its workers are busy; half of it in the mean.
+    /// The longest time until a rank answers a message while its workers are busy; the mean is half of it.
     pub answer_ns: u64,
-    /// What a rank that waits for others takes from cores that it shares, before it goes to sleep.
+    /// Time for which a rank that waits for others keeps a shared core busy before it goes to sleep.
     pub poll_ns: u64,
     /// How many times as long tasks take on baseline code.
     pub baseline_factor: f64,
-    /// Time of a core until optimized code is there, from the first stage on; 0: it was there before.
+    /// Time of a core to compile optimized code, from the first stage on; 0 if it is there from the start.
     pub optimize_ns: u64,
 }
 
-impl Default for Machine {
+impl Default for MachineModel {
     fn default() -> Self {
-        Machine {
+        MachineModel {
             compute_ns_per_byte: 50.0,
             task_ns: 5_000,
             memory_ns_per_byte: 0.1,
@@ -90,7 +90,7 @@ pub enum MachineError {
     Range { key: &'static str, value: f64, least: f64, most: f64 },
 }
 
-impl Machine {
+impl MachineModel {
     /// Whether all figures are such that time goes on and comes to an end.
     pub fn check(&self) -> Result<(), MachineError> {
         let ranges = [
@@ -130,12 +130,12 @@ mod tests {
 
     #[test]
     fn keys_are_optional_known_and_in_range() {
-        let machine: Machine = toml::from_str("network_latency_ns = 9000\nslice_spread = 0.5").unwrap();
+        let machine: MachineModel = toml::from_str("network_latency_ns = 9000\nslice_spread = 0.5").unwrap();
         assert_eq!((machine.network_latency_ns, machine.slice_spread, machine.task_ns), (9000, 0.5, 5000));
         assert_eq!(machine.check(), Ok(()));
-        assert!(toml::from_str::<Machine>("network_latency = 9000").is_err());
-        let wrong = Machine { slice_spread: 1.0, ..Machine::default() };
+        assert!(toml::from_str::<MachineModel>("network_latency = 9000").is_err());
+        let wrong = MachineModel { slice_spread: 1.0, ..MachineModel::default() };
         assert_eq!(wrong.check().unwrap_err().to_string(), "'slice_spread' is 1, but must be from 0 to 0.99");
-        assert!(Machine { block_spread: f64::NAN, ..Machine::default() }.check().is_err());
+        assert!(MachineModel { block_spread: f64::NAN, ..MachineModel::default() }.check().is_err());
     }
 }

@@ -1,36 +1,37 @@
-//! What ranks send each other: messages of schedulers with what goes with them, and parcels of tensors.
+//! Messages between ranks: those of schedulers with the data attached to them, and parts of tensors.
 
 use crate::sched::{Message, Span};
+use crate::simulate::event::{SimEvent, TensorMessage};
 use crate::simulate::random::{Draw, bits};
-use crate::simulate::simulator::{SimEvent, Simulator, TensorMessage};
+use crate::simulate::simulator::Simulator;
 
 impl Simulator<'_> {
     pub fn send_message(&mut self, from: u32, to: u32, message: Message) {
         let (stage, _) = self.place(from);
         if !self.stages[stage].steals {
-            // Where nobody steals, nobody need know when the others are done.
+            // Without stealing, no rank needs to know when the others are done.
             return;
         }
         let bytes = self.attached_bytes(from, &message);
-        let mut at_ns = self.links.send(self.now_ns, self.machine, from, to, bytes);
+        let mut at_ns = self.network.send(self.now_ns, self.machine, from, to, bytes);
         self.count_moved(from, to, bytes);
         if self.machine.answer_ns > 0 && !self.ranks[to as usize].complete {
             self.sent += 1;
             at_ns += bits(self.setup.seed, Draw::Answer, self.sent, u64::from(to)) % self.machine.answer_ns;
         }
         let slot = self.messages.put((self.ranks[from as usize].run, from, message));
-        self.at(at_ns, to, SimEvent::Arrived { slot });
+        self.at(at_ns, to, SimEvent::SchedulerMessage { slot });
     }
 
-    pub fn send_parcel(&mut self, from: u32, to: u32, bytes: u64, parcel: TensorMessage) {
-        let at_ns = self.links.send(self.now_ns, self.machine, from, to, bytes) + self.machine.message_ns;
+    pub fn send_tensor(&mut self, from: u32, to: u32, bytes: u64, message: TensorMessage) {
+        let at_ns = self.network.send(self.now_ns, self.machine, from, to, bytes) + self.machine.message_ns;
         self.count_moved(from, to, bytes);
-        let slot = self.parcels.put((self.ranks[from as usize].run, parcel));
+        let slot = self.tensor_messages.put((self.ranks[from as usize].run, message));
         self.at(at_ns, to, SimEvent::TensorMessage { slot });
     }
 
     fn count_moved(&mut self, from: u32, to: u32, bytes: u64) {
-        let (stage, near) = (self.place(from).0, self.links.node(from) == self.links.node(to));
+        let (stage, near) = (self.place(from).0, self.network.node(from) == self.network.node(to));
         let bytes = bytes * self.runs[self.ranks[from as usize].run].times;
         let times = &mut self.times[stage];
         if near {
@@ -40,7 +41,7 @@ impl Simulator<'_> {
         }
     }
 
-    /// What the driver of a run would send along.
+    /// The bytes that a real run attaches to a message.
     fn attached_bytes(&self, from: u32, message: &Message) -> u64 {
         let work = self.work(from);
         match message {
@@ -62,7 +63,7 @@ impl Simulator<'_> {
     pub fn count_stolen(&mut self, thief: u32, piece: Span) {
         let work = self.work(thief);
         let bytes = work.part(piece, work.of(piece.owner, piece.block).bytes);
-        let near = self.links.node(thief) == self.links.node(piece.owner);
+        let near = self.network.node(thief) == self.network.node(piece.owner);
         let (stage, _) = self.place(thief);
         if near {
             self.times[stage].stolen_on_node_bytes += bytes;

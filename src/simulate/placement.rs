@@ -1,4 +1,4 @@
-//! Which rank has which blocks: as planned, or dealt out by chance or in turn, for comparison.
+//! The placement of blocks on ranks: planned, or random or round-robin for comparison.
 
 use serde::Serialize;
 
@@ -6,45 +6,62 @@ use crate::plan::{StagePlan, Tile};
 use crate::simulate::random::{Draw, bits};
 use crate::tensor::Region;
 
-/// Who gets the blocks of a stage.
+/// The rule by which the blocks of a stage are placed on ranks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Placement {
-    /// As the plan says.
+    /// The placement of the plan.
     #[default]
     Planned,
-    /// The plan's blocks are shuffled and dealt out evenly, anew for every run of a stage, as schedulers do that do not
-    /// ask where data is.
+    /// The plan's blocks are shuffled and distributed evenly, again for every run of a stage, as by a scheduler that ignores
+    /// where data is.
     Random,
-    /// The plan's blocks are dealt out in turn, in the order of their places, the same in every run of a stage.
+    /// The plan's blocks are distributed round-robin in the order of their offsets, the same in every run of a stage.
     RoundRobin,
 }
 
 impl Placement {
-    /// In how many ways the blocks of a stage are dealt out, run by run in turn.
-    pub(super) fn deals(self) -> u64 {
+    /// Number of placements between which the runs of a stage alternate.
+    pub(super) fn alternatives(self) -> u64 {
         if self == Placement::Random { 2 } else { 1 }
     }
 }
 
-/// A block with its owner and number in the plan.
-pub(super) type Dealt = (Tile, (u32, u64));
+/// Owner and number of a block in the plan.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PlannedBlock {
+    pub owner: u32,
+    pub number: u64,
+}
 
-/// The blocks of a stage by rank; none: as planned.
+/// A block that is placed on a rank.
+#[derive(Clone, Debug)]
+pub(super) struct PlacedBlock {
+    pub tile: Tile,
+    pub planned: PlannedBlock,
+}
+
+/// The placement of the blocks of a stage.
 #[derive(Debug)]
-pub(super) struct BlockPlacement(pub Option<Vec<Vec<Dealt>>>);
+pub(super) struct BlockPlacement {
+    /// Blocks by rank; `None` if they are placed as planned.
+    pub blocks: Option<Vec<Vec<PlacedBlock>>>,
+}
 
 impl BlockPlacement {
-    /// `run` tells the runs of stages apart.
+    /// Places the blocks of `stage`. `run` distinguishes runs of stages.
     pub fn new(stage: &StagePlan, ranks: u32, placement: Placement, seed: u64, run: u64) -> BlockPlacement {
         if placement == Placement::Planned {
-            return BlockPlacement(None);
+            return BlockPlacement { blocks: None };
         }
-        let of = |rank| stage.blocks(rank).zip(0..).map(move |(tile, number)| (tile, (rank, number)));
-        let mut all: Vec<Dealt> = (0..ranks).flat_map(of).collect();
-        all.sort_by(|(a, _), (b, _)| a.0.offset.cmp(&b.0.offset));
+        let of = |owner| {
+            let place = move |(tile, number)| PlacedBlock { tile, planned: PlannedBlock { owner, number } };
+            stage.blocks(owner).zip(0..).map(place)
+        };
+        let mut all: Vec<PlacedBlock> = (0..ranks).flat_map(of).collect();
+        all.sort_by(|a, b| a.tile.0.offset.cmp(&b.tile.0.offset));
         if placement == Placement::Random {
-            // Fisher and Yates.
+            // The shuffle of Fisher and Yates.
             for last in (1..all.len()).rev() {
                 let other = bits(seed, Draw::Placement, run, last as u64) % (last as u64 + 1);
                 all.swap(last, other as usize);
@@ -52,24 +69,24 @@ impl BlockPlacement {
         }
         let mut blocks = vec![Vec::new(); ranks as usize];
         all.into_iter().enumerate().for_each(|(number, block)| blocks[number % ranks as usize].push(block));
-        blocks.iter_mut().for_each(|blocks| blocks.sort_by(|(a, _), (b, _)| a.0.offset.cmp(&b.0.offset)));
-        BlockPlacement(Some(blocks))
+        blocks.iter_mut().for_each(|blocks| blocks.sort_by(|a, b| a.tile.0.offset.cmp(&b.tile.0.offset)));
+        BlockPlacement { blocks: Some(blocks) }
     }
 
-    /// What `rank` reads of input `operand`, halos included; regions may overlap.
+    /// The regions of input `operand` that `rank` reads, halos included; they may overlap.
     pub fn needs(&self, stage: &StagePlan, operand: usize, rank: u32) -> Vec<Region> {
         let Some(blocks) = self.blocks(rank).filter(|_| !stage.is_broadcast(operand)) else {
             return stage.needs(operand, rank);
         };
-        let regions = blocks.iter().map(|(tile, _)| stage.region(operand, tile));
+        let regions = blocks.iter().map(|block| stage.region(operand, &block.tile));
         regions.flat_map(|region| stage.sources(operand, &region)).map(|part| part.source).collect()
     }
 
-    /// What of output `operand` ends up on `rank`.
+    /// The regions of output `operand` that end up on `rank`.
     pub fn owned(&self, stage: &StagePlan, operand: usize, rank: u32) -> Vec<Region> {
         match (self.blocks(rank), stage.reduce) {
             (None, _) => stage.owned(operand, rank),
-            (Some(blocks), None) => blocks.iter().map(|(tile, _)| stage.region(operand, tile)).collect(),
+            (Some(blocks), None) => blocks.iter().map(|block| stage.region(operand, &block.tile)).collect(),
             (Some(_), Some(_)) => {
                 let cells = self.cells(stage).into_iter().filter(|cell| cell.last().is_some_and(|l| l.0 == rank));
                 cells.filter_map(|cell| Some(stage.region(operand, &cell.last()?.1))).collect()
@@ -77,15 +94,14 @@ impl BlockPlacement {
         }
     }
 
-    fn blocks(&self, rank: u32) -> Option<&Vec<Dealt>> {
-        self.0.as_ref().map(|blocks| &blocks[rank as usize])
+    fn blocks(&self, rank: u32) -> Option<&Vec<PlacedBlock>> {
+        self.blocks.as_ref().map(|blocks| &blocks[rank as usize])
     }
 
-    /// The blocks of each cell of a reduction with the ranks that have them, in the order in which their results are
-    /// combined.
+    /// The blocks of each cell of a reduction with their ranks, in the order in which their results are combined.
     pub fn cells(&self, stage: &StagePlan) -> Vec<Vec<(u32, Tile)>> {
-        let blocks = self.0.iter().flat_map(|blocks| (0u32..).zip(blocks));
-        let all = blocks.flat_map(|(rank, blocks)| blocks.iter().map(move |(tile, _)| (rank, tile.clone())));
+        let blocks = self.blocks.iter().flat_map(|blocks| (0u32..).zip(blocks));
+        let all = blocks.flat_map(|(rank, blocks)| blocks.iter().map(move |block| (rank, block.tile.clone())));
         let key = |tile: &Tile| {
             let starts: Vec<u64> = stage.groups(tile).iter().map(|groups| groups.start).collect();
             (stage.cell(tile), starts)
@@ -97,7 +113,7 @@ impl BlockPlacement {
     }
 }
 
-/// Elements that lie in at least one of `boxes`.
+/// Number of elements that lie in at least one of `boxes`.
 pub(super) fn covered(boxes: &[Region]) -> u64 {
     match boxes {
         [] => return 0,

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use super::*;
 use crate::job::Job;
-use crate::plan::{self, Layout};
+use crate::plan::{self, Layout, Plan};
 use crate::simulate::placement::BlockPlacement;
 use crate::tensor::{Dtype, Shape};
 
@@ -36,18 +36,18 @@ fn job_and_plan(name: &str, ranks: u32) -> (Job, Plan) {
 }
 
 /// As many iterations as such a job takes.
-fn setup(job: &Job, placement: Placement) -> Setup {
+fn setup(job: &Job, placement: Placement) -> SimulationSetup {
     let iterations = job.iterate.as_ref().map(|iterate| Iterations {
         stages: iterate.stages.clone(),
         count: iterate.count.min(25),
         exchange: iterate.exchange.iter().map(|pair| (pair.read.clone(), pair.written.clone())).collect(),
         until: iterate.until.as_ref().map(|until| until.tensor.clone()),
     });
-    Setup { placement, iterations, ..Setup::default() }
+    SimulationSetup { placement, iterations, ..SimulationSetup::default() }
 }
 
 /// Bytes that a whole run moves between ranks.
-fn moved_bytes(plan: &Plan, setup: &Setup) -> u64 {
+fn moved_bytes(plan: &Plan, setup: &SimulationSetup) -> u64 {
     let runs = |stage| match &setup.iterations {
         Some(iterations) if iterations.stages.contains(&stage) => iterations.count,
         _ => 1,
@@ -95,12 +95,12 @@ exchange = [["a", "b"]]
         for placement in PLACEMENTS {
             let setup = setup(&job, placement);
             // Each run of a random placement finds what the one before left.
-            let deals: Vec<BlockPlacement> = (0..placement.deals())
+            let placements: Vec<BlockPlacement> = (0..placement.alternatives())
                 .map(|run| BlockPlacement::new(&plan.stages[0], ranks, placement, setup.seed, run))
                 .collect();
-            let points = |deal: &BlockPlacement, rank: u32| -> BTreeSet<(i64, i64)> {
-                let tiles: Vec<plan::Tile> = match &deal.0 {
-                    Some(blocks) => blocks[rank as usize].iter().map(|(tile, _)| tile.clone()).collect(),
+            let points = |placement: &BlockPlacement, rank: u32| -> BTreeSet<(i64, i64)> {
+                let tiles: Vec<plan::Tile> = match &placement.blocks {
+                    Some(blocks) => blocks[rank as usize].iter().map(|block| block.tile.clone()).collect(),
                     None => plan.stages[0].blocks(rank).collect(),
                 };
                 let of = |tile: &plan::Tile| {
@@ -111,9 +111,9 @@ exchange = [["a", "b"]]
             };
             let mut bytes = 0;
             for rank in 0..ranks {
-                let owned = points(deals.last().unwrap(), rank);
+                let owned = points(placements.last().unwrap(), rank);
                 let near = |(y, x): (i64, i64)| (-1..=1).flat_map(move |dy| (-2..=2).map(move |dx| (y + dy, x + dx)));
-                let around = points(&deals[0], rank).into_iter().flat_map(near);
+                let around = points(&placements[0], rank).into_iter().flat_map(near);
                 let needs: BTreeSet<_> = around.map(|(y, x)| (y.clamp(0, height - 1), x.clamp(0, width - 1))).collect();
                 bytes += 4 * needs.difference(&owned).count() as u64;
             }

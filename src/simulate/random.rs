@@ -1,6 +1,6 @@
-//! Numbers that look random and are functions of the seed.
+//! Pseudo-random numbers that are functions of the seed.
 
-/// What a number is drawn for, so that no two purposes draw the same.
+/// The purpose of a number, so that no two purposes draw the same one.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Draw {
     RankSpeed,
@@ -23,17 +23,17 @@ fn mix(value: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// In `0 ..= 1`, but never 0.
+/// Maps to `0 ..= 1`, but never to 0.
 fn unit(bits: u64) -> f64 {
     ((bits >> 11) + 1) as f64 / (1u64 << 53) as f64
 }
 
-/// In `-1 ..= 1`.
+/// Maps to `-1 ..= 1`.
 pub(super) fn symmetric(bits: u64) -> f64 {
     2.0 * unit(bits) - 1.0
 }
 
-/// Lognormal with mean 1, of a normal distribution with standard deviation `sigma` (Box and Muller 1958).
+/// A lognormal number with mean 1, from a normal distribution with standard deviation `sigma` (Box and Muller 1958).
 pub(super) fn lognormal(bits: u64, sigma: f64) -> f64 {
     if sigma == 0.0 {
         return 1.0;

@@ -1,44 +1,52 @@
-//! A stage as the simulator sees it: everything that does not change while it runs.
+//! The model of a stage: all that does not change while it runs.
 
-use super::exchange::{Deals, Exchange, Level, Prelude};
-use super::{Policy, Setup};
 use crate::plan::{Origin, Plan, Role};
 use crate::sched::{Costs, Path};
-use crate::simulate::block_costs::Work;
-use crate::simulate::machine::Machine;
+use crate::simulate::block_costs::BlockCosts;
+use crate::simulate::exchange::{Level, Prelude, StageExchange, StagePlacements};
+use crate::simulate::machine::MachineModel;
+use crate::simulate::setup::{Policy, SimulationSetup};
 
-/// A stage and all that is known of it before it runs.
-pub(super) struct StageWorld {
-    /// By deal, as all that follows.
-    pub work: Vec<Work>,
-    /// Of the first run, and of the others.
+/// All that is known of a stage before it runs.
+pub(super) struct StageModel {
+    /// Costs of the blocks, by placement.
+    pub work: Vec<BlockCosts>,
+    /// Exchanges before the first run and before later runs, by placement.
     pub preludes: [Vec<Prelude>; 2],
+    /// Levels of a reduction, by placement and rank.
     pub levels: Vec<Vec<Vec<Level>>>,
     pub steals: bool,
-    /// No rank goes on before all have done their part.
-    pub together: bool,
+    /// All ranks wait for each other at the end.
+    pub has_barrier: bool,
     pub costs: Option<Costs>,
 }
 
-pub(super) fn stage_world(plan: &Plan, setup: &Setup, deals: &Deals, number: usize) -> StageWorld {
+pub(super) fn stage_model(
+    plan: &Plan,
+    setup: &SimulationSetup,
+    placements: &StagePlacements,
+    number: usize,
+) -> StageModel {
     let (stage, machine) = (&plan.stages[number], &setup.machine);
     let iterated = setup.iterations.as_ref().is_some_and(|iterations| iterations.stages.contains(&number));
-    let exchange = |parity| Exchange { plan, iterations: setup.iterations.as_ref(), deals, stage: number, parity };
-    let parities = || 0..deals[number].len();
-    let work = deals[number].iter().map(|deal| Work::new(plan, stage, setup, deal)).collect::<Vec<_>>();
+    let exchange =
+        |parity| StageExchange { plan, iterations: setup.iterations.as_ref(), placements, stage: number, parity };
+    let parities = || 0..placements[number].len();
+    let work =
+        placements[number].iter().map(|placement| BlockCosts::new(plan, stage, setup, placement)).collect::<Vec<_>>();
     let is_written = stage.operands.iter().any(|o| o.role == Role::Output && o.origin == Origin::Created);
     let later = |parity| if iterated { exchange(parity).prelude(false) } else { Prelude::default() };
-    StageWorld {
+    StageModel {
         costs: Some(costs(machine, &work[0])),
         work,
         preludes: [parities().map(|parity| exchange(parity).prelude(true)).collect(), parities().map(later).collect()],
         levels: parities().map(|parity| exchange(parity).combine().0).collect(),
         steals: setup.policy == Policy::Steal && plan.machine.ranks > 1 && !iterated,
-        together: is_written && !iterated,
+        has_barrier: is_written && !iterated,
     }
 }
 
-fn costs(machine: &Machine, work: &Work) -> Costs {
+fn costs(machine: &MachineModel, work: &BlockCosts) -> Costs {
     let (unfetched, fetched) = work.typical().map_or((0, 0), |form| {
         let kept = form.memory_bytes + form.returned_bytes;
         (kept, kept + form.file_bytes)

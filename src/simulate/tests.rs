@@ -1,6 +1,6 @@
 use super::*;
 use crate::job::Job;
-use crate::plan::{self, Layout};
+use crate::plan::{self, Layout, Plan};
 use crate::tensor::{Dtype, Shape};
 use std::collections::BTreeMap;
 
@@ -29,12 +29,12 @@ pub(super) fn rows_of(ranks: u32, ranks_per_node: u32, rows: u64, columns: u64) 
     plan::plan(&job, &layouts, &machine).unwrap()
 }
 
-fn setup(policy: Policy, shard_spread: f64) -> Setup {
-    let machine = Machine { shard_spread, ..Machine::default() };
-    Setup { machine, policy, ..Setup::default() }
+fn setup(policy: Policy, shard_spread: f64) -> SimulationSetup {
+    let machine = MachineModel { shard_spread, ..MachineModel::default() };
+    SimulationSetup { machine, policy, ..SimulationSetup::default() }
 }
 
-fn norm(plan: &Plan, setup: &Setup) -> StageTimes {
+fn norm(plan: &Plan, setup: &SimulationSetup) -> StageTimes {
     simulate(plan, setup).stages.remove(0)
 }
 
@@ -49,7 +49,7 @@ fn equal_ranks_need_no_stealing_and_lose_little() {
 #[test]
 fn a_slow_rank_does_not_hold_up_the_others() {
     let plan = rows(4, 4);
-    let slow = |policy| norm(&plan, &Setup { slow: vec![(2, 4.0)], ..setup(policy, 0.0) }).efficiency;
+    let slow = |policy| norm(&plan, &SimulationSetup { slow: vec![(2, 4.0)], ..setup(policy, 0.0) }).efficiency;
     let (stolen, fixed) = (slow(Policy::Steal), slow(Policy::Static));
     assert!(stolen > 0.95, "{stolen}");
     assert!(fixed < 0.4, "{fixed}");
@@ -76,7 +76,7 @@ fn one_seed_is_one_result() {
     let plan = rows(64, 8);
     let times = norm(&plan, &setup(Policy::Steal, 0.5));
     assert_eq!(times, norm(&plan, &setup(Policy::Steal, 0.5)));
-    assert_ne!(times, norm(&plan, &Setup { seed: 2, ..setup(Policy::Steal, 0.5) }));
+    assert_ne!(times, norm(&plan, &SimulationSetup { seed: 2, ..setup(Policy::Steal, 0.5) }));
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn tasks_that_nobody_follows_end_like_those_that_are_followed() {
 }
 
 /// Iterations that a machine with a swap goes through.
-fn iterated(count: u64, ranks: u32) -> (Plan, Setup) {
+fn iterated(count: u64, ranks: u32) -> (Plan, SimulationSetup) {
     let text = r#"
 name = "plate"
 [tensors]
@@ -127,7 +127,7 @@ exchange = [["a", "b"]]
     let machine = plan::Machine { ranks, ranks_per_node: ranks, threads: 1, memory_bytes: 1 << 30 };
     let exchange = vec![("a".to_owned(), "b".to_owned())];
     let iterations = Some(Iterations { stages: 0..1, count, exchange, until: None });
-    (plan::plan(&job, &layouts, &machine).unwrap(), Setup { iterations, ..setup(Policy::Steal, 0.0) })
+    (plan::plan(&job, &layouts, &machine).unwrap(), SimulationSetup { iterations, ..setup(Policy::Steal, 0.0) })
 }
 
 #[test]
@@ -185,8 +185,9 @@ fn a_run_like_one_that_was_measured_takes_as_long() {
     let stages = BTreeMap::from([("step".to_owned(), stage)]);
     let run = Measured { plan: plan.clone(), cores_per_node: None, iterations: Some(50), stole: false, stages };
     setup.costs = calibrate(&[run], &setup);
-    let spreads =
-        |machine: &mut Machine| (machine.rank_spread, machine.block_spread, machine.slice_spread) = (0.0, 0.0, 0.0);
+    let spreads = |machine: &mut MachineModel| {
+        (machine.rank_spread, machine.block_spread, machine.slice_spread) = (0.0, 0.0, 0.0)
+    };
     spreads(&mut setup.machine);
     let makespan_ns = simulate(&plan, &setup).stages[0].makespan_ns as f64;
     assert!((0.97..1.03).contains(&(makespan_ns / 400e6)), "{makespan_ns}");
@@ -197,8 +198,9 @@ fn a_run_like_one_that_was_measured_takes_as_long() {
 fn what_was_measured_in_a_crowd_comes_out_again() {
     let (one, mut setup) = iterated(50, 1);
     let (two, _) = iterated(50, 2);
-    let spreads =
-        |machine: &mut Machine| (machine.rank_spread, machine.block_spread, machine.slice_spread) = (0.0, 0.0, 0.0);
+    let spreads = |machine: &mut MachineModel| {
+        (machine.rank_spread, machine.block_spread, machine.slice_spread) = (0.0, 0.0, 0.0)
+    };
     spreads(&mut setup.machine);
     let run = |plan: &Plan, cores: u32, wall_ms: u64| {
         let kernel_ns = vec![[0, 300_000_000 / u64::from(plan.machine.ranks)]; plan.machine.ranks as usize];
@@ -212,8 +214,8 @@ fn what_was_measured_in_a_crowd_comes_out_again() {
         let runs = [run(&one, 1, 400), run(&two, 2, 240), run(&two, 1, shared_ms)];
         setup.costs = calibrate(&runs, &setup);
         let makespan_ms = |plan: &Plan, cores_per_node: u32| {
-            let machine = Machine { cores_per_node, ..setup.machine.clone() };
-            let setup = Setup { machine, ..setup.clone() };
+            let machine = MachineModel { cores_per_node, ..setup.machine.clone() };
+            let setup = SimulationSetup { machine, ..setup.clone() };
             simulate(plan, &setup).stages[0].makespan_ns as f64 / 1e6
         };
         for (plan, cores, wall_ms) in [(&one, 1, 400), (&two, 2, 240), (&two, 1, shared_ms)] {
@@ -228,7 +230,7 @@ fn who_has_the_dear_part_takes_longest_unless_others_steal_it() {
     let plan = rows(4, 4);
     let mut costs = StageCosts { kernel_ns: 4e9, density: vec![2.5, 0.5, 0.5, 0.5], ..StageCosts::default() };
     let seconds = |policy, costs: &StageCosts| {
-        let setup = Setup { costs: [("norm".to_owned(), costs.clone())].into(), ..setup(policy, 0.0) };
+        let setup = SimulationSetup { costs: [("norm".to_owned(), costs.clone())].into(), ..setup(policy, 0.0) };
         norm(&plan, &setup).makespan_ns as f64 / 1e9
     };
     let (fixed, stolen) = (seconds(Policy::Static, &costs), seconds(Policy::Steal, &costs));

@@ -14,7 +14,7 @@ use crate::exec::ExitCode;
 use crate::job::Job;
 use crate::plan::{self, Plan};
 use crate::sched::Granularity;
-use crate::simulate::{self, Machine, Moved, Placement, Policy, Setup, Simulation};
+use crate::simulate::{self, MachineModel, MovedBytes, Placement, Policy, Simulation, SimulationSetup};
 use crate::text;
 
 /// The default number of ranks per node.
@@ -132,8 +132,8 @@ fn try_simulate(arguments: &SimulateArguments) -> Result<ExitCode, ExitCode> {
     Ok(ExitCode::Done)
 }
 
-fn setup(arguments: &SimulateArguments, machine: Machine) -> Setup {
-    Setup {
+fn setup(arguments: &SimulateArguments, machine: MachineModel) -> SimulationSetup {
+    SimulationSetup {
         machine,
         policy: match arguments.policy {
             PolicyName::Steal => Policy::Steal,
@@ -147,12 +147,12 @@ fn setup(arguments: &SimulateArguments, machine: Machine) -> Setup {
         },
         slow: arguments.slow.clone(),
         seed: arguments.seed,
-        ..Setup::default()
+        ..SimulationSetup::default()
     }
 }
 
 /// Sets the costs to those of measured runs. These include all spread but the requested one.
-fn calibrate(setup: &mut Setup, measured: &MeasuredRuns, job: &Job, spread: Option<f64>) {
+fn calibrate(setup: &mut SimulationSetup, measured: &MeasuredRuns, job: &Job, spread: Option<f64>) {
     let machine = &mut setup.machine;
     machine.rank_spread = 0.0;
     machine.shard_spread = spread.unwrap_or(0.0);
@@ -164,7 +164,7 @@ fn calibrate(setup: &mut Setup, measured: &MeasuredRuns, job: &Job, spread: Opti
     setup.costs = simulate::calibrate(&measured.runs, setup);
 }
 
-fn print_simulation(plan: &Plan, setup: &Setup, simulation: &Simulation, moved: &[Moved]) {
+fn print_simulation(plan: &Plan, setup: &SimulationSetup, simulation: &Simulation, moved: &[MovedBytes]) {
     print_json(&serde_json::json!({
         "schema": 1,
         "job": plan.job_name,
@@ -184,8 +184,8 @@ fn print_simulation(plan: &Plan, setup: &Setup, simulation: &Simulation, moved: 
     }));
 }
 
-fn machine(arguments: &SimulateArguments) -> Result<Machine, ExitCode> {
-    let mut machine = Machine::default();
+fn machine(arguments: &SimulateArguments) -> Result<MachineModel, ExitCode> {
+    let mut machine = MachineModel::default();
     if let Some(path) = &arguments.machine {
         let text = std::fs::read_to_string(path).map_err(|error| {
             eprintln!("error: cannot read {}", path.display());
@@ -203,7 +203,7 @@ fn machine(arguments: &SimulateArguments) -> Result<Machine, ExitCode> {
     Ok(machine)
 }
 
-fn print_stages(plan: &Plan, setup: &Setup, simulation: &Simulation, moved: &[Moved]) {
+fn print_stages(plan: &Plan, setup: &SimulationSetup, simulation: &Simulation, moved: &[MovedBytes]) {
     let machine = &plan.machine;
     let nodes = machine.ranks.div_ceil(machine.ranks_per_node);
     let ranks = format!("{} ranks of {} threads on {nodes} nodes", machine.ranks, machine.threads);

@@ -9,7 +9,7 @@ use crate::engine::{Cache, Kernel, Tier};
 use crate::exec;
 use crate::job::Job;
 use crate::plan::Plan;
-use crate::simulate::{Machine, Setup, StageCosts, simulate};
+use crate::simulate::{MachineModel, SimulationSetup, StageCosts, simulate};
 
 /// Simulates the plan with the task costs of earlier runs on a default machine. `kernels` are those of the stages.
 /// Fails with the name of a kernel without known costs.
@@ -32,7 +32,12 @@ pub(in crate::cli) fn estimate(
         costs.insert(stage.name.clone(), StageCosts { kernel_ns, baseline_factor, ..StageCosts::default() });
     }
     // The measured costs include their spread.
-    let machine = Machine { rank_spread: 0.0, block_spread: 0.0, slice_spread: 0.0, ..Machine::default() };
-    let setup = Setup { machine, costs, iterations: measured_runs::iterations(job, None), ..Setup::default() };
+    let machine = MachineModel { rank_spread: 0.0, block_spread: 0.0, slice_spread: 0.0, ..MachineModel::default() };
+    let setup = SimulationSetup {
+        machine,
+        costs,
+        iterations: measured_runs::iterations(job, None),
+        ..SimulationSetup::default()
+    };
     Ok(Duration::from_nanos(simulate(plan, &setup).makespan_ns))
 }
