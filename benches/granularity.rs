@@ -12,7 +12,7 @@ use std::path::Path;
 use exuvia::job::Job;
 use exuvia::plan::{self, Layout, Plan};
 use exuvia::sched::Granularity;
-use exuvia::simulate::{Machine, Setup, StageCosts, simulate};
+use exuvia::simulate::{MachineModel, SimulationSetup, StageCosts, simulate};
 use exuvia::tensor::{Dtype, Shape};
 use lab::{Lab, in_stages, median};
 
@@ -32,19 +32,22 @@ fn rows(rows: u64, columns: u64) -> Plan {
 }
 
 /// Loads by name. All cost 50 ns a byte in the mean.
-fn loads(bytes: f64) -> Vec<(&'static str, Setup)> {
-    let even = Machine { rank_spread: 0.0, block_spread: 0.0, slice_spread: 0.0, ..Machine::default() };
-    let setup = |machine: Machine| Setup { machine, ..Setup::default() };
+fn loads(bytes: f64) -> Vec<(&'static str, SimulationSetup)> {
+    let even = MachineModel { rank_spread: 0.0, block_spread: 0.0, slice_spread: 0.0, ..MachineModel::default() };
+    let setup = |machine: MachineModel| SimulationSetup { machine, ..SimulationSetup::default() };
     let zipf: f64 = (1..=RANKS).map(|rank| 1.0 / f64::from(rank)).sum();
     let density = (1..=RANKS).map(|rank| f64::from(RANKS) / f64::from(rank) / zipf).collect();
     let costs = StageCosts { kernel_ns: 50.0 * bytes, density, ..StageCosts::default() };
-    let lognormal = Machine { shard_spread: 0.5, block_spread: 0.5, slice_spread: 0.5, ..even.clone() };
+    let lognormal = MachineModel { shard_spread: 0.5, block_spread: 0.5, slice_spread: 0.5, ..even.clone() };
     vec![
         ("uniform", setup(even.clone())),
         ("lognormal", setup(lognormal)),
-        ("Zipf over shards", Setup { costs: BTreeMap::from([("norm".to_owned(), costs)]), ..setup(even.clone()) }),
-        ("one rank at 1/4", Setup { slow: vec![(2, 4.0)], ..setup(even.clone()) }),
-        ("tier-up half way", setup(Machine { optimize_ns: 600_000_000, ..even })),
+        (
+            "Zipf over shards",
+            SimulationSetup { costs: BTreeMap::from([("norm".to_owned(), costs)]), ..setup(even.clone()) },
+        ),
+        ("one rank at 1/4", SimulationSetup { slow: vec![(2, 4.0)], ..setup(even.clone()) }),
+        ("tier-up half way", setup(MachineModel { optimize_ns: 600_000_000, ..even })),
     ]
 }
 
@@ -56,7 +59,7 @@ fn main() {
         let plan = rows(count, columns);
         for (load, setup) in loads((u64::from(RANKS) * count * 4 * (columns + 1)) as f64) {
             let time = |granularity| {
-                simulate(&plan, &Setup { granularity, ..setup.clone() }).stages[0].makespan_ns as f64 / 1e9
+                simulate(&plan, &SimulationSetup { granularity, ..setup.clone() }).stages[0].makespan_ns as f64 / 1e9
             };
             let fixed = FIXED.map(|slices| time(Granularity::Fixed(slices)));
             let (auto, best) = (time(Granularity::Adaptive), fixed.iter().copied().fold(f64::MAX, f64::min));

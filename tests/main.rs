@@ -11,6 +11,7 @@ mod examples;
 mod fabric;
 mod files;
 mod hosts;
+mod layering;
 mod notation;
 mod overlap;
 mod refusals;

@@ -26,7 +26,7 @@ use super::orphans;
 use super::tier::Tier;
 use crate::encode::encode;
 
-/// The hidden command-line verb that runs [`compile_helper_main`](super::compile_helper_main).
+/// The hidden command-line verb that runs [`compile_helper_main`](crate::engine::compile_helper::compile_helper_main).
 pub const HELPER_VERB: &str = "compile-kernel";
 const LAST_WORDS_BYTES: usize = 2_000;
 /// More code than this is not loaded.

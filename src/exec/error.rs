@@ -161,7 +161,7 @@ pub struct RunFailure {
     pub code: ExitCode,
     /// The text to print, if this rank is the one to print it and has not done so yet ([`Options::print_error`]).
     ///
-    /// [`Options::print_error`]: crate::exec::Options::print_error
+    /// [`Options::print_error`]: crate::exec::options::Options::print_error
     pub text: Option<String>,
     /// Whether the cause was, or may have been, a failed rank.
     pub died: bool,

@@ -1,6 +1,6 @@
 //! What can be wrong between the tables of a job file.
 
-use super::{Combine, Job, Source, Stage};
+use crate::job::definition::{Combine, Job, Source, Stage};
 use crate::job::error::JobError;
 use crate::job::notation::Operand;
 use crate::text::nearest;

@@ -2,8 +2,8 @@
 //!
 //! That follows from the job file alone: neither extents nor ranks decide whether an index may be cut.
 
-use super::Stage;
 use super::table::{Table, Value};
+use crate::job::definition::Stage;
 use crate::job::error::JobError;
 use crate::job::notation::{Notation, Operand};
 use crate::text::suggest;

@@ -1,6 +1,7 @@
 //! Tests of what job files say of reductions, halos and iterations.
 
 use super::*;
+use crate::tensor::Boundary;
 
 const HEAT: &str = r#"
 [tensors]

@@ -5,7 +5,7 @@ use super::cuts;
 use super::iterate;
 use super::notation::{self, Notation, Operand};
 use super::table::{Document, Table, Value};
-use super::{Combine, Job, Limits, Source, Stage, TensorDecl};
+use crate::job::definition::{Combine, Job, Limits, Source, Stage, TensorDecl};
 use crate::job::error::JobError;
 use crate::job::snippet::position;
 use crate::tensor::{Boundary, Dtype, MAX_RANK, Shape};

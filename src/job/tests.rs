@@ -1,5 +1,7 @@
 use super::*;
+use crate::tensor::{Dtype, Shape};
 use insta::assert_snapshot;
+use std::time::Duration;
 
 const KNN: &str = r#"
 memory = "2GiB"

@@ -1,8 +1,8 @@
 //! Notation and layouts to operands: what every index's extent is, which indices are split, what is broadcast.
 
-use super::{Distribution, IndexPlan, Layout, OperandPlan, Origin, Role};
 use crate::job::{Cut, Index, Job, Operand, Source, Stage, Why};
 use crate::plan::error::PlanError;
+use crate::plan::model::{Distribution, IndexPlan, Layout, OperandPlan, Origin, Role};
 use crate::tensor::Shape;
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! A plan in sentences: why each stage is cut as it is, what moves, and how far that is from the least.
 
 use super::error::iec;
-use super::{Distribution, OperandPlan, Origin, Plan, Role, StageKind, StagePlan};
 use crate::job::Cut;
+use crate::plan::model::{Distribution, OperandPlan, Origin, Plan, Role, StageKind, StagePlan};
 use crate::tensor::Boundary;
 
 /// What [`explain`] knows of an operand: its bytes, whether each axis cuts it, and its halo along each axis.
@@ -201,9 +201,10 @@ fn factorizations(number: u64, parts: &mut Vec<u64>, axis: usize, see: &mut impl
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan;
     use super::super::tests::{job, layout, layouts};
-    use super::super::{Machine, plan};
     use super::*;
+    use crate::plan::model::Machine;
     use crate::tensor::Dtype;
 
     fn planned(compute: &str, more: &str, shapes: &[(&'static str, &[u64])], ranks: u32) -> Plan {

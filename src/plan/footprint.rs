@@ -1,6 +1,6 @@
 //! How many bytes of an operand a tile needs.
 
-use super::{Distribution, OperandPlan};
+use crate::plan::model::{Distribution, OperandPlan};
 
 /// How many bytes of an operand a tile needs, halo included, as a function of the tile's extents.
 #[derive(Clone, Debug)]

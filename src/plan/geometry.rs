@@ -6,7 +6,7 @@
 
 use super::bind::REDUCED_AXES;
 use super::footprint::{Footprint, footprints};
-use super::{Distribution, Role, StagePlan};
+use crate::plan::model::{Distribution, Role, StagePlan};
 use crate::tensor::{Boundary, HaloPart, MAX_RANK, Region, halo_parts};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;

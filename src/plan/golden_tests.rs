@@ -4,6 +4,7 @@ use super::tests::{
     KNN, Layouts, MATMUL, TWO, job, knn_layouts, layout, layouts, machine, matmul_layouts, two_layouts,
 };
 use super::*;
+use crate::tensor::Dtype;
 use insta::assert_snapshot;
 
 fn rendered(text: &str, layouts: &Layouts, ranks: u32) -> String {

@@ -4,8 +4,8 @@
 
 use super::footprint::Footprint;
 use super::tiling::{Space, Tiling, WHOLE_BYTES, extents_of, fill};
-use super::{OperandPlan, ProcessGrid, Role, StagePlan};
 use crate::placement::{Choice, best_grid};
+use crate::plan::model::{OperandPlan, ProcessGrid, Role, StagePlan};
 use crate::plan::residency::Residence;
 
 /// A leaf of a reduction reads at least this much, so that calling the kernel costs little.

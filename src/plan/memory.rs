@@ -5,10 +5,12 @@ use super::error::iec;
 use super::footprint::{Footprint, footprints};
 use super::notes::{note_chunks, note_idle, note_rereads};
 use super::tiling::{self, Space};
-use super::{Distribution, Machine, OperandPlan, Origin, Reduce, Role, SHARED_BYTES, StageBytes, StageKind, StagePlan};
 use crate::job::{Combine, Job, Limits, Stage, Why};
 use crate::plan::error::PlanError;
 use crate::plan::grid_choice::Boxes;
+use crate::plan::model::{
+    Distribution, Machine, OperandPlan, Origin, Reduce, Role, SHARED_BYTES, StageBytes, StageKind, StagePlan,
+};
 use crate::plan::residency::{Residence, relabel};
 use crate::tensor::Dtype;
 

@@ -2,8 +2,8 @@
 
 use super::footprint::Footprint;
 use super::tiling::Space;
-use super::{IndexPlan, Role, StagePlan};
 use crate::job::Why;
+use crate::plan::model::{IndexPlan, Role, StagePlan};
 
 /// Inputs without some of the split indices are read again along those; said where it makes up much of the reading.
 pub(super) fn note_rereads(plan: &mut StagePlan, split: &[(usize, Footprint)], block_sums: &[u128]) {

@@ -1,7 +1,7 @@
 //! Process grids: where ranks are in them, who shares inputs, and the cells and groups of reductions.
 
 use super::geometry::{Tile, portion};
-use super::{ProcessGrid, Reduce, StagePlan};
+use crate::plan::model::{ProcessGrid, Reduce, StagePlan};
 use crate::tensor::Region;
 use std::ops::Range;
 

@@ -1,6 +1,7 @@
 //! What holds for every plan, over random shapes, chunks, notations, machines and budgets.
 
 use super::*;
+use crate::tensor::{Dtype, Shape};
 use crate::tensor::{Region, chunks_of, padded};
 use proptest::prelude::*;
 use std::collections::BTreeSet;

@@ -1,6 +1,6 @@
 use super::error::iec;
-use super::{Distribution, OperandPlan, Origin, Plan, Role, StageKind, StagePlan};
 use crate::job::{Cut, Why};
+use crate::plan::model::{Distribution, OperandPlan, Origin, Plan, Role, StageKind, StagePlan};
 
 /// The plan for a person: per stage its indices, pieces, tensors, bytes and memory. No line is wider than it must be.
 pub fn render(plan: &Plan) -> String {

@@ -1,9 +1,9 @@
 //! Which tensors stay in the memory of the ranks between stages, and what moves to where it is needed.
 
 use super::bind::Bound;
-use super::{Layout, Machine, Role, StagePlan};
 use crate::job::{Job, Source};
 use crate::plan::error::PlanError;
+use crate::plan::model::{Layout, Machine, Role, StagePlan};
 use crate::tensor::Region;
 use std::collections::BTreeMap;
 

@@ -1,5 +1,7 @@
 use super::*;
+use crate::job::{Cut, Why};
 use crate::tensor::Region;
+use crate::tensor::{Dtype, Shape};
 use std::path::Path;
 
 pub(super) fn machine(ranks: u32) -> Machine {

@@ -6,7 +6,7 @@
 //! again: blocks have the tile's shape, and shards are balanced to less than a block.
 
 use super::footprint::Footprint;
-use super::{Distribution, OperandPlan, Origin, ProcessGrid, Role};
+use crate::plan::model::{Distribution, OperandPlan, Origin, ProcessGrid, Role};
 
 /// What one more contiguous run of a file costs, in bytes read: a seek or a system call against streaming.
 const RUN_COST_BYTES: u128 = 4096;
@@ -31,7 +31,7 @@ pub(super) struct Tiling {
     pub block_units: u64,
     /// Elements per axis that no block exceeds.
     pub block: Vec<u64>,
-    /// See [`super::StagePlan`].
+    /// See [`crate::plan::model::StagePlan`].
     pub process_grid: Option<ProcessGrid>,
     /// Leaves of a group of a reduction.
     pub leaves: Option<u64>,

@@ -1,6 +1,6 @@
 //! Which stages run at the same time: a *wave* is a run of consecutive stages none of which needs what another of them makes.
 
-use super::{Plan, Role, StagePlan};
+use crate::plan::model::{Plan, Role, StagePlan};
 use std::ops::Range;
 
 /// Stages of a wave, at most: each has workers of its own.
@@ -42,8 +42,9 @@ impl StagePlan {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan;
     use super::super::tests::{job, layout, layouts, machine};
-    use super::super::{Machine, plan};
+    use crate::plan::model::Machine;
     use crate::tensor::Dtype;
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::report::{Counts, KernelReport, Report};
+use crate::report::record::{Counts, KernelReport, Report};
 use crate::text::count;
 
 /// Summarizes a run in a few lines, with paths relative to `here`.

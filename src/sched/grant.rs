@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Span, TARGET_TASK_NS};
+use crate::sched::span::{Span, TARGET_TASK_NS};
 
 /// A grant takes this part of what its owner has to do: many thieves may come before that is done, and nobody can take
 /// work back from a thief, even if its estimate was wrong and others run out of work while it is busy.

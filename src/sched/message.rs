@@ -1,6 +1,6 @@
 //! What the schedulers of one stage say to each other, and its bytes: little-endian, a tag first, nothing aligned.
 
-use super::Span;
+use crate::sched::span::Span;
 
 /// A message between the schedulers of two ranks. Delivery may repeat and reorder messages, so whatever asks for
 /// something carries an attempt: a number that its sender never uses twice.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::Span;
+use crate::sched::span::Span;
 
 /// Unstarted slices of one block.
 #[derive(Clone, Copy, Debug)]

@@ -3,58 +3,26 @@
 
 use std::collections::BTreeSet;
 
-use super::{Action, Scheduler};
-use crate::sched::message::Message;
 use crate::sched::peers::Team;
 
 /// What a rank knows of the end of the stage.
 #[derive(Debug, Default)]
 pub(super) struct Finish {
     /// Children that have said done.
-    done: BTreeSet<u32>,
+    pub done: BTreeSet<u32>,
     pub over: bool,
 }
 
 impl Team {
     /// Whom this rank tells that its branch is done; `None` for the root.
-    fn parent(&self) -> Option<u32> {
+    pub(super) fn parent(&self) -> Option<u32> {
         Some(self.rank().checked_sub(1)? / 2)
     }
 
     /// The ranks whose parent this rank is.
-    fn children(&self) -> impl Iterator<Item = u32> {
+    pub(super) fn children(&self) -> impl Iterator<Item = u32> {
         let child = |side| self.rank().checked_mul(2)?.checked_add(side);
         (1..=2).filter_map(child).filter(|child| *child < self.size())
-    }
-}
-
-impl Scheduler {
-    /// `from` and its whole branch have written their blocks.
-    pub(super) fn heed_done(&mut self, from: u32, actions: &mut Vec<Action>) {
-        if self.finish.done.insert(from) {
-            self.check_over(actions);
-        }
-    }
-
-    /// The whole stage is over.
-    pub(super) fn heed_over(&mut self, actions: &mut Vec<Action>) {
-        if !self.finish.over {
-            self.finish.over = true;
-            actions.push(Action::Over);
-            actions.extend(self.team.children().map(|to| Action::Send { to, message: Message::Over }));
-        }
-    }
-
-    /// Says done to the parent once the branch is; the root ends the stage. To be called once for each change.
-    pub(super) fn check_over(&mut self, actions: &mut Vec<Action>) {
-        let branch_done = self.team.children().all(|child| self.finish.done.contains(&child));
-        if !self.complete_said || !branch_done {
-            return;
-        }
-        match self.team.parent() {
-            None => self.heed_over(actions),
-            Some(parent) => actions.push(Action::Send { to: parent, message: Message::Done }),
-        }
     }
 }
 

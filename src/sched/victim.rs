@@ -2,9 +2,9 @@
 
 use smallvec::SmallVec;
 
-use super::TARGET_TASK_NS;
 use crate::sched::peers::ROUND;
 use crate::sched::peers::Team;
+use crate::sched::span::TARGET_TASK_NS;
 
 /// The first pause after a round in which nobody had work to give ...
 const PAUSE_NS: u64 = 2_000_000;
@@ -62,7 +62,7 @@ impl Default for VictimSearch {
 }
 
 impl VictimSearch {
-    /// See [`Scheduler::prefetch`](super::Scheduler::glance).
+    /// See [`Scheduler::prefetch`](crate::sched::scheduler::Scheduler::prefetch).
     pub fn prefetch(&self) -> u64 {
         self.attempt ^ self.wait_ns ^ self.busy.last().map_or(0, |(end_ns, _)| *end_ns)
     }

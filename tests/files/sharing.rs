@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+
 use exuvia::store::list;
 use exuvia::tensor::Dtype;
 
@@ -104,7 +106,7 @@ impl Gate {
         let name = format!(".{}.exuvia-lock", file.file_name().unwrap().to_str().unwrap());
         let path = file.with_file_name(name);
         let lock = File::create_new(&path).unwrap();
-        lock.lock().unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
         Gate { path, _lock: lock }
     }
 }

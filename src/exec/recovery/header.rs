@@ -94,7 +94,7 @@ struct FingerprintThread {
 
 /// An earlier run's unfinished file, in this run.
 enum Adoption {
-    Continued(Staging),
+    Continued(Box<Staging>),
     /// Its undamaged parts are copied into a new file.
     CopiedFrom,
     Gone,
@@ -233,7 +233,7 @@ impl ManifestHeader {
                     || destination(job, tensor) != (target.clone(), layout.dataset.clone())
             });
             let staging = match self.adopt_file(target, file, &mut layouts, must_copy) {
-                Adoption::Continued(staging) => staging,
+                Adoption::Continued(staging) => *staging,
                 Adoption::CopiedFrom => {
                     if !must_copy {
                         notes.push(format!(
@@ -268,7 +268,8 @@ impl ManifestHeader {
         let temporary = &file.unfinished.temporary;
         if file.unfinished.is_at(target) {
             // The run before has published it.
-            return Staging::begin_again(target, &self.tag(), layouts).map_or(Adoption::Gone, Adoption::Continued);
+            return Staging::begin_again(target, &self.tag(), layouts)
+                .map_or(Adoption::Gone, |staging| Adoption::Continued(Box::new(staging)));
         }
         if !file.unfinished.is_at(temporary) {
             return Adoption::Gone;
@@ -278,7 +279,7 @@ impl ManifestHeader {
             return Adoption::CopiedFrom;
         }
         Staging::adopt(target, &self.tag(), &file.unfinished, &layouts)
-            .map_or(Adoption::CopiedFrom, Adoption::Continued)
+            .map_or(Adoption::CopiedFrom, |staging| Adoption::Continued(Box::new(staging)))
     }
 
     /// Records where the dataset of a tensor lies that this run is about to write.

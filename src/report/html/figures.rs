@@ -4,9 +4,9 @@ use plotters::style::RGBColor;
 
 use crate::report::html::charts::{Axis, Bar, COLOURS, Row, bars, key};
 use crate::report::html::page::size;
+use crate::report::record::{Counts, RankReport, Report};
 use crate::report::render::time;
 use crate::report::timeline::{Timeline, WorkerTimeline};
-use crate::report::{Counts, RankReport, Report};
 
 const BASELINE: RGBColor = COLOURS[1];
 const OPTIMIZED: RGBColor = COLOURS[0];

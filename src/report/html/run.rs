@@ -2,9 +2,9 @@
 
 use crate::report::html::figures;
 use crate::report::html::page::{Page, size};
+use crate::report::record::{Counts, KernelReport, OutputReport, RankReport, Report, StageReport};
 use crate::report::render::time;
 use crate::report::timeline::Timeline;
-use crate::report::{Counts, KernelReport, OutputReport, RankReport, Report, StageReport};
 use crate::text::count;
 
 /// Renders the page of a run; with a trace, it contains a timeline of the workers.
@@ -187,7 +187,7 @@ fn environment(page: &mut Page, report: &Report) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Environment, RankReport, Swap};
+    use crate::report::record::{Environment, RankReport, Swap};
 
     #[test]
     fn a_page_is_whole_even_of_an_empty_run_and_names_are_no_tags() {
