@@ -280,7 +280,7 @@ fn a_sweep_fills_the_nodes_of_its_allocation_and_goes_on_when_submitted_again() 
         desk.run("scancel", &["--batch", "--signal=USR1", &id]);
         desk.wait_for(&id, "FAILED");
         let log = fs::read_to_string(desk.path(&format!("exuvia-{id}.log"))).unwrap();
-        assert!(log.contains("note: interrupted; the same command goes on"), "{log}");
+        assert!(log.contains("note: interrupted; run the same command again to measure the missing points"), "{log}");
         let before = points();
         assert!(desk.path("exuvia-bench/job-strong.html").exists());
 
