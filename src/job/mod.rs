@@ -55,6 +55,30 @@ impl Job {
 
     /// Checks `text` as the job file at `path`, which need not exist: it gives the default name, the directory
     /// that relative paths start from, and the name in messages.
+    ///
+    /// ```
+    /// use exuvia::job::Job;
+    ///
+    /// let text = r#"
+    ///     [tensors.x]
+    ///     file = "in.h5"
+    ///     dataset = "x"
+    ///     [tensors.total]
+    ///     create = "out.h5"
+    ///     dataset = "total"
+    ///     dtype = "f64"
+    ///     [[stages]]
+    ///     kernel = "sum.wasm"
+    ///     compute = "x[n] -> total[]"
+    ///     combine = "sum"
+    /// "#;
+    /// let job = Job::parse(text, "sums/job.toml".as_ref())?;
+    /// assert_eq!((job.name.as_str(), job.stages.len()), ("job", 1));
+    ///
+    /// let error = Job::parse(&text.replace("combine", "combined"), "job.toml".as_ref()).unwrap_err();
+    /// assert!(error.to_string().contains("combined"));
+    /// # Ok::<(), exuvia::job::JobError>(())
+    /// ```
     pub fn parse(text: &str, path: &Path) -> Result<Job, JobError> {
         let job = read::job(text, path)?;
         check::check(&job)?;

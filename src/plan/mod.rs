@@ -42,6 +42,26 @@ use std::collections::BTreeMap;
 /// Plans `job` for `machine`. `layouts` describes every dataset that the job reads, by tensor name.
 ///
 /// Pure: equal arguments give equal plans, on every rank.
+///
+/// ```
+/// use exuvia::job::Job;
+/// use exuvia::plan::{Layout, Machine, plan};
+/// use exuvia::tensor::{Dtype, Shape};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let text = r#"
+///     tensors.x = { file = "in.h5", dataset = "x" }
+///     tensors.y = { create = "out.h5", dataset = "y", dtype = "f32" }
+///     stages = [{ kernel = "twice.wasm", compute = "x[n] -> y[n]" }]
+/// "#;
+/// let job = Job::parse(text, "job.toml".as_ref())?;
+/// let layout = Layout { dtype: Dtype::F32, shape: Shape::new([1000])?, chunk: None };
+/// let machine = Machine { ranks: 4, ranks_per_node: 2, threads: 1, memory_bytes: 1 << 30 };
+/// let plan = plan(&job, &[("x".to_owned(), layout)].into(), &machine)?;
+/// assert_eq!(plan.totals().bytes.written, 4000);
+/// # Ok(())
+/// # }
+/// ```
 pub fn plan(job: &Job, layouts: &BTreeMap<String, Layout>, machine: &Machine) -> Result<Plan, PlanError> {
     if machine.ranks == 0 || machine.threads == 0 {
         return Err(PlanError::EmptyMachine { ranks: machine.ranks, threads: machine.threads });

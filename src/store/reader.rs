@@ -21,6 +21,31 @@ use crate::tensor::{Dtype, Region, Shape, copy_region};
 pub(super) const CHUNK_CACHE_BYTES: usize = 64 << 20;
 
 /// Reads regions of one dataset. One thread suffices: HDF5 has one lock for the whole process.
+///
+/// ```
+/// use exuvia::store::{OutputSpec, Reader, Staging, Writer};
+/// use exuvia::tensor::{Dtype, Region, Shape};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let file = folder.path().join("out.h5");
+/// let shape = Shape::new([2, 3])?;
+/// let spec =
+///     OutputSpec { dataset: "x".into(), dtype: Dtype::U8, shape: shape.clone(), chunk: None, deflate: None };
+///
+/// // The file has its name when it is complete.
+/// let mut staging = Staging::begin(&file, "example")?;
+/// let layout = staging.create(&[spec])?.remove(0);
+/// Writer::open(&layout)?.write(&Region::whole(&shape), &[0, 1, 2, 3, 4, 5])?;
+/// staging.publish()?;
+///
+/// let mut bytes = Vec::new();
+/// let last_column = Region { offset: vec![0, 2], extent: vec![2, 1] };
+/// Reader::open(&file, "x")?.read(&last_column, &mut bytes)?;
+/// assert_eq!(bytes, [2, 5]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Reader {
     info: DatasetInfo,

@@ -41,6 +41,15 @@ impl Region {
     }
 
     /// The box both have in common; `None` when they share no point.
+    ///
+    /// ```
+    /// use exuvia::tensor::Region;
+    ///
+    /// let rows = Region { offset: vec![2, 0], extent: vec![3, 10] };
+    /// let columns = Region { offset: vec![0, 4], extent: vec![10, 2] };
+    /// let both = Region { offset: vec![2, 4], extent: vec![3, 2] };
+    /// assert_eq!(rows.intersect(&columns), Some(both));
+    /// ```
     pub fn intersect(&self, other: &Region) -> Option<Region> {
         let mut common = Region::default();
         for d in 0..self.rank() {
