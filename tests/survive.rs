@@ -93,7 +93,7 @@ fn assert_done(lab: &Lab, output: &Output, expected: &[(String, Vec<u8>)], what:
     assert!(report.deaths.is_empty() || !started_once || report.resumed_bytes == 0, "{what}: {said}");
     for death in &report.deaths {
         assert!(failed_ranks(&said).contains(&death.rank), "{what}: {said}");
-        assert!(said.contains(&format!("died  rank {} on", death.rank)), "{what}: {said}");
+        assert!(said.contains(&format!("failed  rank {} on", death.rank)), "{what}: {said}");
     }
     for output in &report.outputs {
         let _ = fs::remove_file(&output.file);
@@ -206,7 +206,7 @@ fn a_run_that_starts_its_ranks_ends_as_they_do() {
     let output = run.wait();
     assert_eq!(output.status.code(), Some(75), "{}", text(&output));
     assert!(text(&output).starts_with("error: interrupted by SIGTERM\n"), "{}", text(&output));
-    assert!(text(&output).ends_with("is kept: run the same command again to go on from there\n"), "{}", text(&output));
+    assert!(text(&output).ends_with("is kept: run the same command again to resume\n"), "{}", text(&output));
     slow_job(&lab, 10);
     let bad = "(module (memory 1) (func (export \"slow\") (param i32 i32) (result i32) (i32.const 9)))";
     fs::write(lab.path("slow.wasm"), wat::parse_str(bad).unwrap()).unwrap();
