@@ -14,30 +14,31 @@ use crate::plan::model::{
 use crate::plan::residency::{Residence, relabel};
 use crate::tensor::Dtype;
 
-/// Split operands of one block: large enough that reading streams, small enough to stay in cache and to be many.
+/// The size of the split operands of one block. It is large enough for streaming reads, and small enough for the cache
+/// and for many blocks.
 const BLOCK_TARGET_BYTES: u64 = 4 << 20;
-/// Operands in guest memory begin on pages of their own, with one page in between as a guard.
+/// The page size of guest memory. Operands begin on their own pages, with one page in between as a guard.
 const GUEST_PAGE_BYTES: u64 = 64 << 10;
 
-/// Up to so many ranks, each is looked at for what it shares with others of its node.
+/// The largest number of ranks for which the data that each rank shares on its node are computed.
 const RANKS_EXAMINED: u32 = 8192;
 
-/// Memory of one stage on one rank, as far as the cut into blocks does not decide it.
+/// The memory of one stage on one rank, without the part that depends on the cut into blocks.
 struct Memory {
     threads: u64,
-    /// Host copy of the broadcast inputs, or this rank's part of the one that its node has.
+    /// The host copy of the broadcast inputs, or this rank's part of the copy on its node.
     broadcast_bytes: u64,
-    /// What they take of the memory of an instance.
+    /// The memory of an instance that the broadcast inputs take.
     guest_broadcast_bytes: u64,
-    /// Those of them that are copies.
+    /// The part of `guest_broadcast_bytes` that belongs to copied inputs.
     guest_copied_bytes: u64,
     split_operands: u64,
-    /// Blocks in memory at a time: one for each worker, one on its way in and one on its way out; as many again that wait for
-    /// other ranks, where those take work.
+    /// The number of blocks in memory at a time: one for each worker, one to be fetched and one to be written. The
+    /// number doubles for blocks that wait for other ranks, where those take work.
     blocks: u64,
-    /// What else a rank keeps for the whole stage.
+    /// The other bytes that a rank keeps for the whole stage.
     held_bytes: u64,
-    /// Whether a kernel merges partial results, and its memory for two of them.
+    /// Whether a kernel merges partial results.
     merges: bool,
     guest_merge_bytes: u64,
 }
@@ -53,7 +54,7 @@ impl Memory {
             false => operand.padded_bytes(),
         };
         Memory {
-            // Without split indices there is one task in all.
+            // Without split indices there is a single task.
             threads: if bound.split.is_empty() { 1 } else { threads },
             broadcast_bytes: sum(broadcast.iter().map(in_host)),
             guest_broadcast_bytes: sum(broadcast.iter().map(|operand| guest_bytes(operand.padded_bytes()))),
@@ -66,7 +67,7 @@ impl Memory {
         }
     }
 
-    /// The formula of [`StagePlan::peak_bytes_per_rank`].
+    /// Computes the formula of [`StagePlan::peak_bytes_per_rank`].
     fn peak_bytes(&self, block_bytes: u64, arena_bytes: u64) -> u64 {
         let instances =
             self.threads.saturating_mul(sum([self.guest_copied_bytes, arena_bytes, self.guest_merge_bytes]));
@@ -74,11 +75,11 @@ impl Memory {
         sum([self.held_bytes, self.broadcast_bytes, instances, blocks])
     }
 
-    /// Block size at which the peak stays within `budget_bytes` and an instance within `guest_bytes`.
+    /// Returns the block size at which the peak stays within `budget_bytes` and an instance within `limit_bytes`.
     fn target_bytes(&self, budget_bytes: u64, limit_bytes: u64) -> u64 {
         let slack_bytes = self.split_operands * 2 * GUEST_PAGE_BYTES;
         let fixed_bytes = self.peak_bytes(0, slack_bytes);
-        // A partial result is at most a block.
+        // A partial result is at most as large as a block.
         let in_guests = self.threads * if self.merges { 3 } else { 1 };
         let in_rank = budget_bytes.saturating_sub(fixed_bytes) / (in_guests + self.blocks);
         let in_guest = limit_bytes.saturating_sub(self.guest_broadcast_bytes).saturating_sub(slack_bytes);
@@ -86,7 +87,7 @@ impl Memory {
     }
 }
 
-/// Plans `stage` within `budget_bytes` a rank, or says what is too large.
+/// Plans `stage` within `budget_bytes` per rank, or returns an error that names the operand that is too large.
 pub(super) fn fit(
     job: &Job,
     stage: &Stage,
@@ -97,7 +98,7 @@ pub(super) fn fit(
     earlier: &[StagePlan],
 ) -> Result<StagePlan, PlanError> {
     let is_iterated = job.iterate.as_ref().is_some_and(|iterate| iterate.stages.contains(&earlier.len()));
-    // As `exec` does: iterated stages do not lend, and nobody does to himself.
+    // This matches `exec`: iterated stages do not lend work, and a rank does not lend to itself.
     let lends = machine.ranks > 1 && !is_iterated;
     let merges = stage.combine == Some(Combine::Kernel);
     let mut memory = Memory::new(&bound, machine, lends, merges, residence.bytes_per_rank);
@@ -110,7 +111,7 @@ pub(super) fn fit(
     let any_order = match stage.combine {
         Some(Combine::Min | Combine::Max | Combine::ArgMin | Combine::ArgMax) => true,
         Some(Combine::Sum | Combine::Prod) => operands.iter().all(exact),
-        // Nobody knows what a kernel does.
+        // The order of a kernel's merges may matter.
         Some(Combine::Kernel) | None => false,
     };
     let boxes = Boxes {
@@ -183,7 +184,8 @@ pub(super) fn fit(
     Ok(plan)
 }
 
-/// Lets iterated stages keep what they would make or read again, if all of it fits beside the largest of them.
+/// Lets iterated stages keep the instances and inputs that they would make or read again. All of them must fit next to
+/// the largest stage.
 pub(super) fn keep(job: &Job, stages: &mut [StagePlan], budget_bytes: u64) {
     let Some(iterate) = &job.iterate else { return };
     let stages = &mut stages[iterate.stages.clone()];
@@ -193,7 +195,7 @@ pub(super) fn keep(job: &Job, stages: &mut [StagePlan], budget_bytes: u64) {
             stage.operands.iter().filter(fixed).partition(|o| o.distribution == Distribution::Broadcast);
         let share = |operand: &&OperandPlan| operand.bytes() / u64::from(stage.ranks) * 2;
         let inputs = sum([sum(whole.iter().map(|o| o.padded_bytes())), sum(parts.iter().map(share))]);
-        // As in `Memory::peak_bytes`, less the blocks.
+        // This is `Memory::peak_bytes` without the blocks.
         let instances = stage.peak_bytes_per_rank - stage.held_bytes - stage.broadcast_bytes;
         sum([inputs, instances])
     };
@@ -209,7 +211,7 @@ pub(super) fn keep(job: &Job, stages: &mut [StagePlan], budget_bytes: u64) {
 }
 
 fn check_guest(job: &Job, stage: &Stage, plan: &StagePlan, memory: &Memory, limit_bytes: u64) -> Result<(), PlanError> {
-    // Of one instance: that of the tasks, or that which merges.
+    // The memory of one instance: either of the tasks, or of the merges.
     let need_bytes = memory.guest_broadcast_bytes.saturating_add(plan.arena_bytes).max(memory.guest_merge_bytes);
     if need_bytes <= limit_bytes {
         return Ok(());
@@ -244,7 +246,7 @@ fn check_budget(
     if need_bytes <= budget_bytes {
         return Ok(());
     }
-    // What an operand takes of the peak: its share of every copy.
+    // The part of the peak that an operand causes, over all of its copies.
     let share_bytes = |operand: usize| {
         let bytes = plan.operand_max_bytes(operand);
         let copies = match plan.operands[operand].distribution {
@@ -264,7 +266,7 @@ fn check_budget(
     let help = match budget_bytes.checked_sub(one_thread) {
         Some(spare) => format!("--threads {} fits, or a budget of {}", 1 + spare / per_thread, whole_mib(need_bytes)),
         None if part_bytes > largest_bytes / 2 => {
-            // A part shrinks with every rank; what blocks take does not.
+            // A rank's part shrinks with every added rank; the memory of blocks does not.
             let ranks = (u128::from(plan.ranks) * u128::from(need_bytes)).div_ceil(u128::from(budget_bytes.max(1)));
             format!("a rank's part of it, {}, stays in memory: {ranks} ranks would need less each", iec(part_bytes))
         }
@@ -281,12 +283,12 @@ fn check_budget(
     })
 }
 
-/// The operand with most bytes and how many; the first of equals.
+/// Returns the operand with the most bytes and its bytes; the first among equals.
 fn largest(plan: &StagePlan, bytes: impl Fn(usize) -> u64) -> Option<(usize, u64)> {
     (0..plan.operands.len()).rev().map(|operand| (operand, bytes(operand))).max_by_key(|(_, bytes)| *bytes)
 }
 
-/// Bytes of the name of operand `position` in the job file.
+/// Returns the byte range of the name of operand `position` in the job file.
 fn span(stage: &Stage, position: usize) -> std::ops::Range<usize> {
     let mut operands = stage.compute.inputs.iter().chain(&stage.compute.outputs);
     operands.nth(position).map(|operand| operand.span.clone()).unwrap_or_default()
@@ -303,7 +305,7 @@ fn describe(plan: &StagePlan, position: usize) -> String {
     }
 }
 
-/// Why operand `position` cannot be cut any smaller.
+/// Explains why operand `position` cannot be cut any smaller.
 fn why_so_large(plan: &StagePlan, position: usize) -> String {
     let operand = &plan.operands[position];
     match operand.distribution {
@@ -316,7 +318,7 @@ fn why_so_large(plan: &StagePlan, position: usize) -> String {
     }
 }
 
-/// What the job could say to have operand `position` cut along more indices, to be added to a help.
+/// Returns a suffix of a help text: the change to the job that lets operand `position` be cut along more indices.
 fn or_cut(plan: &StagePlan, position: usize) -> String {
     let kept = |why: Why| {
         let indices = plan.operands[position].dims.iter().map(|index| &plan.indices[*index]);
@@ -333,17 +335,17 @@ fn or_cut(plan: &StagePlan, position: usize) -> String {
     }
 }
 
-/// `229MiB`: `bytes` or a little more, as a job file takes it.
+/// Formats `bytes`, rounded up to whole MiB, in the syntax of the job file: `229MiB`.
 fn whole_mib(bytes: u64) -> String {
     format!("{}MiB", bytes.div_ceil(1 << 20))
 }
 
-/// Fills in what is summed over ranks, and the notes that follow from it.
+/// Fills in the sums over ranks, and the notes that follow from them.
 fn count(plan: &mut StagePlan, space: &Space) {
     let split = plan.split_footprints();
     let mut block_sums = vec![0u128; split.len()];
     let footprints: Vec<Footprint> = split.iter().map(|(_, footprint)| footprint.clone()).collect();
-    // Ranks after the last unit have nothing.
+    // Ranks after the last unit have no work.
     let parts = plan.process_grid.as_ref().map_or(u64::from(plan.ranks), |grid| grid.parts.iter().product());
     let busy = plan.units().min(parts) as u32;
     plan.block_count =
@@ -354,7 +356,7 @@ fn count(plan: &mut StagePlan, space: &Space) {
         let operand = &plan.operands[*position];
         let total = u64::try_from(*sum).unwrap_or(u64::MAX);
         match operand.role {
-            // Resident scratch has no dataset.
+            // A resident scratch tensor has no dataset.
             Role::Output if operand.resident && operand.origin == Origin::Scratch => {}
             Role::Output => bytes.written = bytes.written.saturating_add(operand.bytes()),
             Role::Input if plan.is_shared(*position) => {
@@ -389,26 +391,27 @@ fn count(plan: &mut StagePlan, space: &Space) {
 }
 
 impl StagePlan {
-    /// How many nodes the ranks are on, as the machine has it.
+    /// Returns the number of nodes of the ranks, according to the machine.
     pub(super) fn nodes(&self) -> u32 {
         self.ranks.div_ceil(self.ranks_per_node.max(1))
     }
 
-    /// Positions and footprints of the split operands.
+    /// Returns the positions and footprints of the split operands.
     fn split_footprints(&self) -> Vec<(usize, Footprint)> {
         let split = |(_, operand): &(usize, &OperandPlan)| operand.distribution == Distribution::Split;
         let operands = self.operands.iter().enumerate().filter(split);
         operands.map(|(position, operand)| (position, Footprint::new(operand, &self.split))).collect()
     }
 
-    /// Whether a rank reads all that it needs of input `operand` from its dataset once, at the start of the stage, and not
-    /// block by block.
+    /// Returns whether a rank reads its whole need of input `operand` from the dataset once, at the start of the stage,
+    /// and not block by block.
     pub fn is_held(&self, operand: usize) -> bool {
         let input = &self.operands[operand];
         self.process_grid.is_some() && !input.resident && is_held(input, &self.split)
     }
 
-    /// What rank 0, which has as much as any, keeps of `operand` for the whole stage; 0 if it reads or writes block by block.
+    /// Returns the bytes of `operand` that rank 0 keeps for the whole stage. No rank keeps more. The result is 0 if the
+    /// operand is read or written block by block.
     fn part_bytes(&self, operand: usize) -> u64 {
         let tensor = &self.operands[operand];
         let regions = match tensor.role {
@@ -420,15 +423,17 @@ impl StagePlan {
         sum(regions.iter().map(|region| region.elements() * tensor.dtype.size_bytes() as u64))
     }
 
-    /// Whether ranks that need the same part of input `operand` read it together, each its [`StagePlan::share`].
+    /// Returns whether ranks that need the same part of input `operand` read it together, each rank its
+    /// [`StagePlan::share`].
     pub fn is_shared(&self, operand: usize) -> bool {
         let input = &self.operands[operand];
         self.is_held(operand) && input.halo.iter().all(|width| *width == 0)
     }
 
-    /// What a rank need not keep of inputs, because ranks of its node that need the same share it.
+    /// Returns the bytes of inputs that a rank does not keep because ranks of its node share a common need.
     fn saved_on_node(&self) -> u64 {
-        // For every rank, since nodes need not hold whole rows of the process grid; beyond, it is not worth the time.
+        // Every rank is examined, since a node may hold incomplete rows of the process grid. For more ranks than this,
+        // the gain is not worth the time.
         if self.ranks > RANKS_EXAMINED {
             return 0;
         }
@@ -445,12 +450,12 @@ impl StagePlan {
         sum((0..self.operands.len()).filter(|operand| self.is_shared(*operand)).map(saved))
     }
 
-    /// Most bytes of split operands that a block needs.
+    /// Returns the largest number of bytes of split operands that a block needs.
     pub fn split_operand_bytes_max(&self) -> u64 {
         sum(footprints(&self.operands, &self.split).iter().map(|footprint| footprint.bytes(&self.block)))
     }
 
-    /// `q=256,k=4` for extents per axis.
+    /// Formats extents per axis as `q=256,k=4`.
     pub(super) fn extents_text(&self, extents: &[u64]) -> String {
         let named = self.split.iter().zip(extents);
         let named = named.map(|(index, extent)| format!("{}={extent}", self.indices[*index].name));
@@ -459,15 +464,16 @@ impl StagePlan {
     }
 }
 
-/// Whether a rank reads all that it needs of an input once, at the start: several of its blocks need the same elements.
+/// Returns whether a rank reads its whole need of an input once, at the start, because several of its blocks need the
+/// same elements.
 fn is_held(operand: &OperandPlan, split: &[usize]) -> bool {
     let input = operand.role == Role::Input && operand.distribution == Distribution::Split && operand.is_stored();
     let shared = operand.halo.iter().any(|width| *width > 0) || !split.iter().all(|axis| operand.dims.contains(axis));
     input && shared
 }
 
-/// What a rank with the largest part keeps of the inputs of a stage with a process grid, and, of resident inputs that are
-/// not where they are needed.
+/// Returns the bytes of inputs that a rank with the largest share keeps in a stage with a process grid. They include
+/// resident inputs that are not where they are needed.
 fn held_bytes(bound: &Bound, tiling: &tiling::Tiling) -> u64 {
     let Some(grid) = &tiling.process_grid else { return 0 };
     let along = |axis: usize| {
@@ -479,12 +485,13 @@ fn held_bytes(bound: &Bound, tiling: &tiling::Tiling) -> u64 {
     sum(bound.operands.iter().filter(held).map(|operand| Footprint::new(operand, &bound.split).bytes(&part)))
 }
 
-/// What a rank has of `bytes` that so many ranks of its node have once, who make it of bytes of their own.
+/// Returns the memory per rank of `bytes` that `ranks` ranks of a node share. Each rank also has bytes of its own, of
+/// which the shared copy is assembled; hence the factor 2.
 fn shared_bytes(bytes: u64, ranks: u64) -> u64 {
     bytes.min(bytes.saturating_mul(2).div_ceil(ranks.max(1)))
 }
 
-/// What an operand of `bytes` takes in guest memory.
+/// Returns the guest memory that an operand of `bytes` takes.
 fn guest_bytes(bytes: u64) -> u64 {
     bytes.div_ceil(GUEST_PAGE_BYTES).saturating_add(1).saturating_mul(GUEST_PAGE_BYTES)
 }

@@ -1,10 +1,14 @@
-//! Plans: a [`Job`], the layouts of its datasets and a [`Machine`] to who computes what, in which pieces, at what cost.
+//! Plans: the division of a [`Job`] into tiles, ranks and stages, and its cost. A plan follows from the job, the
+//! layouts of its datasets and a [`Machine`].
 //!
-//! Refuses I/O, clocks, environment and threads: every rank computes the same plan from the same inputs, and
-//! [`Plan::hash`] is how they find out if not. Nothing here depends on measured speed; tasks are cut while running.
-//! Invariants: the shards of all ranks partition a stage's units, blocks partition a shard, tasks a block; a unit is a
-//! union of whole chunks of every chunked operand, so no two ranks ever touch one chunk of an output; a plan takes
-//! memory in proportion to its stages and operands, whatever the number of ranks and units.
+//! This module uses no I/O, clocks, environment or threads. Every rank computes the same plan from the same inputs, and
+//! the ranks compare [`Plan::hash`] to detect a difference. Nothing here depends on measured speed; tasks are cut
+//! during the run.
+//!
+//! Invariants:
+//! - The shares of all ranks partition the units of a stage. Blocks partition a share, and tasks partition a block.
+//! - A unit is a union of whole chunks of every chunked operand, so no two ranks touch the same chunk of an output.
+//! - The memory of a plan is proportional to its stages and operands, whatever the number of ranks and units.
 
 mod bind;
 mod error;
@@ -41,7 +45,7 @@ use std::collections::BTreeMap;
 
 /// Plans `job` for `machine`. `layouts` describes every dataset that the job reads, by tensor name.
 ///
-/// Pure: equal arguments give equal plans, on every rank.
+/// The function is pure: equal arguments give equal plans, on every rank.
 ///
 /// ```
 /// use exuvia::job::Job;

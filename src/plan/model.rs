@@ -1,43 +1,44 @@
-//! A plan: its stages, operands and process grids, and what it costs.
+//! The types of a plan: stages, operands, process grids and costs.
 
 use crate::job::{Combine, Cut, Why};
 use crate::tensor::{Boundary, Dtype, Shape};
 use serde::Serialize;
 
-/// From this size on ranks of a node read what one of them has where it is: inputs that all tasks need whole, and parts of others.
-/// Below, a copy costs less than a mapping and the words about it.
+/// Data of at least this size are shared by the ranks of a node: the others read the copy of one rank in place. This
+/// holds for inputs that all tasks need whole, and for parts of other inputs. Below this size, a copy costs less than a
+/// mapping and its messages.
 pub const SHARED_BYTES: u64 = 256 << 10;
 
-/// Type, shape and chunks of an existing dataset.
+/// The type, shape and chunks of an existing dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct Layout {
     pub dtype: Dtype,
     pub shape: Shape,
-    /// Extents of one chunk, one per dimension, if the dataset is chunked.
+    /// The extents of one chunk, one per dimension, if the dataset is chunked.
     pub chunk: Option<Vec<u64>>,
 }
 
-/// What the job runs on. `ranks` and `threads` are at least 1.
+/// The machine that the job runs on. `ranks` and `threads` are at least 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Machine {
     pub ranks: u32,
     pub ranks_per_node: u32,
-    /// Worker threads of one rank.
+    /// The worker threads of one rank.
     pub threads: u32,
-    /// Memory one rank may use.
+    /// The memory that one rank may use.
     pub memory_bytes: u64,
 }
 
-/// What every rank is going to do.
+/// The work of every rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     pub job_name: String,
     /// [`Job::hash`], in hexadecimal.
     pub job_hash: String,
     pub machine: Machine,
-    /// Memory one rank may use: the machine's, or the job's own budget if that is lower.
+    /// The memory that one rank may use: the machine's, or the job's own budget if that is lower.
     pub budget_bytes: u64,
-    /// In the order they run.
+    /// The stages, in the order in which they run.
     pub stages: Vec<StagePlan>,
 }
 
@@ -46,55 +47,57 @@ pub struct Plan {
 pub struct StagePlan {
     pub name: String,
     pub kind: StageKind,
-    /// In order of first appearance in the notation.
+    /// The indices, in order of first appearance in the notation.
     pub indices: Vec<IndexPlan>,
-    /// Inputs, then outputs, as in the notation; the order of the kernel's views.
+    /// The inputs, then the outputs, as in the notation. The kernel's views have the same order.
     pub operands: Vec<OperandPlan>,
-    /// Positions in `indices` of the split indices, in the order of the first output. "Axis `a`" is `split[a]`.
+    /// The positions in `indices` of the split indices, in the order of the first output. "Axis `a`" is `split[a]`.
     pub split: Vec<usize>,
-    /// Elements of one unit per axis: what is never divided between ranks.
+    /// The elements of one unit, per axis. A unit is never divided between ranks.
     pub unit: Vec<u64>,
-    /// Units per axis. Units are numbered in row-major order of this grid.
+    /// The number of units, per axis. Units are numbered in row-major order of this grid.
     pub grid: Vec<u64>,
-    /// How ranks divide the grid into boxes; none: ranks have consecutive units.
+    /// The division of the grid into one box per rank. With `None`, each rank has consecutive units.
     pub process_grid: Option<ProcessGrid>,
-    /// The last axes are reduced.
+    /// The reduction, if any. Its axes are the last ones.
     pub reduce: Option<Reduce>,
-    /// What lies beyond the edge of inputs with a halo.
+    /// The values beyond the edge of inputs with a halo.
     pub boundary: Option<Boundary>,
-    /// Most units in a block; with a process grid, most steps.
+    /// The largest number of units in a block. With a process grid, it counts steps.
     pub block_units: u64,
-    /// Elements per axis that no block exceeds.
+    /// The largest extent of a block in elements, per axis.
     pub block: Vec<u64>,
-    /// Blocks of all ranks.
+    /// The number of blocks of all ranks.
     pub block_count: u64,
-    /// Over all ranks.
+    /// The bytes read, moved and written by all ranks.
     pub bytes: StageBytes,
-    /// Broadcast inputs: one host copy on every rank (of large ones a rank's part of that of its node), and of small ones a guest
-    /// copy in every instance.
+    /// The bytes of the broadcast inputs. Every rank has one host copy; of a large input, it has a part of the copy of
+    /// its node. Every instance has a guest copy of the small ones.
     pub broadcast_bytes: u64,
-    /// What a rank keeps for the whole stage: its part of resident tensors, and of inputs that several of its blocks read; of what
-    /// ranks of a node have together, its part.
+    /// The bytes that a rank keeps for the whole stage: its part of resident tensors, and of inputs that several of its
+    /// blocks read. Of data that the ranks of a node share, only the rank's part counts.
     pub held_bytes: u64,
-    /// Guest memory for the split operands of the largest block, each in pages of its own with a guard.
+    /// The guest memory for the split operands of the largest block. Each operand has its own pages and a guard.
     pub arena_bytes: u64,
-    /// `held + broadcast + threads * (guest broadcast + arena) + (threads + 2) * block`, and as many blocks again where ranks
-    /// lend work to each other; where a kernel merges, each thread has two partial results more.
+    /// The peak memory of a rank: `held + broadcast + threads * (guest broadcast + arena) + (threads + 2) * block`.
+    /// Where ranks lend work to each other, the number of blocks doubles. Where a kernel merges, each thread has two
+    /// more partial results.
     pub peak_bytes_per_rank: u64,
-    /// Iterated, with memory enough to keep kernel instances and inputs that never change from one iteration to the next.
+    /// Whether the stage is iterated and memory suffices to keep kernel instances and unchanging inputs between
+    /// iterations.
     pub keeps: bool,
-    /// What a person should know: idle ranks, clipped chunks, data read more than once.
+    /// Remarks for the user: idle ranks, clipped chunks, data read more than once.
     pub notes: Vec<String>,
     pub(super) ranks: u32,
     pub(super) ranks_per_node: u32,
 }
 
-/// How a stage's tasks relate to its data.
+/// The relation of a stage's tasks to its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum StageKind {
-    /// Every task reads its part of the split inputs and writes its part of every output; tasks never meet.
+    /// Every task reads its part of the split inputs and writes its part of every output. Tasks are independent.
     Map,
     /// A map that also reads its neighbours' part of some inputs.
     Halo,
@@ -102,35 +105,38 @@ pub enum StageKind {
     Reduce,
 }
 
-/// Boxes of units. Each axis is cut into *steps*, step `i` beginning at unit `i * units / steps`, and neither ranks nor blocks
-/// cut a step. Proportions make the cuts of one stage those of another: half of 12 steps is half of 2, whatever the extent.
+/// A division of the units into boxes. Each axis is cut into *steps*: step `i` begins at unit `i * units / steps`.
+/// Neither ranks nor blocks cut a step. Since steps are proportions, the cuts of one stage match those of another: half
+/// of 12 steps is half of 2, whatever the extent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ProcessGrid {
-    /// Ranks along each axis. Part `i` begins at step `i * steps / parts`.
+    /// The number of ranks along each axis. Part `i` begins at step `i * steps / parts`.
     pub parts: Vec<u64>,
     /// The axes in the order in which ranks are numbered, outermost first.
     pub order: Vec<usize>,
-    /// Steps along each axis, at least as many as parts, at most as many as units.
+    /// The number of steps along each axis: at least the number of parts, at most the number of units.
     pub steps: Vec<u64>,
-    /// Steps along each axis that a rank cuts off its box where it borders on another rank's, to compute them last: they need
-    /// what is on its way from there. Zeros where nothing is.
+    /// The number of steps along each axis that a rank cuts off its box at a border with another rank's box. The rank
+    /// computes them last, because they need data that are still on their way from that rank. The number is 0 where
+    /// nothing is on its way.
     pub rim: Vec<u64>,
-    /// Bytes that come to a rank from others, in the mean, by the estimate that chose the grid.
+    /// The mean number of bytes that a rank receives from others, by the estimate that chose the grid.
     pub bytes: u64,
-    /// The parts that would have cost least after these, and their bytes.
+    /// The second-best parts by that estimate, and their bytes.
     pub next: Option<(Vec<u64>, u64)>,
 }
 
-/// How a reduction is cut. A step of its axes is a *group*. Along the last axis a group is cut into *leaves*, one kernel call
-/// each. Partial results are combined in order: leaves within a group, then groups along the last axis, then those sums along
-/// the axis before it. Groups and leaves depend on the job and its data alone, so the result has the same bits on any number
-/// of ranks; but where any order gives the same bits (integers, minima, maxima) groups are cut where ranks are.
+/// The cut of a reduction. A step of its axes is a *group*. Along the last axis a group is cut into *leaves*, and each
+/// leaf is one kernel call. Partial results are combined in order: leaves within a group, then groups along the last
+/// axis, then those sums along the axis before it. Groups and leaves depend on the job and its data alone, so the
+/// result has the same bits on any number of ranks. Reductions that give the same bits in any order (integers, minima,
+/// maxima) are the exception: their groups are cut where ranks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Reduce {
     pub combine: Combine,
-    /// How many of the last axes are reduced.
+    /// The number of reduced axes, which are the last ones.
     pub axes: usize,
-    /// Leaves of a group.
+    /// The number of leaves in a group.
     pub leaves: u64,
 }
 
@@ -139,7 +145,7 @@ pub struct Reduce {
 pub struct IndexPlan {
     pub name: String,
     pub extent: u64,
-    /// What tasks get of it.
+    /// The part of the index that a task gets.
     pub cut: Cut,
     pub why: Why,
 }
@@ -152,17 +158,17 @@ pub struct OperandPlan {
     pub origin: Origin,
     pub dtype: Dtype,
     pub shape: Shape,
-    /// Position in [`StagePlan::indices`] of the index of each dimension.
+    /// The position in [`StagePlan::indices`] of the index of each dimension.
     pub dims: Vec<usize>,
-    /// Consecutive elements of each dimension for each value of its index, at least 1.
+    /// The number of consecutive elements of each dimension per value of its index, at least 1.
     pub scale: Vec<u64>,
     pub distribution: Distribution,
-    /// Neighbours needed on each side, per dimension.
+    /// The number of neighbours needed on each side, per dimension.
     pub halo: Vec<u64>,
-    /// Whether the tensor is in the memory of the ranks between stages: an input gets what it needs from there, an output
-    /// is left there (and written to its dataset too, if it has one).
+    /// Whether the tensor stays in the memory of the ranks between stages. A resident input comes from there. A
+    /// resident output stays there, and is also written to its dataset if it has one.
     pub resident: bool,
-    /// Of the dataset as it is, or is to be created.
+    /// The chunks of the existing dataset, or of the dataset to be created.
     pub chunk: Option<Vec<u64>>,
     pub deflate: Option<u8>,
 }
@@ -174,7 +180,7 @@ pub enum Role {
     Output,
 }
 
-/// Where a tensor's elements live; what `job` calls its source.
+/// The place of a tensor's elements, which `job` calls its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -182,29 +188,29 @@ pub enum Origin {
     File,
     Created,
     Scratch,
-    /// In the job file: on every rank from the start, never read or moved.
+    /// The elements are in the job file. Every rank has them from the start, and they are never read or moved.
     Inline,
 }
 
-/// Who gets which part of a tensor.
+/// The distribution of a tensor over the ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Distribution {
-    /// All of it on every rank: read once, by rank 0, and sent to the others.
+    /// Every rank has the whole tensor. Rank 0 reads it once and sends it to the others.
     Broadcast,
-    /// Each block reads or writes the region that belongs to it. In a stage without split indices this holds for
-    /// every operand: its one block, on rank 0, is everything.
+    /// Each block reads or writes the region that belongs to it. In a stage without split indices every operand has
+    /// this distribution: its one block, on rank 0, is everything.
     Split,
 }
 
-/// Bytes of one stage, over all ranks.
+/// The bytes of one stage, over all ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct StageBytes {
-    /// From datasets; what several blocks need counts once for each.
+    /// The bytes read from datasets. Data that several blocks need count once for each block.
     pub read: u64,
-    /// Between ranks.
+    /// The bytes moved between ranks.
     pub moved: u64,
-    /// To datasets.
+    /// The bytes written to datasets.
     pub written: u64,
 }
 
@@ -214,14 +220,14 @@ pub struct Totals {
     pub bytes: StageBytes,
     pub units: u64,
     pub blocks: u64,
-    /// Of the stage that needs most.
+    /// The largest peak of any stage.
     pub peak_bytes_per_rank: u64,
 }
 
 impl Plan {
-    /// Identity of everything in the plan, the job's hash and the machine included.
+    /// Returns a hash of everything in the plan, including the job's hash and the machine.
     pub fn hash(&self) -> [u8; 32] {
-        // Integers, strings and sequences in declaration order: one plan has one encoding.
+        // The plan is encoded as integers, strings and sequences in declaration order, so one plan has one encoding.
         let canonical = serde_json::to_vec(self).expect("a plan holds only integers, strings and sequences");
         blake3::derive_key("exuvia plan 1", &canonical)
     }
@@ -241,24 +247,24 @@ impl Plan {
 }
 
 impl OperandPlan {
-    /// Bytes of the whole tensor.
+    /// Returns the bytes of the whole tensor.
     pub fn bytes(&self) -> u64 {
         self.shape.elements() * self.dtype.size_bytes() as u64
     }
 
-    /// Bytes of the whole tensor with its halo.
+    /// Returns the bytes of the whole tensor with its halo.
     pub fn padded_bytes(&self) -> u64 {
         let widths = self.shape.iter().zip(&self.halo).map(|(extent, halo)| extent.saturating_add(2 * halo));
         widths.fold(self.dtype.size_bytes() as u64, u64::saturating_mul)
     }
 
-    /// See [`StagePlan::is_on_node`].
+    /// Returns whether the ranks of a node share one copy; see [`StagePlan::is_on_node`].
     pub(super) fn is_on_node(&self) -> bool {
         let whole = self.distribution == Distribution::Broadcast && self.role == Role::Input && self.is_stored();
         whole && self.padded_bytes() >= SHARED_BYTES
     }
 
-    /// Whether its elements come from (or go to) a dataset, and not from the job file.
+    /// Returns whether the elements are in a dataset, and not in the job file.
     pub fn is_stored(&self) -> bool {
         self.origin != Origin::Inline
     }
