@@ -1,4 +1,4 @@
-//! Notation and layouts to operands: what every index's extent is, which indices are split, what is broadcast.
+//! Binds notation and layouts to operands: the extent of every index, the split indices, the broadcast operands.
 
 use crate::job::{Cut, Index, Job, Operand, Source, Stage, Why};
 use crate::plan::error::PlanError;
@@ -6,9 +6,9 @@ use crate::plan::model::{Distribution, IndexPlan, Layout, OperandPlan, Origin, R
 use crate::tensor::Shape;
 use std::collections::BTreeMap;
 
-/// A result of at most this size is reduced along several indices,
+/// The largest result that is reduced along several indices.
 const SMALL_RESULT_BYTES: u64 = 4 << 10;
-/// and at most so many.
+/// The largest number of indices along which a result is reduced.
 pub(super) const REDUCED_AXES: usize = 3;
 
 /// A stage whose indices have extents and whose operands have shapes.
@@ -17,7 +17,7 @@ pub(super) struct Bound {
     pub indices: Vec<IndexPlan>,
     pub operands: Vec<OperandPlan>,
     pub split: Vec<usize>,
-    /// How many of the last of them are reduced.
+    /// The number of reduced indices, which are the last ones of `split`.
     pub reduced: usize,
     pub notes: Vec<String>,
 }
@@ -37,7 +37,7 @@ pub(super) fn bind(job: &Job, stage: &Stage, known: &mut BTreeMap<String, Layout
     }
     for output in &stage.compute.outputs {
         let dims = extents.look_up(output)?;
-        // What overflows is too large for a shape too.
+        // An extent that overflows is also too large for a shape.
         let along = |(dim, index): (&usize, &Index)| extents.indices[*dim].plan.extent.saturating_mul(index.scale);
         let shape = Shape::new(dims.iter().zip(&output.indices).map(along).collect::<Vec<_>>());
         let shape = shape.map_err(|source| PlanError::OutputShape {
@@ -55,7 +55,7 @@ pub(super) fn bind(job: &Job, stage: &Stage, known: &mut BTreeMap<String, Layout
     let reduced = reduced(&mut indices, &operands);
     split.extend(&reduced);
     for operand in &mut operands {
-        // Without any split index everything is one block on rank 0: nothing to send to the idle ranks.
+        // Without any split index everything is one block on rank 0, and the idle ranks need no data.
         let whole = !operand.dims.iter().any(|dim| split.contains(dim));
         if operand.role == Role::Input && whole && !split.is_empty() {
             operand.distribution = Distribution::Broadcast;
@@ -93,16 +93,17 @@ fn operand(
     }
 }
 
-/// The split indices, in the order of the first output.
+/// Returns the split indices, in the order of the first output.
 fn split(operands: &[OperandPlan], indices: &[IndexPlan]) -> Vec<usize> {
     let first = operands.iter().find(|operand| operand.role == Role::Output);
     let dims = first.iter().flat_map(|output| output.dims.iter().copied());
     dims.filter(|index| indices[*index].cut == Cut::Split).collect()
 }
 
-/// The indices to reduce by parts, of those that may be: several for a small result, so that each rank can reduce the box it
-/// has; otherwise the longest, since every group along all but the last costs a partial result. Innermost first, so that the
-/// last, which is cut finest, has the longest contiguous runs. The others become whole.
+/// Returns the indices to reduce in parts, out of those that may be reduced. A small result has several, so that each
+/// rank can reduce the box that it has. Otherwise it is the longest index, since every group along all indices but the
+/// last costs a partial result. The order is innermost first, so that the last index, which is cut finest, has the
+/// longest contiguous runs. The other indices become whole.
 fn reduced(indices: &mut [IndexPlan], operands: &[OperandPlan]) -> Vec<usize> {
     let may_be = |index: &usize| indices[*index].cut == Cut::Reduced;
     let (mut found, short): (Vec<usize>, Vec<usize>) =
@@ -118,13 +119,13 @@ fn reduced(indices: &mut [IndexPlan], operands: &[OperandPlan]) -> Vec<usize> {
 }
 
 impl IndexPlan {
-    /// Makes it whole.
+    /// Makes the index whole.
     fn keep(&mut self, why: Why) {
         (self.cut, self.why) = (Cut::Whole, why);
     }
 }
 
-/// The layout of an input: a constant's own, or what the caller or an earlier stage made known.
+/// Returns the layout of an input: a constant's own layout, or the one given by the caller or an earlier stage.
 fn layout(job: &Job, input: &Operand, known: &BTreeMap<String, Layout>) -> Result<Layout, PlanError> {
     if let Some(Source::Inline { dtype, shape, .. }) = job.tensors.get(&input.tensor).map(|decl| &decl.source) {
         return Ok(Layout { dtype: *dtype, shape: shape.clone(), chunk: None });
@@ -135,7 +136,7 @@ fn layout(job: &Job, input: &Operand, known: &BTreeMap<String, Layout>) -> Resul
     })
 }
 
-/// The layout of an output of this `shape`, and its compression level.
+/// Returns the layout of an output of this `shape`, and its compression level.
 fn created(
     job: &Job,
     output: &Operand,
@@ -163,7 +164,8 @@ fn created(
         });
     }
     if shape.elements() == 0 {
-        // HDF5 takes no chunk larger than a dimension, and none of extent 0: an empty dataset has none.
+        // HDF5 accepts no chunk larger than a dimension, and none of extent 0. An empty dataset therefore has no
+        // chunks.
         return Ok((Layout { dtype, shape, chunk: None }, None));
     }
     let asked = chunk.clone();
@@ -176,7 +178,7 @@ fn created(
     Ok((Layout { dtype, shape, chunk: Some(chunk) }, deflate))
 }
 
-/// Extents of indices, each with who gave it first.
+/// The extents of indices, each with its first source.
 struct Extents<'a> {
     job: &'a Job,
     stage: &'a Stage,
@@ -234,7 +236,7 @@ impl Extents<'_> {
                     here,
                 });
             }
-            // Of the index, not of the dimension.
+            // This is the extent of the index, not of the dimension.
             let extent = extent / index.scale;
             match self.position(&index.name) {
                 None => dims.push(self.push(&index.name, extent, here)),

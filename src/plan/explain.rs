@@ -1,22 +1,24 @@
-//! A plan in sentences: why each stage is cut as it is, what moves, and how far that is from the least.
+//! Explains a plan in sentences: the reason for the cut of each stage, the bytes that move, and the distance from the
+//! minimum.
 
 use super::error::iec;
 use crate::job::Cut;
 use crate::plan::model::{Distribution, OperandPlan, Origin, Plan, Role, StageKind, StagePlan};
 use crate::tensor::Boundary;
 
-/// What [`explain`] knows of an operand: its bytes, whether each axis cuts it, and its halo along each axis.
+/// The properties of an operand that [`explain`] uses: its bytes, whether each axis cuts it, and its halo along each
+/// axis.
 struct Traffic {
     bytes: f64,
     cut: Vec<bool>,
-    /// Width over extent.
+    /// The width of the halo divided by the extent, per axis.
     halo: Vec<f64>,
     output: bool,
     /// Whether there is a border between the last part and the first.
     periodic: bool,
 }
 
-/// Sentences for a person, a paragraph per stage.
+/// Returns an explanation for the user, with one paragraph per stage.
 pub fn explain(plan: &Plan) -> String {
     let paragraphs = plan.stages.iter().map(|stage| paragraph(stage, plan.machine.ranks));
     paragraphs.collect::<Vec<_>>().join("\n")
@@ -56,7 +58,7 @@ fn paragraph(stage: &StagePlan, ranks: u32) -> String {
     format!("{}\n  {}\n", stage.name, sentences.join("\n  "))
 }
 
-/// What tasks get of each index, and why.
+/// Describes the part of each index that a task gets, and the reason.
 fn indices(stage: &StagePlan) -> Option<String> {
     let cut = |cut| match cut {
         Cut::Split => "split",
@@ -68,7 +70,7 @@ fn indices(stage: &StagePlan) -> Option<String> {
     (!list.is_empty()).then(|| format!("Indices: {list}."))
 }
 
-/// How the ranks divide the stage, and for what reason.
+/// Describes the division of the stage among the ranks, and the reason.
 fn cut(stage: &StagePlan, ranks: u32) -> String {
     let of = match stage.split.is_empty() {
         true => return "It is one task, on rank 0: no index is split or reduced.".to_owned(),
@@ -103,7 +105,7 @@ fn tensors(stage: &StagePlan, which: impl Fn(&OperandPlan) -> bool) -> Vec<&str>
     stage.operands.iter().filter(|operand| which(operand)).map(|operand| operand.tensor.as_str()).collect()
 }
 
-/// What moves, over what must.
+/// Compares the bytes that move with the bytes that must move.
 fn moved(stage: &StagePlan) -> Option<String> {
     if stage.ranks == 1 {
         return None;
@@ -120,9 +122,10 @@ fn moved(stage: &StagePlan) -> Option<String> {
 }
 
 impl StagePlan {
-    /// The least bytes that could move between ranks in a stage that runs so often, if it has a process grid of all grids with
-    /// as many boxes, were every extent divisible and every input where it is needed, or read once. Operands that an axis does
-    /// not cut go to all parts along it (outputs come back from them); halos cross every border.
+    /// Returns the least bytes that could move between ranks if the stage runs `runs` times. If it has a process grid,
+    /// the minimum is over all grids with the same number of boxes. It assumes that every extent is divisible and that
+    /// every input is where it is needed, or is read once. Operands that an axis does not cut go to all parts along it
+    /// (outputs come back from them). Halos cross every border.
     pub fn least_moved_bytes(&self, runs: u64) -> f64 {
         let broadcast = |o: &&OperandPlan| o.distribution == Distribution::Broadcast && o.is_stored();
         let copies = |o: &OperandPlan| u64::from(if o.is_on_node() { self.nodes() } else { self.ranks } - 1);
@@ -161,8 +164,8 @@ impl StagePlan {
 }
 
 impl OperandPlan {
-    /// How often it moves in a stage that runs so often: what no stage makes need not move twice, and what is a file's the first
-    /// time only moves after that.
+    /// Returns the number of times that the operand moves if the stage runs `runs` times. A tensor that no stage makes
+    /// need not move twice. A resident input that comes from a file the first time moves only after that.
     fn transfers(&self, runs: u64) -> u64 {
         match (self.resident, self.role, self.origin) {
             (true, Role::Input, Origin::File | Origin::Inline) => runs.saturating_sub(1).max(1),
@@ -173,12 +176,12 @@ impl OperandPlan {
 }
 
 impl Traffic {
-    /// Bytes that move when each axis is cut into so many parts.
+    /// Returns the bytes that move when each axis is cut into `parts`.
     fn bytes(&self, parts: &[u64]) -> f64 {
         let axes = || 0..parts.len();
         let copies: f64 = axes().filter(|axis| !self.cut[*axis]).map(|axis| parts[axis] as f64).product();
-        // Corners included: the notation asks for all neighbours. A ring has a border more than a row, and around an axis that
-        // nobody cuts a rank finds its neighbours in its own memory.
+        // Corners are included, since the notation asks for all neighbours. A ring has one border more than a row.
+        // Around an axis that is not cut, a rank finds its neighbours in its own memory.
         let borders = |axis: usize| if self.periodic { parts[axis] } else { parts[axis] - 1 };
         let padded = |axis: usize| 1.0 + 2.0 * self.halo[axis] * borders(axis) as f64;
         let own: f64 = axes().filter(|axis| parts[*axis] == 1).map(padded).product();
@@ -187,7 +190,7 @@ impl Traffic {
     }
 }
 
-/// All ways to write `number` as a product over the axes from `axis` on.
+/// Visits all ways to write `number` as a product over the axes from `axis` on.
 fn factorizations(number: u64, parts: &mut Vec<u64>, axis: usize, see: &mut impl FnMut(&[u64])) {
     if axis + 1 >= parts.len() {
         parts[axis] = number;
@@ -227,10 +230,11 @@ mod tests {
             let plan = planned("a[m,k], b[k,n] -> o[m,n]", "combine = \"sum\"", &shapes, ranks);
             let (moved, least) = (plan.stages[0].bytes.moved as f64, plan.stages[0].least_moved_bytes(1));
             assert!(moved <= 1.10 * least && moved >= 0.95 * least, "{ranks} ranks: {moved} over {least}");
-            // Irony, Toledo and Tiskin, 2004: no rank does its share of n^3 products with fewer operands and results.
+            // Irony, Toledo and Tiskin (2004): no rank computes its part of n^3 products with fewer operands and
+            // results.
             let touched = 3.0 * (elements * n as f64 / f64::from(ranks)).powf(2.0 / 3.0) * 8.0 * f64::from(ranks);
             let own = 3.0 * elements * 8.0;
-            // (1.156 on 3 ranks, which make no better grid than 3 x 1 x 1.)
+            // The ratio is 1.156 on 3 ranks, which allow no better grid than 3 x 1 x 1.
             assert!(moved + own <= 1.16 * touched, "{ranks} ranks: {} over {touched}", moved + own);
         }
     }
@@ -256,7 +260,7 @@ mod tests {
         let shapes: [(&str, &[u64]); 2] = [("a", &[1000, 1000]), ("b", &[1000, 1000])];
         let sum = "combine = \"sum\"";
         let product = planned("a[m,k], b[k,n] -> o[m,n]", sum, &shapes, 4);
-        // Inputs are read from files, and stay; partial results move in every run.
+        // Inputs are read from files and stay. Partial results move in every run.
         assert!(product.stages[0].least_moved_bytes(10) < 2.0 * product.stages[0].least_moved_bytes(1));
         let both = "combine = \"sum\"\nreduce = [\"m\", \"k\"]";
         let total = planned("a[m,k] -> o[]", both, &shapes[..1], 4);
@@ -265,7 +269,7 @@ mod tests {
         let halo = planned("a[y~1,x~1] -> o[y,x]", more, &shapes[..1], 4);
         let stage = &halo.stages[0];
         assert!(stage.operands[0].resident);
-        // The first has its neighbours in the file.
+        // The first run reads its neighbours' data from the file.
         assert_eq!(stage.least_moved_bytes(10), 9.0 * stage.least_moved_bytes(1));
     }
 

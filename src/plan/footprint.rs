@@ -1,11 +1,11 @@
-//! How many bytes of an operand a tile needs.
+//! The bytes of an operand that a tile needs.
 
 use crate::plan::model::{Distribution, OperandPlan};
 
-/// How many bytes of an operand a tile needs, halo included, as a function of the tile's extents.
+/// The bytes of an operand that a tile needs, including the halo, as a function of the tile's extents.
 #[derive(Clone, Debug)]
 pub(super) struct Footprint {
-    /// Bytes at one point of the split indices.
+    /// The bytes at one point of the split indices.
     pub point_bytes: u64,
     axes: Vec<Along>,
 }
@@ -14,9 +14,9 @@ pub(super) struct Footprint {
 #[derive(Clone, Debug)]
 struct Along {
     axis: usize,
-    /// Elements for each value of the index.
+    /// The number of elements per value of the index.
     scale: u64,
-    /// Width of the halo.
+    /// The width of the halo.
     halo: u64,
 }
 
@@ -37,7 +37,7 @@ impl Footprint {
         footprint
     }
 
-    /// Whether the operand is cut along `axis`.
+    /// Returns whether the operand is cut along `axis`.
     pub fn has(&self, axis: usize) -> bool {
         self.axes.iter().any(|along| along.axis == axis)
     }
@@ -47,12 +47,12 @@ impl Footprint {
         self.axes.iter().map(width).fold(self.point_bytes, u64::saturating_mul)
     }
 
-    /// Without the halo.
+    /// Returns the bytes of the tile without its halo.
     pub fn core_bytes(&self, extents: &[u64]) -> u64 {
         self.axes.iter().map(|along| along.elements(extents)).fold(self.point_bytes, u64::saturating_mul)
     }
 
-    /// The sum over a grid of `count` pieces of a tile.
+    /// Returns the sum over the `count` parts per axis into which a tile is cut.
     pub fn bytes_of_pieces(&self, extents: &[u64], count: &[u64]) -> u128 {
         let width = |along: &Along| u128::from(along.elements(extents) + 2 * along.halo * count[along.axis]);
         self.axes.iter().map(width).product::<u128>() * u128::from(self.point_bytes)
@@ -60,13 +60,13 @@ impl Footprint {
 }
 
 impl Along {
-    /// Without the halo.
+    /// Returns the number of elements along the axis, without the halo.
     fn elements(&self, extents: &[u64]) -> u64 {
         extents[self.axis].saturating_mul(self.scale)
     }
 }
 
-/// Those of the split operands, in order.
+/// Returns the footprints of the split operands, in order.
 pub(super) fn footprints(operands: &[OperandPlan], split: &[usize]) -> Vec<Footprint> {
     let is_split = |operand: &&OperandPlan| operand.distribution == Distribution::Split;
     operands.iter().filter(is_split).map(|operand| Footprint::new(operand, split)).collect()

@@ -1,8 +1,9 @@
-//! Shards, blocks and tasks: closed forms over the grid of units, so that a plan for any number of ranks is small.
+//! Shares, blocks and tasks in closed form over the grid of units, so that a plan for any number of ranks is small.
 //!
-//! Units are numbered in row-major order; a shard is a contiguous range of numbers. A contiguous range is cut into
-//! boxes by walking it: from the current unit, take the largest run of whole trailing axes that starts here, ends in
-//! the range and is within the limit. In `n` dimensions and without limit that gives at most `2n - 1` runs.
+//! Units are numbered in row-major order, and without a process grid a share is a contiguous range of numbers. A
+//! contiguous range is cut into boxes as follows: from the current unit, take the largest run of whole trailing axes
+//! that starts there, ends in the range and is within the limit. In `n` dimensions and without a limit, this gives at
+//! most `2n - 1` runs.
 
 use super::bind::REDUCED_AXES;
 use super::footprint::{Footprint, footprints};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::ops::Range;
 
-/// Split indices of an output, and those that are reduced.
+/// The largest number of axes: the split indices of an output, and the reduced indices.
 const MAX_AXES: usize = MAX_RANK + REDUCED_AXES;
 
 /// A box over the split indices of a stage, in elements: one dimension per axis.
@@ -21,14 +22,14 @@ const MAX_AXES: usize = MAX_RANK + REDUCED_AXES;
 pub struct Tile(pub Region);
 
 impl Tile {
-    /// Whether it is these ranges along its last axes.
+    /// Returns whether the last axes of the tile cover exactly `ranges`.
     pub fn is_along(&self, ranges: &[Range<u64>]) -> bool {
         let first = self.0.rank().checked_sub(ranges.len());
         let same = |first| (first..).zip(ranges).all(|(axis, range)| (self.0.offset[axis]..self.0.end(axis)) == *range);
         first.is_some_and(same)
     }
 
-    /// Makes it these ranges along its last axes, of which it has as many at least.
+    /// Sets the last axes of the tile to `ranges`. The tile has at least as many axes as there are ranges.
     pub fn cut_along(&mut self, ranges: &[Range<u64>]) {
         for (axis, range) in (self.0.rank() - ranges.len()..).zip(ranges) {
             (self.0.offset[axis], self.0.extent[axis]) = (range.start, range.end - range.start);
@@ -36,16 +37,17 @@ impl Tile {
     }
 }
 
-/// Consecutive units that form a box: one unit on the axes before `axis`, `rows` on it, everything after.
+/// Consecutive units that form a box: one unit on the axes before `axis`, `rows` units on it, all units of the axes
+/// after it.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     axis: usize,
     rows: u64,
-    /// Units in one row: the product of the grid after `axis`.
+    /// The units in one row: the product of the grid after `axis`.
     stride: u64,
 }
 
-/// The longest run that starts at unit `at`, ends by `end` and whose rows are not longer than `limit`.
+/// Returns the longest run that starts at unit `at`, ends by `end` and has rows of at most `limit` units.
 fn run_at(grid: &[u64], at: u64, end: u64, limit: u64) -> Run {
     let mut axis = grid.len().saturating_sub(1);
     let mut stride = 1;
@@ -62,7 +64,8 @@ fn run_at(grid: &[u64], at: u64, end: u64, limit: u64) -> Run {
     Run { axis, rows, stride }
 }
 
-/// Rows of the first of the fewest equal pieces of `rows` that keep to `limit` units of `stride` each.
+/// Divides `rows` into the fewest equal parts of at most `limit` units, at `stride` units per row. Returns the rows of
+/// the first part.
 fn first_piece(rows: u64, stride: u64, limit: u64) -> u64 {
     rows.div_ceil(pieces(rows, stride, limit))
 }
@@ -71,31 +74,32 @@ fn pieces(rows: u64, stride: u64, limit: u64) -> u64 {
     rows.div_ceil((limit / stride).max(1))
 }
 
-/// Units of rank `rank` when `units` are dealt out as evenly as possible, the first ranks getting one more.
+/// Returns the units of `rank` when `units` are distributed as evenly as possible. The first ranks get one more.
 fn balanced(units: u64, ranks: u64, rank: u64) -> Range<u64> {
     let (each, extra) = (units / ranks, units % ranks);
     let start = |rank: u64| rank * each + rank.min(extra);
     start(rank)..start(rank + 1)
 }
 
-/// `number * units / steps`, without overflow.
+/// Computes `number * units / steps` without overflow.
 pub(super) fn portion(number: u64, units: u64, steps: u64) -> u64 {
     (u128::from(number) * u128::from(units) / u128::from(steps)) as u64
 }
 
-/// A rank's part of the stage, or a part of that: consecutive numbers of a grid of units, or all of a box of steps.
+/// A rank's share of the stage, or a part of that share: consecutive numbers of a grid of units, or all of a box of
+/// steps.
 #[derive(Clone, Debug)]
 struct Walk {
-    /// First unit or step, per axis.
+    /// The first unit or step, per axis.
     offset: Vec<u64>,
     grid: Vec<u64>,
     numbers: Range<u64>,
-    /// Most units or steps of a block.
+    /// The largest number of units or steps in a block.
     limit: u64,
 }
 
 impl Walk {
-    /// Cuts steps off a box, from its start or its end along `axis`, and returns them as another.
+    /// Cuts steps off a box, from its start or its end along `axis`, and returns them as another box.
     fn cut(&mut self, axis: usize, steps: u64, from_start: bool) -> Walk {
         let mut piece = self.clone();
         self.grid[axis] -= steps;
@@ -109,7 +113,7 @@ impl Walk {
 }
 
 impl StagePlan {
-    /// The part of `rank`: a range of all units, or a box of steps where there is a process grid.
+    /// Returns the share of `rank`: a range of all units, or a box of steps if there is a process grid.
     fn walk(&self, rank: u32) -> Walk {
         assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
         let limit = self.block_units;
@@ -126,7 +130,8 @@ impl StagePlan {
         Walk { offset, grid, numbers, limit }
     }
 
-    /// The parts of `rank`'s part that are cut into blocks each for itself: what needs nothing of other ranks, then the rims.
+    /// Returns the parts of `rank`'s share that are cut into blocks separately: first the part that needs no data of
+    /// other ranks, then the rims.
     fn walks(&self, rank: u32) -> Vec<Walk> {
         let mut inside = self.walk(rank);
         let (Some(grid), Some(place)) = (&self.process_grid, self.place(rank)) else { return vec![inside] };
@@ -146,7 +151,8 @@ impl StagePlan {
         let mut walks = vec![inside];
         walks.append(&mut rims);
         for walk in &mut walks {
-            // Narrow ones have no longer blocks than wide ones: no block is larger along any axis than memory was planned for.
+            // Blocks of narrow parts are no longer than those of wide parts: along every axis, no block is larger than
+            // the memory was planned for.
             let along = |axis: usize| walk.grid[axis].min(self.block[axis].div_ceil(self.unit[axis]));
             walk.numbers = 0..walk.grid.iter().product();
             walk.limit = walk.limit.min((0..walk.grid.len()).map(along).product());
@@ -154,7 +160,8 @@ impl StagePlan {
         walks
     }
 
-    /// First element of unit or step `number` of `axis`; the extent for the one after the last.
+    /// Returns the first element of unit or step `number` of `axis`. For the number after the last, it returns the
+    /// extent.
     pub(super) fn start(&self, axis: usize, number: u64) -> u64 {
         let unit = match &self.process_grid {
             Some(grid) => portion(number, self.grid[axis], grid.steps[axis]),
@@ -163,14 +170,14 @@ impl StagePlan {
         (unit * self.unit[axis]).min(self.extent(axis))
     }
 
-    /// The step of `axis` that begins at element `start`.
+    /// Returns the step of `axis` that begins at element `start`.
     pub(super) fn step_at(&self, axis: usize, start: u64) -> u64 {
         let steps = self.process_grid.as_ref().map_or(self.grid[axis], |grid| grid.steps[axis]);
         let unit = start.div_ceil(self.unit[axis]);
         (u128::from(unit) * u128::from(steps)).div_ceil(u128::from(self.grid[axis])) as u64
     }
 
-    /// The fewest boxes that are `rank`'s part of the stage.
+    /// Returns `rank`'s share of the stage as the fewest possible boxes.
     pub fn shard(&self, rank: u32) -> Vec<Tile> {
         let walk = self.walk(rank);
         let mut at = walk.numbers.start;
@@ -183,7 +190,8 @@ impl StagePlan {
         tiles
     }
 
-    /// The elements of input `operand` that `rank` reads, its halo included; some twice where a halo meets itself.
+    /// Returns the elements of input `operand` that `rank` reads, including its halo. Some occur twice where a halo
+    /// overlaps itself.
     pub fn needs(&self, operand: usize, rank: u32) -> Vec<Region> {
         let input = &self.operands[operand];
         if input.distribution == Distribution::Broadcast {
@@ -193,37 +201,37 @@ impl StagePlan {
         regions.flat_map(|region| self.sources(operand, &region)).map(|part| part.source).collect()
     }
 
-    /// The elements of output `operand` that end up on `rank`; over all ranks, all of them once.
+    /// Returns the elements of output `operand` that end up on `rank`. Over all ranks, every element occurs once.
     pub fn owned(&self, operand: usize, rank: u32) -> Vec<Region> {
         if !self.is_last_along(rank, 0) {
-            // Partial results go up the reduced axes, to the last part.
+            // Partial results move along the reduced axes to the last part.
             return Vec::new();
         }
         self.shard(rank).iter().map(|tile| self.region(operand, tile)).collect()
     }
 
-    /// Where the elements of `region` of input `operand`, padded by its halo, come from.
+    /// Returns the sources of the elements of `region` of input `operand`, padded by its halo.
     pub fn sources(&self, operand: usize, region: &Region) -> Vec<HaloPart> {
         let input = &self.operands[operand];
         halo_parts(region, &input.halo, &input.shape, self.boundary.unwrap_or(Boundary::None))
     }
 
-    /// Units of the whole stage: 1 without split indices, 0 if a split index has no extent.
+    /// Returns the number of units of the whole stage: 1 without split indices, 0 if a split index has no extent.
     pub fn units(&self) -> u64 {
         self.grid.iter().product()
     }
 
-    /// Names of the split indices, by axis.
+    /// Returns the names of the split indices, by axis.
     pub fn axis_names(&self) -> Vec<&str> {
         self.split.iter().map(|index| self.indices[*index].name.as_str()).collect()
     }
 
-    /// Extent of split index `axis`.
+    /// Returns the extent of split index `axis`.
     pub fn extent(&self, axis: usize) -> u64 {
         self.indices[self.split[axis]].extent
     }
 
-    /// Number of units of `rank`.
+    /// Returns the number of units of `rank`.
     pub fn shard_units(&self, rank: u32) -> u64 {
         let units = |tile: &Tile| -> u64 {
             (0..self.grid.len()).map(|axis| tile.0.extent[axis].div_ceil(self.unit[axis])).product()
@@ -231,7 +239,7 @@ impl StagePlan {
         self.shard(rank).iter().map(units).sum()
     }
 
-    /// The blocks of `rank`'s shard; together they are the shard. Those that need what other ranks have come last.
+    /// Returns the blocks of `rank`'s share, which they partition. Blocks that need data of other ranks come last.
     pub fn blocks(&self, rank: u32) -> impl Iterator<Item = Tile> + '_ {
         self.walks(rank).into_iter().flat_map(move |walk| {
             let Range { start: mut at, end } = walk.numbers.clone();
@@ -247,7 +255,7 @@ impl StagePlan {
         })
     }
 
-    /// The box of elements that `run` from unit `at` covers, clipped to the extents.
+    /// Returns the box of elements that `run` from unit `at` covers, clipped to the extents.
     fn tile(&self, walk: &Walk, at: u64, run: Run) -> Tile {
         let mut region = Region { offset: vec![0; self.grid.len()], extent: vec![0; self.grid.len()] };
         let mut rest = at;
@@ -265,8 +273,8 @@ impl StagePlan {
         Tile(region)
     }
 
-    /// The axis along which a block is cut into tasks: the last of a reduction, or the first with more than one element, 0 if
-    /// there is none.
+    /// Returns the axis along which a block is cut into tasks: the last axis of a reduction, or else the first axis
+    /// with more than one element. It is 0 if there is no such axis.
     pub fn task_axis(&self, block: &Tile) -> usize {
         match self.reduce {
             Some(_) => self.split.len() - 1,
@@ -274,7 +282,7 @@ impl StagePlan {
         }
     }
 
-    /// Into how many slices a block is cut at most; a task takes one or more of them.
+    /// Returns the largest number of slices of a block. A task takes one or more slices.
     pub fn slices(&self, block: &Tile) -> u64 {
         match &self.reduce {
             Some(reduce) => self.groups(block).last().map_or(0, |along| along.end - along.start) * reduce.leaves,
@@ -282,7 +290,8 @@ impl StagePlan {
         }
     }
 
-    /// The task that computes slices `start .. start + len` of `block`. Without split indices there is only the whole block.
+    /// Returns the task that computes slices `start .. start + len` of `block`. Without split indices, the only task is
+    /// the whole block.
     pub fn task(&self, block: &Tile, start: u64, len: u64) -> Tile {
         assert!(start + len <= self.slices(block), "{start} + {len} of {}", self.slices(block));
         let mut task = block.clone();
@@ -301,22 +310,22 @@ impl StagePlan {
         task
     }
 
-    /// Positions of the outputs among the operands.
+    /// Returns the positions of the outputs among the operands.
     pub fn outputs(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.operands.len()).filter(|operand| self.operands[*operand].role == Role::Output)
     }
 
-    /// Whether every rank gets all of `operand`.
+    /// Returns whether every rank gets all of `operand`.
     pub fn is_broadcast(&self, operand: usize) -> bool {
         self.operands[operand].distribution == Distribution::Broadcast
     }
 
-    /// Whether the ranks of a node have one copy of `operand` together, in place of one for each of their workers.
+    /// Returns whether the ranks of a node share one copy of `operand`, instead of one copy for each of their workers.
     pub fn is_on_node(&self, operand: usize) -> bool {
         self.operands[operand].is_on_node()
     }
 
-    /// Elements per axis that no task exceeds.
+    /// Returns the largest extent of a task in elements, per axis.
     fn task_extents(&self) -> Vec<u64> {
         let mut extents = self.block.clone();
         if let (Some(reduce), Some(grid), Some(last)) = (&self.reduce, &self.process_grid, extents.last_mut()) {
@@ -327,7 +336,8 @@ impl StagePlan {
         extents
     }
 
-    /// What `tile` needs of operand `operand`: its split dimensions from the tile, all of the others.
+    /// Returns the region of operand `operand` that `tile` needs: the tile's range of the split dimensions, and the
+    /// whole of the other dimensions.
     pub fn region(&self, operand: usize, tile: &Tile) -> Region {
         let operand = &self.operands[operand];
         let mut region = Region::whole(&operand.shape);
@@ -340,18 +350,18 @@ impl StagePlan {
         region
     }
 
-    /// Bytes of all split operands, inputs and outputs, for `tile`.
+    /// Returns the bytes of all split operands, inputs and outputs, for `tile`.
     pub fn split_operand_bytes(&self, tile: &Tile) -> u64 {
         footprints(&self.operands, &self.split).iter().map(|f| f.bytes(&tile.0.extent)).sum()
     }
 
-    /// Most bytes of operand `operand` that any task needs: all of a broadcast one, those of a block of a split one; halos
-    /// included.
+    /// Returns the largest number of bytes of operand `operand` that any task needs, including halos: the whole of a
+    /// broadcast operand, or the part of one block of a split operand.
     pub fn operand_max_bytes(&self, operand: usize) -> u64 {
         Footprint::new(&self.operands[operand], &self.split).bytes(&self.task_extents())
     }
 
-    /// `tile` with the names of the split indices: `q=0..16,k=0..4`; `all` without any.
+    /// Formats `tile` with the names of the split indices: `q=0..16,k=0..4`, or `all` without split indices.
     pub fn tile_name(&self, tile: &Tile) -> String {
         let mut name = String::new();
         for (axis, index) in self.split.iter().enumerate() {
@@ -363,13 +373,13 @@ impl StagePlan {
         if name.is_empty() { "all".to_owned() } else { name }
     }
 
-    /// The task that computes `tile`, as it is called in every message: `classify@q=0..16`.
+    /// Returns the name of the task that computes `tile`, as messages show it: `classify@q=0..16`.
     pub fn task_name(&self, tile: &Tile) -> String {
         format!("{}@{}", self.name, self.tile_name(tile))
     }
 
-    /// Number of `rank`'s blocks, and, in `bytes[i]`, the sum over them of what `footprints[i]` needs.
-    /// Counts without visiting the blocks: in a run they are a grid themselves.
+    /// Returns the number of `rank`'s blocks, and adds to `bytes[i]` the bytes that they need of `footprints[i]`. The
+    /// blocks need not be visited one by one, since the blocks of a run form a grid.
     pub(super) fn tally(&self, rank: u32, footprints: &[Footprint], bytes: &mut [u128]) -> u64 {
         let mut blocks = 0;
         for walk in self.walks(rank) {
@@ -388,8 +398,8 @@ impl StagePlan {
         let mut count = [1u64; MAX_AXES];
         let tile = self.tile(walk, at, run);
         let mut stride = 1;
-        // From the last axis outwards: whole rows while they fit in a block, then the axis that is cut into pieces,
-        // then, up to the run's own axis, one row at a time.
+        // From the last axis outwards: whole rows while they fit in a block, then the axis that is cut, then one row at
+        // a time up to the run's own axis.
         let mut cut = false;
         for axis in (0..n).rev() {
             let units = match axis {

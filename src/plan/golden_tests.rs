@@ -1,4 +1,4 @@
-//! Plans and errors as a person sees them.
+//! Golden tests of plans and errors as the user sees them.
 
 use super::tests::{
     KNN, Layouts, MATMUL, TWO, job, knn_layouts, layout, layouts, machine, matmul_layouts, two_layouts,
@@ -273,7 +273,7 @@ fn plans_of_matmul() {
     ");
 }
 
-/// The error that planning `KNN` with `from` replaced by `to` gives, with other layouts where given.
+/// Returns the error of planning `KNN` with `from` replaced by `to`, and with other layouts where given.
 fn fault(from: &str, to: &str, other: impl IntoIterator<Item = (&'static str, Layout)>, machine: &Machine) -> String {
     assert!(KNN.contains(from), "{from}");
     let mut layouts = knn_layouts();

@@ -1,6 +1,6 @@
-//! Process grids: how ranks divide stages where it matters which box a rank has, because it reads its neighbours' part
-//! (halos), reads inputs that lack a split index, combines partial results (reductions), or finds its inputs where another
-//! stage with a process grid left them.
+//! Chooses process grids: the division of a stage among ranks where the box of a rank matters. It matters where a rank
+//! reads its neighbours' part (halos), reads inputs that lack a split index, combines partial results (reductions), or
+//! finds its inputs where another stage with a process grid left them.
 
 use super::footprint::Footprint;
 use super::tiling::{Space, Tiling, WHOLE_BYTES, extents_of, fill};
@@ -8,53 +8,56 @@ use crate::placement::{Choice, best_grid};
 use crate::plan::model::{OperandPlan, ProcessGrid, Role, StagePlan};
 use crate::plan::residency::Residence;
 
-/// A leaf of a reduction reads at least this much, so that calling the kernel costs little.
+/// The least bytes that a leaf of a reduction reads, so that the kernel call costs little in comparison.
 const LEAF_LEAST_BYTES: u64 = 16 << 10;
-/// And at least this many times what it writes, so that combining costs little.
+/// The least ratio of bytes read to bytes written by a leaf, so that combining costs little.
 const LEAF_GAIN: u64 = 2;
-/// And, leaves permitting, at most this much, so that a task stays short.
+/// The most bytes that a leaf reads if the number of leaves permits, so that a task stays short.
 const LEAF_MOST_BYTES: u64 = 1 << 20;
-/// Where a kernel visits all combinations of its indices, as a product does, a leaf is at least so long and combining costs
-/// little, whatever it reads and writes; so many leaves are enough for ranks to divide the reduced index among them.
+/// The least extent of a leaf where a kernel visits all combinations of its indices, as in a product. Combining then costs
+/// little, whatever the leaf reads and writes.
 const LEAF_LEAST_EXTENT: u64 = 64;
+/// The number of leaves of a product that suffices for ranks to divide the reduced index among them.
 const PRODUCT_LEAVES: u64 = 8;
-/// Groups into which the leaves of a reduction are bound, at most. Many divisors, so that they divide evenly among ranks.
+/// The largest number of groups of a reduction. It has many divisors, so that groups divide evenly among ranks.
 const GROUPS: u64 = 720;
-/// Groups along every reduced axis but the last, where there are several.
+/// The possible numbers of groups along every reduced axis but the last, where there are several.
 const INNER_GROUPS: [u64; 6] = [12, 6, 4, 3, 2, 1];
-/// A rank that waits for halos while it computes cuts this part of its box off, at most, on each side that needs them: the rest,
-/// at least 42 % of a box with neighbours all around, takes longer than messages do, and thinner sides would be all edge.
+/// The largest part of its box, as a divisor, that a rank cuts off on each side that needs halos, in order to compute
+/// while it waits for them. The rest is at least 42 % of a box with neighbours on all sides and takes longer than the
+/// messages do. Thinner sides would consist of edges only.
 const RIM_PART: u64 = 8;
-/// Copying shorter runs than this costs more than it hides.
+/// The shortest run worth a rim: copying shorter runs costs more than the overlap hides.
 const RIM_RUN_BYTES: u64 = 512;
-/// Nor does a box with fewer bytes take long enough: its halos are there before two more blocks would be.
+/// The smallest box worth a rim: the halos of a smaller box arrive before two more blocks would be computed.
 const RIM_LEAST_BYTES: u64 = 1 << 20;
-/// A cell is not cut for more parallelism once it has fewer bytes than this.
+/// The number of bytes below which a cell is not cut for more parallelism.
 const CELL_LEAST_BYTES: u64 = 64 << 10;
 
-/// What is asked of a tiling with a process grid.
+/// The requirements for a tiling with a process grid.
 pub(super) struct Boxes<'a> {
     pub space: &'a Space,
     pub operands: &'a [OperandPlan],
     pub split: &'a [usize],
-    /// How many of the last axes are reduced.
+    /// The number of reduced axes, which are the last ones.
     pub reduced: usize,
-    /// Partial results may be combined in any order and give the same bits, so groups may depend on the ranks.
+    /// Whether partial results give the same bits in any order of combination, so that groups may depend on the ranks.
     pub any_order: bool,
     pub ranks: u32,
     pub threads: u64,
-    /// What the split operands of a block should take.
+    /// The target size of the split operands of a block.
     pub target_bytes: u64,
-    /// The stages before this one, and where resident inputs come from.
+    /// The stages before this one, from which resident inputs come.
     pub earlier: &'a [StagePlan],
     pub residence: &'a Residence,
 }
 
-/// An operand and what it costs to bring it to a part.
+/// An operand and the cost of bringing it to a part.
 struct Cost<'a> {
     operand: &'a OperandPlan,
     footprint: Footprint,
-    /// How the parts that it lies in are cut, per axis of this stage; none: unknown, or as here.
+    /// The number of parts in which the operand lies, per axis of this stage. With `None`, it is unknown or as in this
+    /// stage.
     parts: Option<Vec<u64>>,
 }
 
@@ -68,7 +71,7 @@ impl Boxes<'_> {
         self.operands.iter().filter(cut).map(cost).collect()
     }
 
-    /// How many parts an earlier stage left a resident input in, per axis of this stage.
+    /// Returns the number of parts in which an earlier stage left a resident input, per axis of this stage.
     fn parts_of(&self, operand: &OperandPlan) -> Option<Vec<u64>> {
         if operand.role == Role::Output || !operand.resident {
             return None;
@@ -82,7 +85,7 @@ impl Boxes<'_> {
         Some((0..self.split.len()).map(part).collect())
     }
 
-    /// Whether an earlier stage left an input in boxes. A rank that goes on with its box moves nothing.
+    /// Returns whether an earlier stage left an input in boxes. A rank that continues with its own box moves nothing.
     pub fn finds_boxes(&self) -> bool {
         let grid = |operand: &OperandPlan| {
             let (stage, _) = self.residence.producer(&operand.tensor).filter(|_| operand.role == Role::Input)?;
@@ -91,8 +94,9 @@ impl Boxes<'_> {
         self.operands.iter().filter_map(grid).any(|grid| grid.parts.iter().any(|parts| *parts > 1))
     }
 
-    /// The axes in the order in which ranks are numbered: as the stage that left the largest input in boxes has them, so that
-    /// equal grids have equal ranks in equal places; otherwise as the notation has the indices.
+    /// Returns the axes in the order in which ranks are numbered. The order is that of the stage that left the largest
+    /// input in boxes, so that equal grids have equal ranks in equal places. Otherwise it is the order of the indices
+    /// in the notation.
     fn order(&self) -> Vec<usize> {
         let found = |operand: &OperandPlan| {
             let (stage, output) = self.residence.producer(&operand.tensor).filter(|_| operand.role == Role::Input)?;
@@ -115,25 +119,26 @@ impl Boxes<'_> {
         ProcessGrid { parts: choice.grid, order: self.order(), steps, rim, bytes: choice.bytes, next: choice.next }
     }
 
-    /// Blocks that every rank should get: enough for its workers, while one is brought in and another written. Not more, as a
-    /// box is in memory as a whole, and workers share blocks; every block costs some microseconds.
+    /// Returns the number of blocks that every rank should get: enough for its workers while one block is fetched and
+    /// another is written. More blocks have no use, since a box is in memory as a whole and workers share blocks, and
+    /// every block costs some microseconds.
     fn blocks_per_rank(&self) -> u64 {
         2 * self.threads
     }
 
-    /// Whole aligned units per axis.
+    /// Returns the number of aligned units per axis.
     fn units(&self) -> Vec<u64> {
         self.space.extents.iter().zip(&self.space.aligned).map(|(extent, unit)| extent.div_ceil(*unit)).collect()
     }
 
-    /// Elements per axis of the largest of `parts` parts.
+    /// Returns the elements per axis of the largest of `parts` parts.
     fn largest(&self, units: &[u64], parts: &[u64]) -> Vec<u64> {
         let along =
             |axis: usize| (units[axis].div_ceil(parts[axis]) * self.space.aligned[axis]).min(self.space.extents[axis]);
         (0..parts.len()).map(along).collect()
     }
 
-    /// The process grid that costs least, with at most `most` parts per axis.
+    /// Returns the process grid that costs least, with at most `most` parts per axis.
     fn best(&self, units: &[u64], most: &[u64], costs: &[Cost<'_>]) -> Choice {
         let reduced_from = self.split.len() - self.reduced;
         let bytes = |parts: &[u64]| {
@@ -144,8 +149,8 @@ impl Boxes<'_> {
         best_grid(most, self.ranks, weight, bytes)
     }
 
-    /// How deep the parts of boxes are that need what other ranks have; see [`ProcessGrid::rim`]. Bands of whole rows would be
-    /// cheapest, but where boxes border on others along their last axis, all of them touch a border.
+    /// Returns the depth of the parts of boxes that need data of other ranks; see [`ProcessGrid::rim`]. Bands of whole
+    /// rows would be cheapest, but where boxes border on others along their last axis, all whole rows touch a border.
     fn rim(&self, units: &[u64], parts: &[u64], costs: &[Cost<'_>], box_bytes: u64) -> Vec<u64> {
         let none = vec![0; parts.len()];
         let awaited = |cost: &&Cost<'_>| {
@@ -173,7 +178,7 @@ impl Boxes<'_> {
         if box_bytes >= RIM_LEAST_BYTES && (0..parts.len()).all(leaves_most) { rim } else { none }
     }
 
-    /// Blocks of a map within boxes of ranks.
+    /// Tiles a map: blocks within the boxes of ranks.
     pub fn map(&self) -> Tiling {
         let (space, units, costs) = (self.space, self.units(), self.costs());
         let choice = self.best(&units, &units, &costs);
@@ -185,8 +190,8 @@ impl Boxes<'_> {
         let per_rank = if box_bytes <= WHOLE_BYTES { 1 } else { self.blocks_per_rank() };
         let fair_share = (local.iter().product::<u64>() / per_rank).max(1);
         let block_units = fill(space, &space.aligned, &local, fits).min(fair_share);
-        // Where the units do not divide evenly, other parts are one unit narrower along some axes, and their blocks reach
-        // further along others.
+        // Where the units do not divide evenly, other parts are one unit narrower along some axes, and their blocks are
+        // longer along other axes.
         let narrower = |set: usize| -> Vec<u64> {
             let along = |axis: usize| if set >> axis & 1 == 1 { units[axis] / parts[axis] } else { local[axis] };
             (0..local.len()).map(along).collect()
@@ -204,7 +209,8 @@ impl Boxes<'_> {
         }
     }
 
-    /// Cells and groups of a reduction along the last axes; a block is one cell and some groups along the last axis.
+    /// Tiles a reduction along the last axes into cells and groups. A block is one cell and some groups along the last
+    /// axis.
     pub fn reduce(&self) -> Tiling {
         let (units, costs) = (self.units(), self.costs());
         let (last, cells) = (units.len() - 1, units.len() - self.reduced);
@@ -217,7 +223,7 @@ impl Boxes<'_> {
         let parts = choice.grid.clone();
         steps[..cells].copy_from_slice(&parts[..cells]);
         for (axis, wanted) in (cells..).zip(&groups).filter(|_| self.any_order) {
-            // Free to cut where the ranks do.
+            // In any order, groups may be cut where the ranks are.
             steps[axis] = (parts[axis] * wanted.div_ceil(parts[axis])).min(units[axis]);
         }
         let extents = |steps: &[u64]| self.largest(&units, steps);
@@ -233,7 +239,8 @@ impl Boxes<'_> {
             let Some(widest) = divisible.max_by_key(|axis| block[*axis]) else { break };
             steps[widest] *= 2;
         }
-        // As many groups to a block as still give every rank its share of blocks; the least that any rank has bounds it.
+        // A block takes as many groups as still leave every rank enough blocks. The rank with the fewest groups bounds
+        // the number.
         let few = (blocks(&steps) / (2 * self.blocks_per_rank())).clamp(1, steps[last] / parts[last]);
         let mut block_steps = steps.clone();
         let mut block_units = few;
@@ -252,8 +259,8 @@ impl Boxes<'_> {
         Tiling { block, unit, grid: units, block_units, process_grid: Some(grid), leaves: Some(leaves) }
     }
 
-    /// Whether every index of the outputs is one of an input that has the reduced indices too: then the kernel's work grows with
-    /// the product of all.
+    /// Returns whether every index of the outputs belongs to an input that has the reduced indices too. The kernel's
+    /// work then grows with the product of all indices.
     fn is_product(&self) -> bool {
         let (kept, reduced) = self.split.split_at(self.split.len() - self.reduced);
         let reads = |o: &&OperandPlan| o.role == Role::Input && reduced.iter().all(|index| o.dims.contains(index));
@@ -261,7 +268,7 @@ impl Boxes<'_> {
         kept.iter().all(covered)
     }
 
-    /// Groups per reduced axis, and leaves of a group: from the job and its data alone.
+    /// Returns the groups per reduced axis and the leaves of a group. Both follow from the job and its data alone.
     fn groups(&self, units: &[u64]) -> (Vec<u64>, u64) {
         let cells = self.split.len() - self.reduced;
         let (reduced, units) = (&self.split[cells..], &units[cells..]);
@@ -287,22 +294,22 @@ impl Boxes<'_> {
 }
 
 impl Cost<'_> {
-    /// Bytes that come from other ranks to a part of these extents, the mean over ranks.
+    /// Returns the bytes that come from other ranks to a part of these extents, as the mean over ranks.
     fn bytes(&self, part: &[u64], parts: &[u64], reduced_from: usize) -> u64 {
         let (bytes, core_bytes) = (self.footprint.bytes(part), self.footprint.core_bytes(part));
         let others_of = |ranks: u64| core_bytes - core_bytes / ranks.max(1);
         match self.operand.role {
-            // A partial result comes from the part before, but to the first.
+            // Every part but the first receives a partial result from the part before it.
             Role::Output => others_of(parts[reduced_from..].iter().product()),
             Role::Input if !self.operand.is_stored() => 0,
-            // Who needs the same part reads it together.
+            // Ranks that need the same part read it together.
             Role::Input if !self.operand.resident => {
                 let sharers = (0..parts.len()).filter(|axis| !self.footprint.has(*axis)).map(|axis| parts[axis]);
                 bytes - core_bytes + others_of(sharers.product())
             }
             Role::Input => {
                 let Some(found) = &self.parts else { return bytes - core_bytes };
-                // With ranks numbered as suits best, one that needs a part has the found part that overlaps it most.
+                // Ranks are numbered as suits best, so a rank already has the part that overlaps its need most.
                 let along = |axis: &usize| self.footprint.has(*axis);
                 let overlap = |axis: usize| (parts[axis] as f64 / found[axis] as f64).min(1.0);
                 let overlap: f64 = (0..parts.len()).filter(along).map(overlap).product();

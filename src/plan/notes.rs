@@ -1,11 +1,11 @@
-//! What a person should know of a stage: idle ranks, data read more than once, chunks that do not fit each other.
+//! Notes for the user on a stage: idle ranks, data read more than once, chunks that do not fit each other.
 
 use super::footprint::Footprint;
 use super::tiling::Space;
 use crate::job::Why;
 use crate::plan::model::{IndexPlan, Role, StagePlan};
 
-/// Inputs without some of the split indices are read again along those; said where it makes up much of the reading.
+/// Adds a note on inputs that are read several times because they lack a split index, if they are much of the reading.
 pub(super) fn note_rereads(plan: &mut StagePlan, split: &[(usize, Footprint)], block_sums: &[u128]) {
     for ((position, _), sum) in split.iter().zip(block_sums) {
         let operand = &plan.operands[*position];
@@ -18,7 +18,7 @@ pub(super) fn note_rereads(plan: &mut StagePlan, split: &[(usize, Footprint)], b
     }
 }
 
-/// What the author of a job should know whose stage combines, but does not say over which indices.
+/// Returns a note for a stage that combines without naming the indices to reduce.
 pub(super) fn undecided(indices: &[IndexPlan]) -> Option<String> {
     let names = indices.iter().filter(|index| index.why == Why::Undecided).map(|index| index.name.as_str());
     let names: Vec<&str> = names.collect();
@@ -34,7 +34,7 @@ pub(super) fn undecided(indices: &[IndexPlan]) -> Option<String> {
 }
 
 impl StagePlan {
-    /// A note where the stage combines, but does not say over which of several indices.
+    /// Returns a note if the stage combines without naming which of several indices to reduce.
     pub fn undecided(&self) -> Option<String> {
         undecided(&self.indices)
     }
@@ -53,7 +53,7 @@ pub(super) fn note_idle(plan: &mut StagePlan, busy: u32) {
     }
 }
 
-/// Chunks that do not divide each other only meet at their least common multiple, and units with them.
+/// Adds a note on chunks that do not divide each other: they meet only at their least common multiple, and so do units.
 pub(super) fn note_chunks(plan: &mut StagePlan, space: &Space) {
     for (axis, aligned) in space.aligned.iter().enumerate() {
         let index = plan.split[axis];

@@ -1,4 +1,4 @@
-//! Process grids: where ranks are in them, who shares inputs, and the cells and groups of reductions.
+//! Process grids: the places of ranks, the ranks that share inputs, and the cells and groups of reductions.
 
 use super::geometry::{Tile, portion};
 use crate::plan::model::{ProcessGrid, Reduce, StagePlan};
@@ -6,13 +6,13 @@ use crate::tensor::Region;
 use std::ops::Range;
 
 impl ProcessGrid {
-    /// From the number of a rank to that of the next along `axis`.
+    /// Returns the difference between the number of a rank and that of the next rank along `axis`.
     pub fn stride(&self, axis: usize) -> u32 {
         let inner = self.order.iter().rev().take_while(|other| **other != axis);
         inner.map(|other| self.parts[*other]).product::<u64>() as u32
     }
 
-    /// The steps of `axis` that part `part` has.
+    /// Returns the steps of `axis` that part `part` has.
     pub fn steps_of(&self, axis: usize, part: u64) -> Range<u64> {
         let start = |part| portion(part, self.steps[axis], self.parts[axis]);
         start(part)..start(part + 1)
@@ -20,7 +20,7 @@ impl ProcessGrid {
 }
 
 impl StagePlan {
-    /// Where `rank` is in the process grid, by axis; `None` for ranks beyond it.
+    /// Returns the place of `rank` in the process grid, by axis; `None` for ranks beyond the grid.
     pub fn place(&self, rank: u32) -> Option<Vec<u64>> {
         let grid = self.process_grid.as_ref()?;
         let mut rest = u64::from(rank);
@@ -32,8 +32,8 @@ impl StagePlan {
         (rest == 0).then_some(place)
     }
 
-    /// The ranks that need the same part of input `operand` as `rank`, which is one of them: those that differ only in their
-    /// place along axes that the operand does not have. Ascending.
+    /// Returns the ranks, in ascending order, that need the same part of input `operand` as `rank`, including `rank`
+    /// itself. They differ only in their place along axes that the operand does not have.
     pub fn sharers(&self, operand: usize, rank: u32) -> Vec<u32> {
         let (Some(grid), Some(place)) = (&self.process_grid, self.place(rank)) else { return vec![rank] };
         let dims = &self.operands[operand].dims;
@@ -49,8 +49,9 @@ impl StagePlan {
         ranks
     }
 
-    /// The part of what `rank` needs of input `operand` that it reads from the dataset; the other sharers read and send it the
-    /// rest, so that nothing is read twice. Cut along the outermost dimension, at whole chunks.
+    /// Returns the part of `rank`'s need of input `operand` that `rank` reads from the dataset. The other sharers read
+    /// the rest and send it to `rank`, so that nothing is read twice. The cut is along the outermost dimension, at
+    /// whole chunks.
     pub fn share(&self, operand: usize, rank: u32) -> Region {
         let input = &self.operands[operand];
         let sharers = self.sharers(operand, rank);
@@ -73,7 +74,7 @@ impl StagePlan {
         region
     }
 
-    /// Whether no rank comes after `rank` along the reduced axes from the one of number `level` on.
+    /// Returns whether no rank comes after `rank` along the reduced axes from axis number `level` on.
     pub fn is_last_along(&self, rank: u32, level: usize) -> bool {
         let (Some(reduce), Some(grid), Some(place)) = (&self.reduce, &self.process_grid, self.place(rank)) else {
             return true;
@@ -82,20 +83,21 @@ impl StagePlan {
         (first..place.len()).all(|axis| place[axis] + 1 == grid.parts[axis])
     }
 
-    /// First element of leaf `number` of the last reduced axis.
+    /// Returns the first element of leaf `number` of the last reduced axis.
     pub(super) fn leaf_start(&self, axis: usize, number: u64, reduce: &Reduce) -> u64 {
         let steps = self.process_grid.as_ref().map_or(1, |grid| grid.steps[axis]);
         (portion(number, self.grid[axis], steps * reduce.leaves) * self.unit[axis]).min(self.extent(axis))
     }
 
-    /// The groups of a reduction that `block` is, per reduced axis; several along the last only.
+    /// Returns the groups of a reduction in `block`, per reduced axis. Only the last axis can have several.
     pub fn groups(&self, block: &Tile) -> Vec<Range<u64>> {
         let axes = self.reduce.as_ref().map_or(0, |reduce| reduce.axes);
         let range = |axis| self.step_at(axis, block.0.offset[axis])..self.step_at(axis, block.0.end(axis));
         (self.split.len() - axes..self.split.len()).map(range).collect()
     }
 
-    /// Number of the cell of a reduction that `block` is part of: of its step on the axes that are not reduced, row-major.
+    /// Returns the number of the cell of a reduction that contains `block`: the row-major number of its step on the
+    /// axes that are not reduced.
     pub fn cell(&self, block: &Tile) -> u64 {
         let axes = self.reduce.as_ref().map_or(0, |reduce| reduce.axes);
         let steps = |axis: usize| self.process_grid.as_ref().map_or(1, |grid| grid.steps[axis]);
@@ -103,7 +105,7 @@ impl StagePlan {
         (0..self.split.len() - axes).fold(0, |cell, axis| cell * steps(axis) + at(axis))
     }
 
-    /// The box of a cell, along the whole of the reduced axes; `None` if there is no such cell.
+    /// Returns the box of a cell, along the whole of the reduced axes; `None` if there is no such cell.
     pub fn cell_tile(&self, cell: u64) -> Option<Tile> {
         let (grid, reduce) = (self.process_grid.as_ref()?, self.reduce.as_ref()?);
         let extent = (0..self.split.len()).map(|axis| self.extent(axis)).collect();
@@ -118,8 +120,8 @@ impl StagePlan {
         (rest == 0).then_some(Tile(region))
     }
 
-    /// Where the first `leaves` leaves of the group at these steps along the reduced axes lie along them; `None` if there are no
-    /// such.
+    /// Returns the ranges, along the reduced axes, of the first `leaves` leaves of `group`, which is given by its
+    /// steps. Returns `None` if there are no such leaves.
     pub fn leaves_along(&self, group: &[u64], leaves: u64) -> Option<Vec<Range<u64>>> {
         let (grid, reduce) = (self.process_grid.as_ref()?, self.reduce.as_ref()?);
         let first = self.split.len() - reduce.axes;
@@ -133,7 +135,7 @@ impl StagePlan {
         Some(along)
     }
 
-    /// Makes it a box of outputs: along the whole of the reduced axes.
+    /// Extends the tile along the whole of the reduced axes, which makes it a box of outputs.
     pub fn widen(&self, tile: &mut Tile) {
         let axes = self.reduce.as_ref().map_or(0, |reduce| reduce.axes);
         for axis in self.split.len() - axes..self.split.len() {
@@ -141,11 +143,12 @@ impl StagePlan {
         }
     }
 
-    /// Parts in which output `operand` lies, per dimension.
+    /// Returns the number of parts in which output `operand` lies, per dimension.
     pub(super) fn parts_by_dim(&self, operand: usize) -> Vec<u64> {
         let parts = |axis: usize| match &self.process_grid {
             Some(grid) => grid.parts[axis],
-            // Consecutive units of the only axis that is cut are its parts; of several they are nobody's.
+            // If a single axis is cut, its consecutive units form the parts. If several are cut, the units of a rank form no
+            // part along any axis, and the number of parts counts as unlimited.
             None if self.grid.iter().filter(|units| **units > 1).count() <= 1 && self.grid[axis] > 1 => {
                 u64::from(self.ranks)
             }

@@ -1,4 +1,4 @@
-//! What holds for every plan, over random shapes, chunks, notations, machines and budgets.
+//! Properties of every plan, over random shapes, chunks, notations, machines and budgets.
 
 use super::*;
 use crate::tensor::{Dtype, Shape};
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// A stage over up to three indices: `a` has them all, `b` some, `c` others, and the outputs some of `a`'s.
+/// A stage over up to three indices: `a` has all of them, `b` has some, and the outputs have some of those of `a`.
 #[derive(Debug, Clone)]
 struct Case {
     extents: [u64; 3],
@@ -16,12 +16,12 @@ struct Case {
     b_chunk: Option<[u64; 3]>,
     out_dims: Vec<usize>,
     out_chunk: Option<[u64; 3]>,
-    /// Halo of `a` in its dimensions; all 0 for none.
+    /// The halo of `a` in its dimensions; all 0 for no halo.
     halo: [u64; 3],
-    /// Elements of `a`, `b` and the outputs for each value of an index.
+    /// The number of elements of `a`, `b` and the outputs per value of an index.
     scale: [[u64; 3]; 3],
     combine: bool,
-    /// Whether `reduce` names all that it may, and dimensions that `whole` names.
+    /// Whether `reduce` names all indices that it may.
     reduce: bool,
     whole: Vec<usize>,
     machine: Machine,
@@ -39,7 +39,7 @@ impl Case {
         let halo = self.halo.map(|width| if width > 0 { format!("~{width}") } else { String::new() });
         let boundary = if self.halo == [0; 3] { "" } else { ", boundary = \"periodic\"" };
         let combine = if self.combine && self.out_dims.len() < 3 { ", combine = \"sum\"" } else { "" };
-        // Something is left to be combined.
+        // At least one index remains to be combined.
         let is_left = |d: &usize| !self.out_dims.contains(d) && !self.whole.contains(d);
         let left: Vec<usize> = (0..3).filter(is_left).collect();
         let keep = !self.whole.is_empty() && (combine.is_empty() || !left.is_empty());
@@ -70,7 +70,7 @@ impl Case {
         )
     }
 
-    /// `None` where even the smallest blocks are over the budget.
+    /// Returns `None` if even the smallest blocks exceed the budget.
     fn plan(&self) -> Option<Plan> {
         let layout = |dims: &[usize], scale: [u64; 3], chunk: &Option<[u64; 3]>| Layout {
             dtype: Dtype::F32,
@@ -103,7 +103,8 @@ fn some_dims() -> impl Strategy<Value = Vec<usize>> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    // What the guards of four operands take, and a little for blocks: little enough to decide their size.
+    // The budget covers the guards of four operands and a little for blocks: it is small enough to determine their
+    // size.
     let tight = (1u32..4).prop_flat_map(|threads| {
         let guards_bytes = u64::from(threads) * (512 << 10);
         (Just(threads), guards_bytes..guards_bytes + (512 << 10))
@@ -136,7 +137,7 @@ fn case() -> impl Strategy<Value = Case> {
     )
 }
 
-/// All points of a box.
+/// Returns all points of a box.
 fn points(region: &Region) -> Vec<Vec<u64>> {
     (0..region.rank()).fold(vec![vec![]], |prefixes, d| {
         let extend = |prefix: &Vec<u64>| {
@@ -147,7 +148,7 @@ fn points(region: &Region) -> Vec<Vec<u64>> {
     })
 }
 
-/// The numbers of the units whose points `tile` has, checked to be whole units.
+/// Returns the numbers of the units that `tile` covers, after checking that it covers them wholly.
 fn units_of(stage: &StagePlan, tile: &Tile) -> Vec<u64> {
     let axes = 0..stage.grid.len();
     for axis in axes.clone() {
@@ -183,7 +184,7 @@ proptest! {
             let of_shard: u64 = stage.shard(rank).iter().map(|tile| units_of(stage, tile).len() as u64).sum();
             prop_assert_eq!(of_shard, stage.shard_units(rank));
             if stage.process_grid.is_none() {
-                // Consecutive units, dealt out evenly.
+                // Consecutive units are distributed evenly.
                 let each = stage.units() / u64::from(ranks);
                 prop_assert!((each..=each + 1).contains(&(units.len() as u64)));
                 prop_assert!(units.iter().copied().eq(all.len() as u64..(all.len() + units.len()) as u64));
@@ -213,7 +214,7 @@ proptest! {
                 prop_assert_eq!(covered, points(&whole));
             }
             if stage.is_shared(position) {
-                // Together the sharers read what each needs, once; together all ranks read the tensor once.
+                // Together the sharers read the common need once. Together all ranks read the tensor once.
                 let mut read = Vec::new();
                 for rank in 0..case.machine.ranks {
                     let mine: Vec<Vec<u64>> = points(&stage.share(position, rank));

@@ -2,7 +2,8 @@ use super::error::iec;
 use crate::job::{Cut, Why};
 use crate::plan::model::{Distribution, OperandPlan, Origin, Plan, Role, StageKind, StagePlan};
 
-/// The plan for a person: per stage its indices, pieces, tensors, bytes and memory. No line is wider than it must be.
+/// Renders the plan for the user: the indices, tiles, tensors, bytes and memory of each stage. No line is wider than
+/// necessary.
 pub fn render(plan: &Plan) -> String {
     let machine = &plan.machine;
     let mut lines = vec![format!(
@@ -128,7 +129,7 @@ fn operand_row(stage: &StagePlan, operand: &OperandPlan) -> [String; 6] {
     ]
 }
 
-/// Rows with their columns padded to equal width.
+/// Formats rows with their columns padded to equal width.
 fn table(rows: &[[String; 6]]) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 6] = std::array::from_fn(width);
@@ -139,7 +140,7 @@ fn table(rows: &[[String; 6]]) -> Vec<String> {
     rows.iter().map(line).collect()
 }
 
-/// `5` or `4 to 5`, of the most and the least.
+/// Formats a range as `5` or `4 to 5`, from the most and the least.
 fn range([most, least]: [u64; 2]) -> String {
     if most == least { most.to_string() } else { format!("{least} to {most}") }
 }

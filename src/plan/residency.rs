@@ -1,4 +1,5 @@
-//! Which tensors stay in the memory of the ranks between stages, and what moves to where it is needed.
+//! Decides which tensors stay in the memory of the ranks between stages, and counts the data that move to where they
+//! are needed.
 
 use super::bind::Bound;
 use crate::job::{Job, Source};
@@ -7,10 +8,10 @@ use crate::plan::model::{Layout, Machine, Role, StagePlan};
 use crate::tensor::Region;
 use std::collections::BTreeMap;
 
-/// Part of a rank's budget that resident tensors may take.
+/// The divisor of a rank's budget that gives the memory for resident tensors.
 const SHARE: u64 = 2;
 
-/// Ranks on which it is looked how well an order of axes suits.
+/// The number of ranks for which an order of axes is evaluated.
 const RANKS_LOOKED_AT: u32 = 512;
 
 /// The output that a resident tensor comes from, as stage and operand.
@@ -18,21 +19,21 @@ type Producer = (usize, usize);
 
 #[derive(Debug)]
 pub(super) struct Residence {
-    /// By the name under which stages read it, once iterations are under way.
+    /// The producers by tensor name. The name is the one under which stages read the tensor after the first iteration.
     producers: BTreeMap<String, Producer>,
-    /// Of all resident tensors together, on the rank with most.
+    /// The bytes of all resident tensors together, on the rank with the most.
     pub bytes_per_rank: u64,
 }
 
 impl Residence {
-    /// The stage and operand that a resident tensor comes from.
+    /// Returns the stage and operand that a resident tensor comes from.
     pub fn producer(&self, tensor: &str) -> Option<(usize, usize)> {
         self.producers.get(tensor).copied()
     }
 }
 
-/// Marks operands as resident: tensors that a stage writes and another reads, as long as there is memory, and those that
-/// iterations feed back in any case.
+/// Marks operands as resident: tensors that a stage writes and another reads, as long as there is memory, and in any
+/// case tensors that iterations feed back.
 pub(super) fn decide(
     job: &Job,
     known: &BTreeMap<String, Layout>,
@@ -46,7 +47,7 @@ pub(super) fn decide(
         let reads = |bound: &Bound| bound.operands.iter().any(|o| o.role == Role::Input && o.tensor == tensor);
         stages.iter().any(reads) || exchange().any(|pair| pair.written == tensor)
     };
-    // They are written to their datasets once, after the last iteration.
+    // Outputs of iterated stages are written to their datasets once, after the last iteration.
     let is_iterated = |stage| job.iterate.as_ref().is_some_and(|iterate| iterate.stages.contains(&stage));
     let mut candidates: Vec<(String, Producer, u64)> = Vec::new();
     for (position, bound) in stages.iter().enumerate() {
@@ -58,7 +59,7 @@ pub(super) fn decide(
             }
         }
     }
-    // The largest go to files first, until the rest fits; iterated ones never.
+    // The largest tensors go to files first, until the rest fits. Iterated tensors never go to files.
     let key = |(tensor, (stage, _), bytes): &(String, Producer, u64)| (!is_iterated(*stage), *bytes, tensor.clone());
     candidates.sort_by_key(key);
     let total = |list: &[(String, Producer, u64)]| list.iter().map(|(.., bytes)| bytes).sum::<u64>();
@@ -79,7 +80,7 @@ pub(super) fn decide(
     Ok(Residence { producers, bytes_per_rank })
 }
 
-/// Tensors that change places have one shape and dtype.
+/// Checks that tensors that change places have the same shape and dtype.
 fn check_exchange(job: &Job, known: &BTreeMap<String, Layout>) -> Result<(), PlanError> {
     let layout = |tensor: &str| match job.tensors.get(tensor).map(|decl| &decl.source) {
         Some(Source::Inline { dtype, shape, .. }) => Some((*dtype, shape.clone())),
@@ -99,8 +100,8 @@ fn check_exchange(job: &Job, known: &BTreeMap<String, Layout>) -> Result<(), Pla
     Ok(())
 }
 
-/// Adds what moves between ranks: resident inputs, from those who own them to those who need them, and partial results.
-/// For an iterated stage that is one iteration but the first.
+/// Adds the bytes that move between ranks: partial results, and resident inputs from the ranks that own them to the
+/// ranks that need them. For an iterated stage the count is that of one iteration other than the first.
 pub(super) fn count(stages: &mut [StagePlan], residence: &Residence) {
     for position in 0..stages.len() {
         let stage = &stages[position];
@@ -111,7 +112,7 @@ pub(super) fn count(stages: &mut [StagePlan], residence: &Residence) {
             let element_bytes = input.dtype.size_bytes() as u64;
             let shared = stage.is_on_node(operand);
             let mut owners = (0..stage.ranks).filter(|rank| !stages[*from].owned(*output, *rank).is_empty());
-            // One copy for each node: the lowest rank gets it, unless a rank of the node has all of it.
+            // Each node gets one copy: its lowest rank receives it, unless a rank of the node already has all of it.
             let home = owners.next().filter(|_| owners.next().is_none()).map(|only| only / stage.ranks_per_node.max(1));
             for rank in 0..stage.ranks {
                 let node = rank / stage.ranks_per_node.max(1);
@@ -127,8 +128,8 @@ pub(super) fn count(stages: &mut [StagePlan], residence: &Residence) {
     }
 }
 
-/// Numbers the ranks of a stage with a process grid so that its resident inputs move least: tries all orders of the axes that
-/// are cut. The others keep the places that [`Boxes`](crate::plan::grid_choice::Boxes) gave them.
+/// Numbers the ranks of a stage with a process grid so that its resident inputs move least. The search tries all orders
+/// of the axes that are cut. The other axes keep the places that [`Boxes`](crate::plan::grid_choice::Boxes) gave them.
 pub(super) fn relabel(stage: &mut StagePlan, earlier: &[StagePlan], residence: &Residence) {
     let Some(grid) = &stage.process_grid else { return };
     let cut: Vec<usize> = (0..grid.order.len()).filter(|place| grid.parts[grid.order[*place]] > 1).collect();
@@ -150,7 +151,8 @@ pub(super) fn relabel(stage: &mut StagePlan, earlier: &[StagePlan], residence: &
     }
 }
 
-/// What ranks need of a stage's resident inputs and have not, in bytes, over some ranks where there are many.
+/// Returns the bytes of a stage's resident inputs that ranks need and do not have. Of many ranks, only some are
+/// counted.
 fn unmet_bytes(stage: &StagePlan, earlier: &[StagePlan], residence: &Residence) -> u64 {
     let step = stage.ranks.div_ceil(RANKS_LOOKED_AT).max(1);
     let mut moved = 0;
@@ -166,7 +168,7 @@ fn unmet_bytes(stage: &StagePlan, earlier: &[StagePlan], residence: &Residence) 
     moved
 }
 
-/// All orders of `axes` from place `at` on.
+/// Visits all orders of `axes` from place `at` on.
 fn permute(axes: &mut Vec<usize>, at: usize, see: &mut impl FnMut(&[usize])) {
     if at >= axes.len() {
         return see(axes);
@@ -178,14 +180,14 @@ fn permute(axes: &mut Vec<usize>, at: usize, see: &mut impl FnMut(&[usize])) {
     }
 }
 
-/// Elements of `need` that are in none of `owned`, which do not overlap.
+/// Returns the number of elements of `need` that are in none of `owned`, whose regions do not overlap.
 fn missing(need: &Region, owned: &[Region]) -> u64 {
     let own: u64 = owned.iter().filter_map(|own| own.intersect(need)).map(|common| common.elements()).sum();
     need.elements() - own
 }
 
-/// Bytes of partial results: along each reduced axis they go from each part to the next, once for every group of the axes
-/// before it.
+/// Returns the bytes of partial results. Along each reduced axis they move from each part to the next, once for every
+/// group of the axes before it.
 fn partial_results(stage: &StagePlan) -> u64 {
     let (Some(reduce), Some(grid)) = (&stage.reduce, &stage.process_grid) else { return 0 };
     let outputs = stage.operands.iter().filter(|operand| operand.role == Role::Output);

@@ -102,7 +102,7 @@ fn one_rank_plans_read_each_tensor_once() {
     let plan = plan(&job(KNN), &knn_layouts(), &machine(1)).unwrap();
     assert_eq!(plan.totals().bytes, StageBytes { read: 60000 * 784 + 1000 * 784, moved: 0, written: 1000 });
     let seven = super::plan(&job(KNN), &knn_layouts(), &machine(7)).unwrap();
-    // Two ranks on a node, which has it once.
+    // Two ranks are on a node, which has one copy.
     assert_eq!(seven.totals().bytes.moved, 3 * 60000 * 784);
     let apart = super::plan(&job(KNN), &knn_layouts(), &Machine { ranks_per_node: 1, ..machine(7) }).unwrap();
     assert_eq!(apart.totals().bytes.moved, 6 * 60000 * 784);
@@ -122,8 +122,8 @@ fn what_ranks_of_a_node_need_alike_is_in_its_memory_once() {
     assert_eq!(alone.process_grid.as_ref().unwrap().parts, [4, 4, 1]);
     let part = alone.needs(0, 0)[0].elements() * 4;
     assert_eq!(alone.held_bytes, 2 * part);
-    // A node has a row of the grid or all of it: of 4 ranks that need the same, each makes a quarter of it of bytes that it has
-    // read.
+    // A node has a row of the grid or all of it. Of 4 ranks with the same need, each fills a quarter of the shared copy
+    // from bytes that it has read.
     for (ranks_per_node, held_bytes) in [(3, 2 * part), (4, part + part / 2), (16, part)] {
         let stage = stage(ranks_per_node);
         assert_eq!(stage.held_bytes, held_bytes, "{ranks_per_node} ranks a node");
@@ -142,7 +142,7 @@ fn a_stage_without_split_indices_is_one_task_on_rank_0() {
     assert_eq!(stage.task_name(&stage.task(tile, 0, 1)), "stage2@all");
     assert_eq!(stage.region(0, tile), Region::whole(&stage.operands[0].shape));
     assert_eq!(stage.region(1, tile), Region::default());
-    // What stage 1 left in the memory of ranks 1 and 2 goes to rank 0.
+    // The parts of the output of stage 1 in the memory of ranks 1 and 2 go to rank 0.
     let tmp = &stage.operands[0];
     let elsewhere: u64 = (1..3).flat_map(|rank| plan.stages[0].owned(2, rank)).map(|r| r.elements() * 4).sum();
     assert!(tmp.resident && elsewhere > tmp.bytes() / 2);
@@ -207,7 +207,7 @@ fn hash_changes_with_everything_that_matters() {
     }
 }
 
-/// A reduction with a table beside its data, and what the job says of what may be cut.
+/// Returns a job with a reduction that reads a table beside its data. `keys` names the indices that may be cut.
 fn lookup(keys: &str) -> Job {
     job(&format!(
         "[tensors]\na = {{ file = \"i\", dataset = \"a\" }}\nt = {{ file = \"i\", dataset = \"t\" }}\n\
@@ -252,7 +252,7 @@ fn what_is_too_large_because_nobody_said_how_to_cut_it_says_so() {
     assert!(plan(&lookup("reduce = [\"y\"]"), &shapes, &machine(2)).is_ok());
 }
 
-/// Every field of a plan is in its hash: changing one by hand changes it.
+/// Checks that every field of a plan is in its hash: a change to any field changes the hash.
 #[test]
 fn hash_covers_every_field() {
     let plan = plan(&job(KNN), &knn_layouts(), &machine(2)).unwrap();
@@ -289,14 +289,15 @@ fn a_hundred_thousand_ranks_and_a_billion_units_make_a_small_plan() {
     "#;
     let given = layouts([("x", layout(Dtype::F32, &[1000, 1000, 4000], Some(&[1, 1, 4])))]);
     let job = job(text);
-    // How fast is in `benches/sched.rs`; what goes through all units or pairs of ranks would not come back here.
+    // `benches/sched.rs` measures the speed. Here, an algorithm that visits all units or pairs of ranks would not
+    // return.
     let plan = plan(&job, &given, &machine(100_000)).unwrap();
     let stage = &plan.stages[0];
     assert_eq!(stage.units(), 1_000_000_000, "{:?}", stage.unit);
     assert_eq!(stage.bytes.written, 16_000_000_000);
     assert!(serde_json::to_string(&plan).unwrap().len() < 4096);
     assert_eq!(stage.blocks(99_999).map(|tile| tile.0.elements()).sum::<u64>(), 10_000 * 4);
-    // Two axes, and inputs that each lack one of them.
+    // There are two axes, and each input lacks one of them.
     let job = self::job(MATMUL);
     let plan = super::plan(&job, &matmul_layouts(1 << 20), &machine(100_000)).unwrap();
     assert_eq!(plan.totals().bytes.written, 4 << 40);
@@ -317,7 +318,8 @@ fn halos_wider_than_their_tensor_are_refused() {
     }
 }
 
-/// Bytes that the second of two stages moves because the first left its tensor otherwise divided.
+/// Returns the plan of two stages, and the bytes that the second moves because the first left its tensor divided
+/// differently.
 fn shuffled(first: &str, second: &str, shape: &[u64], ranks: u32) -> (Plan, u64) {
     let text = format!(
         "[tensors]\na = {{ file = \"i\", dataset = \"a\" }}\nt = {{ dtype = \"f64\" }}\n\
@@ -331,7 +333,7 @@ fn shuffled(first: &str, second: &str, shape: &[u64], ranks: u32) -> (Plan, u64)
     (plan, moved)
 }
 
-/// A transposed copy moves nothing: ranks of the second stage are numbered by the axes of the first.
+/// A transposed copy moves nothing: the ranks of the second stage are numbered by the axes of the first.
 #[test]
 fn stages_that_only_rename_axes_move_nothing() {
     for ranks in [2, 3, 4, 8, 12, 16, 64, 100] {
@@ -346,10 +348,10 @@ fn stages_that_only_rename_axes_move_nothing() {
     }
 }
 
-/// Where grids must differ, part of what a rank needs is where it was.
+/// Where grids must differ, a rank already has part of the data that it needs.
 #[test]
 fn a_change_of_grids_is_charged_for_what_moves() {
-    // Rows in the first stage, as only they have neighbours; columns, whose sums go down the rows, in the second.
+    // In the first stage only `y` has neighbours, in the second only `x`.
     for ranks in [2, 4, 16] {
         let (plan, moved) =
             shuffled("a[y~1,x] -> t[y,x]", "t[y~0,x~1] -> b[y,x]\"\nboundary = \"clamp", &[960, 960], ranks);
@@ -379,14 +381,14 @@ fn a_multiple_of_an_index_is_as_many_elements() {
     let plan = plan(&job(SCALED), &layouts, &machine(3)).unwrap();
     let [first, second] = plan.stages.as_slice() else { panic!("two stages") };
     assert_eq!((first.extent(0), first.extent(1), &*first.operands[1].shape), (35, 31, &[35, 31][..]));
-    // Chunks of 5 and 9 begin at multiples of 5 and 3, of as many pairs and triples.
+    // Chunks of 5 and 9 elements begin at multiples of 5 pairs and of 3 triples, the values of the indices.
     assert_eq!(first.unit, [5, 3]);
     let tile = Tile(Region { offset: vec![10, 3], extent: vec![5, 6] });
     assert_eq!(first.region(0, &tile), Region { offset: vec![20, 9], extent: vec![10, 18] });
     assert_eq!(first.region(1, &tile), tile.0);
     assert_eq!(first.split_operand_bytes(&tile), 4 * (12 * 18 + 5 * 6));
     assert_eq!(&*second.operands[2].shape, [140, 31]);
-    // Chunks of 6 rows begin every 3 values, 4 rows each; chunks of 5 every 5.
+    // Chunks of 6 rows begin every 3 values, at 4 rows per value; chunks of 5 begin every 5 values.
     assert!(second.unit.iter().zip([15, 30]).all(|(unit, aligned)| unit.is_multiple_of(aligned)), "{:?}", second.unit);
     let note = "chunks of 5 (fine, 2 to each y) and 6 (again, 4 to each y) along y only meet every 15";
     assert!(second.notes.iter().any(|n| n.contains(note)), "{:?}", second.notes);
@@ -419,7 +421,7 @@ stages = [{ kernel = "k", compute = "start[y~2,x~1] -> end[y,x]", boundary = "BO
 iterate = { count = 9, exchange = [["start", "end"]] }
 "#;
 
-/// What needs nothing of other ranks is most of a box, and comes first.
+/// The part of a box that needs no data of other ranks is most of the box, and comes first.
 #[test]
 fn boxes_are_cut_where_they_wait_for_others() {
     for (boundary, ranks) in [("clamp", 2), ("periodic", 2), ("clamp", 6), ("periodic", 9), ("zero", 7)] {

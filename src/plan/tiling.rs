@@ -1,26 +1,28 @@
-//! Units and blocks of a stage: the shape that reads least, within a size and without starving ranks.
+//! Chooses the units and blocks of a stage: the shape that reads least, within a target size and with enough blocks for
+//! every rank.
 //!
-//! A block costs the bytes it reads and a little for each contiguous run of a file it touches. From the finest units
-//! that chunks allow, the tile doubles along the axis that saves most, while it keeps to the target size and every
-//! rank still gets its share of tiles. The axis along which consecutive units follow each other is then made fine
-//! again: blocks have the tile's shape, and shards are balanced to less than a block.
+//! The cost of a block is the bytes it reads, plus a little for each contiguous run of a file that it touches. The
+//! search starts from the finest units that chunks allow. It doubles the tile along the axis that saves most, as long
+//! as the tile keeps to the target size and every rank still gets enough tiles. Then it makes the axis along which
+//! consecutive units follow each other fine again: blocks have the tile's shape, and shares are balanced to less than a
+//! block.
 
 use super::footprint::Footprint;
 use crate::plan::model::{Distribution, OperandPlan, Origin, ProcessGrid, Role};
 
-/// What one more contiguous run of a file costs, in bytes read: a seek or a system call against streaming.
+/// The cost of one more contiguous run of a file, in bytes read: a seek or a system call, compared to streaming.
 const RUN_COST_BYTES: u128 = 4096;
-/// Blocks that every rank should get, so that work can be balanced while it runs.
+/// The number of blocks that every rank should get, so that work can be balanced during the run.
 const BLOCKS_PER_RANK: u64 = 8;
-/// What is in memory and has no more bytes than this on a rank is one block: workers share its slices, bringing it in
-/// takes no time that would have to be hidden, and another block would take longer than that.
+/// The size up to which a rank's data in memory are one block. Workers share its slices, and fetching it takes no time
+/// that must be hidden. Another block would take longer than the fetch.
 pub(super) const WHOLE_BYTES: u64 = 16 << 10;
 
-/// Extents of the split indices and, along each, the finest unit.
+/// The extents of the split indices and the finest unit along each.
 #[derive(Clone, Debug)]
 pub(super) struct Space {
     pub extents: Vec<u64>,
-    /// A union of whole chunks of every operand; 1 where nothing is chunked.
+    /// The finest unit per axis: a union of whole chunks of every operand, or 1 where nothing is chunked.
     pub aligned: Vec<u64>,
 }
 
@@ -29,25 +31,25 @@ pub(super) struct Tiling {
     pub unit: Vec<u64>,
     pub grid: Vec<u64>,
     pub block_units: u64,
-    /// Elements per axis that no block exceeds.
+    /// The largest extent of a block in elements, per axis.
     pub block: Vec<u64>,
     /// See [`crate::plan::model::StagePlan`].
     pub process_grid: Option<ProcessGrid>,
-    /// Leaves of a group of a reduction.
+    /// The number of leaves in a group of a reduction.
     pub leaves: Option<u64>,
 }
 
-/// An operand as a cost.
+/// The cost of an operand.
 struct Load {
     footprint: Footprint,
-    /// How often each tile transfers it: 0 for what is not read.
+    /// The number of times that each tile transfers the operand: 0 for operands that are not read.
     reads: u128,
-    /// Extent of each dimension of a contiguous operand, its axis, if it has one, and the elements for each value of
-    /// that; empty for one whose chunks are its runs.
+    /// For each dimension of a contiguous operand: its extent, and, if it has an axis, that axis and the elements per
+    /// value of its index. Empty for a chunked operand, whose runs are its chunks.
     dims: Vec<(u64, Option<(usize, u64)>)>,
 }
 
-/// The aligned unit of each axis: the least common multiple of all chunks along it, at most its extent.
+/// Returns the aligned unit of each axis: the least common multiple of all chunks along it, at most its extent.
 pub(super) fn space(operands: &[OperandPlan], split: &[usize], extents: Vec<u64>) -> Space {
     let align = |(index, extent): (&usize, &u64)| {
         let chunks = operands.iter().filter_map(|operand| {
@@ -62,7 +64,7 @@ pub(super) fn space(operands: &[OperandPlan], split: &[usize], extents: Vec<u64>
 }
 
 impl OperandPlan {
-    /// Values of the index of dimension `dim` after which chunks begin again, if there are chunks.
+    /// Returns the number of index values of dimension `dim` from one chunk boundary to the next, if there are chunks.
     pub(super) fn chunk_along(&self, dim: usize) -> Option<u64> {
         let chunk = *self.chunk.as_ref()?.get(dim)?;
         Some(chunk / greatest_common_divisor(chunk, self.scale[dim]))
@@ -123,7 +125,7 @@ pub(super) fn choose(
     Tiling { unit, grid, block_units, block, process_grid: None, leaves: None }
 }
 
-/// Tiles of these extents in the whole space.
+/// Returns the number of tiles of these extents in the whole space.
 fn count(space: &Space, tile: &[u64]) -> u64 {
     space.extents.iter().zip(tile).map(|(extent, tile)| extent.div_ceil(*tile)).product()
 }
@@ -143,7 +145,7 @@ fn loads(operands: &[OperandPlan], split: &[usize]) -> Vec<Load> {
     operands.iter().filter(is_split).map(load).collect()
 }
 
-/// Bytes read, and runs touched, by all tiles of these extents.
+/// Returns the cost of all tiles of these extents: bytes read and runs touched.
 fn cost(space: &Space, loads: &[Load], tile: &[u64]) -> u128 {
     let along = |axis: usize| u128::from(space.extents[axis].div_ceil(tile[axis]));
     let tiles: u128 = (0..tile.len()).map(along).product();
@@ -155,23 +157,23 @@ fn cost(space: &Space, loads: &[Load], tile: &[u64]) -> u128 {
     })
 }
 
-/// Contiguous runs that a tile has in a row-major operand with dimensions `dims`.
+/// Returns the number of contiguous runs of a tile in a row-major operand with dimensions `dims`.
 fn runs(dims: &[(u64, Option<(usize, u64)>)], tile: &[u64]) -> u128 {
     let width = |(extent, along): &(u64, Option<(usize, u64)>)| {
         along.map_or(*extent, |(axis, scale)| tile[axis].saturating_mul(scale).min(*extent))
     };
-    // Dimensions after the last one that the tile does not span are one run with it.
+    // The dimensions after the last one that the tile does not span belong to the same run.
     let Some(cut) = dims.iter().rposition(|dim| width(dim) < dim.0) else {
         return u128::from(!dims.is_empty());
     };
     dims[..cut].iter().map(|dim| u128::from(width(dim))).product()
 }
 
-/// The most consecutive units whose box still fits; at least 1.
+/// Returns the largest number of consecutive units whose box still fits; at least 1.
 pub(super) fn fill(space: &Space, unit: &[u64], grid: &[u64], fits: impl Fn(&[u64]) -> bool) -> u64 {
     let mut stride = 1;
     for axis in (0..grid.len()).rev() {
-        // Most rows that fit, by bisection: `low` fits (or is one unit), `high` does not.
+        // Finds the largest number of rows that fits, by bisection: `low` fits (or is one unit), `high` does not.
         let (mut low, mut high) = (1, grid[axis] + 1);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
@@ -188,14 +190,14 @@ pub(super) fn fill(space: &Space, unit: &[u64], grid: &[u64], fits: impl Fn(&[u6
     stride
 }
 
-/// Elements per axis of the largest box that a block of `units` consecutive units can be.
+/// Returns the elements per axis of the largest possible box of `units` consecutive units.
 pub(super) fn extents_of(space: &Space, unit: &[u64], grid: &[u64], units: u64) -> Vec<u64> {
     let mut rest = units.max(1);
     let mut extents = vec![0; unit.len()];
     for axis in (0..unit.len()).rev() {
         let along = rest.min(grid[axis]).max(1);
         extents[axis] = along.saturating_mul(unit[axis]).min(space.extents[axis]);
-        // An outer axis has more than one unit only if this one is whole.
+        // An outer axis has more than one unit only if this axis is whole.
         rest = if along == grid[axis] { rest / along } else { 1 };
     }
     extents

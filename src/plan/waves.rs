@@ -1,14 +1,15 @@
-//! Which stages run at the same time: a *wave* is a run of consecutive stages none of which needs what another of them makes.
+//! Determines which stages run at the same time. A *wave* consists of consecutive stages none of which needs the output
+//! of another.
 
 use crate::plan::model::{Plan, Role, StagePlan};
 use std::ops::Range;
 
-/// Stages of a wave, at most: each has workers of its own.
+/// The largest number of stages in a wave, since each stage has its own workers.
 const WIDTH: usize = 4;
 
 impl Plan {
-    /// The stages in waves, in order. Those of a wave have no tensor in common that one of them writes, and fit into the
-    /// memory of a rank together. The iterated stages, `iterated`, are in no wave with others.
+    /// Returns the stages in waves, in order. The stages of a wave share no tensor that one of them writes, and fit
+    /// into the memory of a rank together. The iterated stages, `iterated`, share no wave with others.
     pub fn waves(&self, iterated: Range<usize>) -> Vec<Range<usize>> {
         let mut waves: Vec<Range<usize>> = Vec::new();
         for (position, stage) in self.stages.iter().enumerate() {
@@ -30,7 +31,7 @@ impl Plan {
 }
 
 impl StagePlan {
-    /// Whether neither stage writes a tensor of the other.
+    /// Returns whether neither stage writes a tensor of the other.
     fn is_independent_of(&self, other: &StagePlan) -> bool {
         let writes = |stage: &StagePlan, tensor: &str| {
             stage.operands.iter().any(|operand| operand.role == Role::Output && operand.tensor == tensor)
