@@ -14,8 +14,8 @@ const LEAF_LEAST_BYTES: u64 = 16 << 10;
 const LEAF_GAIN: u64 = 2;
 /// The most bytes that a leaf reads if the number of leaves permits, so that a task stays short.
 const LEAF_MOST_BYTES: u64 = 1 << 20;
-/// The least extent of a leaf where a kernel visits all combinations of its indices, as in a product. Combining then costs
-/// little, whatever the leaf reads and writes.
+/// The least extent of a leaf where a kernel visits all combinations of its indices, as in a product. Combining then
+/// costs little, whatever the leaf reads and writes.
 const LEAF_LEAST_EXTENT: u64 = 64;
 /// The number of leaves of a product that suffices for ranks to divide the reduced index among them.
 const PRODUCT_LEAVES: u64 = 8;
