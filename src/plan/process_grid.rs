@@ -147,8 +147,8 @@ impl StagePlan {
     pub(super) fn parts_by_dim(&self, operand: usize) -> Vec<u64> {
         let parts = |axis: usize| match &self.process_grid {
             Some(grid) => grid.parts[axis],
-            // If a single axis is cut, its consecutive units form the parts. If several are cut, the units of a rank form
-            // no part along any axis, and the number of parts counts as unlimited.
+            // If a single axis is cut, its consecutive units form the parts. If several are cut, the units of a rank
+            // form no part along any axis, and the number of parts counts as unlimited.
             None if self.grid.iter().filter(|units| **units > 1).count() <= 1 && self.grid[axis] > 1 => {
                 u64::from(self.ranks)
             }
