@@ -1,7 +1,7 @@
-//! Tasks of automatic length against tasks of a fixed number of slices: `cargo bench --bench granularity`.
+//! Compares tasks of automatic length with tasks of a fixed number of slices: `cargo bench --bench granularity`.
 //!
-//! In the simulator, where nothing else disturbs: 4 ranks steal from each other, rows are dear (0.2 ms, 1 s of work for
-//! each rank) or cheap (2 us). Then for real, where `--task-slices` fixes the length.
+//! The simulator excludes all other influences. There, 4 ranks steal from each other, and rows are expensive (0.2 ms, 1
+//! s of work for each rank) or cheap (2 us). Real runs follow, in which `--task-slices` fixes the length.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 mod lab;
@@ -31,7 +31,7 @@ fn rows(rows: u64, columns: u64) -> Plan {
     plan::plan(&job, &layouts, &machine).unwrap()
 }
 
-/// Loads by name. All cost 50 ns a byte in the mean.
+/// The loads by name. Each costs 50 ns per byte on average.
 fn loads(bytes: f64) -> Vec<(&'static str, SimulationSetup)> {
     let even = MachineModel { rank_spread: 0.0, block_spread: 0.0, slice_spread: 0.0, ..MachineModel::default() };
     let setup = |machine: MachineModel| SimulationSetup { machine, ..SimulationSetup::default() };
@@ -72,7 +72,7 @@ fn main() {
     let swept = [1u64, 4, 16, 64];
     let header: String = swept.iter().map(|slices| format!("{slices:>9}")).collect();
     println!("{:<26}{header}{:>9}{:>11}", "job", "auto", "auto/best");
-    // Twenty times the work, so that it outweighs what else the machine does meanwhile.
+    // Twenty times the work outweighs the other load of the machine.
     let large = lab.variant("unbalanced", "value = 1000", "value = 20000");
     for (name, job) in [("unbalanced", "unbalanced"), ("unbalanced, 20 times", &large), ("matmul", "matmul")] {
         lab.run(job, 1, false, &["--tier", "optimized"], "warm.json");

@@ -1,6 +1,6 @@
-//! Both tiers against the same C source compiled natively: `cargo bench --bench kernels`.
+//! Compares both tiers with the same C source compiled natively: `cargo bench --bench kernels`.
 //!
-//! Each kernel runs on one core, all variants interleaved, medians over the rounds. Native is
+//! Each kernel runs on one core. All variants are interleaved, and the results are medians over the rounds. Native is
 //! `clang -O3 -march=native`, loaded into this process; stock is wasmer's own LLVM pipeline.
 #![expect(unsafe_code, reason = "calls the natively compiled kernels through dlopen")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
@@ -61,7 +61,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// Values that are harmless for every kernel: small numbers, small indices, and 3 for the scalar of knn.
+/// Returns values that are harmless for every kernel: small numbers, small indices, and 3 for the scalar of knn.
 fn content(dtype: Dtype, elements: u64, index: usize) -> Vec<u8> {
     let value = |i: u64| (i * 7 + index as u64 * 13) % 17;
     let element = |i| match dtype {
@@ -100,7 +100,7 @@ fn instance(engine: &Engine, kernel: &Kernel, code: &Code, case: &Case, views: &
 
 type Native = unsafe extern "C" fn(*const u8, u32) -> i32;
 
-/// The kernel compiled for this machine, and an arena with the same views and operands.
+/// A kernel compiled for this machine, and an arena with the same views and operands.
 struct NativeKernel {
     function: Native,
     arena: Vec<u8>,
@@ -119,7 +119,7 @@ impl NativeKernel {
         // wasm has no fused multiply-add; without contraction both sides compute the same numbers.
         command.args(["-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-o"]);
         assert!(command.args([&library, &source, &stub]).status().unwrap().success(), "clang compiles {kernel}");
-        // The last operand is the output; each begins on a page of its own, as in the guest.
+        // The last operand is the output. Each operand begins on a page of its own, as in the guest.
         let (mut at, mut arena, mut output) = (4096usize, vec![0u8; 4096], 0..0);
         for (index, ((dtype, _, _), view)) in case.operands.iter().zip(views).enumerate() {
             let encoded = view.encode(at as u64, index + 1 == views.len());
@@ -149,7 +149,7 @@ impl NativeKernel {
     }
 }
 
-/// Seconds per call, over at least 20 ms of calls.
+/// Returns the seconds per call, measured over at least 20 ms of calls.
 fn time(mut call: impl FnMut()) -> f64 {
     let (started, mut calls) = (Instant::now(), 0);
     while started.elapsed() < Duration::from_millis(20) {

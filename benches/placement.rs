@@ -1,5 +1,5 @@
-//! The plan's placement against random and round-robin ones: `cargo bench --bench placement`. All simulated; bytes are
-//! counted by closed forms.
+//! Compares the plan's placement with random and round-robin placement: `cargo bench --bench placement`. Everything is
+//! simulated; closed forms count the bytes.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 mod lab;
@@ -7,12 +7,12 @@ mod lab;
 use lab::{JOBS, Lab};
 use serde_json::Value;
 
-/// Bytes between ranks in the whole run, and time after its start.
+/// Returns the bytes between ranks in the whole run, and the time after its start.
 fn totals(simulation: &Value) -> (f64, f64) {
     let number = |value: &Value| value.as_f64().unwrap();
     let stages = simulation["stages"].as_array().unwrap().iter().zip(simulation["exchanged"].as_array().unwrap());
     let moved = |(stage, exchanged): (&Value, &Value)| {
-        // Inputs from files move once; of a stage that runs once that is all there is beside partial results.
+        // Inputs from files move once. For a stage that runs once, only partial results move besides.
         number(&exchanged["once_bytes"]) + number(&stage["runs"]) * number(&exchanged["each_run_bytes"])
     };
     let bytes: f64 = stages.map(moved).sum();

@@ -1,7 +1,7 @@
-//! What it costs that finished work outlives a run: `cargo bench --bench resume`.
+//! Measures the cost of keeping completed work for the next run: `cargo bench --bench resume`.
 //!
-//! Whole jobs of tasks of a row, of about 10 and about 1 ms, on one rank, with and without a manifest, in turn; then the same with
-//! outputs that are compressed, of which copies are kept.
+//! Whole jobs run on one rank, with and without a manifest in turn. Their tasks are one row each and take about 10 ms
+//! or about 1 ms. The same jobs then run with compressed outputs, of which copies are kept.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 mod lab;
@@ -17,7 +17,7 @@ use exuvia::tensor::{Dtype, Region, Shape};
 use lab::{EXUVIA, median};
 
 const ROUNDS: usize = 7;
-/// A row of the input is 64 KiB, so that a block has few.
+/// The number of columns. A row of the input is 64 KiB, so that a block has few rows.
 const COLUMNS: u64 = 8192;
 
 fn main() {
@@ -50,7 +50,7 @@ fn main() {
         run(true);
         let (mut without, mut with, mut tasks) = (Vec::new(), Vec::new(), 0);
         for round in 0..ROUNDS {
-            // Each goes first every other time.
+            // Each variant goes first every other time.
             for forgetful in [round % 2 == 0, round % 2 != 0] {
                 let (seconds, count) = run(forgetful);
                 tasks = count;

@@ -1,10 +1,11 @@
-//! What it costs to hand out a task: `cargo bench --bench sched`.
+//! Measures the cost of handing out a task: `cargo bench --bench sched`.
 //!
-//! First the scheduler alone, driven by a loop without clock or threads: nanoseconds for a local decision, that is for a
-//! worker's end of a task, its being idle, and its next task, blocks coming and going included. Then whole runs of
-//! `exuvia run` on one rank with one worker and a kernel that does nothing, one slice to a task: tasks per second of
-//! the stage, with all that a task needs (its views, its fences, the call). No criterion: loops of a million decisions
-//! need no statistics but a median. At last the planner: the time for plans of 100,000 ranks.
+//! The first part drives the scheduler alone in a loop without clock or threads. It reports the nanoseconds per local
+//! decision: a worker ends a task, becomes idle, and receives its next task. Blocks come and go meanwhile. The second
+//! part makes whole runs of `exuvia run` on one rank with one worker, a kernel that does nothing, and one slice per
+//! task. It reports the tasks per second of the stage, with all that a task needs (its views, its fences, the call).
+//! Criterion is not used: loops of a million decisions need no statistics but a median. The last part measures the
+//! planner: the time for plans of 100,000 ranks.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 use std::collections::VecDeque;
@@ -29,7 +30,7 @@ const TASKS: u64 = 1_000_000;
 struct Stage {
     what: &'static str,
     compute: &'static str,
-    /// Names and extents.
+    /// The names and extents of the inputs.
     inputs: &'static [(&'static str, &'static [u64])],
 }
 
@@ -46,15 +47,15 @@ const TARGET_PLAN_S: f64 = 1.0;
 const TARGET_DECISION_NS: f64 = 2_000.0;
 const TARGET_TASKS_PER_S: f64 = 200_000.0;
 
-/// A scheduler and the world around it.
+/// A scheduler and its surroundings.
 struct Case {
     what: &'static str,
     workers: usize,
-    /// Blocks in memory at a time, and slices of each.
+    /// The number of blocks in memory at a time; the next field is the number of slices of each.
     in_flight: u64,
     slices: u64,
     ranks: u32,
-    /// A thief asks after so many decisions; 0: nobody steals.
+    /// The number of decisions between two requests of a thief; 0 means that no rank steals.
     theft_every: u64,
 }
 
@@ -66,7 +67,7 @@ const CASES: [Case; 5] = [
     Case { what: "team of 1024, every 100th", workers: 4, in_flight: 6, slices: 1000, ranks: 1024, theft_every: 100 },
 ];
 
-/// Nanoseconds for a decision.
+/// Returns the nanoseconds per decision.
 fn decide(case: &Case) -> f64 {
     let blocks = DECISIONS.div_ceil(case.slices);
     let mut scheduler = Scheduler::new(blocks, case.in_flight, case.workers, Granularity::Fixed(1));
@@ -97,7 +98,7 @@ fn decide(case: &Case) -> f64 {
                 }
                 Event::Idle { worker, class: CLASS }
             }
-            // Thieves are quick and honest.
+            // Thieves answer at once and correctly.
             Action::Send { to, message: Message::Grant { attempt, pieces, .. } } => {
                 for piece in pieces {
                     let message = Message::Returned { attempt, piece, ns_per_slice: 20_000 };
@@ -117,7 +118,7 @@ fn decide(case: &Case) -> f64 {
     started.elapsed().as_nanos() as f64 / decisions as f64
 }
 
-/// Empty tasks in a second on one rank.
+/// Returns the number of empty tasks per second on one rank.
 fn empty_tasks(folder: &Path) -> f64 {
     let record = folder.join("report.json");
     let mut command = Command::new(env!("CARGO_BIN_EXE_exuvia"));
@@ -150,7 +151,7 @@ fn verdict(met: bool) -> &'static str {
     if met { "met" } else { "MISSED" }
 }
 
-/// Seconds for a plan of 100,000 ranks.
+/// Returns the seconds for a plan of 100,000 ranks.
 fn plan_s(Stage { compute, inputs, .. }: &Stage) -> f64 {
     let tensors: String =
         inputs.iter().map(|(name, _)| format!("{name} = {{ file = \"x.h5\", dataset = \"{name}\" }}\n")).collect();

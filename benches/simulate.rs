@@ -1,9 +1,10 @@
-//! Simulation against reality: `cargo bench --bench simulate`, or with `-- --small` on the small inputs of `jobs/`.
+//! Compares simulation with reality: `cargo bench --bench simulate`, or with `-- --small` on the small inputs of
+//! `jobs/`.
 //!
-//! Each job runs on 1, 2 and 4 ranks on one core, and on 2 ranks on all cores, which is what the simulator learns from. It
-//! then predicts runs on up to 16 ranks, which share the cores of this machine, and these are made for real: interleaved,
-//! medians. Compared is the time inside stages: starting MPI is not simulated. On the small inputs most jobs take less time
-//! than that, and the system's scheduler decides.
+//! Each job runs on 1, 2 and 4 ranks on one core, and on 2 ranks on all cores. The simulator learns from these runs. It
+//! then predicts runs on up to 16 ranks, which share the cores of this machine. The same runs are measured,
+//! interleaved, with medians. The comparison uses the time inside stages, since the start of MPI is not simulated. On
+//! the small inputs most jobs take less time than that start, and the system's scheduler decides the outcome.
 
 mod lab;
 
@@ -12,10 +13,10 @@ use lab::{JOBS, Lab, in_stages, median, simulated_in_stages};
 const ROUNDS: usize = 3;
 const RANKS: [u32; 5] = [2, 3, 4, 8, 16];
 
-/// Ranks that are learned from, and whether they have one core or all.
+/// The numbers of ranks that the simulator learns from. The flag says whether they have one core or all.
 const LEARNED: [(u32, bool); 4] = [(1, true), (2, true), (4, true), (2, false)];
 
-/// Times on each number of ranks, as often as measured.
+/// The measured times on each number of ranks, one for each measurement.
 struct Measured {
     job: String,
     likes: Vec<String>,
@@ -81,7 +82,8 @@ fn main() {
                 let fixed = [predict(ranks, "static"), median(measured.fixed[number].clone())];
                 let stealing = [predict(ranks, "steal"), median(measured.stealing[number].clone())];
                 let ratio = [0, 1].map(|at| fixed[at] / stealing[at]);
-                // Where the slowest run of the faster policy is slower than the fastest of the other, neither is.
+                // If the slowest run of the faster policy is slower than the fastest run of the other, neither policy
+                // is faster.
                 let overlap = overlap(&measured.fixed[number], &measured.stealing[number]);
                 let ranking = match (ratio[0] > 1.0) == (ratio[1] > 1.0) {
                     true => "same ranking",
@@ -100,7 +102,7 @@ fn main() {
     println!("median error of all {:.1} %", 100.0 * median(errors.concat()));
 }
 
-/// Whether these runs and those took times of which neither are all the shorter ones.
+/// Whether two sets of times overlap: neither set has all the shorter times.
 fn overlap(these: &[f64], those: &[f64]) -> bool {
     let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
     let most = |times: &[f64]| times.iter().copied().fold(0.0, f64::max);

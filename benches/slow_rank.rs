@@ -1,11 +1,12 @@
-//! Four real ranks, one of them at a quarter of another's speed: `cargo bench --bench slow_rank`.
+//! Runs four real ranks, one of them at a quarter of another's speed: `cargo bench --bench slow_rank`.
 //!
-//! Two ranks share each of two cores. On one of the cores one of them is nicer by 6, which gives it a quarter of the time that
-//! its neighbour gets (1 to 3.9 by Linux's weights): a rank that is slow in truth, though it answers at once. The cores are
-//! never idle as long as there is work, so the ideal is the time that four equal ranks take, and the time of all kernels over
+//! Two ranks share each of two cores. On one core, one rank has a nice value higher by 6, which gives it a quarter of
+//! its neighbour's time (1 to 3.9 by Linux's weights). That rank is really slow, but it answers at once. The cores are
+//! never idle while there is work, so the ideal is the time that four equal ranks take. The time of all kernels over
 //! two cores bounds both.
 //!
-//! Then an iterated job of short iterations with an exchange between them: its rows differ in cost by 30, or a rank is slow.
+//! An iterated job follows, with short iterations and an exchange between them. Its rows differ in cost by a factor of
+//! 30, or a rank is slow.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 mod lab;
@@ -23,10 +24,10 @@ const ROUNDS: usize = 5;
 const ROWS: u64 = 4000;
 const COLUMNS: u64 = 100;
 const ITERATIONS: u64 = 20;
-/// The core of each rank, and how nice it is where one is slow.
+/// The core of each rank, and its nice value where one rank is slow.
 const RANKS: [(&str, &str); 4] = [("0", "0"), ("0", "6"), ("1", "0"), ("1", "0")];
 
-/// The unbalanced job with more rows and steps, for some seconds of work.
+/// Writes the unbalanced job with more rows and steps, for some seconds of work.
 fn job(folder: &Path) -> std::path::PathBuf {
     let points = |count: u64, from: f64, to: f64| {
         let at = move |i| from + (to - from) * i as f64 / (count - 1) as f64;
@@ -46,7 +47,7 @@ fn job(folder: &Path) -> std::path::PathBuf {
     folder.join("large.toml")
 }
 
-/// Reaction and diffusion, so many steps to a row.
+/// Writes a job of reaction and diffusion in which `steps` gives the steps of each row.
 fn iterated(folder: &Path, name: &str, steps: impl Fn(u64) -> u32) -> std::path::PathBuf {
     let u = (0..ROWS * COLUMNS).flat_map(|i| ((i * 7919 % 1009) as f64 / 1009.0).to_le_bytes()).collect();
     let steps = (0..ROWS).flat_map(|y| steps(y).to_le_bytes()).collect();

@@ -1,7 +1,8 @@
-//! What the swap is worth: `cargo bench --bench tiers` runs whole jobs with a cold cache on each tier policy.
+//! Measures the gain of the swap: `cargo bench --bench tiers` runs whole jobs with a cold cache on each tier policy.
 //!
-//! "wait" waits for LLVM and then runs (`--tier optimized`), "swap" starts at once on baseline code (`--tier auto`). Both
-//! are separate processes, interleaved, medians over the rounds. Baseline-only runs are long, so there is one of each.
+//! "wait" waits for LLVM and then runs (`--tier optimized`); "swap" starts at once on baseline code (`--tier auto`).
+//! Both are separate processes, interleaved, and the results are medians over the rounds. Baseline-only runs are long,
+//! so each job has one.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 use std::ffi::OsStr;
@@ -18,14 +19,14 @@ use exuvia::store::{OutputSpec, Staging, Writer};
 use exuvia::tensor::{Dtype, Region, Shape};
 
 const ROUNDS: usize = 5;
-/// Functions of the large module; makes it somewhat larger than 700 kB.
+/// The number of functions of the large module, which makes it somewhat larger than 700 kB.
 const FUNCTIONS: u64 = 2_400;
 const ROWS: u64 = 400_000;
 const COLUMNS: u64 = 64;
-/// How often a row is computed: makes LLVM cost about as much as it can give.
+/// The number of times that a row is computed. With it, LLVM costs about as much time as it can save.
 const REPEATS: u64 = 100;
 
-/// A kernel whose every row calls another function, for the price of compiling that many.
+/// Returns a kernel in which every row calls another function. The price is the compilation of as many functions.
 fn large_kernel() -> String {
     let mut text = "#include \"exuvia.h\"\n".to_owned();
     let mut table = String::new();
@@ -81,7 +82,7 @@ fn large_job(folder: &Path) -> PathBuf {
     folder.join("large.toml")
 }
 
-/// One run with the cache in `cache`.
+/// Makes one run with the cache in `cache`.
 fn run(job: &Path, tier: &str, cache: &Path) -> Report {
     let record = cache.with_extension("json");
     let mut command = Command::new(env!("CARGO_BIN_EXE_exuvia"));
@@ -89,7 +90,7 @@ fn run(job: &Path, tier: &str, cache: &Path) -> Report {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Report = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
-    // A compile that outlasts its run must not meet the next.
+    // A compilation that outlasts its run must not disturb the next run.
     let kernels = if tier == "baseline" { 0 } else { report.kernels.len() };
     let artifacts = || fs::read_dir(cache).unwrap().flatten().filter(|e| e.path().extension().is_some_and(is_artifact));
     while artifacts().count() < kernels {

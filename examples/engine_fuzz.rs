@@ -1,21 +1,21 @@
 //! Runs random modules on both tiers and compares them bit for bit:
 //! `cargo run --release --example engine_fuzz -- [EXECUTIONS [SEED]]`, by default 100,000 executions from seed 0.
 //!
-//! An execution is one call of one function on both tiers. The first difference ends the run with status 1; the module is
-//! then in `engine_fuzz_SEED.wasm` in the working directory, as are modules whose accesses outside only baseline code
-//! stops at. A seed gives the same modules and calls on every machine, so a difference is reproduced by
-//! `engine_fuzz 1 SEED`.
+//! An execution is one call of one function on both tiers. The first difference ends the run with status 1 and leaves
+//! the module in `engine_fuzz_SEED.wasm` in the working directory. Modules with accesses out of bounds that stop only
+//! baseline code are left there too. A seed gives the same modules and calls on every machine, so `engine_fuzz 1 SEED`
+//! reproduces a difference.
 #![expect(clippy::unwrap_used, reason = "arguments of a developer's tool")]
 
 use std::time::Instant;
 
-// The file says `crate::engine`; this makes it the library's.
+// The included file says `crate::engine`; this import makes that the library's module.
 use exuvia::{engine, tensor};
 
 #[path = "../src/engine/differential_tests.rs"]
 mod differential;
 
-/// Calls of one module; compiling it takes far longer than a call.
+/// The number of calls of one module. Compiling it takes far longer than a call.
 const CALLS: u32 = 400;
 
 fn main() {

@@ -1,7 +1,7 @@
-//! Do the ranks hear each other? Start it as a job would be started: `mpirun -n 4 fabric_check`.
+//! Checks that ranks can communicate. Start it like a job: `mpirun -n 4 fabric_check`.
 //!
-//! Every rank sends messages to the next in a ring and takes part in a broadcast of 8 MiB; rank 0 prints who is where.
-//! `fabric_check hold` then waits for a rank to die, and `fabric_check panic` panics on a thread of rank 1:
+//! Every rank sends messages to the next in a ring and takes part in a broadcast of 8 MiB. Rank 0 prints the node of
+//! each rank. `fabric_check hold` then waits for a rank to fail, and `fabric_check panic` panics on a thread of rank 1:
 //! either must end every rank.
 
 use std::process::exit;
@@ -44,7 +44,7 @@ fn check(fabric: &mut dyn Fabric, mode: &str) -> Result<(), FabricError> {
         describe(&topology);
     }
 
-    // Long and short messages by turns: the short ones must not overtake.
+    // Long and short messages alternate: the short ones must not overtake.
     let length = |i: usize| if i.is_multiple_of(2) { 8 } else { 1 << 20 };
     for i in 0..RING_MESSAGES {
         fabric.send((rank + 1) % size, RING, vec![i as u8; length(i)].into())?;

@@ -1,4 +1,4 @@
-//! Sweeps for real: interrupted, taken up again, and shown.
+//! Real sweeps: they are interrupted, continued, and shown.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,9 +9,9 @@ use crate::lab::slow::{signal, slow_lab};
 use crate::lab::{EXUVIA, Lab, text};
 use serde_json::Value;
 
-/// How long anything may take before the test gives up; nothing is measured by it.
+/// The time after which the test gives up on anything. Nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Stopped early.
+/// The exit status of a run that stopped early.
 const RESUMABLE: i32 = 75;
 
 fn bench(lab: &Lab, arguments: &[&str]) -> Command {
@@ -26,13 +26,13 @@ fn run(lab: &Lab, arguments: &[&str]) -> Output {
     output
 }
 
-/// The points of a sweep.
+/// Returns the points of a sweep.
 fn lines(lab: &Lab, file: &str) -> Vec<Value> {
     let text = fs::read_to_string(lab.path(file)).unwrap_or_default();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// What of a page is loaded from elsewhere: nothing may be.
+/// Asserts that a page loads nothing from elsewhere.
 fn assert_stands_alone(page: &str) {
     assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</body></html>\n"));
     for other in ["http:", "https:", "src=", "href=", "<script", "<link", "@import", "url(", "NaN", "inf "] {
@@ -75,7 +75,7 @@ fn a_sweep_that_was_interrupted_measures_only_what_is_missing() {
     let key = |point: &Value| ["ranks", "threads", "repetition"].map(|name| point[name].as_u64().unwrap());
     let keys: Vec<_> = points.iter().map(key).collect();
     assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), 12, "{keys:?}");
-    // Every setting has its first run before any has its second.
+    // Every setting has its first run before any setting has its second.
     assert!(keys.iter().map(|[_, _, repetition]| repetition).is_sorted(), "{keys:?}");
     for point in &points {
         let oversubscribed = point["ranks"].as_u64().unwrap() * point["threads"].as_u64().unwrap() > u64::from(cores);
@@ -93,19 +93,19 @@ fn a_sweep_that_was_interrupted_measures_only_what_is_missing() {
         assert!(page.contains(words), "no '{words}'");
     }
 
-    // There is nothing left to do, and the same is shown.
+    // No work remains, and the same results are shown.
     let output = run(&lab, &[&sweep[..], &["--output", "json"]].concat());
     let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(shown["rows"].as_array().unwrap().len(), 4);
     assert_eq!(fs::read_to_string(lab.path(file)).unwrap(), after);
-    // What is not comparable is not mixed.
+    // Results that are not comparable are not mixed.
     let refused = bench(&lab, &[&sweep[..], &["--", "--no-steal"]].concat()).output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused).contains("other options of exuvia run") && text(&refused).contains("--fresh"));
     assert_eq!(fs::read_to_string(lab.path(file)).unwrap(), after);
 }
 
-/// Those that have been written to their end.
+/// Returns the number of lines that are completely written.
 fn lines_of_whole_file(lab: &Lab, file: &str) -> usize {
     fs::read(lab.path(file)).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count()
 }

@@ -1,5 +1,5 @@
-//! What kernels do wrong is found, with the place: by `exuvia check`, and as far as that costs nothing by runs; and what is right
-//! passes.
+//! Errors of kernels are found together with their place: by `exuvia check`, and by runs as far as that costs nothing.
+//! Correct kernels pass.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -12,7 +12,7 @@ use serde_json::Value;
 const ELEMENTS: u64 = 1000;
 const SIDE: u64 = 20;
 
-/// With `wrong.wasm`, a row of 1000 numbers and a plate of 20 by 20.
+/// Returns a lab with `wrong.wasm`, a row of 1000 numbers and a plate of 20 by 20.
 fn wrong() -> Lab {
     let lab = Lab::bare(&[]);
     kernel_build::build(&root().join("tests/kernels/wrong.c"), &lab.path("wrong.wasm"), &[]).unwrap();
@@ -22,7 +22,7 @@ fn wrong() -> Lab {
     lab
 }
 
-/// A job with a stage for each export and its notation, whose output is named like the export.
+/// Writes a job with a stage for each export and its notation. Each output is named like its export.
 fn job(lab: &Lab, stages: &[(&str, &str, &str)]) {
     let mut job =
         "[tensors]\nx = { file = \"in.h5\", dataset = \"x\" }\nu = { file = \"plate.h5\", dataset = \"x\" }\n"
@@ -30,7 +30,7 @@ fn job(lab: &Lab, stages: &[(&str, &str, &str)]) {
     for (export, _, _) in stages {
         job += &format!("{export} = {{ create = \"out.h5\", dataset = \"{export}\", dtype = \"f64\" }}\n");
     }
-    // Tensors that no stage uses are refused.
+    // A job must not contain tensors that no stage uses.
     if stages.iter().all(|(_, compute, _)| !compute.contains("u[")) {
         job = job.replace("u = { file = \"plate.h5\", dataset = \"x\" }\n", "");
     }
@@ -96,7 +96,7 @@ fn every_fault_of_a_kernel_is_found_where_it_is() {
     let (code, report) = check(&lab, &["--time", "20s"]);
     assert_eq!(code, Some(1), "{report:#}");
 
-    // The stage, the kind, the tensor of the operand, and the element.
+    // The export, the kind of the error, the tensor of the operand, and the element.
     type Expected = (&'static str, &'static str, Option<&'static str>, Option<Vec<i64>>);
     let expected: &[Expected] = &[
         ("write_behind", "writes-outside", Some("write_behind"), Some(vec![1])),
@@ -180,7 +180,7 @@ fn runs_notice_what_they_can_and_are_the_same_each_time() {
     }
 }
 
-/// One after the other, since each uses all cores.
+/// Checks run one after the other, since each uses all cores.
 #[test]
 fn the_kernels_of_all_jobs_pass() {
     let sources = fs::read_dir(root().join("examples/kernels")).unwrap().flatten();

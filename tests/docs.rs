@@ -1,4 +1,4 @@
-//! The commands of the pages for people print what the pages show, and the files that the pages name exist.
+//! The commands in the user documentation print the output shown there, and the files that it names exist.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::lab::rows::{COLUMNS, ROWS, input};
 use crate::lab::{EXUVIA, Lab, launch, root, text};
 
-/// The cluster's exit status where the machine has another Slurm.
+/// The cluster's exit status on a machine that has another Slurm.
 const OTHER_SLURM: i32 = 77;
 
 #[test]
@@ -56,21 +56,21 @@ fn files_that_pages_name_exist() {
 }
 
 /// A Markdown file. Its fenced blocks are transcripts of commands (`console`), commands (`sh`), files to save (the
-/// first line is a comment that begins with the name), or anything else.
+/// first line is a comment that begins with the name), or other text.
 struct Page {
     name: &'static str,
     text: String,
 }
 
-/// A part of a page, in the order of its lines.
+/// A part of a page. Parts keep the order of its lines.
 enum Part<'a> {
-    /// Prose, or a block that says nothing of files or commands; with its line break.
+    /// Prose, or a block without files or commands, with its line break.
     Text(&'a str),
-    /// A file that the reader saves, or adds to.
+    /// A file that the reader saves or appends to.
     File { name: &'a str, adds: bool, content: String },
-    /// A command, and what it prints.
+    /// A command and its shown output.
     Command { line: &'a str, shown: String },
-    /// A command without what it prints.
+    /// A command without shown output.
     Silent(&'a str),
 }
 
@@ -79,18 +79,18 @@ impl Page {
         Page { name, text: fs::read_to_string(root().join(name)).unwrap() }
     }
 
-    /// Does in `folder` what the page tells its reader to do.
+    /// Follows the instructions of the page in `folder`.
     fn assert_shows_what_happens(&self, folder: &Path) {
         let programs = programs(folder);
         let (mut actual, mut shown_lines, mut actual_lines) = (String::new(), Vec::new(), Vec::new());
-        // Sections about Slurm run in a cluster, which lasts from the first command of the section to the last.
+        // Sections about Slurm run in a cluster. It exists from the first command of the section to the last.
         for section in split_before(&self.text, |line| line.starts_with("## ")) {
             let parts = parts(section);
             let save = parts.iter().filter_map(|part| match part {
                 Part::File { name, adds, content } => Some((name, adds, content)),
                 _ => None,
             });
-            // The commands of a section may come before or after the files that they do not need.
+            // The commands of a section may precede or follow the files that they do not need.
             for (name, adds, content) in save {
                 let before = if *adds { fs::read_to_string(folder.join(name)).unwrap() + "\n" } else { String::new() };
                 fs::write(folder.join(name), before + content).unwrap();
@@ -173,7 +173,7 @@ fn parts(section: &str) -> Vec<Part<'_>> {
     parts
 }
 
-/// The name in the comment that a file begins with, and whether the block is a continuation of it.
+/// Returns the name in the comment at the start of a file, and whether the block continues that file.
 fn file_of(first: &str) -> Option<(&str, bool)> {
     let comment = first.strip_prefix("# ").or(first.strip_prefix("/* "))?;
     let name = comment.split([':', ',', ' ', '\n']).next()?;
@@ -192,7 +192,7 @@ fn commands<'a>(block: &[&'a str]) -> Vec<Part<'a>> {
     commands
 }
 
-/// A folder for PATH with `exuvia`, the tests' Python, and an mpirun for more ranks than cores.
+/// Creates a folder for PATH with `exuvia`, the tests' Python, and an mpirun that accepts more ranks than cores.
 fn programs(folder: &Path) -> PathBuf {
     let programs = folder.join(".programs");
     fs::create_dir(&programs).unwrap();
@@ -216,7 +216,8 @@ fn programs(folder: &Path) -> PathBuf {
     programs
 }
 
-/// What each of the commands prints, one after the other in one shell; none where the machine has another Slurm.
+/// Runs the commands one after the other in one shell. Returns the output of each, or `None` on a machine that has
+/// another Slurm.
 fn run(folder: &Path, programs: &Path, commands: &[&str], in_cluster: bool) -> Option<Vec<String>> {
     let printed = |number: usize| folder.join(format!(".printed-{number}"));
     let quoted = |path: &Path| format!("'{}'", path.display());
@@ -237,7 +238,7 @@ fn run(folder: &Path, programs: &Path, commands: &[&str], in_cluster: bool) -> O
     if in_cluster && output.status.code() == Some(OTHER_SLURM) {
         return None;
     }
-    // A slow machine shows progress, which a quick one does not.
+    // A slow machine shows progress; a fast one does not.
     let is_progress = |line: &&str| line.contains(" blocks, ") && line.contains(" ETA ");
     let read = |number| {
         let output = fs::read_to_string(printed(number)).unwrap_or_default();
@@ -248,10 +249,10 @@ fn run(folder: &Path, programs: &Path, commands: &[&str], in_cluster: bool) -> O
     Some(all)
 }
 
-/// The command and the lines that it printed, without what is another number in every run or on every machine.
+/// Returns the command and the lines that it printed, without the numbers that differ between runs or machines.
 fn steady(command: &str, printed: &str) -> Vec<String> {
     let lines = printed.lines().map(str::trim).filter(|line| !line.is_empty());
-    // Whether workers swap and steal depends on the machine, and so does which code kernels start on.
+    // The machine determines whether workers swap and steal, and the code that kernels start on.
     let varies = |line: &&str| ["tier-up", "stolen", "moved", "hint"].iter().any(|label| line.starts_with(label));
     let mut steady = vec![format!("$ {command}")];
     steady.extend(lines.filter(|line| !varies(line)).map(steady_line));
@@ -285,11 +286,11 @@ fn steady_line(line: &str) -> String {
     };
     let word = |at: usize| match words[at] {
         _ if is_varying(at) => "#",
-        // What is stolen moves, and may be read again.
+        // Stolen work moves and may be read again.
         "B" | "KiB" | "MiB" if words.get(at + 1).is_some_and(|next| ["read,", "moved,"].contains(next)) => "#",
         "ns" | "us" | "ms" | "s" | "s;" | "ms;" if at > 0 && is_varying(at - 1) => "#",
         word if word.ends_with("/s") => "#",
-        // A task of a check has an extent that depends on the time that it takes.
+        // The extent of a task of a check depends on its duration.
         word if word.contains('@') => "@",
         word => word,
     };

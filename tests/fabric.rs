@@ -1,4 +1,5 @@
-//! The fabric on real MPI: `examples/fabric_check` under the launcher of the MPI this test is built with.
+//! Tests the fabric on real MPI: `examples/fabric_check` runs under the launcher of the MPI that this test is built
+//! with.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::lab::launch;
 
-/// `examples/fabric_check`, beside the folder `deps` where this test lies. Cargo builds both.
+/// Returns the path of `examples/fabric_check`, beside the folder `deps` of this test. Cargo builds both.
 fn program() -> PathBuf {
     let mut path = std::env::current_exe().unwrap();
     path.pop();
@@ -25,7 +26,7 @@ fn launch(ranks: u32, arguments: &[&str]) -> Command {
     command
 }
 
-/// Waits for the launcher, which gets two minutes.
+/// Waits up to two minutes for the launcher.
 fn finish(mut child: Child) -> Output {
     let deadline = Instant::now() + Duration::from_secs(120);
     while child.try_wait().unwrap().is_none() {
@@ -103,8 +104,8 @@ fn the_death_of_a_rank_is_noticed_and_named() {
     let text = reader.join().unwrap();
     let errors = errors.join().unwrap();
     assert!(!output.status.success());
-    // Open MPI's launcher takes a second to end the survivors. MPICH's takes 10 ms, too little for them to speak, and
-    // tells itself (of one of the processes) that a signal killed it.
+    // Open MPI's launcher takes a second to end the survivors. MPICH's launcher takes 10 ms, too little for them to
+    // report. It then reports itself that a signal killed one of the processes.
     let told = errors.contains(&format!("rank 1 (process {victim} on "));
     let told_by_launcher = !launch::open_mpi() && text.contains("Killed (signal 9)");
     assert!(told || told_by_launcher, "{errors}{text}");

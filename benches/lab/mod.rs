@@ -1,4 +1,4 @@
-//! What the benchmarks over real jobs share: building kernels, running jobs under mpirun, and asking the simulator.
+//! Shared parts of the benchmarks over real jobs: they build kernels, run jobs under mpirun, and call the simulator.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 #![allow(dead_code, reason = "every benchmark uses a part of it")]
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 pub const EXUVIA: &str = env!("CARGO_BIN_EXE_exuvia");
 
-/// All jobs with inputs of their own, and whether iterations or products tie their tasks to places.
+/// All jobs with inputs of their own. The flag says whether iterations or products tie their tasks to places.
 pub const JOBS: [(&str, bool); 9] = [
     ("heat2d", true),
     ("heat3d", true),
@@ -25,13 +25,14 @@ pub const JOBS: [(&str, bool); 9] = [
     ("unbalanced", false),
 ];
 
-/// What no report tells of a machine of two or so cores with files in memory: one set for all jobs and ranks. A thousand
-/// yields and looks for messages on cores that others want too take about 1.5 us each; main threads look every 0.5 ms.
-/// `message_ns` is rough: with 3 us instead, iterated jobs on 8 and 16 ranks were predicted to be faster than they are.
+/// The machine parameters that no report contains, for a machine of about two cores with files in memory. One set
+/// serves all jobs and ranks. A thousand yields and checks for messages take about 1.5 us each on cores that other
+/// processes use too; main threads check every 0.5 ms. `message_ns` is rough: with 3 us instead, iterated jobs on 8 and
+/// 16 ranks were predicted to be faster than they are.
 pub const MACHINE: &str = "task_ns = 1500\nfile_latency_ns = 20000\nmemory_ns_per_byte = 0.05\nnode_latency_ns = 5000\n\
                            message_ns = 10000\npoll_ns = 1500000\nanswer_ns = 500000\n";
 
-/// A folder for caches and reports, and the jobs' inputs and kernels in place.
+/// A folder for caches and reports that holds the jobs' inputs and kernels.
 pub struct Lab {
     pub folder: tempfile::TempDir,
     pub cores: usize,
@@ -68,7 +69,7 @@ impl Lab {
         self.folder.path().join(name)
     }
 
-    /// The file of a job: of this repository's, or one that [`Lab::variant`] wrote.
+    /// Returns the file of a job: one of this repository, or one that [`Lab::variant`] wrote.
     pub fn job(name: &str) -> PathBuf {
         match Path::new(name).is_absolute() {
             true => name.into(),
@@ -76,7 +77,7 @@ impl Lab {
         }
     }
 
-    /// A job of this repository with `from` made `to`; its name is a path.
+    /// Writes a job of this repository with `from` replaced by `to`. The name of the new job is a path.
     pub fn variant(&self, name: &str, from: &str, to: &str) -> String {
         let text = fs::read_to_string(Lab::job(name)).unwrap();
         assert!(text.contains(from), "no '{from}' in {name}");
@@ -86,7 +87,7 @@ impl Lab {
         file.display().to_string()
     }
 
-    /// A job of this repository on inputs so large that it takes about a second or longer; its name is a path.
+    /// Writes a job of this repository on inputs so large that it takes about a second or longer. Its name is a path.
     pub fn large(&self, name: &str) -> String {
         let root = env!("CARGO_MANIFEST_DIR");
         let inputs = format!("{root}/target/data/large");
@@ -103,7 +104,7 @@ impl Lab {
         file.display().to_string()
     }
 
-    /// The command that runs a job; its report goes to `report`.
+    /// Returns the command that runs a job and writes its report to `report`.
     pub fn command(&self, job: &str, ranks: u32, pinned: bool, more: &[&str], report: &Path) -> Command {
         let mut command = mpirun();
         command.args(["-n", &ranks.to_string()]);
@@ -115,7 +116,7 @@ impl Lab {
         command
     }
 
-    /// Runs a job on so many ranks, or on the first core alone.
+    /// Runs a job on `ranks` ranks, on all cores or on the first core alone.
     pub fn run(&self, job: &str, ranks: u32, pinned: bool, more: &[&str], report: &str) -> Report {
         let report = self.path(report);
         let output = self.command(job, ranks, pinned, more, &report).output().unwrap();
@@ -132,7 +133,7 @@ impl Lab {
     }
 }
 
-/// Open MPI's launcher, for more ranks than cores, in containers too.
+/// Returns the command of Open MPI's launcher that accepts more ranks than cores, also in containers.
 pub fn mpirun() -> Command {
     let mut command = Command::new("mpirun");
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
@@ -140,7 +141,7 @@ pub fn mpirun() -> Command {
     command
 }
 
-/// Time inside stages, which leaves out the start of MPI and of the program.
+/// Returns the time inside stages, which excludes the start of MPI and of the program.
 pub fn in_stages(report: &Report) -> f64 {
     report.stages.iter().map(|stage| stage.wall_ns).sum::<u64>() as f64
 }

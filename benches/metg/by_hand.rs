@@ -1,4 +1,4 @@
-//! The patterns by hand in plain MPI: what a person would write for just this program, with nothing between.
+//! The patterns in plain MPI, written by hand for this program alone, without a framework.
 
 use std::time::Instant;
 
@@ -7,17 +7,17 @@ use mpi::traits::*;
 
 use super::{POINTS, Pattern, start};
 
-/// Makes this program a rank of the hand-written one; a pattern and runs (`LENGTH:ITERATIONS`) follow.
+/// The argument that makes this program a rank of the handwritten one. A pattern and runs (`LENGTH:ITERATIONS`) follow.
 pub const ARGUMENT: &str = "--by-hand";
 
-/// The same work as in the kernels.
+/// Does the same work as the kernels.
 pub fn busy(w: &mut [f64], length: u64) {
     for _ in 0..length {
         w.iter_mut().for_each(|w| *w = 3.9 * *w * (1.0 - *w));
     }
 }
 
-/// Prints, on rank 0, for each run: its length, nanoseconds for an iteration, and a hash of the last.
+/// Prints each run on rank 0: its length, the nanoseconds per iteration, and a hash of the last iteration.
 pub fn run(arguments: &[String]) {
     let universe = mpi::initialize().unwrap();
     let world = universe.world();
@@ -49,7 +49,7 @@ fn own_part(world: &impl Communicator) -> Vec<f64> {
     start()[first..first + points].to_vec()
 }
 
-/// Each rank gets `radius` elements from the rank before it and from the one after it, in a ring.
+/// Gives each rank `radius` elements from the rank before it and from the rank after it, in a ring.
 fn halos(world: &impl Communicator, radius: usize, own: &mut [f64], length: u64, iterations: u64) {
     let (rank, size) = (world.rank(), world.size());
     let (left, right) = (world.process_at_rank((rank + size - 1) % size), world.process_at_rank((rank + 1) % size));
@@ -76,7 +76,7 @@ fn halos(world: &impl Communicator, radius: usize, own: &mut [f64], length: u64,
     }
 }
 
-/// Each rank gets everything.
+/// Gives each rank the whole tensor.
 fn wholes(world: &impl Communicator, pattern: Pattern, own: &mut [f64], u: &mut [f64], length: u64, iterations: u64) {
     let first = world.rank() as usize * own.len();
     for _ in 0..iterations {

@@ -1,14 +1,15 @@
-//! METG(50 %): how short tasks may become before half of the time goes into running them. `cargo bench --bench metg`.
+//! METG(50 %): the shortest tasks for which half of the time is still work. `cargo bench --bench metg`.
 //!
-//! Our own sweep, in the manner of Task Bench (Slaughter et al., "Task Bench: A Parameterized Benchmark for Evaluating
-//! Parallel Runtime Performance", SC20); its code is not used. A pattern is an iterated job: every iteration each rank
-//! has one task, its half of a tensor of 64 f64, which needs elements of the iteration before as the pattern says, and
-//! then computes for as long as an inline constant tells it. Shorter and shorter tasks are run by Exuvia and by a
-//! program that does the same by hand in plain MPI (`by_hand.rs`), one after the other. Efficiency is the work done in
-//! a second over the most that the same system did in that sweep; METG(50 %) is the least wall time of an iteration, on a
-//! logarithmic scale between two runs, at which it is 50 %. Both must compute the same bits.
+//! This sweep is our own, in the manner of Task Bench (Slaughter et al., "Task Bench: A Parameterized Benchmark for
+//! Evaluating Parallel Runtime Performance", SC20), whose code is not used. A pattern is an iterated job. In every
+//! iteration each rank has one task, its half of a tensor of 64 f64. The task needs elements of the previous iteration
+//! according to the pattern, and then computes for the time that an inline constant gives. Exuvia and a handwritten
+//! program in plain MPI (`by_hand.rs`) run shorter and shorter tasks, one system after the other. Efficiency is the
+//! work per second, divided by the maximum of the same system in that sweep. METG(50 %) is the least wall time of an
+//! iteration at which the efficiency is 50 %, interpolated between two runs on a logarithmic scale. Both systems must
+//! compute the same bits.
 //!
-//! All ranks are processes of their own, started with `mpirun`; Exuvia's have one worker each.
+//! All ranks are processes of their own, started with `mpirun`. Those of Exuvia have one worker each.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up has nothing to report")]
 
 mod by_hand;
@@ -28,17 +29,17 @@ use exuvia::store::Reader;
 use exuvia::tensor::{Region, Shape};
 
 const RANKS: u32 = 2;
-/// Elements of the tensor.
+/// The number of elements of the tensor.
 const POINTS: usize = 64;
 const ROUNDS: usize = 5;
-/// What a task should compute, in nanoseconds; the first is the peak.
+/// The intended computing times of a task in nanoseconds. The first gives the peak.
 const EXUVIA_SWEEP: [u64; 7] = [4_000_000, 250_000, 100_000, 50_000, 25_000, 12_000, 6_000];
 const BY_HAND_SWEEP: [u64; 8] = [4_000_000, 16_000, 8_000, 4_000, 2_000, 1_000, 500, 250];
-/// After this time no sweep begins: on a busy machine there are fewer.
+/// The time after which no sweep begins. A busy machine completes fewer sweeps.
 const DEADLINE: Duration = Duration::from_secs(180);
-/// Every run should take about so long ...
+/// The approximate duration of every run, where a task takes its computing time and [`GUESSED_OVERHEAD_NS`].
 const RUN_NS: u64 = 60_000_000;
-/// ... where this is added to the time of a task.
+/// The assumed overhead of a task, added to its computing time.
 const GUESSED_OVERHEAD_NS: u64 = 20_000;
 
 /// The kernels of all patterns. `busy` is the work: the logistic map, whose every bit depends on all bits before.
@@ -88,7 +89,7 @@ impl Pattern {
         }
     }
 
-    /// Elements needed on each side of a task's own; none: of the whole tensor.
+    /// Returns the number of elements needed on each side of a task's own; `None` means the whole tensor.
     fn radius(self) -> Option<usize> {
         match self {
             Pattern::Stencil1d => Some(1),
@@ -97,7 +98,7 @@ impl Pattern {
         }
     }
 
-    /// The stage in the words of a job. Index notation has no distances, so what is spread is read as a whole.
+    /// Returns the stage as job text. Index notation has no distances, so the spread pattern reads the whole tensor.
     fn stage(self) -> String {
         let name = self.name();
         let compute = match self.radius() {
@@ -108,19 +109,19 @@ impl Pattern {
     }
 }
 
-/// The tensor before the first iteration: between 0 and 1, as the logistic map wants it.
+/// Returns the tensor before the first iteration. Its values lie between 0 and 1, as the logistic map requires.
 fn start() -> Vec<f64> {
     (0..POINTS).map(|i| (i * 37 % 101 + 1) as f64 / 103.0).collect()
 }
 
-/// One run: the length of its tasks and how often they are run.
+/// One run: the length of its tasks and the number of iterations.
 #[derive(Clone, Copy, Debug)]
 struct Point {
     length: u64,
     iterations: u64,
 }
 
-/// What came of it: wall time of an iteration, and a hash of the last.
+/// The result of a run: the wall time of an iteration, and a hash of the last iteration.
 #[derive(Clone, Debug)]
 struct Sample {
     length: u64,
@@ -136,7 +137,7 @@ fn points(sweep: &[u64], ns_per_step: f64) -> Vec<Point> {
     sweep.iter().map(point).collect()
 }
 
-/// How long a step of every element of a task takes on this machine.
+/// Measures the time that one step of every element of a task takes on this machine.
 fn calibrate() -> f64 {
     let mut own = start()[..POINTS / RANKS as usize].to_vec();
     let (length, mut best) = (100_000, f64::INFINITY);
@@ -192,12 +193,12 @@ fn by_hand(pattern: Pattern, points: &[Point]) -> Vec<Sample> {
     check(command).lines().map(sample).collect()
 }
 
-/// The least time of an iteration, in microseconds, at which a system does half of the most it can.
+/// Returns the least time of an iteration, in microseconds, at which a system reaches half of its maximum efficiency.
 fn metg_us(samples: &[Sample]) -> f64 {
     let speed = |sample: &Sample| sample.length as f64 / sample.ns;
     let peak = samples.iter().map(speed).fold(0.0, f64::max);
     let efficiency = |sample: &Sample| speed(sample) / peak;
-    // From the shortest tasks on.
+    // The search begins with the shortest tasks.
     let mut below: Option<&Sample> = None;
     for sample in samples.iter().rev() {
         if efficiency(sample) >= 0.5 {
@@ -210,8 +211,9 @@ fn metg_us(samples: &[Sample]) -> f64 {
     unreachable!("the peak is at 100 %")
 }
 
-/// Several sweeps of a system in words, their METG, and an iteration of the shortest tasks, in microseconds. Both are of the
-/// medians of each run over the sweeps, since any run may meet another program.
+/// Describes several sweeps of a system. Returns the text, the METG, and the time of an iteration of the shortest
+/// tasks, both in microseconds. Both use the medians of each run over the sweeps, since other programs may disturb any
+/// run.
 fn tell(sweeps: &[Vec<Sample>]) -> (String, f64, f64) {
     let median = |run: usize| {
         let mut ns: Vec<f64> = sweeps.iter().map(|sweep| sweep[run].ns).collect();
@@ -251,7 +253,7 @@ fn main() {
     if cores < RANKS as usize {
         println!("there are MORE RANKS THAN CORES: these figures tell how the ranks share cores, and little else");
     }
-    // Other programs take time from both, and more from Exuvia, whose workers run at a lower priority.
+    // Other programs take time from both systems, and more from Exuvia, whose workers run at a lower priority.
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
     if load >= 0.5 {

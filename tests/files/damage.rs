@@ -1,7 +1,7 @@
-//! Damaged input files: bits flipped, bytes overwritten, ends cut off, by a seed. Another process reads them, so that what
-//! HDF5 does with them is seen whatever it is.
+//! Damaged input files: a seed flips bits, overwrites bytes and cuts off ends. Another process reads the files, so that
+//! the test sees any reaction of HDF5.
 //!
-//! `EXUVIA_DAMAGED=10000` has so many files read instead of a few hundred.
+//! `EXUVIA_DAMAGED=10000` reads that many files instead of a few hundred.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -17,21 +17,21 @@ use super::inputs::{files, make};
 use crate::lab::text;
 
 const FILES: u64 = 300;
-/// Files on which HDF5 1.10.8 crashes, and one on which it comes to no end.
+/// The seeds of files on which HDF5 1.10.8 crashes, and of one on which it never ends.
 const CRASHES: [u64; 5] = [525, 579, 744, 1219, 5531];
-/// Nothing takes so long that does not hang.
+/// The time after which a reader counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(60);
 const RANGE: &str = "EXUVIA_DAMAGED_RANGE";
 const FOLDER: &str = "EXUVIA_DAMAGED_FOLDER";
 
-/// What became of the files.
+/// The outcomes of the files.
 #[derive(Debug, Default, PartialEq)]
 struct Counts {
     as_before: u64,
     refused: u64,
-    /// Of what no checksum speaks.
+    /// Wrong contents that no checksum covers.
     other: u64,
-    /// HDF5 crashed or came to no end, and the file was named.
+    /// The number of files on which HDF5 crashed or never ended, and that were named.
     contained: u64,
     crashed: Vec<u64>,
     hung: Vec<u64>,
@@ -75,7 +75,7 @@ os.unlink('other.h5'); open('other.h5', 'wb').write(open('new.h5', 'rb').read())
     assert!(counts.refused > count / 5 && counts.as_before > count / 5);
 }
 
-/// Has another process read files of this range, until it is through or dead; says where to go on.
+/// Reads the files of this range in another process until it completes or fails. Returns the seed to continue with.
 fn read_some(folder: &Path, range: std::ops::Range<u64>, counts: &mut Counts) -> u64 {
     let mut child: Child = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "files::damage::reads_damaged_files", "--nocapture"])
@@ -121,7 +121,7 @@ fn read_some(folder: &Path, range: std::ops::Range<u64>, counts: &mut Counts) ->
     next
 }
 
-/// In the other process.
+/// Runs in the other process.
 #[test]
 #[ignore = "the other process of a_damaged_file_is_refused_or_read_right"]
 fn reads_damaged_files() {
@@ -134,7 +134,7 @@ fn reads_damaged_files() {
     }
 }
 
-/// A number that follows from the one before.
+/// Returns the next number of a pseudorandom sequence.
 fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -170,7 +170,7 @@ fn read_damaged(folder: &Path, seed: u64) -> &'static str {
     for dataset in listed.iter().map(String::as_str).chain(known) {
         let read = store::describe(&file, dataset).and_then(|info| {
             let mut bytes = Vec::new();
-            // What claims to be large is not read here.
+            // Datasets that claim to be large are not read here.
             if info.shape.elements().saturating_mul(8) > 1 << 20 {
                 return Ok(bytes);
             }
@@ -186,7 +186,7 @@ fn read_damaged(folder: &Path, seed: u64) -> &'static str {
         let original = if dataset == "soft" || dataset == "out" { "g/sum" } else { dataset };
         match fs::read(folder.join(format!("{name}-{}.bin", original.replace('/', "-")))) {
             Ok(expected) if expected == read => {}
-            // All that is known of them has checksums, and so have their chunks.
+            // Checksums cover all metadata and all chunks of these files.
             Ok(_) if name == "new" && !["whole", "scaled"].contains(&original) => return "wrong",
             _ => outcome = "other",
         }

@@ -1,4 +1,4 @@
-//! Files that jobs read: links, virtual datasets, raw files, filters, damage.
+//! Input files of jobs: links, virtual datasets, raw files, filters, damage.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +12,7 @@ use exuvia::tensor::Region;
 use crate::lab::slow::is_in_kernel;
 use crate::lab::{EXUVIA, Lab, text};
 
-/// Copies tiles of any type and shape.
+/// A kernel that copies tiles of any type and shape.
 const COPY: &str = r#"#include "exuvia.h"
 EXUVIA_EXPORT(copy) int32_t copy(const exuvia_view *v, uint32_t count)
 {
@@ -39,7 +39,7 @@ pub fn make(lab: &Lab, script: &str) {
     assert!(made.status.success(), "{}", text(&made));
 }
 
-/// A job that copies dataset `x` of a file, with these indices, to `y` of `out.h5`.
+/// Writes a job that copies dataset `x` of a file, with these indices, to `y` of `out.h5`.
 fn copying(lab: &Lab, file: &str, dataset: &str, indices: &str, dtype: &str) {
     if !lab.path("copy.wasm").exists() {
         fs::write(lab.path("copy.c"), COPY).unwrap();
@@ -58,7 +58,7 @@ fn exuvia(lab: &Lab, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// Why a dataset cannot be read, in one line.
+/// Returns the reason why a dataset cannot be read, in one line.
 fn refusal(lab: &Lab, file: &str, dataset: &str) -> String {
     let error = store::describe(&lab.path(file), dataset).expect_err(dataset);
     let mut line = error.to_string();
@@ -70,7 +70,7 @@ fn refusal(lab: &Lab, file: &str, dataset: &str) -> String {
     line.replace(&format!("{}/", lab.path("").display()).replace("//", "/"), "")
 }
 
-/// All elements, and then boxes of them, are those of `NAME.bin`, which h5py has written.
+/// Asserts that all elements, and then boxes of them, equal those of `NAME.bin`, which h5py wrote.
 fn is_as_h5py_reads(lab: &Lab, file: &str, dataset: &str, expected: &str) {
     let expected = fs::read(lab.path(expected)).unwrap();
     store::describe(&lab.path(file), dataset).unwrap();
@@ -257,7 +257,7 @@ low('endless', simple((0, 30), (u, 30)), [(to, b'grow.h5', b'g', of)])
     }
     let described = store::describe(&lab.path("v.h5"), "series").unwrap();
     assert_eq!((described.shape[0], described.sources.len()), (1250, 6));
-    // Ranks read what they need of it.
+    // Ranks read only the parts that they need.
     copying(&lab, "v.h5", "tiles", "n,m", "f64");
     lab.run(3, &[]);
     assert_eq!(lab.read("out.h5", "y"), fs::read(lab.path("tiles.bin")).unwrap());
@@ -317,12 +317,12 @@ series(b'series', b'd/p%b.h5', b'x')
         let refusal = refusal(&lab, "v.h5", dataset);
         assert!(refusal.contains(why), "{dataset}: {refusal}");
     }
-    // No rank fills in what it cannot read, should a part vanish later.
+    // No rank substitutes the fill value for a part that it cannot read, even if a part vanishes later.
     let reader = Reader::open(&lab.path("v.h5"), "missing").unwrap();
     let mut bytes = Vec::new();
     reader.read(&Region { offset: vec![0], extent: vec![500] }, &mut bytes).unwrap();
     reader.read(&Region { offset: vec![250], extent: vec![300] }, &mut bytes).unwrap_err();
-    // A run says so too, and inspect goes on with the rest of the file.
+    // A run reports this too, and inspect continues with the rest of the file.
     copying(&lab, "v.h5", "missing", "n", "f64");
     let run = exuvia(&lab, &["run", "job.toml"]);
     assert!(!run.status.success() && text(&run).contains("its part 'x' in d/none.h5"), "{}", text(&run));
@@ -364,7 +364,7 @@ x.tofile('x.bin')
     assert!(short.contains("its elements end at byte 4824 of b.raw, which ends at 4000"), "{short}");
 }
 
-/// Copies doubles at a few milliseconds a task, and fails on the first NaN.
+/// A kernel that copies doubles at a few milliseconds a task, and fails on the first NaN.
 const UNTIL_NAN: &str = r#"#include "exuvia.h"
 EXUVIA_EXPORT(copy) int32_t copy(const exuvia_view *v, uint32_t count)
 {
@@ -379,8 +379,8 @@ EXUVIA_EXPORT(copy) int32_t copy(const exuvia_view *v, uint32_t count)
 }
 "#;
 
-/// Files behind links and in virtual datasets are inputs as the named file is: what has been computed of them counts only as long
-/// as they are what they were.
+/// Files behind links and in virtual datasets are inputs like the named file: work completed from them counts only
+/// while they are unchanged.
 #[test]
 fn a_run_that_goes_on_notices_changes_behind_links_and_in_parts() {
     for dataset in ["x", "v"] {
@@ -413,10 +413,10 @@ with h5.File('link.h5', 'w') as f:
         assert!(changed.status.success(), "{}", text(&changed));
         assert!(text(&changed).contains("its input 'x' has changed"), "{}", text(&changed));
         assert!(lab.read("out.h5", "y") == 2f64.to_ne_bytes().repeat(4000), "{dataset}: old and new rows");
-        // While a run reads them they must not change either.
+        // They must not change while a run reads them either.
         fs::remove_file(lab.path("out.h5")).unwrap();
         make(&lab, "h5.File('later.h5', 'w')['x'] = np.full(4000, 3.)");
-        // Seconds of work on any machine, of which it has done some.
+        // The run takes seconds on any machine, and has completed some of the work.
         fs::write(lab.path("copy.c"), UNTIL_NAN.replace("600000", "5000000")).unwrap();
         exuvia::cli::kernel_build::build(&lab.path("copy.c"), &lab.path("copy.wasm"), &[]).unwrap();
         let arguments = ["run", "job.toml", "--threads", "1", "--task-slices", "20", "--tier", "baseline"];
@@ -438,7 +438,7 @@ with h5.File('link.h5', 'w') as f:
     }
 }
 
-/// Circles of hard links, damaged ones, many datasets: listed in linear time, each group once.
+/// Circles of hard links, damaged links and many datasets are listed in linear time, each group once.
 #[test]
 fn listing_ends_and_takes_links_for_links() {
     let lab = files();
@@ -474,13 +474,13 @@ with open('damaged.h5', 'r+b') as f: f.seek(at); f.write(b'\xff' * 16)
     assert!(inspected.contains("c.h5:out -> no.h5:/x\n"), "{inspected}");
     copying(&lab, "c.h5", "entry/data/self/data/x", "n", "f64");
     lab.run(1, &[]);
-    // What is there does not keep outputs from being created.
+    // Existing objects do not prevent the creation of outputs.
     let job = fs::read_to_string(lab.path("job.toml")).unwrap().replace("out.h5", "c.h5");
     fs::write(lab.path("job.toml"), job).unwrap();
     lab.run(1, &[]);
     assert_eq!(lab.read("c.h5", "y").len(), 800);
 
-    // Quadratic listing would take longer than anybody waits.
+    // Quadratic listing would take too long for the test.
     assert_eq!(store::list(&lab.path("many.h5")).unwrap().datasets.len(), 20_000);
     assert!(refusal(&lab, "many.h5", "d2000O").contains("did you mean 'd2000'?"));
     assert!(refusal(&lab, "many.h5", "xyz").contains("and 19988 more"));
@@ -567,7 +567,7 @@ fn paths_that_are_not_utf8_are_refused_or_read() {
         assert_eq!(output.status.code(), Some(2));
         assert!(text(&output).contains("bytes that are not UTF-8"), "{}", text(&output));
     }
-    // From inside, where the path that is given is UTF-8.
+    // The run starts inside the folder, so that the given path is UTF-8.
     let output = Command::new(EXUVIA).args(["run", "job.toml"]).current_dir(&folder).output().unwrap();
     assert!(text(&output).contains("bytes that are not UTF-8"), "{}", text(&output));
     for output in [&["--output", "json"][..], &[]] {

@@ -1,4 +1,4 @@
-//! Datasets that jobs create beside what a file holds already.
+//! Datasets that jobs create beside the existing contents of a file.
 
 use std::fs;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::lab::slow::{COLUMNS, ROWS, chance, expected, pids, record_bytes, signal, slow_lab};
 use crate::lab::{EXUVIA, Lab, python_says, text};
 
-/// A job whose outputs are all in `out.h5`.
+/// Writes a job whose outputs are all in `out.h5`.
 fn one_file(lab: &Lab) {
     let job = fs::read_to_string(lab.path("job.toml")).unwrap();
     fs::write(lab.path("job.toml"), job.replace("other.h5", "out.h5")).unwrap();
@@ -82,7 +82,7 @@ fn an_unfinished_file_whose_header_is_damaged_is_made_anew_from_what_is_sound() 
         signal(&pids(lab), "-TERM");
         assert_eq!(child.wait().unwrap().code(), Some(75));
     };
-    // A job without compressed outputs: only then is the file written on.
+    // The file is appended to only if the job has no compressed outputs.
     let job = fs::read_to_string(lab.path("job.toml")).unwrap();
     fs::write(lab.path("job.toml"), job.replace(", deflate = 1", "")).unwrap();
     begin(&lab);
@@ -114,7 +114,7 @@ fn an_unfinished_file_whose_header_is_damaged_is_made_anew_from_what_is_sound() 
 fn a_damaged_file_to_write_into_is_no_crash() {
     let lab = slow_lab(1);
     one_file(&lab);
-    // All of it is said about the dataset that gives way.
+    // All errors name the dataset that is replaced.
     let make = "with h5py.File('out.h5', 'w') as f:\n\
                 \x20   d = f.create_dataset('w', data=np.zeros((400, 16)), chunks=(9, 16)); d.attrs['units'] = 'm'\n\
                 \x20   for n in range(12): d.attrs['a%d' % n] = np.arange(n)\n\
@@ -124,7 +124,7 @@ fn a_damaged_file_to_write_into_is_no_crash() {
     let mut failed = 0;
     for seed in 0..25 {
         let mut damaged = whole.clone();
-        // Metadata come first in the file.
+        // The metadata come first in the file.
         for flip in 0..3 {
             damaged[(chance(seed * 3 + flip) % 4000) as usize] ^= 1 << (chance(seed) % 8);
         }
@@ -132,7 +132,7 @@ fn a_damaged_file_to_write_into_is_no_crash() {
         let output = lab.output(1, &["--fresh", "--tier", "baseline"]);
         let said = text(&output);
         match output.status.code() {
-            // HDF5 has not noticed it: then what is computed is right all the same.
+            // HDF5 has not noticed the damage: the results must still be right.
             Some(0) => assert_results(&lab),
             code => {
                 assert!(code == Some(1) && said.contains("out.h5"), "{seed}: {:?}: {said}", output.status);

@@ -1,4 +1,4 @@
-//! Files that several jobs, programs or users have in common.
+//! Files that several jobs, programs or users share.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -18,19 +18,19 @@ use crate::lab::{EXUVIA, Lab, launch, text};
 const ROWS: u64 = 40;
 const COLUMNS: u64 = 3;
 
-/// With an input of [`ROWS`] rows.
+/// Returns a lab with an input of [`ROWS`] rows.
 fn lab() -> Lab {
     let lab = Lab::bare(&["slow"]);
     lab.dataset(Dtype::F64, &[ROWS, COLUMNS], numbers(1.0));
     lab
 }
 
-/// What a stage leaves after so many doublings of the input.
+/// Returns the output of a stage after so many doublings of the input.
 fn numbers(factor: f64) -> Vec<u8> {
     (0..ROWS * COLUMNS).flat_map(|i| (factor * i as f64).to_le_bytes()).collect()
 }
 
-/// A job that doubles the input; each output is a file, a dataset and how it is stored.
+/// Writes a job that doubles the input. Each output is a file, a dataset and its storage.
 fn job(lab: &Lab, name: &str, outputs: &[(&str, &str, &str)]) -> PathBuf {
     let at = |file: &str| lab.path(file).display().to_string();
     let mut job = format!(
@@ -52,7 +52,7 @@ fn job(lab: &Lab, name: &str, outputs: &[(&str, &str, &str)]) -> PathBuf {
     path
 }
 
-/// The stage that computes output `number`; a row takes as many steps as the tensor `spin` says.
+/// Returns the stage that computes output `number`. A row takes the number of steps in the tensor `spin`.
 fn stage(lab: &Lab, spin: &str, number: usize) -> String {
     let kernel = lab.path("slow.wasm").display().to_string();
     format!(
@@ -61,7 +61,8 @@ fn stage(lab: &Lab, spin: &str, number: usize) -> String {
     )
 }
 
-/// A job that makes dataset `y` of `file` at once, and then `more`, which takes minutes: it is there until it is killed.
+/// Writes a job that makes dataset `y` of `file` at once, and then runs `more`, which takes minutes: the job lasts
+/// until it is killed.
 fn lasting_job(lab: &Lab, name: &str, file: &str) -> PathBuf {
     let path = job(lab, name, &[(file, "y", ""), (file, "more", "")]);
     let text = fs::read_to_string(&path).unwrap();
@@ -71,10 +72,10 @@ fn lasting_job(lab: &Lab, name: &str, file: &str) -> PathBuf {
     path
 }
 
-/// Steps of a row that take several seconds on any machine.
+/// The number of steps with which a row takes several seconds on any machine.
 const LASTING: u32 = u32::MAX;
 
-/// The rest of a [`lasting_job`] takes no time from now on.
+/// Makes the rest of a [`lasting_job`] take no time from now on.
 fn shorten(job: &Path) {
     let text = fs::read_to_string(job).unwrap();
     fs::write(job, text.replace(&format!("value = {LASTING}"), "value = 1")).unwrap();
@@ -87,21 +88,21 @@ fn command(lab: &Lab, ranks: u32, job: &Path) -> Command {
     command
 }
 
-/// Runs it to its end, which is a good one.
+/// Runs a job to its end and asserts that it succeeds.
 fn run(lab: &Lab, job: &Path) -> String {
     let output = command(lab, 1, job).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     text(&output)
 }
 
-/// Keeps runs from replacing a file: they compute their outputs, and wait with them.
+/// A lock that keeps runs from replacing a file: they compute their outputs and wait with them.
 struct Gate {
     path: PathBuf,
     _lock: File,
 }
 
 impl Gate {
-    /// By the lock with which runs take turns.
+    /// Closes the gate with the lock by which runs take turns.
     fn close(file: &Path) -> Gate {
         let name = format!(".{}.exuvia-lock", file.file_name().unwrap().to_str().unwrap());
         let path = file.with_file_name(name);
@@ -132,7 +133,7 @@ fn start(lab: &Lab, ranks: u32, job: &Path) -> Started {
 }
 
 impl Started {
-    /// Waits until it says this.
+    /// Waits until the run prints these words.
     fn await_words(&mut self, words: &str) {
         while !String::from_utf8_lossy(&self.said).contains(words) {
             let more = self.lines.read_until(b'\n', &mut self.said).unwrap();
@@ -140,7 +141,7 @@ impl Started {
         }
     }
 
-    /// Waits until it waits at a [`Gate`].
+    /// Waits until the run waits at a [`Gate`].
     fn await_gate(&mut self) {
         self.await_words("waiting for another run that is replacing it");
     }
@@ -157,7 +158,7 @@ impl Started {
     }
 }
 
-/// Starts a [`lasting_job`], and waits until it is in its last stage and has noted that it has finished something.
+/// Starts a [`lasting_job`], and waits until it is in its last stage and has recorded completed work.
 fn start_at_work(lab: &Lab, job: &Path) -> Started {
     let run = start(lab, 1, job);
     await_that("it computes", || is_in_kernel(run.child.id()));
@@ -166,19 +167,19 @@ fn start_at_work(lab: &Lab, job: &Path) -> Started {
     run
 }
 
-/// The manifests of runs in the lab and its folders.
+/// Returns the manifests of runs in the lab and its folders.
 fn manifests(lab: &Lab) -> Vec<PathBuf> {
     hidden(lab).into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "exuvia")).collect()
 }
 
-/// Bytes of records of finished work.
+/// Returns the number of bytes of records of completed work.
 fn noted(manifest: &Path) -> u64 {
     let files = fs::read_dir(manifest).into_iter().flatten().flatten();
     let logs = files.filter(|entry| entry.path().extension().is_some_and(|e| e == "log"));
     logs.map(|entry| entry.metadata().map_or(0, |metadata| metadata.len())).sum()
 }
 
-/// Waits for what comes in the end.
+/// Waits until a condition holds.
 fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(120);
     while !holds() {
@@ -187,12 +188,12 @@ fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The hidden files of runs in the lab and its folders.
+/// Returns the hidden files of runs in the lab and its folders.
 fn parts(lab: &Lab) -> Vec<PathBuf> {
     hidden(lab).into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "part")).collect()
 }
 
-/// The unfinished files and the manifests of runs in the lab and its folders.
+/// Returns the unfinished files and the manifests of runs in the lab and its folders.
 fn hidden(lab: &Lab) -> Vec<PathBuf> {
     let mut folders = vec![lab.path("")];
     let mut found = Vec::new();
@@ -209,12 +210,12 @@ fn hidden(lab: &Lab) -> Vec<PathBuf> {
     found
 }
 
-/// Kills a [`lasting_job`] once it has noted that it has finished something.
+/// Kills a [`lasting_job`] once it has recorded completed work.
 fn kill_at_work(lab: &Lab, job: &Path) {
     start_at_work(lab, job).kill();
 }
 
-/// What h5py does with a file: its `script` has it as `f`.
+/// Returns a command that runs `script` in Python, with the file open in h5py as `f`.
 fn python(file: &Path, mode: &str, script: &str) -> Command {
     let mut command = Command::new(std::env::var("EXUVIA_PYTHON").as_deref().unwrap_or("/usr/bin/python3"));
     command.args(["-c", &format!("import h5py, sys, os\nf = h5py.File(sys.argv[1], '{mode}')\n{script}\nf.close()\n")]);
@@ -227,7 +228,7 @@ fn with_h5py(file: &Path, mode: &str, script: &str) {
     assert!(output.status.success(), "{}", text(&output));
 }
 
-/// The names of the datasets in a file.
+/// Returns the names of the datasets in a file.
 fn datasets(file: &Path) -> Vec<String> {
     let mut names = list(file).unwrap().names();
     names.sort();
@@ -256,7 +257,7 @@ fn jobs_and_programs_add_to_one_file_at_a_time() {
     let start = |(at, job): (usize, PathBuf)| start(&lab, 1 + (at == 1) as u32, &job);
     let mut runs: Vec<Started> = jobs.enumerate().map(start).collect();
     runs.iter_mut().for_each(Started::await_gate);
-    // All of them have a copy of the file as it was.
+    // All of them have a copy of the file in its former state.
     with_h5py(&lab.path("old.h5"), "a", "f['notes'] = [1, 2]");
     drop(gate);
     for run in runs {
@@ -277,7 +278,7 @@ fn what_somebody_else_has_made_meanwhile_is_not_replaced() {
     let lab = lab();
     with_h5py(&lab.path("out.h5"), "w", "f['old'] = [7]");
     let job = job(&lab, "job.toml", &[("out.h5", "mine", ""), ("out.h5", "old", "")]);
-    // The run has its outputs, and has not published them, while `change` is made.
+    // The run has computed its outputs and has not published them while `change` is made.
     let run_and = |change: &dyn Fn()| {
         let gate = Gate::close(&lab.path("out.h5"));
         let mut run = start(&lab, 1, &job);
@@ -290,13 +291,13 @@ fn what_somebody_else_has_made_meanwhile_is_not_replaced() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("another program created dataset 'mine'"), "{}", text(&output));
     with_h5py(&lab.path("out.h5"), "a", "assert list(f['mine']) == [1, 2] and list(f['old']) == [7]\ndel f['mine']");
-    // Nothing of it is lost.
+    // No contents of the file are lost.
     let said = run(&lab, &job);
     assert!(said.contains("resuming an earlier run"), "{said}");
     ["mine", "old"].iter().for_each(|dataset| assert!(lab.read("out.h5", dataset) == numbers(2.0)));
-    // It was there before: then it is replaced.
+    // The dataset existed before, so it is replaced.
     assert!(!run(&lab, &job).contains("note:"));
-    // Whoever deletes the file wants nothing of what was in it.
+    // A user who deletes the file needs none of its contents.
     assert!(run_and(&|| fs::remove_file(lab.path("out.h5")).unwrap()).status.success());
     assert_eq!(datasets(&lab.path("out.h5")), ["mine", "old"]);
     assert_tidy(&lab);
@@ -338,7 +339,7 @@ fn a_file_that_another_program_writes_to_is_left_alone_until_it_is_closed() {
     let_go(holder);
     assert!(waits.end().status.success());
     assert_eq!(datasets(&file), ["keep", "more", "theirs", "y"]);
-    // Readers hinder nobody, and keep what they have.
+    // Readers block no run, and keep their contents.
     let holder = hold("r", "assert list(f['more']) == [2]");
     run(&lab, &quick);
     let_go(holder);
@@ -367,7 +368,7 @@ fn outputs_go_through_links_and_files_keep_their_modes() {
     assert_eq!((mode("scratch/old.h5"), mode("away/deep/new.h5")), (0o660, mode("job.toml")));
     ["a", "b", "c"].iter().for_each(|name| assert!(lab.read("scratch/old.h5", name) == numbers(2.0)));
     assert!(lab.read("away/deep/new.h5", "d") == numbers(2.0));
-    // The other name is another file from now on, and that is said.
+    // The other name is a different file from now on, and the run reports that.
     assert_eq!(datasets(&lab.path("hard.h5")), ["keep"]);
     assert!(said.contains("had another name (a hard link), which keeps the old content"), "{said}");
     assert_tidy(&lab);
@@ -403,7 +404,7 @@ fn links_that_others_plant_lead_nowhere() {
         symlink(&precious, at).unwrap();
     };
     let assert_untouched = |what: &str| assert_eq!(fs::read_to_string(&precious).unwrap(), "do not touch", "{what}");
-    // In place of the unfinished file.
+    // A foreign file takes the place of the unfinished file.
     kill_at_work(&lab, &job);
     let part = parts(&lab).remove(0);
     fs::remove_file(&part).unwrap();
@@ -411,7 +412,7 @@ fn links_that_others_plant_lead_nowhere() {
     kill_at_work(&lab, &job);
     assert_untouched("the unfinished file is a link");
     assert!(!part.is_symlink(), "it is removed");
-    // In the name that the manifest gives it.
+    // A foreign file takes the name that the manifest gives.
     kill_at_work(&lab, &job);
     let header = lab.manifest().join("header.json");
     let text = fs::read_to_string(&header).unwrap();
@@ -420,7 +421,7 @@ fn links_that_others_plant_lead_nowhere() {
     fs::write(&header, text.replace(&named, precious.to_str().unwrap())).unwrap();
     kill_at_work(&lab, &job);
     assert_untouched("the manifest names it");
-    // In place of a log, and of the manifest.
+    // A foreign file takes the place of a log, and of the manifest.
     kill_at_work(&lab, &job);
     let log = lab.manifest().join("finished-99-0.log");
     symlink(&precious, log).unwrap();
@@ -454,7 +455,8 @@ fn jobs_of_one_name_do_not_meet_and_one_job_under_two_names_does() {
     assert_eq!(refused.status.code(), Some(1));
     let expected = format!("another run is writing the outputs of this job (process {}", under_way.child.id());
     assert!(text(&refused).contains(&expected), "{}", text(&refused));
-    // The other one neither waits nor clears away what the first has finished, alive or dead.
+    // The other run neither waits for nor clears away the first run's completed work, whether the first is alive or has
+    // failed.
     kill_at_work(&lab, &b);
     under_way.kill();
     let left = parts(&lab);
