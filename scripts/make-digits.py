@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 digits = load_digits()
 images = digits.images.astype("u1").reshape(-1, 1, 8, 8)
 labels = digits.target.astype("u1")
-# Three of every ten images, spread over the writers, are for the test.
+# Three of every ten images, spread over the writers, form the test set.
 test = numpy.arange(len(labels)) % 10 < 3
 with h5py.File(sys.argv[1] if len(sys.argv) > 1 else "data/digits.h5", "w") as file:
     file.attrs["source"] = "UCI Machine Learning Repository, Optical Recognition of Handwritten Digits (test set)"

@@ -1,4 +1,4 @@
-//! Runs over several hosts outlive ranks and hosts.
+//! Runs over several hosts survive the failure of ranks and hosts.
 
 use std::fs;
 use std::process::{Child, Command, Output, Stdio};
@@ -24,7 +24,7 @@ fn start(lab: &Lab, ranks: u32, hosts: &str, arguments: &[&str]) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Waits until something is recorded that was not.
+/// Waits until the run adds a record.
 fn await_record(lab: &Lab, run: &mut Child) {
     let before = record_bytes(lab);
     while record_bytes(lab) <= before {
@@ -33,7 +33,7 @@ fn await_record(lab: &Lab, run: &mut Child) {
     }
 }
 
-/// A run has ended well, and is as it would have been otherwise.
+/// Asserts that a run succeeded and that its results equal those of an undisturbed run.
 fn assert_done(lab: &Lab, output: &Output) -> Report {
     assert_eq!(output.status.code(), Some(0), "{}", text(output));
     let report: Report = serde_json::from_slice(&fs::read(lab.path("report.json")).unwrap()).unwrap();
@@ -73,7 +73,8 @@ fn ranks_killed_on_other_hosts_do_not_end_the_run() {
         let lab = lab(300_000);
         let hosts = hostfile(&lab, &[("n1", 2), ("n2", 2), ("n3", 1)]);
         let mut run = start(&lab, 5, &hosts, &[]);
-        // One of two, then the only one of its host, then the one that has taken its place.
+        // The loop kills one of two ranks of a host, then the only rank of its host, then the rank that has taken the
+        // first one's place.
         for (host, ranks) in [("n2", 2), ("n3", 1), ("n2", 1)] {
             await_record(&lab, &mut run);
             let pids = pids_on(&lab, host);
@@ -123,7 +124,7 @@ fn signals_and_exit_statuses_pass_between_hosts() {
         let hosts = hostfile(&lab, &[("n1", 1), ("n2", 2)]);
         let mut run = start(&lab, 3, &hosts, &["--tier", "baseline"]);
         await_record(&lab, &mut run);
-        // The supervisor alone.
+        // Only the supervisor gets the signal.
         signal(&[run.id()], "-INT");
         let output = run.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(75), "{}", text(&output));

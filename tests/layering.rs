@@ -1,12 +1,12 @@
-//! The directions of imports that ARCHITECTURE.md promises, read from the sources: between modules, inside `exec`, and
-//! between files.
+//! The directions of imports that ARCHITECTURE.md promises, checked against the sources: between modules, inside
+//! `exec`, and between files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Modules below all others: each module may use them.
+/// The modules below all others, which each module may use.
 const FOUNDATION: [&str; 3] = ["text", "encode", "regular_file"];
 
 /// The beginnings of inline modules of unit tests.
@@ -60,7 +60,7 @@ impl Tree {
         (1..=import.path.len()).rev().find_map(|length| self.0.get_key_value(&import.path[..length])).map(|(m, _)| m)
     }
 
-    /// The files that import one another in a circle: strongly connected components of more than one file.
+    /// Returns the files that import one another in a circle: strongly connected components of more than one file.
     fn circles(&self) -> Vec<Vec<&Module>> {
         let edges: BTreeMap<&Module, BTreeSet<&Module>> = (self.0.iter())
             .map(|(module, source)| (module, source.imports.iter().filter_map(|i| self.target(i)).collect()))
@@ -114,7 +114,7 @@ fn is_test_file(path: &Path) -> bool {
         || path.components().any(|c| c.as_os_str() == "tests")
 }
 
-/// A source with comments, strings and inline test modules blanked; lines keep their numbers.
+/// Returns a source with comments, strings and inline test modules blanked. Lines keep their numbers.
 fn code_of(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut code = String::with_capacity(text.len());
@@ -167,7 +167,7 @@ fn string_end(rest: &str) -> usize {
     rest.len()
 }
 
-/// Every path in `code` that starts with `crate`, `super`, `self` or a child module, with its braces expanded.
+/// Returns every path in `code` that starts with `crate`, `super`, `self` or a child module, with its braces expanded.
 fn imports(code: &str, module: &Module, modules: &BTreeSet<Module>) -> Vec<Import> {
     let child = |name: &str| modules.contains(&[module.as_slice(), &[name.to_owned()]].concat());
     let mut imports = Vec::new();
@@ -176,7 +176,7 @@ fn imports(code: &str, module: &Module, modules: &BTreeSet<Module>) -> Vec<Impor
         let colons = at + offset;
         let start = code[..colons].rfind(|c: char| !c.is_alphanumeric() && c != '_').map_or(0, |before| before + 1);
         let head = &code[start..colons];
-        // A path that goes on, or a visibility such as `pub(in crate::exec)`.
+        // The rest of a longer path, or a visibility such as `pub(in crate::exec)`.
         let is_part = code[..start].ends_with("::") || code[..start].ends_with("(in ");
         if !is_part && (["crate", "super", "self"].contains(&head) || child(head)) {
             let end = path_end(code, start);
@@ -191,7 +191,7 @@ fn imports(code: &str, module: &Module, modules: &BTreeSet<Module>) -> Vec<Impor
     imports
 }
 
-/// Where the path that begins at `start` ends, its tree of braces included.
+/// Returns the end of the path that begins at `start`, its tree of braces included.
 fn path_end(code: &str, start: usize) -> usize {
     let mut end = start;
     for c in code[start..].chars() {
@@ -236,7 +236,7 @@ fn absolute(path: &str, module: &Module) -> Module {
     absolute
 }
 
-/// The rows of the table in ARCHITECTURE.md under `heading`, as cells.
+/// Returns the rows of the table in ARCHITECTURE.md under `heading`, as cells.
 fn table(heading: &str) -> Vec<Vec<String>> {
     let page = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let section = page.split(heading).nth(1).unwrap_or_else(|| panic!("ARCHITECTURE.md has no section '{heading}'"));

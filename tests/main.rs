@@ -1,5 +1,5 @@
-//! All integration tests in one binary: a test's name is its file's and its function's, `stages::...`. One binary is linked
-//! once; a file of tests is a module of this one.
+//! All integration tests in one binary, so that it is linked once. A file of tests is a module of this one, and a
+//! test's name joins the names of its file and function, as in `stages::...`.
 #![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 
 mod lab;

@@ -1,5 +1,5 @@
-//! Planner and data path against an interpreter of the index notation in numpy (`notation/interpreter.py`): random jobs, and
-//! what reductions may cut.
+//! Compares planner and data path with an interpreter of the index notation in numpy (`notation/interpreter.py`), on
+//! random jobs, and tests the limits on cutting reductions.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,20 +17,20 @@ use exuvia::sched::Granularity;
 use exuvia::store::Reader;
 use exuvia::tensor::{Dtype, Region};
 
-/// Jobs of a test run; more with `EXUVIA_RANDOM_JOBS`, from another seed on with `EXUVIA_RANDOM_SEED`.
+/// The number of jobs of a test run. `EXUVIA_RANDOM_JOBS` sets more, and `EXUVIA_RANDOM_SEED` another first seed.
 const JOBS: u64 = 300;
-/// Little memory for a rank: it makes blocks small, and may be too little.
+/// A small memory for a rank: it makes blocks small, and may be insufficient.
 const TIGHT_BYTES: u64 = 8 << 20;
-/// Jobs that are written at a time.
+/// The number of jobs written at a time.
 const BATCH: u64 = 50;
-/// Every so many of them run with `mpirun` too.
+/// One of this many jobs also runs with `mpirun`.
 const LAUNCHED: u64 = 60;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap())
 }
 
-/// The folder with the jobs of these seeds, each in one of its own.
+/// Writes the jobs of these seeds, each in a folder of its own, and returns their common folder.
 fn written(lab: &Lab, first: u64, count: u64) -> PathBuf {
     let folder = lab.path(&format!("jobs-{first}"));
     let mut command = python("tests/notation/jobs.py");
@@ -46,7 +46,7 @@ fn bytes(file: &Path, dataset: &str) -> Result<Vec<u8>, String> {
     read.map(|_| bytes).map_err(|error| format!("{dataset}: {error}"))
 }
 
-/// Compares what a job has written with what is expected of it.
+/// Compares the output of a job with the expected output.
 fn compare(folder: &Path) -> Result<(), String> {
     let job = Job::load(&folder.join("job.toml")).map_err(|error| error.to_string())?;
     for decl in job.tensors.values() {
@@ -70,13 +70,13 @@ fn run_here(folder: &Path, ranks: u32, options: &Options) -> Result<(), String> 
     thread::scope(|scope| {
         let ranks: Vec<_> = fabric::local(ranks).into_iter().map(|fabric| scope.spawn(move || run(fabric))).collect();
         let results: Vec<_> = ranks.into_iter().map(|rank| rank.join()).collect();
-        // The rank that has the text of an error says most.
+        // The rank that has the text of an error gives the most information.
         let faults = results.into_iter().map(|result| result.unwrap_or_else(|_| Err("a rank has ended".to_owned())));
         faults.filter_map(Result::err).max_by_key(String::len).map_or(Ok(()), Err)
     })
 }
 
-/// Runs it on ranks of their own.
+/// Runs the job in `folder` on ranks in processes of their own.
 fn launched(folder: &Path, ranks: u32, cache: &Path) -> Result<(), String> {
     let mut command = if ranks == 1 { Command::new(EXUVIA) } else { launch::ranks(ranks, EXUVIA.as_ref()) };
     command.args(["run", "--fresh", "--threads", "1"]).arg(folder.join("job.toml")).env("EXUVIA_CACHE_DIR", cache);
@@ -91,7 +91,7 @@ fn random_jobs_compute_what_their_notation_says() {
     let (count, first) = (number("EXUVIA_RANDOM_JOBS").unwrap_or(JOBS), number("EXUVIA_RANDOM_SEED").unwrap_or(0));
     let next = AtomicU64::new(first);
     let [reductions, uncut, refused] = [const { AtomicU64::new(0) }; 3];
-    // Of seeds that differ in their remainders by 5, 2, 3, 7 every combination comes up.
+    // Seeds with different remainders by 5, 2, 3 and 7 cover every combination.
     let options = |seed: u64| Options {
         threads: Some(1 + (seed / 5 % 2) as u32),
         tier: TierPolicy::Baseline,
@@ -153,13 +153,14 @@ fn random_jobs_compute_what_their_notation_says() {
     assert!(count < JOBS || (reductions > count / 10 && uncut > count / 50 && refused < count / 10));
 }
 
-/// Sums of the largest of rows, of a polynomial and of a table's entries: what is no range of the reduction stays whole.
+/// Sums of row maxima, of a polynomial and of a table's entries: a dimension that is no range of the reduction stays
+/// whole.
 #[test]
 fn what_a_reduction_must_not_cut_stays_whole() {
     let lab = Lab::bare(&[]);
     fs::write(lab.path("k.c"), SUMS).unwrap();
     kernel_build::build(&lab.path("k.c"), &lab.path("k.wasm"), &[]).unwrap();
-    // Multiples of a half: their sums are exact in any order.
+    // Multiples of a half have sums that are exact in any order.
     let (rows, columns) = (4001u64, 4u64);
     let a: Vec<f64> = (0..rows * columns).map(|i| (i * 7919 % 1009) as f64 / 2.0 - 250.0).collect();
     lab.dataset_of("a.h5", Dtype::F64, &[rows, columns], a.iter().flat_map(|a| a.to_le_bytes()).collect());
@@ -213,7 +214,8 @@ fn what_a_reduction_must_not_cut_stays_whole() {
     }
 }
 
-/// As many dimensions as there can be, and all that no output has reduced: more axes than a tensor has dimensions.
+/// A stage with the most possible dimensions, in which every dimension that no output has is reduced: it has more axes
+/// than a tensor has dimensions.
 #[test]
 fn eight_dimensions_and_three_reductions_are_planned_and_right() {
     let lab = Lab::bare(&[]);

@@ -1,4 +1,4 @@
-//! Halos travel while their receiver computes, and nobody computes without them.
+//! Halos travel while their receiver computes, and no rank computes without the halos that it needs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,9 +17,9 @@ use exuvia::report::Report;
 use exuvia::sched;
 use exuvia::tensor::{Dtype, Shape};
 
-/// Points on each side: enough for boxes of 7 ranks to be cut at their borders.
+/// The number of points on each side: enough for the boxes of 7 ranks to be cut at their borders.
 const SIDE: u64 = 760;
-/// Kinds of tags; their numbers are `exec::link`'s.
+/// The number of kinds of tags. `exec::link` numbers them.
 const KINDS: u32 = 16;
 const PROGRESS: u32 = 4;
 const SHARD: u32 = 7;
@@ -55,7 +55,7 @@ fn planned(lab: &Lab, ranks: u32) -> Plan {
     plan::plan(&job, &BTreeMap::from([("start".to_owned(), layout)]), &machine).unwrap()
 }
 
-/// Looks at the messages of a rank, and may keep some of them back.
+/// An observer of a rank's messages, which may hold some of them back.
 trait Watch: fmt::Debug {
     fn send(&mut self, inner: &mut dyn Fabric, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError> {
         inner.send(to, tag, bytes)
@@ -64,12 +64,12 @@ trait Watch: fmt::Debug {
     fn poll(&mut self, inner: &mut dyn Fabric) -> Result<Option<Message>, FabricError>;
 }
 
-/// A rank's end of the fabric, which is watched.
+/// A rank's end of the fabric under observation.
 #[derive(Debug)]
 struct Watched<W> {
     inner: Box<dyn Fabric + Send>,
     watch: W,
-    /// Whether rank 0 has made of the report what it is for.
+    /// Whether rank 0 has used the report.
     reported: Arc<AtomicBool>,
 }
 
@@ -125,7 +125,7 @@ impl<W: Watch> Fabric for Watched<W> {
     }
 }
 
-/// Runs the job on two ranks of this process, the first of them on this thread.
+/// Runs the job on two ranks of this process. The first rank uses this thread.
 fn run_watched(
     lab: &Lab,
     options: &Options,
@@ -150,7 +150,7 @@ fn run_watched(
     })
 }
 
-/// Messages that are kept back until something has happened, though not for ever.
+/// Messages that are held back until an event happens, but only for a limited time.
 #[derive(Debug, Default)]
 struct KeptBack {
     messages: Vec<(Rank, u32, Payload)>,
@@ -172,10 +172,10 @@ impl KeptBack {
     }
 }
 
-/// Blocks that rank 0 has computed of the stage that it is in, known once it has begun with the second iteration.
+/// The number of blocks that rank 0 has computed of its current stage, known once it has begun the second iteration.
 static COMPUTED: AtomicU64 = AtomicU64::new(0);
 static SECOND: AtomicBool = AtomicBool::new(false);
-/// How many of them need nothing of rank 1.
+/// The number of these blocks that need no data from rank 1.
 static INTERIOR: AtomicU64 = AtomicU64::new(u64::MAX);
 static GAVE_UP: AtomicBool = AtomicBool::new(false);
 
@@ -185,14 +185,14 @@ fn show(progress: &Progress) {
     }
 }
 
-/// Rank 1's halos come when rank 0 has computed all that it can without them.
+/// An observer that delays rank 1's halos until rank 0 has computed all blocks that do not need them.
 #[derive(Debug, Default)]
 struct Late(KeptBack);
 
 impl Watch for Late {
     fn send(&mut self, inner: &mut dyn Fabric, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError> {
         match tag % KINDS {
-            // What rank 0 shows is then its own.
+            // Without these messages rank 0 shows only its own progress.
             PROGRESS => {}
             SHARD if tag < fabric::TAG_LIMIT => self.0.put(to, tag, bytes),
             _ => inner.send(to, tag, bytes)?,
@@ -216,7 +216,7 @@ impl Watch for Late {
     }
 }
 
-/// Nothing of a rank.
+/// An observer that does nothing.
 #[derive(Debug)]
 struct Nothing;
 
@@ -250,13 +250,13 @@ fn workers_do_not_wait_for_what_they_do_not_need() {
     let report = run_watched(&lab, &options, Nothing, Late::default());
     assert!(!GAVE_UP.load(Ordering::SeqCst), "rank 0 computed nothing before its halos came");
     assert!(lab.results(&report) == expected);
-    // All that rank 0 got came while it computed, and it was what the plan says of one iteration.
+    // All data for rank 0 came while it computed, and matched the plan of one iteration.
     let counts = &report.ranks[0].stages[0].counts;
     assert_eq!(counts.overlapped_bytes, counts.moved_bytes());
     assert_eq!(report.totals().moved_bytes(), plan.totals().bytes.moved);
 }
 
-/// In iterations, and where ranks lend each other blocks whose halos may still be on their way.
+/// Tests iterations, and ranks that lend each other blocks whose halos may still be pending.
 #[test]
 fn boxes_cut_at_their_borders_give_the_same_bits() {
     let lab = lab();
@@ -278,23 +278,23 @@ fn boxes_cut_at_their_borders_give_the_same_bits() {
     }
 }
 
-/// What rank 0 does when rank 1 asks it for work.
+/// A record of rank 0's reaction to rank 1's request for work.
 #[derive(Debug, Default)]
 struct Lending {
-    /// Of the run of a stage that it is about: tags have it. 0 before that.
+    /// The run of a stage that the request is about, as in its tags. 0 before the request.
     run: AtomicU32,
-    /// Whether rank 0 knows of a question that it has not answered, and how often it has looked for messages since.
+    /// Whether rank 0 has a request that it has not answered, and the number of its checks for messages since.
     asked: AtomicBool,
     looks: AtomicU64,
-    /// Whether it has given rank 1 something while rank 1 kept back what it needs for that.
+    /// Whether rank 0 granted work to rank 1 while rank 1 held back data that the work needs.
     early: AtomicBool,
-    /// Whether it waited with that.
+    /// Whether rank 0 waited before it granted the work.
     waited: AtomicBool,
     over: AtomicBool,
 }
 
 impl Lending {
-    /// In more looks than this it would have answered a question, if it could.
+    /// The number of checks after which rank 0 would have answered a request, if it could.
     const LOOKS: u64 = 50;
 
     fn message(&self, tag: u32, bytes: &[u8], from: Rank) -> Option<sched::Message> {
@@ -303,7 +303,7 @@ impl Lending {
     }
 }
 
-/// Rank 0, which has so much to do that rank 1 asks it for work.
+/// An observer of rank 0, which has so much work that rank 1 asks it for some.
 #[derive(Debug)]
 struct Lender(Arc<Lending>);
 
@@ -331,7 +331,7 @@ impl Watch for Lender {
     }
 }
 
-/// Rank 1, whose halos come when rank 0 has either waited for them before it gave something away, or has not.
+/// An observer of rank 1, whose halos arrive after rank 0 has or has not waited for them before it granted work.
 #[derive(Debug)]
 struct Thief(Arc<Lending>, KeptBack);
 
@@ -360,13 +360,14 @@ impl Watch for Thief {
 
 #[test]
 fn a_thief_gets_a_block_when_its_halos_have_come() {
-    /// Two boxes, one above the other, that are cut at their border, and in so small blocks that rank 0 has many when it is asked.
+    /// The height of two boxes, one above the other, cut at their border. Blocks are so small that rank 0 has many when
+    /// rank 1 asks.
     const HEIGHT: u64 = 4000;
     const WIDTH: u64 = 200;
     let lab = Lab::bare(&["heat", "reaction"]);
     let point = |i: u64| ((i * 7919 % 1009) as f64 / 1009.0).to_le_bytes();
     lab.dataset(Dtype::F64, &[HEIGHT, WIDTH], (0..HEIGHT * WIDTH).flat_map(point).collect());
-    // The rows of the first take long.
+    // The rows of the first box take long.
     let steps = |y| if y < HEIGHT / 2 { 40u32 } else { 1 }.to_le_bytes();
     lab.dataset_of("steps.h5", Dtype::U32, &[HEIGHT], (0..HEIGHT).flat_map(steps).collect());
     let text = format!(

@@ -1,4 +1,5 @@
-//! Jobs, kernels and files that are wrong: the run ends with one error that says what, where and what to do, and leaves nothing.
+//! Wrong jobs, kernels and files: the run ends with one error that states the fault, its place and a remedy, and leaves
+//! no files.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use crate::lab::rows::{COLUMNS, ROWS, assert_no_output, input, rows_job, rows_la
 use crate::lab::slow::signal;
 use crate::lab::{EXUVIA, Lab, text};
 
-/// Runs what must fail, on several ranks, and checks what the user is told.
+/// Runs a failing command on several ranks, and checks the messages to the user.
 fn refuses(lab: &Lab, code: i32, arguments: &[&str], messages: &[&str]) {
     for ranks in [1, 3, 7] {
         let started = Instant::now();
@@ -111,7 +112,7 @@ fn a_table_that_changes_and_an_address_space_too_small_are_refused_and_named() {
 #[test]
 fn kernels_that_cannot_merge_are_stopped_and_named() {
     let lab = rows_lab();
-    // Enough for some partial results on each rank.
+    // The input is large enough for several partial results on each rank.
     input(&lab, &[20_000, COLUMNS]);
     let job = |body: &str, stage: &str| {
         let wat = format!(
@@ -140,7 +141,7 @@ fn kernels_that_cannot_merge_are_stopped_and_named() {
     merge("unreachable", "", &["trapped", "unreachable"]);
     merge("(return (i32.const 7))", "", &["status 7"]);
     merge("(loop (br 0))", "limits = { time = \"300ms\" }", &["300ms", "was stopped"]);
-    // Behind the bytes of the sum, the view after those that are merged into it.
+    // The address lies after the bytes of the sum, in the view after those that are merged into it.
     let beyond = "(i32.store (i32.add (i32.load offset=208 (local.get 0)) (i32.mul (i32.load offset=224 (local.get 0)) \
                   (i32.const 2))) (i32.const 1))";
     merge(beyond, "", &["wrote outside operand 1"]);
@@ -164,7 +165,7 @@ fn kernels_that_cannot_merge_are_stopped_and_named() {
 #[test]
 fn a_kernel_of_whole_rows_computes_any_columns_and_refuses_pieces_of_rows() {
     let lab = rows_lab();
-    // Chunks of 7 columns cut the rows; one chunk of everything leaves them whole.
+    // Chunks of 7 columns cut the rows; one chunk of all columns leaves them whole.
     let softmax = |compute: &str, chunk: &str| {
         let job = format!(
             "[tensors.x]\nfile = \"in.h5\"\ndataset = \"x\"\n\
@@ -211,7 +212,7 @@ fn functions_that_run_as_a_module_starts_are_held_to_the_time_limit() {
     refuses(&lab, 1, &[], &["the start function of bad.wasm failed", "unreachable"]);
 }
 
-/// A module of 4 KB for which LLVM takes minutes: calls of a function with a thousand results.
+/// Builds a module of 4 KB for which LLVM takes minutes: calls of a function with a thousand results.
 fn slow_to_compile(lab: &Lab) {
     let (results, numbers, drops) = (" i32".repeat(1_000), "i32.const 1 ".repeat(1_000), "drop ".repeat(1_000));
     let wat = format!(
@@ -263,7 +264,7 @@ fn a_limit_of_the_size_of_files_is_named() {
              [[stages]]\nkernel = \"softmax.wasm\"\ncompute = \"x[n,d] -> p[n,d]\"\n"
         );
         fs::write(lab.path("job.toml"), job).unwrap();
-        // In blocks of 512 bytes, and a third of the output. What MPI itself needs for several ranks is larger.
+        // The limit allows blocks of 512 bytes and a third of the output. MPI itself needs more for several ranks.
         let mut shell = Command::new("sh");
         shell.args(["-c", "ulimit -f 2048 && exec \"$0\" \"$@\"", EXUVIA, "run", "--fresh"]).arg(lab.path("job.toml"));
         let output = shell.env("EXUVIA_CACHE_DIR", lab.path("cache")).output().unwrap();
@@ -327,7 +328,7 @@ fn names_cannot_write_lines_of_their_own_or_speak_to_the_terminal() {
 fn a_full_disk_is_told_before_anything_is_computed() {
     let lab = rows_lab();
     rows_job(&lab, "softmax.wasm", "");
-    // A file system of its own, too small for the output.
+    // The output lies in a file system of its own, which is too small for it.
     let folder = lab.path("");
     let folder = folder.display();
     let script = format!(

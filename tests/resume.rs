@@ -1,5 +1,5 @@
-//! What is finished of a run outlives it: whatever ends it, the next one goes on from there, on any number of ranks, does nothing
-//! of it again, and leaves the same bits.
+//! Completed work outlives its run: after any end, the next run continues from there on any number of ranks, repeats
+//! none of it, and leaves the same bits.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,13 +16,13 @@ use exuvia::report::Report;
 use exuvia::tensor::Dtype;
 use serde_json::Value;
 
-/// How long anything may take before a test gives up; nothing is measured by it.
+/// The time after which a test gives up on anything. Nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A run under way; its ranks can be found by its folder.
+/// A run in progress. Its folder identifies its ranks.
 struct Started {
     child: Child,
-    /// Bytes of records before it.
+    /// The bytes of records before the run.
     before: u64,
 }
 
@@ -36,7 +36,7 @@ fn start_by(lab: &Lab, mut command: Command) -> Started {
 }
 
 impl Started {
-    /// Waits until the run has noted something as finished; false if it has ended before.
+    /// Waits until the run has recorded completed work. Returns false if the run ended first.
     fn await_record(&mut self, lab: &Lab) -> bool {
         let until = Instant::now() + PATIENCE;
         while record_bytes(lab) == self.before {
@@ -49,7 +49,7 @@ impl Started {
         true
     }
 
-    /// Kills its ranks; false if it had ended well before.
+    /// Kills the ranks of the run. Returns false if it had succeeded first.
     fn kill(mut self, lab: &Lab, name: &str) -> bool {
         signal(&pids(lab), name);
         let ended_well = self.child.wait().unwrap().success();
@@ -59,12 +59,12 @@ impl Started {
         !ended_well
     }
 
-    /// Asks it to end; says how long that takes.
+    /// Asks the run to end, and returns the time that this takes.
     fn ask(mut self, lab: &Lab, what: &str) -> Duration {
         let asked = Instant::now();
         signal(&[self.child.id()], "-TERM");
         let status = self.child.wait().unwrap();
-        // It may be over, or so young that it dies of the signal.
+        // The run may be over, or so young that the signal ends it.
         assert!([Some(75), Some(0), None].contains(&status.code()), "{what}: {status}");
         let took = asked.elapsed();
         assert!(pids(lab).is_empty(), "{what}");
@@ -72,7 +72,7 @@ impl Started {
     }
 }
 
-/// No two records of finished work are of the same row of a stage: no run has done again what another had finished.
+/// Asserts that no two records of completed work cover the same row of a stage: no run has repeated another's work.
 fn assert_once(lab: &Lab, what: &str) {
     if !lab.manifest().exists() {
         return;
@@ -87,7 +87,7 @@ fn assert_once(lab: &Lab, what: &str) {
     }
 }
 
-/// Elements that the stages of a run computed: a row has 16 of each operand of 8 bytes.
+/// Returns the number of rows that the stages of a run computed: a row has 16 elements of 8 bytes of each operand.
 fn rows_computed(report: &Report) -> u64 {
     report.totals().processed_bytes / (2 * 8 * COLUMNS)
 }
@@ -102,7 +102,7 @@ fn whatever_ends_runs_when_the_next_goes_on_and_does_nothing_twice() {
     let ranks = [2, 1, 3, 4];
     let (mut went_on, mut took) = (0, Vec::new());
     for seed in 0..kills(4) {
-        // Ended a few times each, on other numbers of ranks.
+        // Each run is ended a few times, on other numbers of ranks.
         for attempt in 0..3 {
             let draw = chance(seed * 8 + attempt);
             let (ranks, is_asked) = (ranks[(draw % 4) as usize], (seed + attempt) % 2 == 1);
@@ -112,7 +112,7 @@ fn whatever_ends_runs_when_the_next_goes_on_and_does_nothing_twice() {
                 command.args(["--ranks", &ranks.to_string()]);
             }
             let mut run = start_by(&lab, command);
-            // At work, or at any time, and the last of them as soon as it has done something.
+            // Runs end at work, or at any time, and the last of them as soon as it has recorded something.
             let is_early = (draw / 4).is_multiple_of(4) && attempt < 2;
             if is_early || (run.await_record(&lab) && attempt < 2) {
                 std::thread::sleep(Duration::from_millis(draw / 16 % 400));
@@ -141,13 +141,13 @@ fn whatever_ends_runs_when_the_next_goes_on_and_does_nothing_twice() {
 
 #[test]
 fn a_run_that_is_asked_to_end_finishes_what_it_is_at() {
-    // A stage in one block a rank would take 10 s.
+    // A stage in one block per rank would take 10 s.
     let lab = slow_lab(2_000_000);
     for (name, ranks) in [("-TERM", 1), ("-USR1", 2), ("-INT", 3)] {
         let mut run = start(&lab, ranks, &["--threads", "1", "--tier", "baseline"]);
         assert!(run.await_record(&lab));
         let noted = record_bytes(&lab);
-        // One rank alone.
+        // The signal goes to one rank alone.
         signal(&pids(&lab)[..1], name);
         let output = run.child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -161,7 +161,7 @@ fn a_run_that_is_asked_to_end_finishes_what_it_is_at() {
     }
     slow_job(&lab, 10);
     let output = lab.command(2, &[]).output().unwrap();
-    // The number of steps is part of what the stages compute.
+    // The number of steps is part of the stages' computation.
     assert!(text(&output).contains("stage 'one' is computed again: the job has changed"), "{}", text(&output));
     assert_tidy(&lab);
 }
@@ -170,7 +170,7 @@ fn a_run_that_is_asked_to_end_finishes_what_it_is_at() {
 fn only_what_depends_on_a_change_is_computed_again() {
     let lab = slow_lab(10);
     let fails = || {
-        // Stage two fails at the first row of what stage one left there.
+        // Stage two fails at the first row of stage one's output.
         let output = lab.command(2, &["--threads", "1"]).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
         text(&output)
@@ -187,19 +187,19 @@ fn only_what_depends_on_a_change_is_computed_again() {
     fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
     let said = fails();
     assert!(said.contains("status 9") && said.contains("completed work is kept"), "{said}");
-    // The kernel is mended: the first stage is not computed again.
+    // After the kernel is repaired, the first stage is not computed again.
     fs::write(lab.path("bad.wasm"), &kernel).unwrap();
     let output = lab.command(2, &["--threads", "1"]).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("resuming an earlier run"), "{}", text(&output));
-    // The same, seen from the report: stage one has no tasks.
+    // The report shows the same: stage one has no tasks.
     fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
     fails();
     fs::write(lab.path("bad.wasm"), &kernel).unwrap();
     let report = lab.run(3, &["--threads", "1"]);
     assert_eq!(report.stages.iter().map(|stage| stage.counts.tasks() > 0).collect::<Vec<_>>(), [false, true, true]);
     assert!(lab.results(&report) == expected(1.0));
-    // Another input: all of it is, and the user is told.
+    // Another input requires all work again, and the user is told.
     fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
     fails();
     input(&lab, 5.0);
@@ -209,7 +209,7 @@ fn only_what_depends_on_a_change_is_computed_again() {
     assert!(text(&output).contains("stage 'one' is computed again: its input 'x' has changed"), "{}", text(&output));
     let report = lab.run(1, &["--threads", "1"]);
     assert!(report.resumed_bytes == 0 && lab.results(&report) == expected(5.0));
-    // Whoever wants all of it anew gets that.
+    // `--fresh` computes everything again.
     fs::write(lab.path("bad.wasm"), wat::parse_str(bad).unwrap()).unwrap();
     fails();
     fs::write(lab.path("bad.wasm"), &kernel).unwrap();
@@ -220,7 +220,7 @@ fn only_what_depends_on_a_change_is_computed_again() {
 #[test]
 fn damaged_parts_are_computed_again() {
     let lab = slow_lab(100_000);
-    // All of stage one and a part of stage two.
+    // The files hold all of stage one and a part of stage two.
     let leave = || {
         let mut run = start(&lab, 2, &["--threads", "1", "--tier", "baseline"]);
         let until = Instant::now() + PATIENCE;
@@ -250,7 +250,7 @@ fn damaged_parts_are_computed_again() {
         text(&output)
     };
     leave();
-    // In the middle of what stage one wrote.
+    // The damage is in the middle of stage one's output.
     let length = fs::metadata(part()).unwrap().len() as usize;
     flip(part(), length / 2);
     assert!(finishes("a flipped bit in an output").contains("are damaged and will be computed again"));
@@ -263,7 +263,7 @@ fn damaged_parts_are_computed_again() {
     flip(log, last);
     assert!(finishes("a flipped bit in a log").contains("damaged records of completed work"));
     leave();
-    // Of a rank whose log speaks of them: what is stored may wait for its record when the run is killed.
+    // The damaged rank is one whose log records stage two: stored data may wait for its record when the run is killed.
     let says_two = |log: &PathBuf| fs::read_to_string(log).unwrap().contains("\"two\"");
     flip(logs(&lab).into_iter().find(says_two).unwrap().with_extension("bin"), 30);
     assert!(finishes("a flipped bit in compressed chunks").contains("are damaged and will be computed again"));
@@ -301,7 +301,7 @@ fn iterations_go_on_from_a_checkpoint() {
             if run.await_record(&lab) && attempt < 2 {
                 std::thread::sleep(Duration::from_millis(chance(seed + attempt as u64) % 200));
             }
-            // Ranks that are killed, and a run that is asked to end.
+            // The test kills ranks, and asks a run to end.
             run.kill(&lab, if attempt == 1 { "-TERM" } else { "-KILL" });
         }
         let noted = record_bytes(&lab) > 0;
@@ -327,7 +327,7 @@ fn reductions_go_on_with_their_partial_results() {
         );
         fs::write(lab.path("job.toml"), text).unwrap();
     };
-    // Tasks, and the sums, of runs that nothing ends.
+    // These are the tasks and the sums of undisturbed runs.
     job(1);
     let ranks = [1, 2, 3, 4];
     let whole: Vec<Report> = ranks.iter().map(|ranks| lab.run(*ranks, &["--threads", "1"])).collect();
@@ -342,7 +342,7 @@ fn reductions_go_on_with_their_partial_results() {
             std::thread::sleep(Duration::from_millis(draw / 4 % 100));
             run
         };
-        // Asked to end, and killed.
+        // One run is asked to end, and another is killed.
         let (run, noted) = (begin(1, draws[0]), record_bytes(&lab));
         assert!(run.kill(&lab, "-TERM") && record_bytes(&lab) > noted, "seed {seed}: what was begun is kept");
         assert!(begin(ranks[(draws[1] % 4) as usize], draws[1]).kill(&lab, "-KILL"), "seed {seed}");
@@ -382,7 +382,7 @@ fn a_checkpoint_that_is_damaged_or_of_another_job_is_not_loaded() {
         assert_tidy(&lab);
     };
     job("0.001");
-    // In the part of either rank, of the first of two tensors.
+    // The damage is in the part of either rank, in the first of two tensors.
     for eighth in [1, 3] {
         leave();
         for entry in fs::read_dir(lab.manifest()).unwrap() {

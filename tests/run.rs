@@ -1,4 +1,5 @@
-//! Whole runs of the program: under mpirun, on every tier, with the swap at every task, and with ranks that are told to end.
+//! Whole runs of the program: under mpirun, on every tier, with the swap at every task, and with ranks that receive
+//! signals.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -75,10 +76,10 @@ fn one_compile_serves_all_ranks_and_the_cache_serves_the_next_run() {
     assert_eq!(warm.totals().read_bytes, ROWS * COLUMNS * 4, "the second stage finds its input in memory");
 }
 
-/// How long anything may take before a test gives up; nothing is measured by it.
+/// The time after which a test gives up on anything. Nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Starts a run whose kernel never ends and gives the pids of its ranks once it computes.
+/// Starts a run whose kernel never ends, and returns the pids of its ranks once it computes.
 fn endless(lab: &Lab, ranks: u32) -> (Child, Vec<u32>) {
     wat(lab, "endless.wasm", "(loop (br 0))");
     rows_job(lab, "endless.wasm", "limits = { time = \"1h\" }");
@@ -114,7 +115,7 @@ fn an_interrupted_run_leaves_nothing() {
 fn a_second_ctrl_c_ends_a_run_at_once() {
     let lab = rows_lab();
     let (mut child, pids) = endless(&lab, 1);
-    // After the first the run waits for a task that never ends.
+    // After the first interrupt the run waits for a task that never ends.
     assert_eq!(pids, [child.id()]);
     interrupt_until_it_ends(&mut child);
     assert_eq!(child.wait().unwrap().signal(), Some(2));
@@ -135,13 +136,14 @@ fn a_killed_rank_ends_the_others_and_is_named() {
         assert!(said.contains(&format!("(process {killed} on")) || said.contains(&format!("PID {killed}")), "{said}");
         assert_no_output(&lab);
     } else {
-        // MPICH's launcher kills the other ranks before they can say a word or tidy up (the next run does), and says why.
+        // MPICH's launcher kills the other ranks before they can report or tidy up (the next run does), and says why.
         assert!(said.contains("Killed (signal 9)"));
         assert!(!lab.path("out.h5").exists());
     }
 }
 
-/// A launcher that never starts a rank, and does not end when it is asked to, as the `mpirun` of the MPI at hand.
+/// Returns a command with a launcher that never starts a rank and ignores requests to end, as the `mpirun` of the
+/// present MPI.
 fn hanging_launcher(lab: &Lab, start_limit: &str) -> Command {
     use std::os::unix::fs::PermissionsExt;
     let name = if open_mpi() { "mpirun.openmpi" } else { "mpiexec.mpich" };
@@ -242,7 +244,7 @@ fn code_that_comes_too_late_for_a_job_is_there_for_the_next() {
     assert_eq!(record.totals().baseline_tasks, 0);
 }
 
-/// A module that Singlepass compiles in a moment, and LLVM in half a minute; `seed` makes it one of its own, and so does
+/// Builds a module that Singlepass compiles in a moment, and LLVM in half a minute. `seed` makes it unique, and so does
 /// `more`.
 fn slow_to_optimize(lab: &Lab, seed: u32, more: &str) {
     let step = "(local.set 2 (i32.xor (i32.mul (local.get 2) (i32.load offset=8 (local.get 2))) (local.get 1)))
@@ -255,7 +257,7 @@ fn slow_to_optimize(lab: &Lab, seed: u32, more: &str) {
     fs::write(lab.path("long.wasm"), wat::parse_str(text).unwrap()).unwrap();
 }
 
-/// Processes that stand still as long as this lives, so that they do not end.
+/// Processes that are stopped while this value lives, so that they do not end.
 struct Stopped(Vec<u32>);
 
 impl Stopped {
@@ -287,7 +289,7 @@ fn compilers_that_nobody_waits_for_are_few_and_known_and_can_be_ended() {
         }
         stopped.stop(left().iter().map(|helper| helper.process));
     };
-    // Two runs of each module leave one behind, but for the last, for which there is no room.
+    // Two runs of each module leave one process behind, except for the last module, for which there is no room.
     for (seed, count) in [(1, 1), (1, 1), (2, 2), (2, 2), (3, 2)] {
         slow_to_optimize(&lab, seed, "");
         let output = lab.output(1, &["--fresh"]);
@@ -301,7 +303,7 @@ fn compilers_that_nobody_waits_for_are_few_and_known_and_can_be_ended() {
         let told = format!("process {} still optimizes long.wasm for later runs", helper.process);
         assert!(text(&doctor).contains(&told), "{}", text(&doctor));
     }
-    // What they work for is gone, and so are they soon.
+    // The folder that they work for is gone, and so they end soon.
     fs::remove_dir_all(&cache_dir).unwrap();
     drop(stopped);
     let until = Instant::now() + PATIENCE;

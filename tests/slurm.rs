@@ -1,5 +1,5 @@
-//! Real jobs in a real Slurm. A test runs itself again in a cluster of its own (`tests/slurm/cluster`), where it is on the
-//! head node and submits to the others. On a machine that has another Slurm nothing is run, and that is said.
+//! Real jobs in a real Slurm. A test runs itself again in a cluster of its own (`tests/slurm/cluster`), on the head
+//! node, and submits jobs to the others. On a machine that has another Slurm the test runs nothing, and says so.
 
 mod desk;
 
@@ -34,7 +34,7 @@ fn a_job_runs_on_two_nodes_however_it_is_launched() {
 #[test]
 fn threads_are_those_that_slurm_granted() {
     in_cluster(1, |desk| {
-        // The cluster binds nobody, so that the CPUs that a rank may run on are those of the machine.
+        // The cluster binds no rank, so a rank may run on all CPUs of the machine.
         let cpus = std::thread::available_parallelism().unwrap().get().min(3);
         for (asked, threads) in [(1, 1), (3, cpus)] {
             let id = desk.submit(&["job.toml", "--cpus-per-task", &asked.to_string()]);
@@ -60,10 +60,10 @@ fn a_job_that_cannot_run_is_not_submitted() {
         desk.job_from("late", "softmax", "none");
         refused(&["late.toml"], 1, "none.h5");
         assert_eq!(desk.run("squeue", &["--noheader", "--states=all"]), "");
-        // What Slurm itself refuses.
+        // Slurm itself refuses this job.
         refused(&["job.toml", "--nodes", "1", "--mem", "1T"], 1, "Memory specification can not be satisfied");
         assert_eq!(desk.exuvia(&["status"]), "no jobs were submitted from this folder\n");
-        // The budget that Slurm sets holds where nobody checked: each row needs 1.6 MB.
+        // The budget of Slurm holds without an earlier check: each row needs 1.6 MB.
         desk.input("rows", [2, 400_000]);
         desk.job_from("wide", "softmax", "rows");
         let wide = fs::read_to_string(desk.path("wide.toml")).unwrap().replace("x[n,d]", "x[n]");
@@ -141,7 +141,7 @@ fn a_job_is_ended_by_the_time_limit_and_another_goes_on() {
         assert!(log.contains("DUE TO TIME LIMIT") && log.contains("interrupted by SIGTERM"), "{log}");
         assert_eq!(log.matches("error: interrupted").count(), 1, "{log}");
         assert!(!desk.has_output("job"));
-        // The first stage was finished.
+        // The first stage was complete.
         desk.mend();
         let id = desk.submit(&["job.toml", "--nodes", "1", "--ntasks-per-node", "3"]);
         desk.wait_for(&id, "COMPLETED");
@@ -159,7 +159,7 @@ fn a_cancelled_job_ends_and_leaves_no_output() {
         let id = desk.submit(&["job.toml", "--nodes", "2"]);
         let waiting = desk.submit(&["job.toml", "--job-name", "waiting", "--sbatch=--hold"]);
         desk.wait_for_work(&id, "job");
-        // From the head node, which has none of its processes.
+        // The head node has none of the job's processes.
         let ranks = patiently(|| {
             let output = desk.command(EXUVIA, &["top", &id, "--output", "json"]);
             let ranks = serde_json::from_slice::<Value>(&output.stdout).ok().map(|top| top["runs"][0]["ranks"].clone());
@@ -199,7 +199,7 @@ fn a_requeued_job_runs_again() {
         desk.start_again(&id);
         desk.wait_for(&id, "COMPLETED");
         assert!(desk.take_output("job") == expected);
-        // One log of both.
+        // Both runs have one log.
         let log = desk.exuvia(&["logs", &id]);
         assert!(log.contains("interrupted by SIGTERM") && log.contains("2 on 2 nodes"), "{log}");
     });
@@ -211,7 +211,7 @@ fn a_job_that_stops_before_its_time_is_over_is_put_back_and_goes_on() {
         let expected = desk.unfinished();
         let id = desk.submit(&["job.toml", "--nodes", "2", "--time", "10", "--requeue"]);
         desk.wait_for_work(&id, "job");
-        // Half a minute before the end is now, or when Slurm looks for that next.
+        // Half a minute before the end is now, or when Slurm next checks the limit.
         desk.run("scontrol", &["update", &format!("JobId={id}"), "TimeLimit=1"]);
         desk.wait_for(&id, "PENDING");
         desk.mend();
@@ -220,7 +220,7 @@ fn a_job_that_stops_before_its_time_is_over_is_put_back_and_goes_on() {
         assert!(desk.take_output("job") == expected);
         let log = desk.exuvia(&["logs", &id]);
         assert!(log.matches("interrupted by SIGUSR1").count() == 1 && !log.contains("SIGTERM"), "{log}");
-        // The first stage was finished.
+        // The first stage was complete.
         let report = desk.report(&id);
         assert_eq!(report.resumed_bytes, ROWS * COLUMNS * 4);
         assert_eq!(report.stages[0].counts.tasks(), 0);
@@ -274,7 +274,7 @@ fn a_sweep_fills_the_nodes_of_its_allocation_and_goes_on_when_submitted_again() 
             let text = fs::read_to_string(desk.path("exuvia-bench/job-strong.jsonl")).unwrap_or_default();
             text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
         };
-        // As the time limit would, in the middle of it.
+        // Like the time limit, this ends the run in the middle.
         let id = submit("1000");
         patiently(|| (points().len() > 3).then_some(()).ok_or_else(|| desk.state(&id))).unwrap();
         desk.run("scancel", &["--batch", "--signal=USR1", &id]);
@@ -291,7 +291,7 @@ fn a_sweep_fills_the_nodes_of_its_allocation_and_goes_on_when_submitted_again() 
         assert_eq!((after.len(), &after[..before.len()]), (3 * repeat, &before[..]));
         for point in &after {
             assert!(point["launcher"].as_str().unwrap().starts_with("srun --mpi=pmi"), "{point}");
-            // Two ranks fit on a node, four do not.
+            // A node has room for two ranks, and not for four.
             let nodes = if point["ranks"] == 4 { 2 } else { 1 };
             assert_eq!(point["hosts"].as_array().unwrap().len(), nodes, "{point}");
         }
@@ -308,7 +308,7 @@ fn the_cluster_ends_with_its_command_and_lets_another_slurm_alone() {
         return;
     }
 
-    // A job that would outlast the command, with a name that nothing else has.
+    // A job that would outlast the command, with a unique name.
     let sleep = format!("86400.{}", std::process::id());
     let script = format!("srun -N2 sleep {sleep} & until [ $(pgrep -cx sleep) = 2 ]; do sleep 0.1; done; exit 7");
     let output = Command::new(CLUSTER).args(["--", "bash", "-c", &script]).stdin(Stdio::null()).output().unwrap();

@@ -1,5 +1,5 @@
-//! The jobs of every stage kind (reductions, halos, iterations, redistribution) against numpy, and against themselves on
-//! other numbers of ranks, threads and on other tiers.
+//! Compares the jobs of every stage kind (reductions, halos, iterations, redistribution) with numpy, and with
+//! themselves on other numbers of ranks, threads and on other tiers.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ fn grids_of_other_spacing_meet_as_numpy_says() {
     }
 }
 
-/// The stages of multigrid one time, with chunks that do not end where pairs of elements do.
+/// Returns multigrid with one pass over its stages, with chunks that do not end at pairs of elements.
 fn once(job: String) -> String {
     let stages = job.split("[iterate]").next().unwrap();
     let chunked = |job: String, tensor: &str, chunk: &str| {
@@ -75,8 +75,8 @@ fn means_and_variances_are_merged_by_a_kernel() {
     }
 }
 
-/// A hash of numbers, each worked on as often as it says. That of two ranges is made from theirs in one order only, and
-/// only its lower half does not depend on where they were cut.
+/// A hash of numbers, in which each number is processed as often as it says. The hash of two ranges is made from their
+/// hashes in one order only, and only its lower half does not depend on the cut.
 const CHAIN: &str = r#"
 #include "exuvia.h"
 EXUVIA_EXPORT(hash) int32_t hash(const exuvia_view *v, uint32_t count)
@@ -109,12 +109,12 @@ EXUVIA_EXPORT(append) int32_t append(const exuvia_view *v, uint32_t count)
 
 #[test]
 fn kernels_merge_in_order_whoever_computed() {
-    // Enough for groups of several leaves.
+    // The input is large enough for groups of several leaves.
     const NUMBERS: u64 = 3_300_000;
     let lab = Lab::new(&[]);
     fs::write(lab.path("chain.c"), CHAIN).unwrap();
     kernel_build::build(&lab.path("chain.c"), &lab.path("chain.wasm"), &[]).unwrap();
-    // The first part takes most of the time, so that its rank is stolen from.
+    // The first part takes most of the time, so that thieves steal from its rank.
     let x = |i: u64| if i < NUMBERS / 3 { 200 + i % 7 } else { i % 5 };
     lab.dataset(Dtype::U64, &[NUMBERS], (0..NUMBERS).flat_map(|i| x(i).to_le_bytes()).collect());
     let text = "[tensors.x]\nfile = \"in.h5\"\ndataset = \"x\"\n\
@@ -152,7 +152,7 @@ fn the_largest_of_many_is_found_with_its_place() {
     const ROWS: u64 = 20_011;
     const COLUMNS: u64 = 7;
     let lab = Lab::new(&["largest"]);
-    // Few values, so that most of the largest are there more than once.
+    // There are few values, so that most of the largest occur more than once.
     let x: Vec<f64> = (0..ROWS * COLUMNS).map(|i| (i * 7919 % 1009) as f64).collect();
     lab.dataset(Dtype::F64, &[ROWS, COLUMNS], x.iter().flat_map(|x| x.to_le_bytes()).collect());
     let text = "[tensors.x]\nfile = \"in.h5\"\ndataset = \"x\"\n\
@@ -200,26 +200,26 @@ fn a_swap_before_any_partial_result_changes_no_bit() {
 #[test]
 fn a_rank_without_work_takes_some_and_changes_no_bit() {
     let lab = Lab::new(&["unbalanced"]);
-    // All work is in the upper rows, and enough of it for a thief to come.
+    // All work is in the upper rows, and there is enough for a thief to come.
     lab.job("unbalanced", |job| job.replace("value = 1000", "value = 20000"));
     let alone = lab.run(2, &["--threads", "1", "--no-steal", "--tier", "optimized"]);
     let expected = lab.results(&alone);
     let counts = alone.totals();
     assert_eq!((counts.steals, counts.moved_bytes()), (0, 0));
-    // The report says where: each task rounds what it adds to sixteen parts.
+    // The report shows where the time was spent: each task rounds what it adds to sixteen parts.
     let known: u64 = counts.profile_ns.iter().sum();
     assert!(known.abs_diff(counts.optimized_ns) <= 16 * counts.optimized_tasks, "{known} of {}", counts.optimized_ns);
     assert!(counts.profile_ns[0] > 10 * counts.profile_ns[15], "{:?}", counts.profile_ns);
     for ranks in [2, 3] {
         let report = lab.run(ranks, &["--threads", "1"]);
         assert!(report.totals().stolen_slices > 0, "{ranks} ranks");
-        // Results come back, and nothing else moves: thieves read inputs from the file.
+        // Results come back, and no other data moves: thieves read inputs from the file.
         assert!(report.totals().moved_bytes() > 0 && report.totals().moved_bytes() < expected[0].1.len() as u64);
         assert!(lab.results(&report) == expected, "{ranks} ranks");
     }
 }
 
-/// Stages that need nothing of each other run at the same time, and give what they give one after the other.
+/// Tests that independent stages run at the same time, and return their outputs one after the other.
 #[test]
 fn independent_stages_overlap() {
     let lab = Lab::new(&["transpose", "unbalanced"]);
@@ -227,7 +227,7 @@ fn independent_stages_overlap() {
         let text = fs::read_to_string(lab.job(name, |job| job)).unwrap();
         text.replace("value = 1000", &format!("value = {iterations}"))
     };
-    // The second stage begins while the first, which takes longer, is at work.
+    // The second stage begins while the first, which takes longer, runs.
     let (first, second) = (job("unbalanced", 20_000), job("transpose", 0));
     fs::write(lab.path("job.toml"), &second).unwrap();
     let alone = lab.results(&lab.run(1, &[]));
@@ -246,7 +246,8 @@ fn independent_stages_overlap() {
     assert!(results[0].ends_with(&alone));
 }
 
-/// Each point becomes the one after it: reads the whole tensor, of which the ranks of a node have one copy.
+/// A kernel that replaces each point by the next one. It reads the whole tensor, of which the ranks of a node have one
+/// copy.
 const NEXT: &str = r#"
 #include "exuvia.h"
 EXUVIA_EXPORT(next) int32_t next(const exuvia_view *v, uint32_t count)
@@ -277,21 +278,21 @@ fn a_copy_for_a_node_is_a_new_one_in_every_iteration() {
     for ranks in [1, 2, 3, 7] {
         let report = lab.run(ranks, &["--threads", "2"]);
         assert!(lab.results(&report)[0].1 == expected, "{ranks} ranks");
-        // What a rank maps is no copy, and does not move.
+        // A mapped tensor is no copy and does not move.
         let operand = report.totals().moved.operand;
         let whole = POINTS * 8;
         assert!(operand.moved() <= 6 * whole && (ranks == 1 || operand.rank >= 6 * whole * u64::from(ranks - 1)));
     }
 }
 
-/// Rows differ in cost by 30, and so do ranks: in iterations, too, those with little to do help the others.
+/// Tests rows that differ in cost by a factor of 30, and ranks too: also in iterations, idle ranks help the others.
 #[test]
 fn iterations_that_are_unbalanced_steal_and_change_no_bit() {
     const ROWS: usize = 6400;
     const COLUMNS: usize = 20;
     const ITERATIONS: usize = 9;
     let lab = Lab::new(&["reaction"]);
-    // Less than a rank's part of four, and so many steps that a rank can lend some.
+    // The expensive rows are fewer than a rank's share of four, and have so many steps that a rank can lend some.
     let steps: Vec<u32> = (0..ROWS).map(|y| if y < 1560 { 360 } else { 12 }).collect();
     let mut u: Vec<f64> = (0..ROWS * COLUMNS).map(|i| (i * 7919 % 1009) as f64 / 1009.0).collect();
     let (rows, columns) = (ROWS as u64, COLUMNS as u64);
@@ -333,9 +334,9 @@ fn iterations_that_are_unbalanced_steal_and_change_no_bit() {
         let stolen = |stage: usize| report.stages[stage].counts.stolen_slices;
         assert!(report.totals().steals > 0 && stolen(0) > 0, "{ranks} ranks");
         sums_stolen += stolen(1);
-        // Its inputs are in the memory of its owner, and go with it.
+        // Its inputs are in the memory of its owner, and travel with the work.
         assert!(report.totals().moved.steal.moved() > 0);
     }
-    // Of a reduction there is less to lend: its slices are longer.
+    // A reduction has less to lend: its slices are longer.
     assert!(sums_stolen > 0);
 }

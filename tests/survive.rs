@@ -1,4 +1,4 @@
-//! Ranks that die do not end a run, nor change its bits: those that are left go on with what is finished.
+//! Rank failures neither end a run nor change its bits: the surviving ranks continue from the completed work.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -36,13 +36,13 @@ fn command(lab: &Lab, ranks: u32, arguments: &[&str]) -> Command {
 }
 
 impl Supervised {
-    /// Its ranks that are alive, without itself.
+    /// Returns the live ranks, without the run's own process.
     fn pids(&self, lab: &Lab) -> Vec<u32> {
         let is_alive = |pid: &u32| *pid != self.child.id() && exuvia::topology::process_alive(*pid);
         pids(lab).into_iter().filter(is_alive).collect()
     }
 
-    /// Waits until more than `bytes` of records are written. False if the run has ended before.
+    /// Waits until more than `bytes` of records are written. Returns false if the run ended first.
     fn await_record(&mut self, lab: &Lab, bytes: u64) -> bool {
         while record_bytes(lab) <= bytes {
             if self.child.try_wait().unwrap().is_some() {
@@ -53,7 +53,7 @@ impl Supervised {
         true
     }
 
-    /// Kills one of its ranks; says whether there was one.
+    /// Kills one of the ranks. Returns whether there was one.
     fn kill(&mut self, lab: &Lab, draw: u64) -> bool {
         let pids = self.pids(lab);
         let Some(victim) = pids.get(draw as usize % pids.len().max(1)) else { return false };
@@ -66,7 +66,7 @@ impl Supervised {
     }
 }
 
-/// The ranks in all notes such as "ranks 0, 2-3 (host) failed; continuing with 4 ranks".
+/// Returns the ranks in all notes such as "ranks 0, 2-3 (host) failed; continuing with 4 ranks".
 fn failed_ranks(said: &str) -> BTreeSet<u32> {
     let notes = said.lines().filter_map(|line| line.split_once(" failed; continuing with ")).map(|(ranks, _)| ranks);
     let without_hosts = |note: &str| -> String { note.split('(').filter_map(|part| part.rsplit(')').next()).collect() };
@@ -81,14 +81,14 @@ fn failed_ranks(said: &str) -> BTreeSet<u32> {
     words.iter().filter_map(range).flatten().collect()
 }
 
-/// A run has ended well, and is as it would have been without deaths. Returns those.
+/// Asserts that a run succeeded with the results of an undisturbed run. Returns the rank failures.
 fn assert_done(lab: &Lab, output: &Output, expected: &[(String, Vec<u8>)], what: &str) -> Vec<Death> {
     assert_eq!(output.status.code(), Some(0), "{what}: {}", text(output));
     let report: Report = serde_json::from_slice(&fs::read(lab.path("report.json")).unwrap()).unwrap();
     assert!(lab.results(&report) == expected, "{what}");
     assert_tidy(lab);
     let said = text(output);
-    // What it finished before a death is no earlier run's.
+    // Work that the run completed before a failure does not count as an earlier run's.
     let started_once = !said.contains("restarting them");
     assert!(report.deaths.is_empty() || !started_once || report.resumed_bytes == 0, "{what}: {said}");
     for death in &report.deaths {
@@ -109,7 +109,7 @@ fn a_killed_rank_does_not_end_the_run_nor_change_its_bits() {
         let ranks = 4 + (chance(seed) % 5) as u32;
         let mut run = start(&lab, ranks, if seed % 2 == 0 { &[] } else { &["--fresh"] });
         let mut killed = 0;
-        // The first of them rank 0, any other rank later; as many records later as chance wills.
+        // The first failure is rank 0's, later ones are those of any rank; the amount of records before each is random.
         for attempt in 0..1 + seed % 3 {
             let draw = chance(seed * 8 + attempt);
             if run.await_record(&lab, record_bytes(&lab) + draw % 4000) {
@@ -123,9 +123,9 @@ fn a_killed_rank_does_not_end_the_run_nor_change_its_bits() {
         pauses_ns.extend(deaths.iter().filter_map(|death| Some(death.first_task_ns? - death.at_ns)));
         if open_mpi() {
             assert!(deaths.len() <= killed && killed < pids as usize, "{what}: {deaths:?}");
-            // What the run itself has finished counts, whatever is not to count of earlier ones.
+            // The run's own completed work counts, whatever of earlier runs does not.
             assert!(deaths.is_empty() || said.contains("are complete and are not computed again"), "{what}: {said}");
-            // What was killed as it left is not missed.
+            // A process that is killed while it exits is not missed.
             assert!(seed > 0 || deaths.iter().any(|death| death.rank == 0), "{what}: {deaths:?}");
         }
     }
@@ -139,9 +139,9 @@ fn what_was_done_before_a_death_is_in_the_report() {
         println!("only Open MPI lets ranks go on");
         return;
     }
-    // What is done is made known five times a second: its last quarter takes several times as long.
+    // Progress is published five times a second: the last quarter of the run takes several times as long.
     let lab = slow_lab(1_000_000);
-    // The rows of both tensors of the first stage.
+    // These are the bytes of the rows of both tensors of the first stage.
     let all_bytes = 2 * 8 * ROWS * COLUMNS;
     let mut command = command(&lab, 2, &["--fresh", "--no-steal"]);
     command.env("XDG_STATE_HOME", lab.path("state"));
@@ -161,7 +161,7 @@ fn what_was_done_before_a_death_is_in_the_report() {
     assert!(run.kill(&lab, 1));
     let deaths = assert_done(&lab, &run.wait(), &expected(1.0), "two ranks");
     let report: Report = serde_json::from_slice(&fs::read(lab.path("report.json")).unwrap()).unwrap();
-    // The rank that is left has done its own half, though a quarter of the whole was left to do when the other one died.
+    // The surviving rank has completed its own half, though a quarter of the whole remained when the other failed.
     let counted_bytes = report.stages[0].counts.processed_bytes;
     assert!(deaths.len() == 1 && counted_bytes * 5 > all_bytes * 2, "{counted_bytes} of {all_bytes} bytes, {deaths:?}");
 }
@@ -201,7 +201,7 @@ fn a_run_that_starts_its_ranks_ends_as_they_do() {
     let lab = slow_lab(2_000_000);
     let mut run = start(&lab, 3, &["--tier", "baseline"]);
     assert!(run.await_record(&lab, 0));
-    // The supervisor alone.
+    // Only the supervisor gets the signal.
     signal(&[run.child.id()], "-TERM");
     let output = run.wait();
     assert_eq!(output.status.code(), Some(75), "{}", text(&output));
@@ -231,7 +231,7 @@ fn a_second_ctrl_c_ends_all_ranks_at_once() {
         assert!(run.child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(5));
     };
-    // After the first the ranks wait for tasks that never end.
+    // After the first interrupt the ranks wait for tasks that never end.
     interrupt_until_it_ends(&mut run.child);
     let output = run.wait();
     assert_eq!(output.status.code(), Some(75), "{}", text(&output));
@@ -240,7 +240,7 @@ fn a_second_ctrl_c_ends_all_ranks_at_once() {
     assert!(pids.iter().all(|pid| !exuvia::topology::process_alive(*pid)));
 }
 
-/// A launcher in the place of the real one; returns the PATH on which it is found.
+/// Installs a launcher in place of the real one, and returns the PATH that finds it.
 fn false_launcher(lab: &Lab, script: &str) -> OsString {
     let (folder, name) = (lab.path("bin"), if open_mpi() { "mpirun.openmpi" } else { "mpiexec.mpich" });
     fs::create_dir_all(&folder).unwrap();
@@ -262,7 +262,7 @@ fn ranks_that_are_lost_again_and_again_are_given_up() {
     let output = command(&lab, 3, &["--fresh"]).env("PATH", path).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("error: the run ended 4 times because ranks failed"), "{}", text(&output));
-    // What the first of them has cleared away is gone.
+    // The first start has cleared earlier work away, so later starts need no `--fresh`.
     let fresh: Vec<bool> = starts(&lab).iter().map(|start| start.contains("--fresh")).collect();
     assert_eq!(fresh, [true, false, false, false]);
 }

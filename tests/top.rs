@@ -1,4 +1,4 @@
-//! What `exuvia top` shows of runs that are under way, and that it shows no others.
+//! Shows that `exuvia top` displays runs in progress and no others.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use crate::lab::slow::{pids, signal, slow_lab};
 use crate::lab::{EXUVIA, Lab, text};
 use exuvia::live::Snapshot;
 
-/// A run, and where it makes itself known.
+/// A run, and the folder where it announces itself.
 struct Watched<'a> {
     lab: &'a Lab,
     child: Child,
@@ -49,7 +49,7 @@ fn files(lab: &Lab) -> Vec<String> {
 }
 
 impl Watched<'_> {
-    /// Waits until the one run there is looks like this.
+    /// Waits until the only run satisfies `looks`.
     fn until(&mut self, looks: impl Fn(&Snapshot) -> bool) -> Snapshot {
         loop {
             match <[Snapshot; 1]>::try_from(runs(self.lab)) {
@@ -69,7 +69,7 @@ fn a_run_is_seen_while_it_lasts_and_its_ranks_get_on() {
         let done = |run: &Snapshot| -> Vec<u64> { run.ranks.iter().map(|rank| rank.share.processed_bytes).collect() };
         let first = run.until(|run| run.ranks.len() == ranks as usize && done(run).iter().all(|bytes| *bytes > 0));
         let later = run.until(|run| done(run).iter().zip(done(&first)).all(|(now, then)| *now > then));
-        // It does not end while it is looked at.
+        // The run does not end while it is observed.
         let ranks_here = pids(&lab);
         signal(&ranks_here, "-STOP");
         assert_eq!((later.job.as_str(), &later.file), ("job", &lab.path("job.toml")));
@@ -116,7 +116,7 @@ fn a_run_that_is_asked_to_end_takes_its_file_along() {
     assert!(files(&lab).is_empty(), "{:?}", files(&lab));
 }
 
-/// `exuvia top` on a terminal that it has from `script`, and then how that is set.
+/// `exuvia top` on a terminal that `script` provides, and the terminal's later settings.
 struct OnTerminal {
     child: Child,
     columns: usize,
@@ -132,7 +132,7 @@ impl OnTerminal {
         OnTerminal { child: command.spawn().unwrap(), columns, drawn: Vec::new() }
     }
 
-    /// Waits until it has drawn so many pictures with this text.
+    /// Waits until `top` has drawn this text in `times` pictures.
     fn await_text(&mut self, text: &str, times: usize) {
         while String::from_utf8_lossy(&self.drawn).matches(text).count() < times {
             let mut more = [0; 4096];
@@ -146,7 +146,7 @@ impl OnTerminal {
         self.child.stdin.as_mut().unwrap().write_all(keys).unwrap();
     }
 
-    /// What is on the terminal when it has ended, which is as it was.
+    /// Returns the contents of the terminal after `top` ended, when its settings are restored.
     fn left(mut self) -> String {
         self.await_text("status", 1);
         self.child.stdout.as_mut().unwrap().read_to_end(&mut self.drawn).unwrap();
@@ -174,7 +174,7 @@ fn a_terminal_is_left_as_it_was() {
         terminal.await_text("RANK", 2);
     }
     let [mut first, mut second, third] = terminals;
-    // An arrow means nothing.
+    // An arrow key has no effect.
     first.type_keys(b"\x1b[A");
     first.await_text("RANK", 4);
     first.type_keys(b"q");

@@ -1,4 +1,4 @@
-//! Traces of whole runs say what their reports say, and viewers can make sense of them; the page of a run stands alone.
+//! Traces of whole runs agree with their reports, and viewers can read them; the page of a run needs no other file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use exuvia::fabric;
 use exuvia::report::{Counts, Report};
 use serde_json::Value;
 
-/// A span, in nanoseconds.
+/// An interval, in nanoseconds.
 #[derive(Clone, Debug)]
 struct Span<'a> {
     at: u64,
@@ -41,12 +41,12 @@ impl Trace {
         self.of_kind("X").filter(move |event| event["cat"] == category)
     }
 
-    /// The sum of a number that events say.
+    /// Returns the sum of a number that events carry.
     fn sum(&self, number: &str) -> u64 {
         self.of_kind("X").filter_map(|event| event["args"][number].as_u64()).sum()
     }
 
-    /// By process and thread, in the order of the file.
+    /// Returns the intervals by process and thread, in the order of the file.
     fn tracks(&self) -> BTreeMap<(u64, u64), Vec<Span<'_>>> {
         let mut tracks: BTreeMap<_, Vec<Span<'_>>> = BTreeMap::new();
         for event in self.of_kind("X") {
@@ -65,8 +65,8 @@ fn track(event: &Value) -> (u64, u64) {
     (event["pid"].as_u64().unwrap(), event["tid"].as_u64().unwrap())
 }
 
-/// Every rank has its tracks, and what is on them can be drawn: spans lie within spans, tasks within stages, kernels within
-/// tasks.
+/// Asserts that every rank has its tracks, and that they can be drawn: intervals nest, tasks lie within stages, and
+/// kernels lie within tasks.
 fn check_tracks(trace: &Trace, ranks: u32, threads: u32, stages: &[&str]) {
     for rank in 0..u64::from(ranks) {
         let of_rank = |name: &'static str| trace.named("M", name).filter(move |event| event["pid"] == rank + 1);
@@ -115,7 +115,8 @@ fn check_tracks(trace: &Trace, ranks: u32, threads: u32, stages: &[&str]) {
     assert_eq!(spans_of("kernel").count() + trace.named("X", "merge").count(), spans_of("task").count());
 }
 
-/// Arrows have both ends, one after the other, and the bytes of the report; so do files, tasks, swaps and steals.
+/// Asserts that arrows have both ends in order and the bytes of the report, and that counts of files, tasks, swaps and
+/// steals agree.
 fn check_counts(trace: &Trace, report: &Report) {
     let ends = |ph| trace.of_kind(ph).map(|event| (event["id"].as_str().unwrap(), event)).collect::<BTreeMap<_, _>>();
     let (sent, received) = (ends("s"), ends("f"));

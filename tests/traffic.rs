@@ -1,5 +1,5 @@
-//! The bytes that move between ranks: as planned, as the report says, as MPI itself counts them, and against the least there
-//! could be.
+//! The bytes that move between ranks agree with the plan, the report and the counts of MPI itself, and are close to the
+//! least possible number.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,19 +13,19 @@ use exuvia::report::Report;
 use exuvia::store;
 use exuvia::tensor::Dtype;
 
-/// What a rank puts behind the bytes of every transfer.
+/// The number of bytes in the trailer after every transfer.
 const STAMP_BYTES: u64 = 12;
-/// Tags whose messages are tensors sent as planned; their numbers are `exec::link`'s.
+/// The tag of messages with planned tensors. `exec::link` numbers the tags.
 const SHARD: u64 = 7;
 const PARTIAL: u64 = 8;
-/// Which sum a partial result is of.
+/// The header that identifies the sum of a partial result.
 const PARTIAL_HEADER_BYTES: u64 = 16;
 const KINDS: u64 = 16;
 
-/// Messages and bytes.
+/// The numbers of messages and bytes.
 type Sent = (u64, u64);
 
-/// A library that counts what MPI is asked to send.
+/// Builds a library that counts the data that MPI is asked to send.
 fn counter(lab: &Lab) -> PathBuf {
     let library = lab.path("libcount.so");
     let compiler = std::env::var("MPICC").unwrap_or_else(|_| "mpicc".to_owned());
@@ -36,7 +36,7 @@ fn counter(lab: &Lab) -> PathBuf {
     library
 }
 
-/// What MPI sent between callers, by kind of tag.
+/// Returns the data that MPI sent between ranks, by kind of tag.
 fn sent(lab: &Lab, ranks: u32) -> BTreeMap<u64, Sent> {
     let mut all = BTreeMap::new();
     for rank in 0..ranks {
@@ -72,7 +72,8 @@ fn run(lab: &Lab, ranks: u32) -> Report {
     lab.run_with(ranks, &["--threads", "1", "--no-steal"], if ranks == 1 { &[] } else { &environment })
 }
 
-/// What ranks that need the same part of an input have read for one another, and how much of it is in memory that they share.
+/// Returns the bytes of inputs that ranks read for other ranks that need the same part, and how many of these bytes are
+/// in memory that they share.
 fn given(plan: &Plan) -> (u64, u64) {
     let (mut given, mut shared) = (0, 0);
     for stage in &plan.stages {
@@ -88,15 +89,15 @@ fn given(plan: &Plan) -> (u64, u64) {
     (given, shared)
 }
 
-/// What a run moves is what the plan said (made of closed forms) and what MPI was asked to send, and little more than the
-/// least that could move.
+/// Tests that a run moves the data that the plan predicts (by closed forms) and that MPI was asked to send, and little
+/// more than the least possible.
 #[test]
 fn plans_foretell_the_bytes_that_mpi_sends() {
     let lab = Lab::new(&["heat", "matmul", "histogram", "transpose", "variance", "multigrid"]);
     let halos = [("heat3d", 1.10), ("multigrid", 1.16)];
     let others = [("matmul", 1.10), ("histogram", 1.0), ("transpose", 1.0), ("variance", 1.25)];
     for (name, limit) in halos.into_iter().chain(others) {
-        // One iteration after the first, which reads its file: the plan tells of one.
+        // The plan describes one iteration after the first, which reads its file.
         lab.job(name, |job| match name {
             "multigrid" => job.split("[iterate]").next().unwrap().to_owned(),
             _ => job.replace("count = ", "count = 2 # "),
@@ -118,12 +119,13 @@ fn plans_foretell_the_bytes_that_mpi_sends() {
                 (messages, bytes - messages * STAMP_BYTES)
             };
             let (messages, bytes) = of_kind(PARTIAL);
-            // Where two indices are reduced, some messages say of which group of the other they are.
+            // Where two indices are reduced, some messages carry the group of the other index.
             let tensors = bytes - messages * PARTIAL_HEADER_BYTES;
             let reduced = moved.reduce.moved();
             assert!((reduced..=reduced + messages * 8).contains(&tensors), "{name} on {ranks} ranks: {tensors}");
             assert!(tensors == reduced || name == "multigrid");
-            // The only operand that all need is the number of rows that variance counts; collectives are not in `sent`.
+            // The only operand that all ranks need is the number of rows that variance counts; collectives are not in
+            // `sent`.
             let broadcast = moved.operand.moved();
             assert!(broadcast == 0 || name == "variance");
             let shared = given(&plan).1;
@@ -132,7 +134,8 @@ fn plans_foretell_the_bytes_that_mpi_sends() {
     }
 }
 
-/// Two products one after the other: of what ranks of a node need alike each has a part, and the others read it there.
+/// Tests two products one after the other. For data that all ranks of a node need, each holds a part and the others
+/// read it there.
 #[test]
 fn what_ranks_of_a_node_share_is_in_no_message() {
     let lab = Lab::bare(&["matmul"]);

@@ -29,7 +29,7 @@ const FOLDER: &str = "EXUVIA_DAMAGED_FOLDER";
 struct Counts {
     as_before: u64,
     refused: u64,
-    /// Wrong contents that no checksum covers.
+    /// Different contents that no checksum covers.
     other: u64,
     /// The number of files on which HDF5 crashed or never ended, and that were named.
     contained: u64,

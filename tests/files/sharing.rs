@@ -404,7 +404,7 @@ fn links_that_others_plant_lead_nowhere() {
         symlink(&precious, at).unwrap();
     };
     let assert_untouched = |what: &str| assert_eq!(fs::read_to_string(&precious).unwrap(), "do not touch", "{what}");
-    // A foreign file takes the place of the unfinished file.
+    // A link to a foreign file takes the place of the unfinished file.
     kill_at_work(&lab, &job);
     let part = parts(&lab).remove(0);
     fs::remove_file(&part).unwrap();
@@ -412,7 +412,7 @@ fn links_that_others_plant_lead_nowhere() {
     kill_at_work(&lab, &job);
     assert_untouched("the unfinished file is a link");
     assert!(!part.is_symlink(), "it is removed");
-    // A foreign file takes the name that the manifest gives.
+    // The manifest names a foreign file as the unfinished file.
     kill_at_work(&lab, &job);
     let header = lab.manifest().join("header.json");
     let text = fs::read_to_string(&header).unwrap();
@@ -421,7 +421,7 @@ fn links_that_others_plant_lead_nowhere() {
     fs::write(&header, text.replace(&named, precious.to_str().unwrap())).unwrap();
     kill_at_work(&lab, &job);
     assert_untouched("the manifest names it");
-    // A foreign file takes the place of a log, and of the manifest.
+    // A link to a foreign file takes the place of a log, and of the manifest.
     kill_at_work(&lab, &job);
     let log = lab.manifest().join("finished-99-0.log");
     symlink(&precious, log).unwrap();

@@ -1,4 +1,4 @@
-//! Several hosts on this machine, in namespaces (`tests/slurm/cluster -b`): a test runs itself again among them.
+//! Several hosts on this machine, in namespaces (`tests/slurm/cluster -b`). A test runs itself again among them.
 
 use std::any::type_name_of_val;
 use std::fs;
@@ -12,13 +12,13 @@ use super::{Lab, text};
 const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm/cluster");
 const INSIDE: &str = "EXUVIA_TEST_INSIDE";
 
-/// The name of the test that a closure is written in: its path without the crate's name and `{{closure}}`.
+/// Returns the name of the test that contains a closure: its path without the crate's name and `{{closure}}`.
 pub fn test_name<T>(closure: &T) -> &'static str {
     let (_, path) = type_name_of_val(closure).split_once("::").unwrap();
     path.strip_suffix("::{{closure}}").unwrap()
 }
 
-/// Runs `test`, a closure in the body of a test, beside so many hosts, which see its files.
+/// Runs `test`, a closure in the body of a test, beside `hosts` hosts, which see its files.
 pub fn among_hosts(hosts: u32, test: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return test();
@@ -32,7 +32,7 @@ pub fn among_hosts(hosts: u32, test: impl FnOnce()) {
     println!("{}", text(&output));
 }
 
-/// A file that names hosts and how many ranks each takes.
+/// Writes a file that names hosts and the number of ranks on each.
 pub fn hostfile(lab: &Lab, hosts: &[(&str, u32)]) -> String {
     let line = |(name, slots): &(&str, u32)| match open_mpi() {
         true => format!("{name} slots={slots}\n"),
@@ -42,14 +42,14 @@ pub fn hostfile(lab: &Lab, hosts: &[(&str, u32)]) -> String {
     lab.path("hosts").display().to_string()
 }
 
-/// The processes of a run on a host, ascending.
+/// Returns the processes of a run on a host, in ascending order.
 pub fn pids_on(lab: &Lab, host: &str) -> Vec<u32> {
     let inode = |file: String| fs::metadata(file).ok().map(|metadata| metadata.ino());
     let home = inode(format!("/run/netns/{host}"));
     pids(lab).into_iter().filter(|pid| home.is_some() && inode(format!("/proc/{pid}/ns/net")) == home).collect()
 }
 
-/// As if its power were cut: nothing there has time to say anything.
+/// Crashes a host like a power cut: no process there has time to report.
 pub fn crash(host: &str) {
     let cut = Command::new("ip").args(["link", "set", host, "down"]).status().unwrap();
     assert!(cut.success());

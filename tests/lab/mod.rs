@@ -19,7 +19,7 @@ use exuvia::tensor::{Dtype, Region, Shape};
 
 pub const EXUVIA: &str = env!("CARGO_BIN_EXE_exuvia");
 
-/// A folder with the input data, the kernels and the jobs of `jobs/`, moved there.
+/// A folder with the input data, the kernels and the jobs of `jobs/`, changed to use this folder.
 pub struct Lab {
     folder: tempfile::TempDir,
 }
@@ -34,7 +34,7 @@ pub fn python(script: &str) -> Command {
     command
 }
 
-/// Runs lines of Python, with h5py and numpy (`np`), in the lab's folder; what they print.
+/// Runs lines of Python in the lab's folder, with h5py and numpy (`np`), and returns their output.
 pub fn python_says(lab: &Lab, lines: &str) -> String {
     let mut command = Command::new(std::env::var("EXUVIA_PYTHON").as_deref().unwrap_or("/usr/bin/python3"));
     let script = format!("import h5py, os, sys, numpy as np\n{lines}");
@@ -48,7 +48,7 @@ pub fn text(output: &Output) -> String {
 }
 
 impl Lab {
-    /// With the kernels of these sources.
+    /// Creates a lab with the kernels of these sources.
     pub fn new(kernels: &[&str]) -> Lab {
         let lab = Lab::bare(kernels);
         let made = python("scripts/make-inputs").arg(lab.path("data")).output().unwrap();
@@ -56,7 +56,7 @@ impl Lab {
         lab
     }
 
-    /// Without input data.
+    /// Creates a lab without input data.
     pub fn bare(kernels: &[&str]) -> Lab {
         let lab = Lab { folder: tempfile::tempdir().unwrap() };
         kernels.iter().for_each(|kernel| lab.kernel(&format!("{kernel}.c")));
@@ -73,14 +73,14 @@ impl Lab {
         self.folder.path().join(name)
     }
 
-    /// The manifest of a run that is not done; a folder that is not there, if there is none.
+    /// Returns the manifest of an unfinished run, or a path that does not exist if there is none.
     pub fn manifest(&self) -> PathBuf {
         let is_manifest = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "exuvia");
         let mut paths = fs::read_dir(self.path("")).unwrap().map(|entry| entry.unwrap().path());
         paths.find(is_manifest).unwrap_or_else(|| self.path("no manifest"))
     }
 
-    /// The job of this name, changed by `edit`.
+    /// Writes the job of this name, changed by `edit`.
     pub fn job(&self, name: &str, edit: impl Fn(String) -> String) -> PathBuf {
         let job = fs::read_to_string(root().join(format!("jobs/{name}.toml"))).unwrap();
         let job =
@@ -90,12 +90,12 @@ impl Lab {
         self.path("job.toml")
     }
 
-    /// Makes dataset `x` of `in.h5`.
+    /// Writes dataset `x` of `in.h5`.
     pub fn dataset(&self, dtype: Dtype, extents: &[u64], bytes: Vec<u8>) {
         self.dataset_of("in.h5", dtype, extents, bytes);
     }
 
-    /// Makes dataset `x` of a file of this name.
+    /// Writes dataset `x` of a file of this name.
     pub fn dataset_of(&self, file: &str, dtype: Dtype, extents: &[u64], bytes: Vec<u8>) {
         let shape = Shape::new(extents.to_vec()).unwrap();
         let spec = OutputSpec { dataset: "x".into(), dtype, shape: shape.clone(), chunk: None, deflate: None };
@@ -109,18 +109,18 @@ impl Lab {
         self.run_with(ranks, arguments, &[])
     }
 
-    /// Runs it in this process.
+    /// Runs the job in this process.
     pub fn run_here(&self, options: &Options) -> Report {
         let result = exec::run(fabric::solo(), &self.path("job.toml"), options, Signal::default(), |_| ExitCode::Done);
         result.unwrap_or_else(|failure| panic!("{failure:?}")).unwrap()
     }
 
-    /// Runs it, however that ends.
+    /// Runs the job and returns its output, whether it succeeds or fails.
     pub fn output(&self, ranks: u32, arguments: &[&str]) -> Output {
         self.command(ranks, arguments).output().unwrap()
     }
 
-    /// What runs the job.
+    /// Returns the command that runs the job.
     pub fn command(&self, ranks: u32, arguments: &[&str]) -> Command {
         let mut command = if ranks == 1 { Command::new(EXUVIA) } else { launch::ranks(ranks, EXUVIA.as_ref()) };
         command.arg("run").args(arguments).arg(self.path("job.toml")).env("EXUVIA_CACHE_DIR", self.path("cache"));
@@ -128,7 +128,7 @@ impl Lab {
         command
     }
 
-    /// With these environment variables.
+    /// Runs the job with these environment variables.
     pub fn run_with(&self, ranks: u32, arguments: &[&str], environment: &[(&str, &Path)]) -> Report {
         let mut command = self.command(ranks, arguments);
         command.arg("--report").arg(self.path("report.json")).envs(environment.iter().copied());
@@ -137,7 +137,7 @@ impl Lab {
         serde_json::from_slice(&fs::read(self.path("report.json")).unwrap()).unwrap()
     }
 
-    /// The bytes of a dataset.
+    /// Returns the bytes of a dataset.
     pub fn read(&self, file: &str, dataset: &str) -> Vec<u8> {
         let reader = Reader::open(&self.path(file), dataset).unwrap();
         let mut bytes = Vec::new();
@@ -145,12 +145,13 @@ impl Lab {
         bytes
     }
 
-    /// The bytes of everything that a run wrote.
+    /// Returns the bytes of all outputs of a run.
     pub fn results(&self, report: &Report) -> Vec<(String, Vec<u8>)> {
         report.outputs.iter().map(|output| (output.dataset.clone(), self.read(&output.file, &output.dataset))).collect()
     }
 
-    /// Runs a job in many ways: all have the bits of one rank on baseline code, and those are what numpy finds.
+    /// Runs a job in many ways and asserts that all give the bits of one rank on baseline code, and that numpy finds
+    /// the same.
     pub fn agrees(&self, name: &str) -> Report {
         self.job(name, |job| job);
         let first = self.run(1, &["--tier", "baseline", "--threads", "2"]);

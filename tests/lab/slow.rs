@@ -1,4 +1,4 @@
-//! A job that takes its time, and what becomes of it when ranks are killed.
+//! A slow job, and helpers for tests that kill its ranks.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,8 @@ use super::{EXUVIA, Lab};
 pub const ROWS: u64 = 4001;
 pub const COLUMNS: u64 = 16;
 
-/// A job of three stages; a row of the first takes 4 `spin` steps. Its outputs are contiguous, chunked and compressed.
+/// Writes a job of three stages. A row of the first takes 4 `spin` steps. Its outputs are contiguous, chunked and
+/// compressed.
 pub fn slow_job(lab: &Lab, spin: u32) {
     let job = format!(
         "[tensors]\nx = {{ file = \"in.h5\", dataset = \"x\" }}\nspin = {{ value = {spin}, dtype = \"u32\" }}\n\
@@ -37,7 +38,7 @@ pub fn slow_lab(spin: u32) -> Lab {
     lab
 }
 
-/// What [`slow_job`] makes of the input.
+/// Returns the outputs of [`slow_job`] for the input.
 pub fn expected(first: f64) -> Vec<(String, Vec<u8>)> {
     let times = |factor: f64| {
         let numbers = (0..ROWS * COLUMNS).map(|i| factor * if i == 0 { first } else { i as f64 });
@@ -46,7 +47,7 @@ pub fn expected(first: f64) -> Vec<(String, Vec<u8>)> {
     vec![("y".to_owned(), times(2.0)), ("z".to_owned(), times(4.0)), ("w".to_owned(), times(8.0))]
 }
 
-/// Numbers that repeat from run to run (the finalizer of SplitMix64).
+/// Returns pseudorandom numbers that repeat from run to run (the finalizer of SplitMix64).
 pub fn chance(seed: u64) -> u64 {
     let mut z = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -54,18 +55,18 @@ pub fn chance(seed: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// How many runs are killed: as many as EXUVIA_KILLS says, for a long look.
+/// Returns the number of runs to kill. EXUVIA_KILLS sets it for a long test.
 pub fn kills(usual: u64) -> u64 {
     std::env::var("EXUVIA_KILLS").ok().and_then(|count| count.parse().ok()).unwrap_or(usual)
 }
 
-/// Of the logs of all ranks, and of the checkpoint's record with its number.
+/// Returns the bytes of the logs of all ranks, and of the checkpoint's record with its number.
 pub fn record_bytes(lab: &Lab) -> u64 {
     let entries = fs::read_dir(lab.manifest()).into_iter().flatten().flatten();
     let bytes = |entry: fs::DirEntry| {
         let name = entry.file_name().into_string().unwrap();
         let is_log = name.ends_with(".log");
-        // Each checkpoint is a file of another name.
+        // Each checkpoint is a file with a name of its own.
         let checkpoint =
             name.strip_prefix("checkpoint-").map_or(0, |rest| rest.bytes().map(u64::from).sum::<u64>() << 32);
         checkpoint + entry.metadata().map_or(0, |metadata| if is_log { metadata.len() } else { 0 })
@@ -73,7 +74,7 @@ pub fn record_bytes(lab: &Lab) -> u64 {
     entries.map(bytes).sum()
 }
 
-/// The processes of a run in this folder that are alive, ascending.
+/// Returns the live processes of a run in this folder, in ascending order.
 pub fn pids(lab: &Lab) -> Vec<u32> {
     let folder = lab.path("").display().to_string();
     let of = |entry: fs::DirEntry| {
@@ -87,8 +88,8 @@ pub fn pids(lab: &Lab) -> Vec<u32> {
     pids
 }
 
-/// Whether a rank is in a kernel that takes long: one of its workers has used a third of a second of processor time, which is more
-/// than anything that comes before.
+/// Whether a rank is in a long kernel: one of its workers has used a third of a second of processor time, which is more
+/// than anything before it takes.
 pub fn is_in_kernel(pid: u32) -> bool {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let workers = tasks.filter(|task| task.file_name() != *pid.to_string());
@@ -99,7 +100,7 @@ pub fn is_in_kernel(pid: u32) -> bool {
     workers.filter_map(ticks).any(|ticks| 3 * ticks >= rustix::param::clock_ticks_per_second())
 }
 
-/// Asks a process to end, by SIGINT, until it has ended: two signals that come together count as one.
+/// Sends SIGINT to a process until it has ended: two signals that come together count as one.
 pub fn interrupt_until_it_ends(child: &mut Child) {
     while child.try_wait().unwrap().is_none() {
         signal(&[child.id()], "-INT");
@@ -107,12 +108,12 @@ pub fn interrupt_until_it_ends(child: &mut Child) {
     }
 }
 
-/// To all at once; some may be gone.
+/// Sends a signal to all processes at once; some may already have ended.
 pub fn signal(pids: &[u32], name: &str) {
     let _ = Command::new("kill").arg(name).args(pids.iter().map(u32::to_string)).stderr(Stdio::null()).status();
 }
 
-/// Nothing of the run is left but its outputs.
+/// Asserts that only the outputs of the run remain.
 pub fn assert_tidy(lab: &Lab) {
     let names = fs::read_dir(lab.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let left: Vec<String> = names.filter(|name| name.contains(".part") || name.contains(".exuvia")).collect();

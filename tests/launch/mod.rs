@@ -7,7 +7,7 @@ pub fn open_mpi() -> bool {
     exuvia::fabric::library().starts_with("Open MPI")
 }
 
-/// `ranks` ranks of `program`; arguments that follow are the program's.
+/// Returns a command for `ranks` ranks of `program`. Arguments that follow are the program's.
 pub fn ranks(ranks: u32, program: &Path) -> Command {
     let open_mpi = open_mpi();
     let names = match open_mpi {

@@ -18,10 +18,10 @@ use crate::lab::hosts::test_name;
 pub const EXUVIA: &str = env!("CARGO_BIN_EXE_exuvia");
 pub const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm/cluster");
 const INSIDE: &str = "EXUVIA_TEST_INSIDE";
-/// The cluster's exit status where the machine has another Slurm.
+/// The cluster's exit status on a machine that has another Slurm.
 pub const REFUSED: i32 = 77;
 
-/// How long anything may take before the test gives up; nothing is measured by it.
+/// The time after which the test gives up on anything. Nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub const ROWS: u64 = 203;
@@ -77,13 +77,13 @@ impl Desk {
         staging.publish().unwrap();
     }
 
-    /// A kernel of the given body.
+    /// Writes a kernel of the given body.
     pub fn wat(&self, name: &str, body: &str) {
         let text = format!("(module (memory 1) (func (export \"k\") (param i32 i32) (result i32) {body}))");
         fs::write(self.path(&format!("{name}.wasm")), wat::parse_str(text).unwrap()).unwrap();
     }
 
-    /// Writes NAME.toml, which makes NAME.h5 of in.h5 with this kernel.
+    /// Writes NAME.toml, which makes NAME.h5 from in.h5 with this kernel.
     pub fn job(&self, name: &str, kernel: &str) {
         self.job_from(name, kernel, "in");
     }
@@ -97,7 +97,8 @@ impl Desk {
         fs::write(self.path(&format!("{name}.toml")), text).unwrap();
     }
 
-    /// A job of two stages, the second of which does not end before [`Desk::mend`]; returns what it makes then.
+    /// Writes a job of two stages, whose second stage does not end before [`Desk::mend`]. Returns the output after
+    /// that.
     pub fn unfinished(&self) -> Vec<u8> {
         let text = "[tensors]\na = { file = \"in.h5\", dataset = \"x\" }\n\
                     y = { create = \"job.h5\", dataset = \"y\", dtype = \"f32\" }\n\
@@ -120,7 +121,7 @@ impl Desk {
         self.path(&format!("{name}.h5")).exists()
     }
 
-    /// The bytes that NAME.toml made; they are gone then.
+    /// Returns the bytes that NAME.toml made, and removes the file.
     pub fn take_output(&self, name: &str) -> Vec<u8> {
         let file = self.path(&format!("{name}.h5"));
         let mut bytes = Vec::new();
@@ -130,7 +131,7 @@ impl Desk {
         bytes
     }
 
-    /// What one rank makes of NAME.toml without Slurm.
+    /// Returns the output of NAME.toml on one rank without Slurm.
     pub fn expected(&self, name: &str) -> Vec<u8> {
         let job = format!("{name}.toml");
         self.exuvia(&["run", &job]);
@@ -175,7 +176,7 @@ impl Desk {
         self.run("sbatch", &[&["--parsable"], &options[..], &[name], &rest[..]].concat()).trim().to_owned()
     }
 
-    /// Slurm's word for where a job, or all tasks of an array, stand.
+    /// Returns Slurm's state of a job, or of all tasks of an array.
     pub fn state(&self, id: &str) -> String {
         let states = self.run("squeue", &["--noheader", "--states=all", "--array", "--jobs", id, "--format=%T"]);
         let mut states: Vec<&str> = states.lines().collect();
@@ -193,13 +194,13 @@ impl Desk {
         }
     }
 
-    /// What there is to read about a job that is not as it should be.
+    /// Returns all available logs about a job in a wrong state.
     fn logs(&self) -> String {
         let show = "ps axf -o pid,stat,wchan:20,args; ls -la; tail -n 50 *.log exuvia-runs/*.log /run/log/slurmctld 2>&1 || true";
         self.run("sh", &["-c", show])
     }
 
-    /// Waits until the ranks of a job compute: NAME.h5 is begun then, under another name.
+    /// Waits until the ranks of a job compute: NAME.h5 then exists under another name.
     pub fn wait_for_work(&self, id: &str, name: &str) {
         self.wait_for(id, "RUNNING");
         let begun = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with(&format!(".{name}.h5"));
@@ -208,9 +209,9 @@ impl Desk {
         }
     }
 
-    /// Starts a job again that was put back into the queue. Slurm itself would wait for two minutes, with good reason: the daemons
-    /// of its old steps may outlive the script by seconds, and end what has the same name; and what is granted in the second
-    /// in which the job was put back is taken for what was revoked then.
+    /// Restarts a job that was put back into the queue. Slurm itself would wait for two minutes, with good reason. The
+    /// daemons of the job's old steps may outlive the script by seconds, and end new processes of the same name. Slurm
+    /// also takes a grant in the same second as the requeue for the old, revoked grant.
     pub fn start_again(&self, id: &str) {
         patiently(|| daemons(id).is_empty().then_some(()).ok_or_else(|| daemons(id))).unwrap();
         let update = ["update", &format!("JobId={id}"), "StartTime=now+2", "TimeLimit=10"];
@@ -227,7 +228,7 @@ impl Desk {
     }
 }
 
-/// What Slurm runs on the nodes for a job, whose processes this one sees.
+/// Returns the daemons that Slurm runs on the nodes for a job. This process sees them.
 fn daemons(id: &str) -> Vec<String> {
     let command_line = |process: fs::DirEntry| fs::read(process.path().join("cmdline")).unwrap_or_default();
     let lines = fs::read_dir("/proc").unwrap().flatten().map(command_line);
@@ -235,7 +236,7 @@ fn daemons(id: &str) -> Vec<String> {
     lines.filter(|line| line.starts_with(&format!("slurmstepd: [{id}."))).collect()
 }
 
-/// Asks again and again; the last answer, if none was the right one in time.
+/// Asks repeatedly until the answer is right. Returns the last answer if the time runs out.
 pub fn patiently<T, E: Debug>(mut ask: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     let began = Instant::now();
     loop {
