@@ -4,7 +4,7 @@ use super::bind::Bound;
 use super::error::iec;
 use super::footprint::{Footprint, footprints};
 use super::notes::{note_chunks, note_idle, note_rereads};
-use super::tiling::{self, Space};
+use super::tiling::{self, Space, Tiling};
 use crate::job::{Combine, Job, Limits, Stage, Why};
 use crate::plan::error::PlanError;
 use crate::plan::grid_choice::Boxes;
@@ -87,65 +87,95 @@ impl Memory {
     }
 }
 
-/// Plans `stage` within `budget_bytes` per rank, or returns an error that names the operand that is too large.
-pub(super) fn fit(
-    job: &Job,
-    stage: &Stage,
-    bound: Bound,
-    machine: &Machine,
-    budget_bytes: u64,
-    residence: &Residence,
-    earlier: &[StagePlan],
-) -> Result<StagePlan, PlanError> {
+/// The stage to plan, with the machine and the earlier stages that its plan depends on.
+pub(super) struct StageContext<'a> {
+    pub job: &'a Job,
+    pub stage: &'a Stage,
+    pub machine: &'a Machine,
+    pub budget_bytes: u64,
+    pub residence: &'a Residence,
+    pub earlier: &'a [StagePlan],
+}
+
+/// Plans a stage within the budget of a rank. Fails if it does not fit, with the part that is too large.
+pub(super) fn fit(context: &StageContext<'_>, bound: Bound) -> Result<StagePlan, PlanError> {
+    let StageContext { job, stage, machine, budget_bytes, residence, earlier } = *context;
     let is_iterated = job.iterate.as_ref().is_some_and(|iterate| iterate.stages.contains(&earlier.len()));
-    // This matches `exec`: iterated stages do not lend work, and a rank does not lend to itself.
+    // As `exec` does: iterated stages grant no work, and a rank alone has nobody to grant it to.
     let lends = machine.ranks > 1 && !is_iterated;
     let merges = stage.combine == Some(Combine::Kernel);
     let mut memory = Memory::new(&bound, machine, lends, merges, residence.bytes_per_rank);
     let limit_bytes = stage.limits.memory_bytes.min(Limits::MEMORY_MAX_BYTES);
     let extents = bound.split.iter().map(|index| bound.indices[*index].extent).collect();
     let space = tiling::space(&bound.operands, &bound.split, extents);
-    let target_bytes = memory.target_bytes(budget_bytes, limit_bytes);
-    let (operands, split, ranks) = (&bound.operands, &bound.split, machine.ranks);
-    let exact = |o: &OperandPlan| o.role == Role::Input || !matches!(o.dtype, Dtype::F32 | Dtype::F64);
-    let any_order = match stage.combine {
-        Some(Combine::Min | Combine::Max | Combine::ArgMin | Combine::ArgMax) => true,
-        Some(Combine::Sum | Combine::Prod) => operands.iter().all(exact),
-        // The order of a kernel's merges may matter.
-        Some(Combine::Kernel) | None => false,
-    };
+    let (kind, tiling) = choose_tiling(context, &bound, &space, memory.target_bytes(budget_bytes, limit_bytes));
+    memory.held_bytes = sum([memory.held_bytes, held_bytes(&bound, &tiling)]);
+    if merges && tiling.leaves.is_some() {
+        memory.guest_merge_bytes = guest_merge_bytes(&bound, &tiling);
+    }
+    let mut plan = stage_plan(context, bound, kind, tiling, &memory);
+    relabel(&mut plan, earlier, residence);
+    let saved_bytes = plan.saved_on_node();
+    memory.held_bytes = memory.held_bytes.saturating_sub(saved_bytes);
+    plan.held_bytes = plan.held_bytes.saturating_sub(saved_bytes);
+    plan.peak_bytes_per_rank = plan.peak_bytes_per_rank.saturating_sub(saved_bytes);
+    check_guest(job, stage, &plan, &memory, limit_bytes)?;
+    check_budget(job, stage, &plan, &memory, budget_bytes)?;
+    count(&mut plan, &space);
+    Ok(plan)
+}
+
+/// The kind of a stage, and a tiling with blocks of at most `target_bytes`.
+fn choose_tiling(context: &StageContext<'_>, bound: &Bound, space: &Space, target_bytes: u64) -> (StageKind, Tiling) {
+    let (operands, split, ranks) = (&bound.operands, &bound.split, context.machine.ranks);
     let boxes = Boxes {
-        space: &space,
+        space,
         operands,
         split,
         reduced: bound.reduced,
-        any_order,
+        any_order: combines_in_any_order(context.stage, operands),
         ranks,
-        threads: u64::from(machine.threads),
+        threads: u64::from(context.machine.threads),
         target_bytes,
-        earlier,
-        residence,
+        earlier: context.earlier,
+        residence: context.residence,
     };
     let has_halo = operands.iter().any(|operand| operand.halo.iter().any(|width| *width > 0));
     let empty = split.is_empty() || space.extents.contains(&0);
-    let (kind, tiling) = match (bound.reduced, has_halo) {
-        _ if empty => (StageKind::Map, tiling::choose(&space, operands, split, ranks, target_bytes)),
+    match (bound.reduced, has_halo) {
+        _ if empty => (StageKind::Map, tiling::choose(space, operands, split, ranks, target_bytes)),
         (1.., _) => (StageKind::Reduce, boxes.reduce()),
         (0, true) => (StageKind::Halo, boxes.map()),
         (0, false) if boxes.finds_boxes() => (StageKind::Map, boxes.map()),
-        (0, false) => (StageKind::Map, tiling::choose(&space, operands, split, ranks, target_bytes)),
-    };
-    memory.held_bytes = sum([memory.held_bytes, held_bytes(&bound, &tiling)]);
+        (0, false) => (StageKind::Map, tiling::choose(space, operands, split, ranks, target_bytes)),
+    }
+}
 
+/// Whether the order in which partial results are combined never changes a bit.
+fn combines_in_any_order(stage: &Stage, operands: &[OperandPlan]) -> bool {
+    let exact = |o: &OperandPlan| o.role == Role::Input || !matches!(o.dtype, Dtype::F32 | Dtype::F64);
+    match stage.combine {
+        Some(Combine::Min | Combine::Max | Combine::ArgMin | Combine::ArgMax) => true,
+        Some(Combine::Sum | Combine::Prod) => operands.iter().all(exact),
+        // A kernel may do anything.
+        Some(Combine::Kernel) | None => false,
+    }
+}
+
+/// The memory of an instance for the two partial results that a kernel merges.
+fn guest_merge_bytes(bound: &Bound, tiling: &Tiling) -> u64 {
+    let outputs = bound.operands.iter().filter(|operand| operand.role == Role::Output);
+    let bytes = outputs.map(|output| guest_bytes(Footprint::new(output, &bound.split).bytes(&tiling.block)));
+    sum(bytes).saturating_mul(2)
+}
+
+/// The plan of a stage before its ranks are relabelled and its bytes are counted.
+fn stage_plan(context: &StageContext<'_>, bound: Bound, kind: StageKind, tiling: Tiling, memory: &Memory) -> StagePlan {
+    let StageContext { stage, machine, .. } = *context;
     let block_bytes: Vec<u64> =
         footprints(&bound.operands, &bound.split).iter().map(|footprint| footprint.bytes(&tiling.block)).collect();
     let arena_bytes = sum(block_bytes.iter().map(|bytes| guest_bytes(*bytes)));
-    if merges && tiling.leaves.is_some() {
-        let outputs = bound.operands.iter().filter(|operand| operand.role == Role::Output);
-        let bytes = outputs.map(|output| guest_bytes(Footprint::new(output, &bound.split).bytes(&tiling.block)));
-        memory.guest_merge_bytes = sum(bytes).saturating_mul(2);
-    }
-    let mut plan = StagePlan {
+    StagePlan {
         name: stage.name.clone(),
         kind,
         indices: bound.indices,
@@ -172,16 +202,7 @@ pub(super) fn fit(
         notes: bound.notes,
         ranks: machine.ranks,
         ranks_per_node: machine.ranks_per_node,
-    };
-    relabel(&mut plan, earlier, residence);
-    let saved_bytes = plan.saved_on_node();
-    memory.held_bytes = memory.held_bytes.saturating_sub(saved_bytes);
-    plan.held_bytes = plan.held_bytes.saturating_sub(saved_bytes);
-    plan.peak_bytes_per_rank = plan.peak_bytes_per_rank.saturating_sub(saved_bytes);
-    check_guest(job, stage, &plan, &memory, limit_bytes)?;
-    check_budget(job, stage, &plan, &memory, budget_bytes)?;
-    count(&mut plan, &space);
-    Ok(plan)
+    }
 }
 
 /// Lets iterated stages keep the instances and inputs that they would make or read again. All of them must fit next to
@@ -474,7 +495,7 @@ fn is_held(operand: &OperandPlan, split: &[usize]) -> bool {
 
 /// Returns the bytes of inputs that a rank with the largest share keeps in a stage with a process grid. They include
 /// resident inputs that are not where they are needed.
-fn held_bytes(bound: &Bound, tiling: &tiling::Tiling) -> u64 {
+fn held_bytes(bound: &Bound, tiling: &Tiling) -> u64 {
     let Some(grid) = &tiling.process_grid else { return 0 };
     let along = |axis: usize| {
         let extent = bound.indices[bound.split[axis]].extent;

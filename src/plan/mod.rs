@@ -79,7 +79,10 @@ pub fn plan(job: &Job, layouts: &BTreeMap<String, Layout>, machine: &Machine) ->
     }
     let residence = residency::decide(job, &known, &mut bound, machine, budget_bytes)?;
     for (stage, bound) in job.stages.iter().zip(bound) {
-        stages.push(memory::fit(job, stage, bound, machine, budget_bytes, &residence, &stages)?);
+        let context =
+            memory::StageContext { job, stage, machine, budget_bytes, residence: &residence, earlier: &stages };
+        let planned = memory::fit(&context, bound)?;
+        stages.push(planned);
     }
     residency::count(&mut stages, &residence);
     memory::keep(job, &mut stages, budget_bytes);
