@@ -4,55 +4,55 @@ use crate::sched::cost_model::CostClass;
 use crate::sched::message::Message;
 use crate::sched::span::Span;
 
-/// How many slices a task takes.
+/// The number of slices of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Granularity {
-    /// As many as take [`TARGET_TASK_NS`] by the measured cost of the running code.
+    /// The number that takes [`TARGET_TASK_NS`](crate::sched::TARGET_TASK_NS) at the measured cost of the running code.
     Adaptive,
-    /// Always this many (tests and benchmarks sweep it).
+    /// A fixed number, for tests and benchmarks.
     Fixed(u64),
 }
 
-/// What happened.
+/// An event that the driver reports.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// The inputs of an own block are in memory; it has this many slices.
     Fetched { block: u64, slices: u64 },
-    /// The inputs of a stolen piece are in memory; it has this many slices.
+    /// The inputs of a stolen span are in memory; it has this many slices.
     Taken { piece: Span, slices: u64 },
-    /// A worker has nothing to do, and will run code of this class next.
+    /// A worker is idle, and will run code of this class next.
     Idle { worker: usize, class: CostClass },
-    /// A worker finished a task, in this time on code of this class. It is not idle before it says so.
+    /// A worker finished a task, in this time on code of this class. It is not idle until it reports [`Event::Idle`].
     Finished { span: Span, elapsed_ns: u64, class: CostClass },
     /// A block has reached its output and its memory is free again.
     Written { block: u64 },
-    /// Another rank's scheduler of the same stage sent this.
+    /// A message from the scheduler of the same stage on another rank.
     Message { from: u32, message: Message },
-    /// The time asked for by [`Action::WakeAt`] has come. Harmless at any other time.
+    /// The time of [`Action::WakeAt`] has come. At any other time the event has no effect.
     Tick,
 }
 
-/// What the driver has to do.
+/// An action that the driver carries out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Action {
     /// Bring the inputs of this own block into memory, then report [`Event::Fetched`].
     Fetch { block: u64 },
-    /// Bring the inputs of this stolen piece into memory, then report [`Event::Taken`]. Those that only its owner has
-    /// came with the message that this action answers.
+    /// Bring the inputs of this stolen span into memory, then report [`Event::Taken`]. Inputs that only its owner has
+    /// came with the message that this action follows.
     Take { piece: Span },
-    /// Let this worker compute this span, of an own block or of a piece that was taken.
+    /// Let this worker compute this span, of an own block or of stolen work.
     Start { worker: usize, span: Span },
     /// All slices of this own block are computed: write its outputs, then report [`Event::Written`].
     Write { block: u64 },
-    /// Send this. With [`Message::Grant`] go the inputs that the receiver cannot read itself, with
-    /// [`Message::Returned`] the outputs of the piece, whose memory is then free.
+    /// Send a message. [`Message::Grant`] carries the inputs that the receiver cannot read itself, and
+    /// [`Message::Returned`] the outputs of the span, whose memory is then free.
     Send { to: u32, message: Message },
-    /// Add to an own block the outputs of this piece, which came with the message that this action answers.
+    /// Add the outputs of this span to its block. They came with the message that this action follows.
     Merge { piece: Span, thief: u32 },
-    /// Report [`Event::Tick`] at this time. Replaces what was asked for before.
+    /// Report [`Event::Tick`] at this time, which replaces an earlier one.
     WakeAt { ns: u64 },
-    /// Every block of this rank is written. Said once.
+    /// Every block of this rank is written. Returned once.
     Complete,
-    /// Every block of every rank is written: the stage is over. Said once, after [`Action::Complete`].
+    /// Every block of every rank is written: the stage is over. Returned once, after [`Action::Complete`].
     Over,
 }

@@ -1,18 +1,17 @@
 //! The run-time scheduler of one rank as a state machine: [`Scheduler::on`] takes an event and returns actions.
 //!
 //! It decides which blocks to fetch, which slices of them each worker computes next, when a block is ready to be
-//! written, and which work moves between ranks. A *slice* is the smallest piece of a block that a task can take (extent
-//! 1 along the block's task axis); a task is a run of slices, sized so that it takes about [`TARGET_TASK_NS`] on the
-//! code that runs it.
+//! written, and which work moves between ranks. A *slice* is the smallest part of a block that a task can take (extent
+//! 1 along the block's task axis). A task is a span, sized to take about [`TARGET_TASK_NS`] on the code that runs it.
 //!
-//! A rank owns its blocks for good: it alone counts their slices and writes them. A rank without work *steals* spans of
-//! other ranks' blocks: it computes them and returns their results, and what it does not return is computed by somebody
-//! else. So nothing is written twice, results do not depend on who computes, and a rank that has written all its blocks
-//! knows it. That all ranks have is found out along a tree ([`Message::Done`] up, [`Message::Over`] down).
+//! The owner of a block never changes: it alone counts the slices and writes the block. A rank without work *steals*
+//! spans of other ranks' blocks, computes them and returns the results. Spans that a thief does not return are computed
+//! by others. So nothing is written twice, results do not depend on the thieves, and a rank knows when all its blocks
+//! are written. A tree of ranks detects termination ([`Message::Done`] up, [`Message::Over`] down).
 //!
-//! Refuses to do: clocks, threads, I/O, randomness. Times are measured by the driver and handed in, as are messages,
-//! which may be repeated and reordered on their way. Nor does it know of deaths: the run of a stage ends with one, and the
-//! survivors begin another with schedulers of their own.
+//! It has no clock, thread, I/O or randomness. The driver passes times and messages in; messages may be repeated and
+//! reordered. It knows no failures of ranks: a failure ends the run of a stage, and the survivors begin another with
+//! new schedulers.
 //! Invariants: every slice of every block is counted exactly once, by its owner; a block is written once, after all its
 //! slices; memory is in proportion to the blocks in flight, and an event costs no more than the logarithm of that.
 

@@ -1,20 +1,20 @@
 //! A span: consecutive slices of one block.
 
-/// What a task should take. Long enough that handing it out costs nothing (microseconds), short enough that a
-/// worker adopts new code, answers and balances without delay.
+/// The target duration of a task: long against the microseconds that starting it costs, short enough that a worker
+/// adopts new code and balances without delay.
 pub const TARGET_TASK_NS: u64 = 5_000_000;
 
-/// What a task should take at least, where there is so much to do: waking another worker for less gains nothing.
+/// The shortest useful duration of a task: waking another worker for less gains nothing.
 pub(super) const LEAST_TASK_NS: u64 = 20_000;
 
-/// A run of slices of one block: what one task computes, or what a thief gets.
+/// Consecutive slices of one block, computed by a task or granted to a thief.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Span {
-    /// The rank whose block it is.
+    /// The rank that owns the block.
     pub owner: u32,
-    /// Among the owner's.
+    /// The number of the block among the owner's blocks.
     pub block: u64,
     pub start: u64,
-    /// 0, in what a thief gets, for all slices of a block that its owner has not fetched and so does not know.
+    /// The number of slices. In a grant, 0 means all slices of a block that its owner has not fetched.
     pub len: u64,
 }

@@ -20,12 +20,12 @@ use std::collections::BTreeMap;
 struct Block {
     slices: u64,
     finished: u64,
-    /// Slices that are with thieves.
+    /// Slices granted to thieves.
     lent: u64,
 }
 
 impl Block {
-    /// Whether this rank has nothing more to do with it but wait for thieves and write it.
+    /// Whether every slice is computed here or granted to a thief.
     fn is_waiting(&self) -> bool {
         self.lent > 0 && self.finished + self.lent == self.slices
     }
@@ -39,9 +39,9 @@ pub struct Scheduler {
     in_flight_limit: u64,
     granularity: Granularity,
     pub(super) worker_count: u64,
-    /// Blocks that nobody has begun with.
+    /// Blocks that are neither fetched nor granted.
     unfetched: std::ops::Range<u64>,
-    /// Blocks that were lent unfetched and have come back as they were.
+    /// Blocks that were granted before they were fetched, and came back uncomputed.
     untouched: Vec<u64>,
     /// Blocks that are being fetched.
     fetching: u64,
@@ -49,24 +49,24 @@ pub struct Scheduler {
     complete_said: bool,
     /// Own blocks in memory, by number.
     blocks: BTreeMap<u64, Block>,
-    /// Of these, those that wait for nothing but thieves.
+    /// The number of own blocks in memory that wait only for thieves.
     waiting: u64,
     ready: Ready,
     /// Idle workers with the class of their code, longest idle first.
     idle: SmallVec<[(usize, CostClass); 2]>,
     costs: CostTable,
     load: Load,
-    /// Class of the last task.
+    /// The class of the last task.
     class: Option<CostClass>,
-    /// None: this rank neither steals nor lends.
+    /// `None` if this rank neither steals nor grants.
     stealing: Option<Stealing>,
     finish: Finish,
 }
 
 impl Scheduler {
-    /// A scheduler for `block_count` blocks of which at most `in_flight_limit` are in memory at a time. A rank that
-    /// lends may have as many again that wait for thieves, and has the outputs of whole blocks that thieves returned,
-    /// until they are written. It is alone: see [`Scheduler::in_team`].
+    /// Returns the scheduler of a rank on its own; see [`Scheduler::in_team`]. Of its `block_count` blocks, at most
+    /// `in_flight_limit` are in memory at a time. A rank that grants work may hold as many again that wait for thieves,
+    /// and the outputs of whole blocks that thieves returned, until they are written.
     pub fn new(block_count: u64, in_flight_limit: u64, worker_count: usize, granularity: Granularity) -> Self {
         Scheduler {
             team: Team::alone(),
@@ -91,38 +91,39 @@ impl Scheduler {
         }
     }
 
-    /// Makes it one of several, which find out together when the stage is over.
+    /// Makes it a member of a team, whose ranks detect together that the stage is over.
     pub fn in_team(self, team: Team) -> Self {
         Scheduler { team, ..self }
     }
 
-    /// Lets it begin with what slices have cost in other runs of the stage.
+    /// Starts with the costs of slices that earlier runs of the stage measured.
     pub fn expecting(self, costs: CostTable) -> Self {
         Scheduler { costs, ..self }
     }
 
-    /// Lets it steal from the others and lend to them.
+    /// Lets it steal from other ranks and grant work to them.
     pub fn stealing(self, costs: Costs) -> Self {
         Scheduler { stealing: Some(Stealing::new(costs)), ..self }
     }
 
-    /// What it has measured, for a later run of the stage.
+    /// Returns the measured costs, for a later run of the stage.
     pub fn take_costs(&mut self) -> CostTable {
         std::mem::take(&mut self.costs)
     }
 
-    /// How long this rank's blocks would have taken it alone, as far as they are computed: an estimate where thieves had some.
+    /// Returns the time that this rank alone would have taken for the computed slices of its blocks. Slices that thieves
+    /// computed are estimated.
     pub fn load_ns(&self) -> u64 {
         self.load.ns() / self.worker_count
     }
 
-    /// Whether no worker will get anything any more: every slice is started, and no other rank can send one.
+    /// Whether no worker will get another span: every slice is started, and no other rank can send one.
     pub fn is_spent(&self) -> bool {
         self.team.size() == 1 && self.ready.slices() == 0 && self.unfetched_count() + self.fetching == 0
     }
 
-    /// Reads a little of all that an event may need, and means nothing: for who drives so many schedulers that no cache holds
-    /// them, and would wait for one piece of memory after the other.
+    /// Prefetches the state that the next event needs; the result has no meaning. A driver of many schedulers, which no
+    /// cache holds, would otherwise wait for one cache line after another.
     pub fn prefetch(&self) -> u64 {
         let stealing = self.stealing.as_ref().map_or(0, Stealing::prefetch);
         let lengths = self.blocks.len() ^ self.idle.len() ^ self.untouched.len();
@@ -131,15 +132,15 @@ impl Scheduler {
         stealing ^ lengths as u64 ^ counts ^ others
     }
 
-    /// The slices that workers start next, where it asks for nothing else before the last of their block is finished, unless
-    /// something else happens: who drives many schedulers need not follow each of these tasks.
+    /// Returns the slices that workers start next, if the scheduler returns no other action before the last of them
+    /// finishes, unless another event comes first. A driver of many schedulers need not follow each of these tasks.
     pub fn quiet_run(&self) -> Option<Span> {
         let hunts = self.unfetched_count() + self.fetching == 0;
         let quiet = self.stealing.as_ref().is_none_or(|stealing| !hunts && stealing.has_nothing());
         self.ready.first().filter(|_| quiet).map(|run| run.span)
     }
 
-    /// The first actions: fetches up to the limit, or completion when there is nothing to do.
+    /// Returns the first actions: fetches up to the limit, or completion if there are no blocks.
     pub fn begin(&mut self, now_ns: u64) -> Vec<Action> {
         let mut actions = Vec::new();
         self.fetch_more(&mut actions);
@@ -148,7 +149,7 @@ impl Scheduler {
         actions
     }
 
-    /// Takes note of an event and says what follows from it. `now_ns` never decreases.
+    /// Handles an event and returns the actions that follow. `now_ns` never decreases.
     pub fn on(&mut self, now_ns: u64, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -209,7 +210,7 @@ impl Scheduler {
         }
     }
 
-    /// Notes that a thief got slices of an own block in memory.
+    /// Notes that slices of an own block in memory are granted to a thief.
     fn lent(&mut self, piece: Span) {
         if let Some(block) = self.blocks.get_mut(&piece.block) {
             block.lent += piece.len;
@@ -217,7 +218,7 @@ impl Scheduler {
         }
     }
 
-    /// Notes that slices are no longer with a thief.
+    /// Notes that a thief no longer has these slices.
     fn lent_no_more(&mut self, piece: Span) {
         if let Some(block) = self.blocks.get_mut(&piece.block) {
             self.waiting -= u64::from(block.is_waiting());
@@ -230,7 +231,7 @@ impl Scheduler {
     }
 
     fn fetch_more(&mut self, actions: &mut Vec<Action>) {
-        // Blocks that wait for thieves would otherwise keep this rank from going on, and other thieves from coming.
+        // If blocks that wait for thieves counted, this rank could not continue and other thieves would get nothing.
         let waiting = self.waiting.min(self.in_flight_limit);
         while self.blocks.len() as u64 - waiting + self.fetching < self.in_flight_limit {
             let Some(block) = self.untouched.pop().or_else(|| self.unfetched.next()) else { return };
@@ -259,7 +260,7 @@ impl Scheduler {
         }
     }
 
-    /// Slices of the next task on code of `class`, which takes them from `run`; at least 1.
+    /// Returns the number of slices, at least 1, of the next task on code of `class`, which takes them from `run`.
     fn slices_for(&self, class: CostClass, run: &Run) -> u64 {
         let Granularity::Adaptive = self.granularity else {
             let Granularity::Fixed(slices) = self.granularity else { unreachable!() };
@@ -267,13 +268,13 @@ impl Scheduler {
         };
         let mut wanted = self.costs.slices_in(class, TARGET_TASK_NS);
         if let Some(slices) = TARGET_TASK_NS.checked_div(run.ns_per_slice) {
-            // Slices of another rank's blocks may be slower than those that were measured here.
+            // Slices of another rank's blocks may be slower than the slices measured here.
             wanted = wanted.min(slices.max(1));
         }
         if self.unfetched_count() > 0 || (self.worker_count == 1 && self.team.size() == 1) {
             return wanted;
         }
-        // The end is in sight: shrink tasks so that the workers finish together.
+        // Near the end of the stage, tasks shrink so that the workers finish together.
         let least = self.costs.slices_in(class, LEAST_TASK_NS);
         wanted.min(self.ready.slices().div_ceil(2 * self.worker_count).max(least))
     }
