@@ -33,7 +33,7 @@ pub struct Machine {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     pub job_name: String,
-    /// [`Job::hash`], in hexadecimal.
+    /// [`Job::hash`](crate::job::Job::hash), in hexadecimal.
     pub job_hash: String,
     pub machine: Machine,
     /// The memory that one rank may use: the machine's, or the job's own budget if that is lower.
