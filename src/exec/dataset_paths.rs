@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use crate::job::{Job, Source};
 
-/// The staging file and dataset of each tensor that a stage of this run wrote. All other datasets are where the job says.
+/// The staging file and dataset of each tensor that a stage of this run wrote. All other datasets are where the job
+/// says.
 pub(in crate::exec) type DatasetPaths = BTreeMap<String, (PathBuf, String)>;
 
 /// Returns the file and dataset that holds a tensor now.
@@ -17,8 +18,8 @@ pub(in crate::exec) fn place(job: &Job, tensor: &str, places: &DatasetPaths) -> 
     }
 }
 
-/// Returns the file and dataset that a tensor is written to. Scratch tensors lie in a file of their own beside the first
-/// output, which is never published.
+/// Returns the file and dataset that a tensor is written to. Scratch tensors lie in a file of their own beside the
+/// first output, which is never published.
 pub(in crate::exec) fn destination(job: &Job, tensor: &str) -> (PathBuf, String) {
     match job.tensors.get(tensor).map(|decl| &decl.source) {
         Some(Source::Create { file, dataset, .. }) => (file.clone(), dataset.clone()),

@@ -79,7 +79,8 @@ pub struct Options {
     pub checkpoint_every: Option<Duration>,
     /// Whether to record what every thread does, for [`Report::trace`](crate::report::Report).
     pub trace: bool,
-    /// Prints the error of a failed run at once; without it, [`RunFailure`](crate::exec::error::RunFailure) has the text.
+    /// Prints the error of a failed run at once; without it, [`RunFailure`](crate::exec::error::RunFailure) has the
+    /// text.
     pub print_error: Option<fn(&str)>,
     /// Prints a note for the user.
     pub note: Option<fn(&str)>,

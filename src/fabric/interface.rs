@@ -16,7 +16,8 @@ pub trait Fabric: std::fmt::Debug {
 
     /// Starts a send and returns at once; the fabric keeps the bytes until they are sent. A rank may send to itself.
     ///
-    /// Fails on more than [`MESSAGE_LIMIT_BYTES`](crate::fabric::limits::MESSAGE_LIMIT_BYTES). Panics if `to` or `tag` is out of range.
+    /// Fails on more than [`MESSAGE_LIMIT_BYTES`](crate::fabric::limits::MESSAGE_LIMIT_BYTES). Panics if `to` or `tag`
+    /// is out of range.
     fn send(&mut self, to: Rank, tag: u32, bytes: Payload) -> Result<(), FabricError>;
 
     /// The next message that has arrived, of any source and tag except those of collectives. Never blocks. Also makes
@@ -40,13 +41,13 @@ pub trait Fabric: std::fmt::Debug {
 
     /// Reduces the ranks to `survivors`: ascending, by their present numbers, this rank among them. They are renumbered
     /// from 0, and messages that were sent within a larger set of ranks are dropped,
-    /// [`LASTING_TAG`](crate::fabric::members::LASTING_TAG) excepted. Every survivor calls it with the same ranks; what one of them
-    /// sends afterwards waits until the receiver has called it too.
+    /// [`LASTING_TAG`](crate::fabric::members::LASTING_TAG) excepted. Every survivor calls it with the same ranks; what
+    /// one of them sends afterwards waits until the receiver has called it too.
     fn shrink(&mut self, survivors: &[Rank]);
 
     /// Ends every rank with this exit code, immediately. Prints nothing: the caller reports the reason first. Between
-    /// threads ([`local()`](crate::fabric::local::local())) it unwinds this one, and the others get [`FabricError::Aborted`] from
-    /// their next call.
+    /// threads ([`local()`](crate::fabric::local::local())) it unwinds this one, and the others get
+    /// [`FabricError::Aborted`] from their next call.
     fn abort(&mut self, code: i32) -> !;
 
     /// Shuts down in order: completes the last sends, then waits for the other ranks, for a minute at most. Call it on

@@ -2,7 +2,8 @@ use crate::job::snippet::Excerpt;
 use crate::tensor::Dtype;
 use std::path::PathBuf;
 
-/// Why a job file is not a job. All but [`JobError::Read`] and [`JobError::Path`] show the line and mark what is wrong in it.
+/// Why a job file is not a job. All but [`JobError::Read`] and [`JobError::Path`] show the line and mark what is wrong
+/// in it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JobError {

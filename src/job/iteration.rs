@@ -11,8 +11,8 @@ pub struct Iterate {
     pub count: u64,
     /// After an iteration in which this holds there is no other.
     pub until: Option<Condition>,
-    /// Pairs of tensors that change places between two iterations: what one iteration wrote as the second, the next reads
-    /// as the first.
+    /// Pairs of tensors that change places between two iterations: what one iteration wrote as the second, the next
+    /// reads as the first.
     pub exchange: Vec<Exchange>,
 }
 

@@ -85,7 +85,8 @@ impl Job {
         Ok(job)
     }
 
-    /// Checks that no two tensors are one dataset where some files have several names: `files` has one name for each, by tensor.
+    /// Checks that no two tensors are one dataset where some files have several names: `files` has one name for each,
+    /// by tensor.
     pub fn check_files(&self, files: &BTreeMap<String, PathBuf>) -> Result<(), JobError> {
         check::apart(self, &files.iter().map(|(tensor, file)| (tensor.as_str(), file.as_path())).collect())
     }

@@ -5,8 +5,9 @@
 
 /// A grid may leave this part of the ranks idle if that moves less.
 const IDLE_SHARE: f64 = 0.03;
-/// The largest part may be this much larger than in the most even grid. Only parts of few units differ so much, and what comes to
-/// such small ones from their neighbours is a tenth of them or more: worth it where the grid saves some of that.
+/// The largest part may be this much larger than in the most even grid. Only parts of few units differ so much, and
+/// what comes to such small ones from their neighbours is a tenth of them or more: worth it where the grid saves some
+/// of that.
 const IMBALANCE: f64 = 1.05;
 /// Axes that are cut, at most: those with most units.
 const CUT_AXES: usize = 3;
@@ -20,9 +21,10 @@ pub struct Choice {
     pub next: Option<(Vec<u64>, u64)>,
 }
 
-/// The process grid that costs least among those that use nearly all `ranks` and cut nearly evenly, where `units[axis]` is the
-/// most parts that an axis can have. `weight` is what the largest part of a grid has to compute, `cost` the bytes that it
-/// moves. Of equals the one with most parts along the outermost axis: they are contiguous, and so are their borders.
+/// The process grid that costs least among those that use nearly all `ranks` and cut nearly evenly, where `units[axis]`
+/// is the most parts that an axis can have. `weight` is what the largest part of a grid has to compute, `cost` the
+/// bytes that it moves. Of equals the one with most parts along the outermost axis: they are contiguous, and so are
+/// their borders.
 ///
 /// Brute force over all grids, as COSMA and others do for matrix multiplication (Kwasniewski et al., SC19); about
 /// `ranks * ln(ranks)` candidates for three axes.

@@ -1,8 +1,7 @@
 //! The report of a run: its measurements, their JSON form and their summary.
 //!
-//! Refuses to do: measuring, or deciding anything from what was measured.
-//! Invariant: times are nanoseconds, either durations or since the start of the process of the reporting rank; counters add up
-//! over ranks.
+//! Refuses to do: measuring, or deciding anything from what was measured. Invariant: times are nanoseconds, either
+//! durations or since the start of the process of the reporting rank; counters add up over ranks.
 
 pub(crate) mod html;
 mod record;

@@ -78,8 +78,8 @@ pub struct KernelReport {
     pub optimize_ns: Option<u64>,
     pub artifact_bytes: Option<u64>,
     pub cache_hit: bool,
-    /// The measured cost of a slice, in nanoseconds, by export, sizes of a slice (base-2 logarithms of bytes), tier and CPU; the
-    /// longest over ranks.
+    /// The measured cost of a slice, in nanoseconds, by export, sizes of a slice (base-2 logarithms of bytes), tier and
+    /// CPU; the longest over ranks.
     pub ns_per_slice: BTreeMap<String, f64>,
     /// Hints to make this kernel faster.
     pub hints: Vec<String>,

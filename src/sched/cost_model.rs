@@ -25,8 +25,8 @@ struct Entry {
 }
 
 impl CostTable {
-    /// A table that has measured nothing, but knows what a slice has cost elsewhere, in nanoseconds; figures that make no
-    /// sense are left out.
+    /// A table that has measured nothing, but knows what a slice has cost elsewhere, in nanoseconds; figures that make
+    /// no sense are left out.
     pub fn expecting(costs: impl IntoIterator<Item = (CostClass, f64)>) -> CostTable {
         let expected = costs.into_iter().filter(|(_, ns)| *ns > 0.0 && ns.is_finite()).collect();
         CostTable { entries: SmallVec::new(), expected }
@@ -60,8 +60,8 @@ impl CostTable {
         measured.or_else(|| self.expected.iter().find(|(c, _)| *c == class).map(|(_, ns)| *ns))
     }
 
-    /// How many slices take about `target_ns`; 1 while nothing is measured of the class. What was expected may have been of
-    /// other data or parameters: a first task that went by it could take any time, and more than a task may.
+    /// How many slices take about `target_ns`; 1 while nothing is measured of the class. What was expected may have
+    /// been of other data or parameters: a first task that went by it could take any time, and more than a task may.
     pub fn slices_in(&self, class: CostClass, target_ns: u64) -> u64 {
         let Some((_, entry)) = self.entries.iter().find(|(c, _)| *c == class) else { return 1 };
         let slices = |ns: f64| (target_ns as f64 / ns) as u64;

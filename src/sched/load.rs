@@ -21,8 +21,8 @@ impl Load {
         self.lent_ns = self.lent_ns.saturating_add(elapsed_ns);
     }
 
-    /// What the owner alone would have taken. Where it is slower than its thieves, its own pace tells more than theirs, and
-    /// where its dear slices were lent, theirs does: the larger, because who stops stealing too early loses more.
+    /// What the owner alone would have taken. Where it is slower than its thieves, its own pace tells more than theirs,
+    /// and where its dear slices were lent, theirs does: the larger, because who stops stealing too early loses more.
     pub fn ns(&self) -> u64 {
         let pace_ns = self.own_ns as f64 / self.own_slices.max(1) as f64;
         self.own_ns.saturating_add(self.lent_ns.max((pace_ns * self.lent_slices as f64) as u64))

@@ -53,7 +53,8 @@ pub(super) struct Stealing {
     pub untaken: u64,
     /// Slices of the last block fetched, and so probably of the next.
     pub slices_per_block: u64,
-    /// How long thieves have taken for slices of this rank, all their workers together; the last to return some comes last.
+    /// How long thieves have taken for slices of this rank, all their workers together; the last to return some comes
+    /// last.
     pub paces: Vec<(u32, f64)>,
     /// When the first task began, and its slices.
     pub first: Option<(u64, u64)>,
@@ -130,9 +131,10 @@ impl Stealing {
         }
     }
 
-    /// How long a thief will take for a slice of this rank, who takes `own` and hears that the thief took `said` for its last:
-    /// by what it took for others of them; its next may be dearer, so it is not trusted to be very much faster. Of a thief that
-    /// has returned nothing, less is known: where it was faster, its slices may have been cheaper.
+    /// How long a thief will take for a slice of this rank, who takes `own` and hears that the thief took `said` for
+    /// its last: by what it took for others of them; its next may be dearer, so it is not trusted to be very much
+    /// faster. Of a thief that has returned nothing, less is known: where it was faster, its slices may have been
+    /// cheaper.
     pub fn pace_of(&self, thief: u32, own: f64, said: f64) -> f64 {
         match self.paces.iter().find(|(known, _)| *known == thief) {
             Some((_, pace)) => pace.max(own / TRUST),

@@ -1,5 +1,5 @@
-//! How a rank learns that the stage is over: along a binary tree of ranks, in which the parent of rank `r` is `(r - 1) / 2`.
-//! A rank says *done* to its parent for its whole branch: for itself and for every rank below it.
+//! How a rank learns that the stage is over: along a binary tree of ranks, in which the parent of rank `r` is `(r - 1)
+//! / 2`. A rank says *done* to its parent for its whole branch: for itself and for every rank below it.
 
 use std::collections::BTreeSet;
 

@@ -184,8 +184,8 @@ impl BlockCosts {
         let form = &self.forms[form as usize];
         let planned = PlannedBlock { owner: span.owner, number: span.block };
         let block = self.block_bits(self.planned.get(at).copied().unwrap_or(planned));
-        // The end of a slice in the block's cost is off by up to half of the spread, so the cost of a slice is off by up to
-        // the whole spread, and the cost of a span needs only its two ends.
+        // The end of a slice in the block's cost is off by up to half of the spread, so the cost of a slice is off by
+        // up to the whole spread, and the cost of a span needs only its two ends.
         let end = |slice: u64| match slice {
             0 => 0.0,
             _ if slice == form.slices => slice as f64,

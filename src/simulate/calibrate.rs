@@ -1,7 +1,8 @@
 //! Costs of stages from measured runs.
 //!
-//! Kernels cost their measured time. The rest of a stage's time, which a simulation of the run on fewest threads falls short
-//! of, is work of main threads in proportion to data. Runs with more threads on a node show the effect of contention.
+//! Kernels cost their measured time. The rest of a stage's time, which a simulation of the run on fewest threads falls
+//! short of, is work of main threads in proportion to data. Runs with more threads on a node show the effect of
+//! contention.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
 //! The slowdown of a stage where several threads share a node.
 //!
-//! Runs measure some loads of a node. The slowdown under other loads is composed of two parts: the number of busy cores, which
-//! share memory and caches, and the number of threads for each core, some of which wait for others that wait for a core.
+//! Runs measure some loads of a node. The slowdown under other loads is composed of two parts: the number of busy
+//! cores, which share memory and caches, and the number of threads for each core, some of which wait for others that
+//! wait for a core.
 
 use std::collections::BTreeMap;
 
@@ -48,15 +49,16 @@ impl Contention {
         Contention { measured: base.into_iter().map(|load| (load, Slowdown::NONE)).collect() }
     }
 
-    /// Corrects the slowdown under `load`: a stage whose work takes `work_ns` alone takes `more_ns` longer than known so far.
+    /// Corrects the slowdown under `load`: a stage whose work takes `work_ns` alone takes `more_ns` longer than known
+    /// so far.
     pub fn add(&mut self, load: NodeLoad, more_ns: f64, work_ns: f64) {
         let known = self.slowdown(load);
         let more_ns = (known.factor - 1.0) * work_ns + known.wait_ns + more_ns;
         self.measured.insert(load, Slowdown::from_more(more_ns, work_ns));
     }
 
-    /// The slowdown under `load`: measured, interpolated or extrapolated. Factors lie on straight lines in logarithms, waiting
-    /// times on straight lines.
+    /// The slowdown under `load`: measured, interpolated or extrapolated. Factors lie on straight lines in logarithms,
+    /// waiting times on straight lines.
     pub(super) fn slowdown(&self, load: NodeLoad) -> Slowdown {
         if let Some(slowdown) = self.measured.get(&load) {
             return *slowdown;
@@ -74,7 +76,8 @@ impl Contention {
         Slowdown { factor: busy.factor * shared.factor, wait_ns: busy.wait_ns + shared.wait_ns }
     }
 
-    /// The slowdown where each thread has a core. With more cores than in any run it is that of the most cores measured.
+    /// The slowdown where each thread has a core. With more cores than in any run it is that of the most cores
+    /// measured.
     fn busy(&self, cores: u64) -> Slowdown {
         let alone = self.measured.iter().filter(|(load, _)| load.threads == load.cores);
         let alone: Vec<(f64, Slowdown)> = alone.map(|(load, slowdown)| (load.cores as f64, *slowdown)).collect();
@@ -89,8 +92,9 @@ pub(super) fn node_load(plan: &Plan, cores_per_node: u32) -> NodeLoad {
     NodeLoad { threads, cores: if cores_per_node == 0 { threads } else { threads.min(u64::from(cores_per_node)) } }
 }
 
-/// The slowdown at `x`. Before the first point it is that of the first point. After the last it continues the line between the
-/// last two, but neither falls nor, as a factor, rises faster than `x`: a thread takes at most its own time from others.
+/// The slowdown at `x`. Before the first point it is that of the first point. After the last it continues the line
+/// between the last two, but neither falls nor, as a factor, rises faster than `x`: a thread takes at most its own time
+/// from others.
 fn on_line(points: &[(f64, Slowdown)], x: f64) -> Slowdown {
     let after = points.partition_point(|point| point.0 < x);
     let (from, to) = match (points.len(), after) {

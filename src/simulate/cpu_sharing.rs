@@ -1,7 +1,8 @@
 //! Cores that the ranks of a node share: each thread gets an equal part of them, and at most one core.
 //!
-//! Each node has a clock that counts the core time that each of its threads has received. The clock slows down when there
-//! are more threads than cores, so the end of a thread is known on it when the thread begins, whatever threads come and go.
+//! Each node has a clock that counts the core time that each of its threads has received. The clock slows down when
+//! there are more threads than cores, so the end of a thread is known on it when the thread begins, whatever threads
+//! come and go.
 
 use std::collections::BTreeMap;
 

@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
-/// A bucket covers this power of two of nanoseconds: less than a message takes, so that a bucket is nearly complete when it is
-/// opened.
+/// A bucket covers this power of two of nanoseconds: less than a message takes, so that a bucket is nearly complete
+/// when it is opened.
 const BUCKET_BITS: u32 = 10;
 
 #[derive(Debug)]
@@ -35,9 +35,9 @@ impl<T> PartialEq for QueueEntry<T> {
 
 impl<T> Eq for QueueEntry<T> {}
 
-/// Returns the earliest event first, and of equal times the one that was pushed first. Only the next events are in a heap, the
-/// others in buckets: a heap of all events of 100,000 ranks is far larger than a processor's cache, and took a third of the
-/// time.
+/// Returns the earliest event first, and of equal times the one that was pushed first. Only the next events are in a
+/// heap, the others in buckets: a heap of all events of 100,000 ranks is far larger than a processor's cache, and took
+/// a third of the time.
 #[derive(Debug)]
 pub(super) struct EventQueue<T> {
     near: BinaryHeap<QueueEntry<T>>,

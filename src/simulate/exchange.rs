@@ -1,5 +1,5 @@
-//! The exchange between ranks before a stage begins and after its blocks are computed. It follows from the plan's geometry:
-//! the regions of an input that each rank needs, and those that each rank has.
+//! The exchange between ranks before a stage begins and after its blocks are computed. It follows from the plan's
+//! geometry: the regions of an input that each rank needs, and those that each rank has.
 
 use crate::plan::{Plan, Role, StagePlan, Tile};
 use crate::simulate::placement::{BlockPlacement, covered};
@@ -92,8 +92,8 @@ impl StageExchange<'_> {
         self.iterations.is_some_and(|iterations| iterations.stages.contains(&stage))
     }
 
-    /// The stage and operand that produced a resident input, and whether that was in the previous iteration; `None` if no
-    /// stage has produced it yet.
+    /// The stage and operand that produced a resident input, and whether that was in the previous iteration; `None` if
+    /// no stage has produced it yet.
     fn producer(&self, tensor: &str, first: bool) -> Option<(usize, usize, bool)> {
         let pairs = self.iterations.iter().flat_map(|iterations| &iterations.exchange);
         let exchanged = pairs.clone().find(|(read, _)| read == tensor).map(|(_, written)| written.as_str());
@@ -202,7 +202,8 @@ impl StageExchange<'_> {
                 }
             }
         } else if stage.is_shared(index) {
-            // No element is read twice: ranks get it from the one that read it. All ranks read in proportion to their needs.
+            // No element is read twice: ranks get it from the one that read it. All ranks read in proportion to their
+            // needs.
             let all: Vec<u64> = (0..ranks).map(needs).collect();
             let total: u64 = all.iter().sum();
             let read = |need: u64| (u128::from(operand.bytes()) * u128::from(need) / u128::from(total.max(1))) as u64;
@@ -253,8 +254,8 @@ impl StageExchange<'_> {
         (levels, moved_bytes)
     }
 
-    /// Partial results pass from rank to rank in their order. The time is that of sending all of them directly to the last
-    /// rank, which is never slower.
+    /// Partial results pass from rank to rank in their order. The time is that of sending all of them directly to the
+    /// last rank, which is never slower.
     fn combine_placed(&self, bytes_of: impl Fn(&Tile) -> u64) -> (Vec<Vec<Level>>, u64) {
         let ranks = self.plan.machine.ranks as usize;
         let mut levels = vec![vec![Level::default()]; ranks];

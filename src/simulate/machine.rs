@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A machine file: every key is optional. The defaults describe no particular machine, but a typical
-/// cluster: cores that process 20 MB/s, as kernels with some arithmetic do, a 100 Gbit/s network and a parallel file system.
+/// A machine file: every key is optional. The defaults describe no particular machine, but a typical cluster: cores
+/// that process 20 MB/s, as kernels with some arithmetic do, a 100 Gbit/s network and a parallel file system.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MachineModel {
@@ -23,8 +23,8 @@ pub struct MachineModel {
     /// Messages between nodes; they queue where they leave a node and where they enter one.
     pub network_latency_ns: u64,
     pub network_ns_per_byte: f64,
-    /// Spread of the ranks' speeds. A spread is the standard deviation of the logarithm of a lognormal distribution with
-    /// mean 1.
+    /// Spread of the ranks' speeds. A spread is the standard deviation of the logarithm of a lognormal distribution
+    /// with mean 1.
     pub rank_spread: f64,
     /// Spread of the cost of a byte between the ranks' shares.
     pub shard_spread: f64,

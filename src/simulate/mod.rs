@@ -1,9 +1,8 @@
 //! Simulation of a plan on another machine: the schedulers of all ranks under a discrete-event loop.
 //!
-//! The schedulers are those that run jobs, message for message. Tasks, reads, writes and messages take a time that follows
-//! from a [`MachineModel`] or from the measured costs of a run ([`StageCosts`]). `docs/simulate.md` says what is modelled
-//! and what is not.
-//! Refuses to do: I/O, clocks, threads, and any randomness but hashes of the seed.
+//! The schedulers are those that run jobs, message for message. Tasks, reads, writes and messages take a time that
+//! follows from a [`MachineModel`] or from the measured costs of a run ([`StageCosts`]). `docs/simulate.md` says what
+//! is modelled and what is not. Refuses to do: I/O, clocks, threads, and any randomness but hashes of the seed.
 //! Invariant: time is in integer nanoseconds, events at one time happen in the order of their making, so that equal
 //! arguments give equal results, bit for bit.
 

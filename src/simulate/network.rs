@@ -1,5 +1,5 @@
-//! The links that the ranks of a node share: to the file system, and to the network in each direction. A link carries one
-//! transfer after the other, in the order in which they were sent.
+//! The links that the ranks of a node share: to the file system, and to the network in each direction. A link carries
+//! one transfer after the other, in the order in which they were sent.
 
 use crate::simulate::machine::MachineModel;
 

@@ -1,5 +1,5 @@
-//! The phases of a rank in a run of a stage: it gathers inputs, computes, combines partial results with other ranks, and
-//! waits for all ranks where files are written.
+//! The phases of a rank in a run of a stage: it gathers inputs, computes, combines partial results with other ranks,
+//! and waits for all ranks where files are written.
 
 use crate::sched::{Event, Message};
 use crate::simulate::event::TensorMessage;

@@ -13,8 +13,8 @@ pub enum Placement {
     /// The placement of the plan.
     #[default]
     Planned,
-    /// The plan's blocks are shuffled and distributed evenly, again for every run of a stage, as by a scheduler that ignores
-    /// where data is.
+    /// The plan's blocks are shuffled and distributed evenly, again for every run of a stage, as by a scheduler that
+    /// ignores where data is.
     Random,
     /// The plan's blocks are distributed round-robin in the order of their offsets, the same in every run of a stage.
     RoundRobin,

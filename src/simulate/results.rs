@@ -11,7 +11,8 @@ pub struct Simulation {
     pub start_ns: u64,
     /// From the start of the program to the end of the last stage on the last rank.
     pub makespan_ns: u64,
-    /// When optimized code became available, counted from the first stage; `None` if it was there from the start, or not in time.
+    /// When optimized code became available, counted from the first stage; `None` if it was there from the start, or
+    /// not in time.
     pub optimized_at_ns: Option<u64>,
     pub stages: Vec<StageTimes>,
 }

@@ -1,5 +1,5 @@
-//! The event loop of the simulation. `phases` moves a rank from stage to stage, `main_thread` and `workers` simulate its
-//! threads, `messages` its messages.
+//! The event loop of the simulation. `phases` moves a rank from stage to stage, `main_thread` and `workers` simulate
+//! its threads, `messages` its messages.
 
 use crate::plan::{Plan, StagePlan};
 use crate::sched::{Action, Event, Message, Scheduler, Span, Team};
@@ -102,9 +102,9 @@ impl<'a> Simulator<'a> {
         self.result()
     }
 
-    /// Prefetches the state of the ranks whose events come next. With many ranks none of it is in a cache, and waiting for all
-    /// of it at once takes little longer than waiting for one part ("group prefetching": Chen, Ailamaki, Gibbons and Mowry,
-    /// ICDE 2004). It has no effect on the result.
+    /// Prefetches the state of the ranks whose events come next. With many ranks none of it is in a cache, and waiting
+    /// for all of it at once takes little longer than waiting for one part ("group prefetching": Chen, Ailamaki,
+    /// Gibbons and Mowry, ICDE 2004). It has no effect on the result.
     fn prefetch_ranks(&mut self) {
         if !self.queue.open() {
             return;

@@ -1,8 +1,8 @@
 //! The tasks of workers, and the ends of tasks that matter to other ranks.
 //!
-//! Where workers have cores of their own, most ends of tasks matter only to their own rank, which starts the next task. They
-//! are not events: a rank catches up with them at its next event, and no later than at the first end that may matter to
-//! others. With many ranks this saves a cache miss for each task.
+//! Where workers have cores of their own, most ends of tasks matter only to their own rank, which starts the next task.
+//! They are not events: a rank catches up with them at its next event, and no later than at the first end that may
+//! matter to others. With many ranks this saves a cache miss for each task.
 
 use crate::sched::{CostClass, Event, Scheduler, Span};
 use crate::simulate::event::SimEvent;
@@ -77,8 +77,8 @@ impl Simulator<'_> {
     fn due_ns(&self, rank: u32, first_ns: u64) -> u64 {
         let state = &self.ranks[rank as usize];
         let Some(next) = state.scheduler.as_ref().and_then(Scheduler::quiet_run) else { return first_ns };
-        // The block ends with the last of its slices. Those that are not started take at least this long with all workers;
-        // each task loses a part of a nanosecond to rounding.
+        // The block ends with the last of its slices. Those that are not started take at least this long with all
+        // workers; each task loses a part of a nanosecond to rounding.
         let rest_ns = self.work(rank).task_ns(rank, next, state.optimized) / u64::from(self.threads);
         let block_ns = first_ns + rest_ns.saturating_sub(next.len);
         let of_others = |worker: &&SimWorker| (worker.span.owner, worker.span.block) != (next.owner, next.block);

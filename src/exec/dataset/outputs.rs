@@ -1,5 +1,5 @@
-//! Where a stage's outputs go: into the memory of the rank, and into datasets. Every rank writes its bytes into the staging
-//! file itself, but compressed chunks, whose places depend on one another, go through rank 0.
+//! Where a stage's outputs go: into the memory of the rank, and into datasets. Every rank writes its bytes into the
+//! staging file itself, but compressed chunks, whose places depend on one another, go through rank 0.
 
 use std::collections::btree_map::Entry;
 
@@ -62,8 +62,8 @@ struct Dataset {
 }
 
 impl Outputs {
-    /// Makes room for the outputs of a stage. Rank 0 creates their datasets, those of `datasets`, and everyone learns where
-    /// they lie. Collective.
+    /// Makes room for the outputs of a stage. Rank 0 creates their datasets, those of `datasets`, and everyone learns
+    /// where they lie. Collective.
     pub fn create(
         comm: &mut Communicator,
         job: &Job,
@@ -110,8 +110,8 @@ impl Outputs {
         Ok(Outputs { outputs, sent: 0, received: 0, expected: 0, run })
     }
 
-    /// Takes a region of the output of this number. Returns how many bytes that took in a file, and where a later run finds
-    /// them, if it can.
+    /// Takes a region of the output of this number. Returns how many bytes that took in a file, and where a later run
+    /// finds them, if it can.
     pub fn write(
         &mut self,
         comm: &mut Communicator,
@@ -154,8 +154,8 @@ impl Outputs {
         Ok(())
     }
 
-    /// Takes up what earlier runs have finished of the stage: their share of it goes into datasets that are not theirs, and
-    /// into the memory of this rank what it has of it.
+    /// Takes up what earlier runs have finished of the stage: their share of it goes into datasets that are not theirs,
+    /// and into the memory of this rank what it has of it.
     pub fn recover(
         &mut self,
         comm: &mut Communicator,
@@ -249,7 +249,8 @@ impl Outputs {
         Ok(())
     }
 
-    /// Leaves in memory what stays there, unless it is there already, as what a stage that did not run has left earlier.
+    /// Leaves in memory what stays there, unless it is there already, as what a stage that did not run has left
+    /// earlier.
     pub fn keep(&mut self, stage: usize, ran: bool, resident: &mut Resident) {
         for output in self.outputs.drain(..) {
             if let Some(pieces) = output.resident.filter(|_| ran || resident.get(&output.tensor).is_none()) {

@@ -1,8 +1,9 @@
-//! Checkpoints: from time to time, between stages and iterations, all resident tensors are saved in a file of the manifest.
+//! Checkpoints: from time to time, between stages and iterations, all resident tensors are saved in a file of the
+//! manifest.
 //!
-//! The interval balances the cost of a checkpoint against the cost of a failure (Young 1974), and keeps checkpoints to a
-//! hundredth of the time. Towards the end of an allocation they come more often. Rank 0 decides, at points that all ranks
-//! agree on beforehand, so that iterations of microseconds are not held up.
+//! The interval balances the cost of a checkpoint against the cost of a failure (Young 1974), and keeps checkpoints to
+//! a hundredth of the time. Towards the end of an allocation they come more often. Rank 0 decides, at points that all
+//! ranks agree on beforehand, so that iterations of microseconds are not held up.
 
 use std::time::{Duration, Instant, SystemTime};
 

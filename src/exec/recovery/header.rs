@@ -210,8 +210,8 @@ impl ManifestHeader {
         format!("{}-{}", self.id, self.header.generation)
     }
 
-    /// Continues with the unfinished files of the run before. Stages whose files are gone count as changed. A change of the
-    /// file that an output will replace does no harm.
+    /// Continues with the unfinished files of the run before. Stages whose files are gone count as changed. A change of
+    /// the file that an output will replace does no harm.
     fn adopt_files(
         &mut self,
         current: CurrentJob<'_>,
@@ -226,8 +226,8 @@ impl ManifestHeader {
             let written = before.layouts.iter().filter(|(_, layout)| layout.temporary == *temporary);
             let (tensors, mut layouts): (Vec<String>, Vec<OutputLayout>) =
                 written.map(|(tensor, layout)| (tensor.clone(), layout.clone())).unzip();
-            // HDF5 may not have finished writing its index of chunks, and a file with datasets that the job no longer has
-            // must not be published: such a file is made anew from its parts.
+            // HDF5 may not have finished writing its index of chunks, and a file with datasets that the job no longer
+            // has must not be published: such a file is made anew from its parts.
             let must_copy = tensors.iter().zip(&layouts).any(|(tensor, layout)| {
                 matches!(layout.storage, Storage::Compressed { .. })
                     || destination(job, tensor) != (target.clone(), layout.dataset.clone())
@@ -386,8 +386,8 @@ impl ManifestHeader {
     }
 }
 
-/// Returns the records of stages that have not changed, one of each part: the last one, as the part may have been computed
-/// again.
+/// Returns the records of stages that have not changed, one of each part: the last one, as the part may have been
+/// computed again.
 fn current_records(
     records: Vec<CompletionRecord>,
     before: &[Identity],
@@ -430,8 +430,8 @@ fn is_current(saved: &CheckpointIndex, job: &Job, plan: &Plan, changed: &BTreeMa
 }
 
 impl EarlierRun {
-    /// Reads the folder. Clears it if it is of another version or job, if nothing is to be kept, or if no completed work is
-    /// in it.
+    /// Reads the folder. Clears it if it is of another version or job, if nothing is to be kept, or if no completed
+    /// work is in it.
     fn read(folder: &Folder, job_file: &Path, id: &str, fresh: bool) -> Result<EarlierRun, ManifestError> {
         let mut header: Header = folder.read(HEADER).unwrap_or_default();
         let mut checkpoint: Option<CheckpointIndex> = folder.read(CHECKPOINT);
@@ -453,8 +453,8 @@ impl EarlierRun {
 }
 
 impl Header {
-    /// Drops files that are not unfinished files of this job beside their targets: whatever a header says, no other file is
-    /// opened or removed.
+    /// Drops files that are not unfinished files of this job beside their targets: whatever a header says, no other
+    /// file is opened or removed.
     fn confine(&mut self, id: &str) {
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
         let here = |target: &Path, temporary: &Path| {
@@ -476,8 +476,8 @@ impl Header {
     }
 }
 
-/// Returns the identity of a job: the real path of its file, the folder of its first output, and the user, who could not
-/// continue with the files of another user.
+/// Returns the identity of a job: the real path of its file, the folder of its first output, and the user, who could
+/// not continue with the files of another user.
 fn id(job: &Path, beside: &Path) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("exuvia manifest 1");
     for part in [job, beside] {
@@ -489,8 +489,8 @@ fn id(job: &Path, beside: &Path) -> String {
     hasher.finalize().to_hex()[..16].to_owned()
 }
 
-/// Removes unfinished files of this job that the manifest does not know. This run holds the manifest, so no other process
-/// writes to them.
+/// Removes unfinished files of this job that the manifest does not know. This run holds the manifest, so no other
+/// process writes to them.
 fn remove_strays(job: &Job, id: &str, before: &Header) {
     let targets = job.tensors.keys().map(|tensor| destination(job, tensor).0);
     let folders: BTreeSet<PathBuf> = targets.filter_map(|target| Some(target.parent()?.to_owned())).collect();

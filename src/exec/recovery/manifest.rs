@@ -1,7 +1,7 @@
 //! A rank's manifest of a run: the completed work of earlier runs of the job, and of this one.
 //!
-//! Rank 0 holds the folder and its header. Every rank records the boxes that it has written in its own log. A later run, on
-//! any number of ranks, compares the bytes of each box with the checksum in its record before it uses them.
+//! Rank 0 holds the folder and its header. Every rank records the boxes that it has written in its own log. A later
+//! run, on any number of ranks, compares the bytes of each box with the checksum in its record before it uses them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -63,8 +63,8 @@ pub(in crate::exec) struct Resumed {
 }
 
 impl Manifest {
-    /// Opens the manifest of a job, and verifies the completed work of earlier runs that it records. Puts the unfinished
-    /// files that this run continues to write into `stagings`, by final name. Collective.
+    /// Opens the manifest of a job, and verifies the completed work of earlier runs that it records. Puts the
+    /// unfinished files that this run continues to write into `stagings`, by final name. Collective.
     pub fn open(
         comm: &mut Communicator,
         current: CurrentJob<'_>,
@@ -159,8 +159,8 @@ impl Manifest {
         self.completed.insert(stage.name.clone(), completed);
     }
 
-    /// Verifies the bytes of all records; each rank reads a part of them. Returns the sound records, in their order, and the
-    /// number of damaged ones. Collective.
+    /// Verifies the bytes of all records; each rank reads a part of them. Returns the sound records, in their order,
+    /// and the number of damaged ones. Collective.
     fn verify(
         &self,
         comm: &mut Communicator,
@@ -384,8 +384,8 @@ impl Manifest {
         }
     }
 
-    /// Closes the manifest of a failed run. Returns whether a later run can use completed work; if not, the manifest is removed.
-    /// On rank 0.
+    /// Closes the manifest of a failed run. Returns whether a later run can use completed work; if not, the manifest is
+    /// removed. On rank 0.
     pub fn abandon(&mut self) -> bool {
         self.flush();
         let Some(mut header) = self.header.take() else { return false };

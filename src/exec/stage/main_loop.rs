@@ -38,8 +38,8 @@ pub(in crate::exec) struct RankState<'a> {
     pub report: &'a mut RankReport,
 }
 
-/// Runs the stages of a wave to their ends on all ranks. This rank's report has what it did in them, also if a failed rank
-/// cuts them short.
+/// Runs the stages of a wave to their ends on all ranks. This rank's report has what it did in them, also if a failed
+/// rank cuts them short.
 pub(in crate::exec) fn run_wave(
     rank: &mut RankState<'_>,
     context: &Context<'_>,
@@ -160,8 +160,8 @@ fn route_messages(rank: &mut RankState<'_>, stages: &mut [StageRun<'_>]) -> Resu
     }
 }
 
-/// The run is asked to end, or to go on without some ranks: finishes the tasks that workers are at, as long as that takes no longer than one may wait, and
-/// writes what is computed.
+/// The run is asked to end, or to go on without some ranks: finishes the tasks that workers are at, as long as that
+/// takes no longer than one may wait, and writes what is computed.
 fn drain(
     comm: &mut Communicator,
     stages: &mut [StageRun<'_>],

@@ -1,5 +1,5 @@
-//! The kernel instances of one worker: one computes tiles. Where a kernel merges partial results, a second instance runs
-//! it, so that neither can disturb the other.
+//! The kernel instances of one worker: one computes tiles. Where a kernel merges partial results, a second instance
+//! runs it, so that neither can disturb the other.
 
 use std::time::Instant;
 
@@ -20,8 +20,8 @@ pub(in crate::exec) struct Instances {
 }
 
 impl Instances {
-    /// Makes instances with room for the operands of the stage's tasks. The operands that all tasks share are not written
-    /// yet. Start functions of modules are held to the limits of a task.
+    /// Makes instances with room for the operands of the stage's tasks. The operands that all tasks share are not
+    /// written yet. Start functions of modules are held to the limits of a task.
     pub fn new(setup: &StageSetup, slot: &CallSlot) -> Result<Instances, EngineError> {
         let new = |kernel: &Kernel, operands: &[OperandSpec], merges: bool| {
             let (code, limit_bytes) = (&setup.first_code, setup.memory_limit_bytes);
@@ -104,8 +104,8 @@ impl Instances {
         Ok(())
     }
 
-    /// Merges as much as possible now of the group that slice `start` of a block belongs to. Other workers may add to the
-    /// group meanwhile.
+    /// Merges as much as possible now of the group that slice `start` of a block belongs to. Other workers may add to
+    /// the group meanwhile.
     pub fn merge_group(
         &mut self,
         setup: &StageSetup,
@@ -140,8 +140,8 @@ fn write_operands(instance: &mut Instance, first: usize, results: &Results) {
     }
 }
 
-/// Returns the operands of a merging kernel: the outputs of the stage twice, first the partial result that it adds, then
-/// the sum that it adds it to.
+/// Returns the operands of a merging kernel: the outputs of the stage twice, first the partial result that it adds,
+/// then the sum that it adds it to.
 fn merge_operands(stage: &StagePlan) -> Vec<OperandSpec> {
     let outputs = |access| {
         let spec = move |index| OperandSpec { max_bytes: stage.operand_max_bytes(index), access };

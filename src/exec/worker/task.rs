@@ -85,7 +85,8 @@ fn copy_inputs(stage: &StagePlan, instance: &mut Instance, block: &BlockData, vi
             BlockInput::Here(pieces) => fill(target, pieces, stage, index, &view.region),
             BlockInput::Packed(bytes) => {
                 let from = stage.region(index, &block.cover);
-                // Block and tile both have their halo around them, so the tile's begins where the tile does in the block.
+                // Block and tile both have their halo around them, so the tile's begins where the tile does in the
+                // block.
                 let outer: Vec<u64> =
                     from.extent.iter().zip(&view.halo).map(|(extent, halo)| extent + 2 * halo).collect();
                 let at: Vec<u64> = view.region.offset.iter().zip(&from.offset).map(|(at, start)| at - start).collect();

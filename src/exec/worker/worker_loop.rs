@@ -1,5 +1,5 @@
-//! A worker's loop: it takes spans from the scheduler, computes them, merges partial results, and adopts new code between
-//! two tasks.
+//! A worker's loop: it takes spans from the scheduler, computes them, merges partial results, and adopts new code
+//! between two tasks.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;

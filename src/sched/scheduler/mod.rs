@@ -111,8 +111,8 @@ impl Scheduler {
         std::mem::take(&mut self.costs)
     }
 
-    /// Returns the time that this rank alone would have taken for the computed slices of its blocks. Slices that thieves
-    /// computed are estimated.
+    /// Returns the time that this rank alone would have taken for the computed slices of its blocks. Slices that
+    /// thieves computed are estimated.
     pub fn load_ns(&self) -> u64 {
         self.load.ns() / self.worker_count
     }

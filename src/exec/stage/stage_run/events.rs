@@ -1,4 +1,5 @@
-//! What a stage that is under way hears from its workers, from other ranks and from the clock, and what follows from that.
+//! What a stage that is under way hears from its workers, from other ranks and from the clock, and what follows from
+//! that.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -26,8 +27,8 @@ use crate::sched::{Action, Event};
 const JUDGEMENT: Duration = Duration::from_millis(500);
 
 impl StageRun<'_> {
-    /// Does what time and compilers ask for, and notes when all is done: this rank's blocks are written and, on rank 0, all
-    /// others'.
+    /// Does what time and compilers ask for, and notes when all is done: this rank's blocks are written and, on rank 0,
+    /// all others'.
     pub fn poll(
         &mut self,
         comm: &mut Communicator,
@@ -174,8 +175,8 @@ impl StageRun<'_> {
         Ok(())
     }
 
-    /// A long stage gains most when its optimized code comes soon, a short one when its workers are left in peace. What is
-    /// left is reckoned in CPU time, since the compiler may have taken much of the time on the clock.
+    /// A long stage gains most when its optimized code comes soon, a short one when its workers are left in peace. What
+    /// is left is reckoned in CPU time, since the compiler may have taken much of the time on the clock.
     fn judge_length(&mut self, tiers: &mut TierUp) {
         let Some((_, cpu_at_start)) = self.to_judge.filter(|(started, _)| started.elapsed() >= JUDGEMENT) else {
             return;
