@@ -2,7 +2,7 @@
 //! stack.
 //!
 //! wasmer traps by a call that takes a backtrace on the kernel's own stack, under locks of the process. Where that is
-//! nearly full, the call overflows, the kernel is left, and the locks are held for ever. So a trap becomes an
+//! nearly full, the call overflows, the kernel is left, and the locks are held forever. So a trap becomes an
 //! instruction: its signal is handled on a stack of its own, as Singlepass's traps are.
 //!
 //! This is a part of the LLVM door of the crate's `unsafe`.

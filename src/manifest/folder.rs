@@ -78,7 +78,7 @@ impl Folder {
 
     /// Writes `value` under this name, whole or not at all.
     pub fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), ManifestError> {
-        write_whole(&self.path, name, value)
+        write_json(&self.path, name, value)
     }
 
     /// Removes it with all that is in it.
@@ -120,7 +120,7 @@ fn check(path: &Path) -> Result<(), ManifestError> {
 }
 
 /// Writes `value` under this name in a folder that this or another thread holds, whole or not at all.
-pub fn write_whole<T: Serialize>(folder: &Path, name: &str, value: &T) -> Result<(), ManifestError> {
+pub fn write_json<T: Serialize>(folder: &Path, name: &str, value: &T) -> Result<(), ManifestError> {
     let path = folder.join(name);
     let write = || -> std::io::Result<()> {
         let mut temporary = tempfile::NamedTempFile::new_in(folder)?;

@@ -13,6 +13,6 @@ mod open_options;
 mod syncer;
 
 pub use error::ManifestError;
-pub use folder::{Folder, write_whole};
+pub use folder::{Folder, write_json};
 pub use log::{Log, Records, StoredPayload, read_payload};
 pub use syncer::Syncer;

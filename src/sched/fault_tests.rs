@@ -146,7 +146,7 @@ impl World {
             self.happen(rank, happening);
         }
         for (rank, over) in self.over.iter().enumerate() {
-            assert!(over, "rank {rank} waits for ever");
+            assert!(over, "rank {rank} waits forever");
         }
         self.check_blocks();
         self.report.stolen = self.schedulers.iter().map(|s| s.steal_counts().slices_stolen).sum();
@@ -269,7 +269,7 @@ fn every_slice_counts_once_and_all_ranks_end() {
     let mut total = Report::default();
     for seed in seeds {
         let run = std::panic::catch_unwind(|| World::new(seed).run());
-        let Ok(report) = run else { panic!("EXUVIA_SEED={seed} replays what is said above") };
+        let Ok(report) = run else { panic!("EXUVIA_SEED={seed} replays the failure above") };
         total.events += report.events;
         total.stolen += report.stolen;
         total.repeated += report.repeated;

@@ -1,4 +1,4 @@
-//! What a rank's own blocks cost, whoever computed them.
+//! The cost of a rank's own blocks, including the slices that thieves computed.
 
 /// Times are of all workers together.
 #[derive(Debug, Default)]

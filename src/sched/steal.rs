@@ -45,7 +45,7 @@ pub(super) struct Stolen {
 #[derive(Debug)]
 pub(super) struct Stealing {
     pub costs: Costs,
-    pub hunt: VictimSearch,
+    pub search: VictimSearch,
     pub leases: Leases,
     /// What this rank has stolen and not yet returned, by owner, block and first slice.
     pub stolen: BTreeMap<(u32, u64, u64), Stolen>,
@@ -65,7 +65,7 @@ impl Stealing {
     pub fn new(costs: Costs) -> Self {
         Stealing {
             costs,
-            hunt: VictimSearch::default(),
+            search: VictimSearch::default(),
             leases: Leases::default(),
             stolen: BTreeMap::new(),
             untaken: 0,
@@ -80,7 +80,7 @@ impl Stealing {
     pub fn prefetch(&self) -> u64 {
         let lengths = self.stolen.len() ^ self.paces.len();
         let counts = self.counts.requests ^ self.counts.blocks_lent ^ self.untaken;
-        lengths as u64 ^ counts ^ self.hunt.prefetch() ^ self.costs.fetched_block_bytes
+        lengths as u64 ^ counts ^ self.search.prefetch() ^ self.costs.fetched_block_bytes
     }
 
     /// Whether it has nothing of other ranks.
@@ -117,7 +117,7 @@ impl Stealing {
                 actions.push(Action::Take { piece });
             }
         } else if !self.holds(owner, attempt) {
-            // The answer to a repeated question. Without this its owner would wait for it for ever.
+            // The answer to a repeated question. Without this its owner would wait for it forever.
             actions.push(Action::Send { to: owner, message: Message::Decline { attempt } });
         }
     }

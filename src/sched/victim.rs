@@ -127,7 +127,7 @@ impl VictimSearch {
     }
 
     /// Takes note of a rank that is said to be busy.
-    pub fn heed_hint(&mut self, now_ns: u64, team: &Team, hint: Option<(u32, u64)>) {
+    pub fn note_hint(&mut self, now_ns: u64, team: &Team, hint: Option<(u32, u64)>) {
         if let Some((rank, busy_ns)) = hint
             && rank < team.size()
             && rank != team.rank()
@@ -161,12 +161,12 @@ impl VictimSearch {
 mod tests {
     use super::*;
 
-    fn round(hunt: &mut VictimSearch, team: &Team, now_ns: u64, busy_ns: u64) -> u64 {
+    fn round(search: &mut VictimSearch, team: &Team, now_ns: u64, busy_ns: u64) -> u64 {
         for _ in 0..=ROUND {
-            match hunt.next(now_ns, team) {
+            match search.next(now_ns, team) {
                 Step::Ask { victim, attempt } => {
-                    assert_eq!(hunt.next(now_ns, team), Step::Nothing);
-                    hunt.refused(now_ns, victim, attempt, busy_ns);
+                    assert_eq!(search.next(now_ns, team), Step::Nothing);
+                    search.refused(now_ns, victim, attempt, busy_ns);
                 }
                 Step::WaitUntil(until) => return until - now_ns,
                 Step::Nothing => panic!("nothing to wait for"),
@@ -179,11 +179,11 @@ mod tests {
     fn pauses_grow_to_a_limit_and_faster_where_all_are_idle() {
         let team = Team::packed(8, 4).next().unwrap();
         let pauses = |busy_ns| {
-            let (mut hunt, mut now_ns) = (VictimSearch::default(), 0);
+            let (mut search, mut now_ns) = (VictimSearch::default(), 0);
             let mut pauses = Vec::new();
             for _ in 0..6 {
-                let pause = round(&mut hunt, &team, now_ns, busy_ns);
-                assert_eq!(hunt.next(now_ns + pause - 1, &team), Step::Nothing);
+                let pause = round(&mut search, &team, now_ns, busy_ns);
+                assert_eq!(search.next(now_ns + pause - 1, &team), Step::Nothing);
                 now_ns += pause;
                 pauses.push(pause / 1_000_000);
             }
@@ -196,23 +196,23 @@ mod tests {
     #[test]
     fn who_gave_is_asked_again_and_answers_count_once() {
         let team = Team::packed(8, 4).next().unwrap();
-        let mut hunt = VictimSearch::default();
-        let Step::Ask { victim, attempt } = hunt.next(0, &team) else { panic!() };
+        let mut search = VictimSearch::default();
+        let Step::Ask { victim, attempt } = search.next(0, &team) else { panic!() };
         let far_ns = 1_000_000_000;
-        assert!(!hunt.granted(0, victim + 1, attempt, far_ns) && !hunt.granted(0, victim, attempt + 1, far_ns));
-        assert!(hunt.granted(0, victim, attempt, far_ns) && !hunt.granted(0, victim, attempt, far_ns));
-        let Step::Ask { victim: again, attempt: next } = hunt.next(0, &team) else { panic!() };
+        assert!(!search.granted(0, victim + 1, attempt, far_ns) && !search.granted(0, victim, attempt + 1, far_ns));
+        assert!(search.granted(0, victim, attempt, far_ns) && !search.granted(0, victim, attempt, far_ns));
+        let Step::Ask { victim: again, attempt: next } = search.next(0, &team) else { panic!() };
         assert!(again == victim && next > attempt);
     }
 
     #[test]
     fn of_the_ranks_known_the_one_that_ends_last_is_asked() {
         let team = Team::packed(8, 4).next().unwrap();
-        let mut hunt = VictimSearch::default();
+        let mut search = VictimSearch::default();
         for (rank, busy_ns) in [(5, 300_000_000), (2, 900_000_000), (7, 600_000_000)] {
-            hunt.heed_hint(0, &team, Some((rank, busy_ns)));
+            search.note_hint(0, &team, Some((rank, busy_ns)));
         }
-        let Step::Ask { victim, .. } = hunt.next(0, &team) else { panic!() };
+        let Step::Ask { victim, .. } = search.next(0, &team) else { panic!() };
         assert_eq!(victim, 2);
     }
 }

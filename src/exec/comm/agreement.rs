@@ -1,7 +1,7 @@
 //! Agreement of the surviving ranks on the set of failed ranks.
 //!
 //! A rank that learns of a failed rank, by itself or from a report, sends its whole set of failed ranks to all ranks
-//! that it believes to be alive. It goes on once the last report of each of them equals its own set. Sets only grow,
+//! that it believes to be alive. It continues once the last report of each of them equals its own set. Sets only grow,
 //! and each member of an agreed set was reported by every rank that survived the larger one: of any two sets that ranks
 //! ever agree on, one contains the other. Ranks are numbered as at the start of the run.
 

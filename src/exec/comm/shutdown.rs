@@ -140,7 +140,7 @@ impl Communicator {
         })
     }
 
-    /// Ends a run that has succeeded: rank 0 says that the outputs are in place, and no rank goes on before it knows. A
+    /// Ends a run that has succeeded: rank 0 says that the outputs are in place, and no rank continues before it knows. A
     /// rank that fails from then on is not missed, and a signal comes too late.
     pub fn leave(&mut self) -> Result<(), RunError> {
         let signal = std::mem::take(&mut self.monitor.signal);

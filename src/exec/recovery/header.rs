@@ -19,7 +19,7 @@ use crate::exec::recovery::input_fingerprint::{Fingerprints, InputFiles};
 use crate::exec::recovery::record::CompletionRecord;
 use crate::exec::recovery::snapshot::CheckpointIndex;
 use crate::job::Job;
-use crate::manifest::{Folder, ManifestError, Records, write_whole};
+use crate::manifest::{Folder, ManifestError, Records, write_json};
 use crate::plan::{Plan, StagePlan};
 use crate::store::{OutputLayout, Staging, Storage, Unfinished, is_unfinished, metadata_checksum, real_path};
 
@@ -335,7 +335,7 @@ impl ManifestHeader {
         let stopped = stop.clone();
         let take = move || {
             let prints = sources.prints(&stopped);
-            if let Some(Err(error)) = prints.map(|prints| write_whole(&folder, INPUTS, &prints)) {
+            if let Some(Err(error)) = prints.map(|prints| write_json(&folder, INPUTS, &prints)) {
                 tracing::warn!("this run cannot be resumed: {error}");
             }
         };

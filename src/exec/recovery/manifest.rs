@@ -361,7 +361,7 @@ impl Manifest {
         result.map_err(|error| self.give_up(&error)).ok()
     }
 
-    /// Stops recording. The run goes on.
+    /// Stops recording. The run continues.
     fn give_up(&mut self, error: &ManifestError) {
         tracing::warn!("a later run cannot use the work of this rank from now on: {error}");
         (self.log, self.generation) = (None, 0);

@@ -15,7 +15,7 @@ use crate::exec::worker::instances::Instances;
 use crate::exec::worker::message::FromRun;
 use crate::plan::Tile;
 
-/// Where tensors are while the run goes on, and what need not be made again.
+/// The places of tensors between stages, and the data that later stages reuse.
 pub(in crate::exec) struct CarryOver {
     pub places: DatasetPaths,
     pub resident: Resident,

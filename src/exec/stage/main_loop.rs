@@ -160,8 +160,8 @@ fn route_messages(rank: &mut RankState<'_>, stages: &mut [StageRun<'_>]) -> Resu
     }
 }
 
-/// The run is asked to end, or to go on without some ranks: finishes the tasks that workers are at, as long as that
-/// takes no longer than one may wait, and writes what is computed.
+/// Stops a wave after an interruption or a failure: waits a limited time for the tasks that workers compute, and writes
+/// the computed parts of their blocks.
 fn drain(
     comm: &mut Communicator,
     stages: &mut [StageRun<'_>],

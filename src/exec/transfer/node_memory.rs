@@ -45,7 +45,7 @@ pub(in crate::exec) fn shares(comm: &Communicator, rank: Rank, bytes: usize) -> 
 }
 
 /// Sends these offers, and accepts one from each rank of `from` through `open`. All these ranks call it with matching
-/// arguments, and go on when all have answered.
+/// arguments, and continue when all have answered.
 pub(in crate::exec) fn exchange_on_node<T>(
     comm: &mut Communicator,
     trailer: Trailer,

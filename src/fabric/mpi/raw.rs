@@ -95,7 +95,7 @@ impl MpiComm {
         // SAFETY: a constant, set before the program starts.
         let place = Box::leak(Box::new(unsafe { ffi::RSMPI_COMM_NULL }));
         let mut pending = CollectiveRequest(MpiRequest::null());
-        // SAFETY: `place` lives for ever.
+        // SAFETY: `place` lives forever.
         check("MPI_Comm_idup", unsafe { ffi::MPI_Comm_idup(self.0, place, &mut pending.0.0) })?;
         wait(&mut pending)?;
         Ok(MpiComm(*place))

@@ -135,8 +135,8 @@ impl Scheduler {
     /// Returns the slices that workers start next, if the scheduler returns no other action before the last of them
     /// finishes, unless another event comes first. A driver of many schedulers need not follow each of these tasks.
     pub fn quiet_run(&self) -> Option<Span> {
-        let hunts = self.unfetched_count() + self.fetching == 0;
-        let quiet = self.stealing.as_ref().is_none_or(|stealing| !hunts && stealing.has_nothing());
+        let asks_others = self.unfetched_count() + self.fetching == 0;
+        let quiet = self.stealing.as_ref().is_none_or(|stealing| !asks_others && stealing.has_nothing());
         self.ready.first().filter(|_| quiet).map(|run| run.span)
     }
 
@@ -145,7 +145,7 @@ impl Scheduler {
         let mut actions = Vec::new();
         self.fetch_more(&mut actions);
         self.check_complete(&mut actions);
-        self.hunt(now_ns, &mut actions);
+        self.request_work(now_ns, &mut actions);
         actions
     }
 
@@ -172,11 +172,11 @@ impl Scheduler {
                 self.fetch_more(&mut actions);
                 self.check_complete(&mut actions);
             }
-            Event::Message { from, message } => self.heed(now_ns, from, message, &mut actions),
+            Event::Message { from, message } => self.handle_message(now_ns, from, message, &mut actions),
             Event::Tick => {}
         }
         self.start_idle(now_ns, &mut actions);
-        self.hunt(now_ns, &mut actions);
+        self.request_work(now_ns, &mut actions);
         actions
     }
 
@@ -219,7 +219,7 @@ impl Scheduler {
     }
 
     /// Notes that a thief no longer has these slices.
-    fn lent_no_more(&mut self, piece: Span) {
+    fn take_back(&mut self, piece: Span) {
         if let Some(block) = self.blocks.get_mut(&piece.block) {
             self.waiting -= u64::from(block.is_waiting());
             block.lent -= piece.len;

@@ -14,10 +14,10 @@ impl Scheduler {
         self.stealing.as_ref().map(|stealing| stealing.counts).unwrap_or_default()
     }
 
-    pub(super) fn heed(&mut self, now_ns: u64, from: u32, message: Message, actions: &mut Vec<Action>) {
+    pub(super) fn handle_message(&mut self, now_ns: u64, from: u32, message: Message, actions: &mut Vec<Action>) {
         match message {
-            Message::Done => self.heed_done(from, actions),
-            Message::Over => self.heed_over(actions),
+            Message::Done => self.handle_done(from, actions),
+            Message::Over => self.handle_over(actions),
             _ if self.finish.over => {}
             Message::Steal(question) => {
                 if let Some(answer) = self.answer(now_ns, from, question) {
@@ -27,14 +27,14 @@ impl Scheduler {
             }
             Message::Grant { attempt, ns_per_slice, busy_ns, hint, pieces } => {
                 let Some(stealing) = &mut self.stealing else { return };
-                stealing.hunt.heed_hint(now_ns, &self.team, hint);
-                let wanted = stealing.hunt.granted(now_ns, from, attempt, busy_ns);
+                stealing.search.note_hint(now_ns, &self.team, hint);
+                let wanted = stealing.search.granted(now_ns, from, attempt, busy_ns);
                 stealing.granted(wanted, from, attempt, ns_per_slice, pieces, actions);
             }
             Message::Refuse { attempt, busy_ns, hint } => {
                 if let Some(stealing) = &mut self.stealing {
-                    stealing.hunt.heed_hint(now_ns, &self.team, hint);
-                    stealing.hunt.refused(now_ns, from, attempt, busy_ns);
+                    stealing.search.note_hint(now_ns, &self.team, hint);
+                    stealing.search.refused(now_ns, from, attempt, busy_ns);
                 }
             }
             Message::Returned { attempt, piece, ns_per_slice } => {
@@ -93,7 +93,7 @@ impl Scheduler {
         let left = self.unfetched_count() * slices_per_block + self.ready.own_slices();
         let busy_ns = (left as f64 * own_ns_per_slice) as u64;
         let stealing = self.stealing.as_mut()?;
-        let hint = stealing.hunt.hint(now_ns).filter(|(rank, _)| *rank != thief);
+        let hint = stealing.search.hint(now_ns).filter(|(rank, _)| *rank != thief);
         if pieces.is_empty() {
             return Some(Message::Refuse { attempt, busy_ns, hint });
         }
@@ -134,7 +134,7 @@ impl Scheduler {
             match piece.len {
                 0 => self.untouched.push(piece.block),
                 _ => {
-                    self.lent_no_more(piece);
+                    self.take_back(piece);
                     self.ready.push_own(piece);
                 }
             }
@@ -159,7 +159,7 @@ impl Scheduler {
             assert!(known.is_none(), "block {} was lent while in memory", piece.block);
             actions.push(Action::Write { block: piece.block });
         } else {
-            self.lent_no_more(piece);
+            self.take_back(piece);
             self.computed(piece, actions);
         }
     }
@@ -200,7 +200,7 @@ impl Scheduler {
     }
 
     /// Asks for work if there is little left.
-    pub(super) fn hunt(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
+    pub(super) fn request_work(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
         let in_memory = self.blocks.len() as u64 - self.waiting.min(self.in_flight_limit);
         if self.finish.over || self.team.size() == 1 || self.unfetched_count() + self.fetching > 0 {
             return;
@@ -211,17 +211,17 @@ impl Scheduler {
         let Some(stealing) = &mut self.stealing else { return };
         // Who waits long for answers asks early.
         let sated =
-            busy_ns >= TARGET_TASK_NS.max(2 * stealing.hunt.wait_ns()) || (self.ready.slices() > 0 && !measured);
+            busy_ns >= TARGET_TASK_NS.max(2 * stealing.search.wait_ns()) || (self.ready.slices() > 0 && !measured);
         let free_blocks = self.in_flight_limit.saturating_sub(in_memory + stealing.stolen.len() as u64);
         if sated || stealing.untaken > 0 || (free_blocks == 0 && self.ready.slices() > 0) {
             return;
         }
-        match stealing.hunt.next(now_ns, &self.team) {
+        match stealing.search.next(now_ns, &self.team) {
             Step::Ask { victim, attempt } => {
                 stealing.counts.requests += 1;
                 let ns_per_slice = if measured { pace_ns.max(1.0) as u64 } else { 0 };
                 let free_blocks = free_blocks.clamp(1, u64::from(u32::MAX)) as u32;
-                let wait_ns = stealing.hunt.wait_ns();
+                let wait_ns = stealing.search.wait_ns();
                 let question = Question { attempt, ns_per_slice, busy_ns, wait_ns, free_blocks };
                 actions.push(Action::Send { to: victim, message: Message::Steal(question) });
             }

@@ -6,14 +6,14 @@ use crate::sched::message::Message;
 
 impl Scheduler {
     /// `from` and its whole branch have written their blocks.
-    pub(super) fn heed_done(&mut self, from: u32, actions: &mut Vec<Action>) {
+    pub(super) fn handle_done(&mut self, from: u32, actions: &mut Vec<Action>) {
         if self.finish.done.insert(from) {
             self.check_over(actions);
         }
     }
 
     /// The whole stage is over.
-    pub(super) fn heed_over(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn handle_over(&mut self, actions: &mut Vec<Action>) {
         if !self.finish.over {
             self.finish.over = true;
             actions.push(Action::Over);
@@ -28,7 +28,7 @@ impl Scheduler {
             return;
         }
         match self.team.parent() {
-            None => self.heed_over(actions),
+            None => self.handle_over(actions),
             Some(parent) => actions.push(Action::Send { to: parent, message: Message::Done }),
         }
     }
