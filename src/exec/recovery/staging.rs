@@ -17,12 +17,14 @@ pub(in crate::exec) struct Stagings {
 }
 
 impl Stagings {
-    /// After a failure: leaves the files if a later run can use them, and returns whether it can.
+    /// After a failure: leaves the files if a later run can use them, and returns whether it can. Otherwise removes them
+    /// at once: the launcher may kill this rank as soon as another one ends.
     pub fn abandon(&mut self) -> bool {
         let stays = self.manifest.abandon();
         if stays {
             self.leave();
         }
+        self.files.clear();
         stays
     }
 
@@ -42,5 +44,22 @@ impl Stagings {
     /// Closes all files, so that other ranks can read what they hold so far.
     pub fn settle(&mut self) -> Result<(), StoreError> {
         self.files.values_mut().try_for_each(Staging::settle)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unusable_files_of_a_failed_run_are_removed_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out.h5");
+        let staging = Staging::anew(&target, "run").unwrap();
+        let temporary = staging.temporary().to_owned();
+        let mut stagings = Stagings { files: BTreeMap::from([(target, staging)]), ..Stagings::default() };
+        assert!(temporary.exists());
+        assert!(!stagings.abandon());
+        assert!(!temporary.exists());
     }
 }
