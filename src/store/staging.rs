@@ -62,9 +62,10 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
-    /// Whether the file is at this path: that of the temporary file, or of the target after publishing.
+    /// Whether the file is at this path: that of the temporary file, or of the target after publishing. A link is not,
+    /// even if it has the inode of the removed file, which file systems reuse.
     pub fn is_at(&self, path: &Path) -> bool {
-        fs::symlink_metadata(path).is_ok_and(|metadata| metadata.ino() == self.inode)
+        fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.ino() == self.inode)
     }
 }
 
@@ -221,4 +222,25 @@ pub(super) fn private() -> hdf5::FileBuilder {
     let mut options = hdf5::File::with_options();
     options.with_fapl(|access| access.file_locking(false));
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_with_the_inode_of_an_unfinished_file_is_not_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let unfinished = |temporary: &Path| Unfinished {
+            temporary: temporary.to_owned(),
+            inode: fs::symlink_metadata(temporary).unwrap().ino(),
+            base: None,
+            replaced: BTreeSet::new(),
+        };
+        assert!(unfinished(&file).is_at(&file));
+        assert!(!unfinished(&link).is_at(&link));
+    }
 }
